@@ -1,0 +1,273 @@
+"""The table of commands: what each is called, which options it has, which file of `tasks/` does the work.
+
+A family adds its own sections to a command (`SECTIONS` in its `options.py`) and its script names (`SCRIPTS`). Knows no
+family by name: families are listed, and asked for their options only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from . import options as shared
+from . import rules
+from .errors import OptionError
+from .schema import Section
+from .values import closest
+
+if TYPE_CHECKING:
+    from .job import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One verb. `module` is the file in `tasks/`; `scripts` are musubi-tuner's names for it, without folder and .py.
+
+    `family`: a family follows the verb. `available` False: declared, but its task does not exist yet.
+    """
+
+    verb: str
+    help: str
+    module: str
+    sections: tuple[type[Section], ...]
+    family: bool = False
+    scripts: tuple[str, ...] = ()
+    available: bool = True
+    rules: Callable[[Job], None] | None = None
+    example: str = ""
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        verb="cache-latents",
+        help="Encode the clips of a dataset with the VAE, once.",
+        module="cache_latents",
+        sections=(shared.Data, shared.Models, shared.LatentCaching, shared.Run),
+        family=True,
+        rules=rules.cache_latents,
+        example="--dataset_config dataset.toml --vae wan_2.1_vae.safetensors",
+    ),
+    Command(
+        verb="cache-text",
+        help="Encode the captions of a dataset, once.",
+        module="cache_text",
+        sections=(shared.Data, shared.Caching, shared.Run),
+        family=True,
+        example="--dataset_config dataset.toml --t5 models_t5_umt5-xxl-enc-bf16.pth",
+    ),
+    Command(
+        verb="train",
+        help="Train a LoRA on the caches.",
+        module="train",
+        sections=(
+            shared.Data,
+            shared.TrainingModels,
+            shared.Training,
+            shared.Network,
+            shared.Optimizer,
+            shared.Schedule,
+            shared.Timesteps,
+            shared.TrainingPrecision,
+            shared.TrainingMemory,
+            shared.Attention,
+            shared.Saving,
+            shared.Samples,
+            shared.Logging,
+            shared.Metadata,
+            shared.HuggingFace,
+            shared.Launch,
+            shared.Run,
+        ),
+        family=True,
+        rules=rules.train,
+        example="--dataset_config dataset.toml --dit wan2.1_t2v_1.3B_bf16.safetensors --task t2v-1.3B "
+        "--learning_rate 2e-4 --network_dim 32 --gradient_checkpointing",
+    ),
+    Command(
+        verb="generate",
+        help="Generate videos, with or without LoRAs.",
+        module="generate",
+        sections=(
+            shared.Prompting,
+            shared.GenerationModels,
+            shared.LoraStack,
+            shared.Output,
+            shared.GenerationPrecision,
+            shared.GenerationMemory,
+            shared.AttentionMode,
+            shared.Run,
+        ),
+        family=True,
+        rules=rules.generate,
+        example="--dit wan2.1_t2v_1.3B_bf16.safetensors --vae wan_2.1_vae.safetensors "
+        '--t5 models_t5_umt5-xxl-enc-bf16.pth --task t2v-1.3B --prompt "a cat" --save_path videos',
+    ),
+    Command(
+        verb="dataset check",
+        help="Read a dataset and say what is wrong with it, and how many clips and buckets come of it.",
+        module="dataset_check",
+        sections=(shared.Data, shared.DatasetTools, shared.Run),
+        example="--dataset_config dataset.toml",
+    ),
+    Command(
+        verb="dataset preview",
+        help="Draw a contact sheet of the clips as they will be cached.",
+        module="dataset_preview",
+        sections=(shared.Data, shared.DatasetTools, shared.Run),
+        example="--dataset_config dataset.toml --sheet_path sheet.png",
+    ),
+    Command(
+        verb="lora convert",
+        help="Convert a LoRA between musubi-tuner's and ComfyUI's names.",
+        module="lora_convert",
+        sections=(shared.LoraConvert, shared.Run),
+        scripts=("convert_lora",),
+        available=False,
+    ),
+    Command(
+        verb="lora merge",
+        help="Merge LoRAs into a model file.",
+        module="lora_merge",
+        sections=(shared.LoraMerge, shared.Run),
+        scripts=("merge_lora",),
+        available=False,
+    ),
+    Command(
+        verb="lora info",
+        help="Show what is in a LoRA file.",
+        module="lora_info",
+        sections=(shared.LoraInfo, shared.Run),
+        available=False,
+    ),
+    Command(
+        verb="lora ema",
+        help="Average the LoRAs of one training.",
+        module="lora_ema",
+        sections=(shared.LoraEma, shared.Run),
+        scripts=("lora_post_hoc_ema",),
+        available=False,
+    ),
+    Command(
+        verb="doctor",
+        help="Say what the engine finds on this machine: GPU, packages, folders.",
+        module="doctor",
+        sections=(shared.Run,),
+    ),
+    Command(
+        verb="demo",
+        help="Run the whole main job on small models made for it.",
+        module="demo",
+        sections=(shared.Demo, shared.Run),
+        example="--out demo",
+    ),
+    Command(
+        verb="docs",
+        help="Write the reference pages of all options.",
+        module="docs",
+        sections=(shared.Docs, shared.Run),
+        example="--check",
+    ),
+)
+
+# Scripts of musubi-tuner whose families are still to come; a family's own SCRIPTS comes first.
+FUTURE_SCRIPTS = (
+    "cache_latents", "cache_text_encoder_outputs", "hv_train_network", "hv_train", "hv_generate_video",
+    "fpack_cache_latents", "fpack_cache_text_encoder_outputs", "fpack_train_network", "fpack_generate_video",
+    "caption_images_by_qwen_vl",
+)  # fmt: skip
+
+
+def families() -> ModuleType:
+    """The finder of families. Looked up by name: the contract imports nothing above it, and of a family it reads the
+    `options.py` alone, which stands on the standard library too.
+    """
+    return importlib.import_module("..families", __package__)
+
+
+def family_names() -> list[str]:
+    """The families as they are written on the command line."""
+    return [name.replace("_", "-") for name in families().names()]
+
+
+def family_options(family: str) -> ModuleType:
+    """A family's `options.py`."""
+    module: ModuleType = families().part(family, "options")
+    return module
+
+
+def find(verb: str) -> Command:
+    """The command of a verb. OptionError names the nearest one."""
+    for command in COMMANDS:
+        if command.verb == verb:
+            return command
+    near = closest(verb, [command.verb for command in COMMANDS])
+    raise OptionError(f"There is no command {verb}.", hint=f"Did you mean {near}?" if near else "See --help.")
+
+
+def find_family(family: str) -> str:
+    """The folder name of a family given in any spelling. OptionError names those that exist."""
+    folder = family.replace("-", "_").lower()
+    if folder in families().names():
+        return folder
+    known = family_names()
+    near = closest(family, known)
+    hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+    raise OptionError(f"There is no model family {family}.", hint=hint, names=("family",))
+
+
+def find_script(script: str) -> tuple[Command, str | None] | None:
+    """Command and family of one of musubi-tuner's script names (no folder, no .py); None when it is no such name."""
+    for command in COMMANDS:
+        if script in command.scripts:
+            return command, None
+    for family in families().names():
+        verb = getattr(family_options(family), "SCRIPTS", {}).get(script)
+        if verb:
+            return find(verb), family
+    if script in FUTURE_SCRIPTS:
+        raise OptionError(
+            f"{script} belongs to a part that this version does not have yet.",
+            hint=f"Families so far: {', '.join(family_names())}.",
+        )
+    return None
+
+
+def script_names() -> list[str]:
+    """Every script name that `find_script` knows something about."""
+    own = [script for command in COMMANDS for script in command.scripts]
+    for family in families().names():
+        own += getattr(family_options(family), "SCRIPTS", {})
+    return [*own, *FUTURE_SCRIPTS]
+
+
+def sections_of(command: Command, family: str | None) -> tuple[type[Section], ...]:
+    """The sections of a command in the order of its help.
+
+    A family's subclass takes the place of the shared section it is made from. A section of the family's own stands
+    behind the shared one that precedes it in the family's list, else first; `late` ones and then `Run` come last.
+    """
+    own = getattr(family_options(family), "SECTIONS", {}).get(command.verb, ()) if family and command.family else ()
+    replaced = {base: section for base in command.sections for section in own if issubclass(section, base)}
+    behind: dict[type[Section] | None, list[type[Section]]] = {}
+    before: type[Section] | None = None
+    for section in own:
+        if section in replaced.values():
+            before = section
+        elif not section.late:
+            behind.setdefault(before, []).append(section)
+    ordered = list(behind.get(None, []))
+    for base in command.sections:
+        if base is not shared.Run:
+            section = replaced.get(base, base)
+            ordered += [section, *behind.get(section, [])]
+    ordered += [section for section in own if section.late and section not in replaced.values()]
+    return (*ordered, *(section for section in command.sections if section is shared.Run))
+
+
+def for_family(family: str) -> list[Command]:
+    """The family commands that a family takes part in."""
+    sections = getattr(family_options(family), "SECTIONS", {})
+    return [command for command in COMMANDS if command.family and command.verb in sections]

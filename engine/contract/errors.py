@@ -1,0 +1,134 @@
+"""Error kinds, exit statuses, and the one place that turns any exception into a `failed` event.
+
+An `EngineError` is for the person who can act: what was given, what would be right, where to change it. Everything
+else is our bug and keeps its traceback in the log. Knows no torch: out-of-memory errors are recognised by their name.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from .events import Failed
+
+STATUS = {"done": 0, "stopped": 0, "option": 2, "data": 2, "weights": 2, "memory": 3, "disk": 4, "bug": 70}
+INTERRUPTED = 130  # ended at once by a second Ctrl-C: nothing was saved, so neither 0 nor a failure of ours
+
+_DISK_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+_DISK_WORDS = ("no space left on device", "(os error 28)", "disk quota exceeded", "pytorchstreamwriter failed")
+_MEMORY_NAMES = {"OutOfMemoryError", "MemoryError"}
+_MEMORY_WORDS = ("cuda out of memory", "cuda error: out of memory", "can't allocate memory", "hip out of memory")
+_MEMORY_HINT = (
+    "Use less memory: --blocks_to_swap (more), --fp8_base --fp8_scaled, --gradient_checkpointing, a smaller "
+    "resolution, fewer target_frames or a smaller batch_size in the dataset file."
+)
+
+
+class EngineError(Exception):
+    """Something that a person can put right. `message` is one line; `hint` says what to change."""
+
+    kind = "bug"
+    exit_status = STATUS["bug"]
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class OptionError(EngineError):
+    """An option is unknown, of the wrong type, out of range, or contradicts another. `names` are those involved."""
+
+    kind = "option"
+    exit_status = STATUS["option"]
+
+    def __init__(self, message: str, hint: str = "", *, names: tuple[str, ...] = ()):
+        super().__init__(message, hint)
+        self.names = names
+
+
+class DataError(EngineError):
+    """The dataset, its files or a cache are not as they should be."""
+
+    kind = "data"
+    exit_status = STATUS["data"]
+
+
+class WeightsError(EngineError):
+    """A checkpoint or LoRA file is missing, broken, of another kind, or does not fit the job."""
+
+    kind = "weights"
+    exit_status = STATUS["weights"]
+
+
+class OutOfMemoryError(EngineError):
+    """GPU or main memory ran out. The hint names options and values."""
+
+    kind = "memory"
+    exit_status = STATUS["memory"]
+
+
+class DiskError(EngineError):
+    """A file could not be read or written: full disk, no permission, broken device."""
+
+    kind = "disk"
+    exit_status = STATUS["disk"]
+
+
+class Stopped(EngineError):
+    """Unwinds a job after a stop request; everything is saved."""
+
+    kind = "stopped"
+    exit_status = STATUS["stopped"]
+
+
+def as_failed(exception: BaseException) -> tuple[Failed, int]:
+    """The event that ends a job, and the process's exit status. Looks through chained exceptions for the cause."""
+    for link in _chain(exception):
+        if isinstance(link, EngineError):
+            return Failed(kind=link.kind, message=link.message, hint=link.hint), link.exit_status
+        if _is_memory(link):
+            message = f"Out of memory: {_first_line(link)}"
+            return Failed(kind="memory", message=message, hint=_MEMORY_HINT), STATUS["memory"]
+        if _is_disk(link):
+            hint = "Free some space or choose another folder, and run the same command again."
+            if isinstance(link, OSError) and link.errno not in _DISK_NUMBERS:
+                hint = "Check that the path exists and that you may read and write it."
+            return Failed(kind="disk", message=_disk_message(link), hint=hint), STATUS["disk"]
+    if isinstance(exception, KeyboardInterrupt):
+        return Failed(kind="stopped", message="Ended at once; nothing more was saved."), INTERRUPTED
+    message = f"{type(exception).__name__}: {_first_line(exception)}"
+    hint = "This is a bug in the engine. The full traceback is in the job's log.txt: please report it."
+    return Failed(kind="bug", message=message, hint=hint), STATUS["bug"]
+
+
+def _chain(exception: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = exception
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__
+
+
+def _first_line(exception: BaseException) -> str:
+    return next((line.strip() for line in str(exception).splitlines() if line.strip()), type(exception).__name__)
+
+
+def _is_memory(exception: BaseException) -> bool:
+    if type(exception).__name__ in _MEMORY_NAMES:
+        return True
+    return isinstance(exception, RuntimeError) and any(word in str(exception).lower() for word in _MEMORY_WORDS)
+
+
+def _is_disk(exception: BaseException) -> bool:
+    if isinstance(exception, OSError):
+        return exception.errno in _DISK_NUMBERS or (exception.errno is not None and exception.filename is not None)
+    return any(word in str(exception).lower() for word in _DISK_WORDS)
+
+
+def _disk_message(exception: BaseException) -> str:
+    if isinstance(exception, OSError):
+        where = f": {exception.filename}" if exception.filename is not None else ""
+        return f"{exception.strerror or type(exception).__name__}{where}"
+    return f"A file could not be written: {_first_line(exception)}"

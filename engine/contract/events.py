@@ -1,0 +1,246 @@
+"""The protocol between a running job and whoever started it: one frozen dataclass an event, one JSON line each.
+
+Versioned by `PROTOCOL`; a reader ignores fields it does not know, so fields may be added without raising it. Also the
+two helpers that every task uses: `Meter` (progress with rate and time left) and `Control` (what was asked of the job).
+Knows nothing of pipes and terminals: `write` and `read` work on text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PROTOCOL = 1
+PROGRESS_INTERVAL_S = 0.1
+RATE_WINDOW_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """Always first. `job` is the job's folder, or its command line's verb when it has none."""
+
+    protocol: int = PROTOCOL
+    version: str = ""
+    job: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A new part of the work begins."""
+
+    name: str
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """`done` of `total` `unit`s; `rate` in units a second; `total` None when it cannot be known."""
+
+    done: int
+    total: int | None
+    unit: str
+    rate: float | None = None
+    eta_s: float | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Numbers of one optimizer step, by their TensorBoard names ("loss/current", "lr/unet")."""
+
+    step: int
+    values: dict[str, float]
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A picture to show: a file, or a JPEG in base64."""
+
+    path: str = ""
+    jpeg: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A finished file: `kind` is a word for the person ("LoRA", "video", "state")."""
+
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """What the machine is spending, names with units ("vram_mib", "ram_mib")."""
+
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """A line for the log; `level` is debug, info, warning or error."""
+
+    message: str
+    level: str = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warning_:
+    """Something the person should know, though the job goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """Last event of a job that succeeded, or that stopped with everything saved."""
+
+    message: str = ""
+    stopped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """Last event of a job that did not succeed. `kind` as in `errors.STATUS`."""
+
+    kind: str
+    message: str
+    hint: str = ""
+
+
+Event = Hello | Stage | Progress | Metric | Preview | Artifact | Resource | Log | Warning_ | Done | Failed
+Say = Callable[[Event], None]
+
+EVENTS: dict[str, type[Any]] = {
+    "hello": Hello, "stage": Stage, "progress": Progress, "metric": Metric, "preview": Preview, "artifact": Artifact,
+    "resource": Resource, "log": Log, "warning": Warning_, "done": Done, "failed": Failed,
+}  # fmt: skip
+_NAMES = {event: name for name, event in EVENTS.items()}
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def write(event: Event) -> str:
+    """One line of JSON, without the newline. Numbers that JSON lacks become "NaN", "Infinity", "-Infinity"."""
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    return json.dumps({"event": _NAMES[type(event)], **_finite(fields)}, ensure_ascii=False, allow_nan=False)
+
+
+def read(line: str) -> Event:
+    """The event of one line. ValueError when it is no event of this protocol; unknown fields are ignored."""
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Not an event, because not JSON: {line[:80]!r}") from error
+    if not isinstance(data, dict) or data.get("event") not in EVENTS:
+        raise ValueError(f"Not an event of protocol {PROTOCOL}: {line[:80]!r}")
+    event = EVENTS[data.pop("event")]
+    known = {field.name: field.type for field in dataclasses.fields(event)}
+    values = {name: _restored(value, str(known[name])) for name, value in data.items() if name in known}
+    try:
+        result: Event = event(**values)
+    except TypeError as error:
+        raise ValueError(f"An event with missing fields: {line[:80]!r}") from error
+    return result
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return value
+
+
+def _restored(value: Any, annotation: str) -> Any:
+    if "float" not in annotation:
+        return value
+    if isinstance(value, dict):
+        return {name: _restored(item, "float") for name, item in value.items()}
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+class Meter:
+    """Counts finished units and says `Progress`: at most ten a second, and always the last. Thread-safe."""
+
+    def __init__(self, say: Say, *, total: int | None, unit: str, label: str = ""):
+        self._say, self._total, self._unit, self._label = say, total, unit, label
+        self._done = 0
+        self._lock = threading.Lock()
+        now = time.monotonic()
+        self._history: deque[tuple[float, int]] = deque([(now, 0)])
+        self._said_at: float | None = None
+        self._said_done = -1
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more units are finished."""
+        with self._lock:
+            self._done += n
+            now = time.monotonic()
+            self._history.append((now, self._done))
+            while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW_S:
+                self._history.popleft()
+            last = self._total is not None and self._done >= self._total
+            if last or self._said_at is None or now - self._said_at >= PROGRESS_INTERVAL_S:
+                self._tell(now)
+
+    def close(self) -> None:
+        """Say how far it came, unless that was said already."""
+        with self._lock:
+            if self._said_done != self._done:
+                self._tell(time.monotonic())
+
+    def _tell(self, now: float) -> None:
+        self._said_at, self._said_done = now, self._done
+        since, before = self._history[0]
+        elapsed_s = now - since
+        rate = (self._done - before) / elapsed_s if elapsed_s > 0 and self._done > before else None
+        eta_s = (self._total - self._done) / rate if rate and self._total is not None else None
+        self._say(
+            Progress(done=self._done, total=self._total, unit=self._unit, rate=rate, eta_s=eta_s, label=self._label)
+        )
+
+
+class Control:
+    """What was asked of a running job. Set from any thread, looked at by the job between two steps."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._save = threading.Event()
+        self._sample = threading.Event()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to finish the step at hand, save everything and end."""
+        return self._stop.is_set()
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    def request_save(self) -> None:
+        self._save.set()
+
+    def request_sample(self) -> None:
+        self._sample.set()
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        return self._take(self._save)
+
+    def take_sample(self) -> bool:
+        """Whether a sample was asked for since the last call."""
+        return self._take(self._sample)
+
+    @staticmethod
+    def _take(flag: threading.Event) -> bool:
+        asked = flag.is_set()
+        if asked:
+            flag.clear()
+        return asked

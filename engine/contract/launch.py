@@ -1,0 +1,113 @@
+"""What stands before the first flag: `python`, `uv run`, `accelerate launch` with its own flags, a script's path.
+
+A musubi-tuner command line names a script, and maybe a launcher before it. This file finds the script and reads those
+launcher flags that mean something to a job. Knows no option beyond their names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from .commands import Command, find_script, script_names
+from .errors import OptionError
+from .values import closest
+
+LAUNCHERS = re.compile(r"(accelerate|uv|uvx|poetry|pixi|conda|py|python(\d+(\.\d+)*)?w?)(\.exe)?", re.IGNORECASE)
+
+# Flags of `accelerate launch`: the option that takes their value.
+TAKEN = {
+    "mixed_precision": "mixed_precision",
+    "num_processes": "num_processes",
+    "gpu_ids": "gpu_ids",
+    "main_process_port": "main_process_port",
+    "dynamo_backend": "dynamo_backend",
+    "dynamo_mode": "dynamo_mode",
+    "dynamo_use_fullgraph": "dynamo_fullgraph",
+    "dynamo_use_dynamic": "dynamo_dynamic",
+}
+# Flags without a value. Those that are not taken are about accelerate itself.
+SWITCHES = {
+    "quiet", "module", "no_python", "debug", "cpu", "multi_gpu", "tpu", "enable_cpu_affinity", "dynamo_use_fullgraph",
+    "dynamo_use_dynamic", "dynamo_use_regional_compilation", "use_deepspeed", "use_fsdp", "use_megatron_lm",
+    "use_parallelism_config", "same_network", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "downcast_bf16",
+    "fp8_use_autocast_during_eval", "use_xpu", "ipex", "use_mps_device", "use_cpu",
+}  # fmt: skip
+REFUSED = {
+    "use_deepspeed": "DeepSpeed", "use_fsdp": "FSDP", "use_megatron_lm": "Megatron-LM", "tpu": "TPUs",
+    "use_parallelism_config": "parallelism configs",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launcher line comes to: the script's command and family, the options it sets, and the words behind it."""
+
+    command: Command
+    family: str | None
+    words: list[str]
+    data: dict[str, str] = field(default_factory=dict)
+
+
+def script_of(word: str) -> str:
+    """`src\\\\musubi_tuner\\\\wan_train_network.py`, `musubi_tuner.wan_train_network`, … as `wan_train_network`."""
+    last = re.split(r"[/\\]", word)[-1]
+    last = last[:-3] if last.endswith(".py") else last.rpartition(".")[2]
+    return last.replace("-", "_")
+
+
+def launched(words: list[str]) -> Launched | None:
+    """Read a line that starts with a launcher or a script. None when it does neither."""
+    if not words or words[0].startswith("-"):
+        return None
+    found = find_script(script_of(words[0]))
+    if found is not None:
+        return Launched(*found, words[1:])
+    if words[0].endswith(".py"):
+        raise _unknown_script(words[0])
+    if not LAUNCHERS.fullmatch(re.split(r"[/\\]", words[0])[-1]):
+        return None
+    known = set(script_names())
+    for index, word in enumerate(words):
+        if script_of(word) in known:
+            found = find_script(script_of(word))
+            if found is not None:
+                before = words[:index]
+                flags = before[before.index("launch") + 1 :] if "launch" in before else []
+                return Launched(*found, words[index + 1 :], _accelerate(flags))
+    scripts = [word for word in words if word.endswith(".py")]
+    raise _unknown_script(scripts[0] if scripts else words[0])
+
+
+def _unknown_script(word: str) -> OptionError:
+    near = closest(script_of(word), script_names())
+    hint = f"Did you mean {near}?" if near else "Name a script such as wan_train_network.py, or a command: see --help."
+    return OptionError(f"{word} is no script that this engine knows.", hint=hint)
+
+
+def _accelerate(words: list[str]) -> dict[str, str]:
+    """The options that accelerate's own flags set, as text. Refuses what the engine cannot do."""
+    data: dict[str, str] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("-"):
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if name not in SWITCHES and not equals and queue and not queue[0].startswith("-"):
+            value = queue.pop(0)
+        if name in REFUSED or (name == "num_machines" and value not in ("", "1")):
+            what = REFUSED.get(name, "several machines")
+            raise OptionError(
+                f"accelerate's --{name} asks for {what}, which the engine cannot do.", hint=f"Leave out --{name}."
+            )
+        if name in ("cpu", "use_cpu"):
+            data["device"] = "cpu"
+        elif name == "gpu_ids" and value.isdigit():
+            data["device"] = f"cuda:{value}"
+        elif name in TAKEN:
+            data[TAKEN[name]] = value.upper() if name == "dynamo_backend" else (value or "true")
+    if data.get("num_processes", "1") == "1":  # with one process these say nothing
+        data = {name: value for name, value in data.items() if name not in ("gpu_ids", "main_process_port")}
+    return data

@@ -1,0 +1,62 @@
+"""The sections that all families share. Import them from here, whichever file they stand in.
+
+A name is musubi-tuner's flag, so that every guide on the web keeps working. Adding an option is one line in one of
+these files; `pending.py` says which cannot be used yet.
+"""
+
+from .data import Caching, Data, DatasetTools, Demo, Docs, LatentCaching
+from .generating import GenerationMemory, LoraStack, Output, Prompting
+from .memory import Memory, TrainingMemory
+from .models import (
+    Attention,
+    AttentionMode,
+    GenerationModels,
+    GenerationPrecision,
+    Models,
+    Precision,
+    TrainingModels,
+    TrainingPrecision,
+)
+from .running import Launch, Run
+from .saving import HuggingFace, Logging, Metadata, Samples, Saving
+from .tools import LoraConvert, LoraEma, LoraInfo, LoraMerge
+from .training import Network, Optimizer, Schedule, Timesteps, Training
+
+__all__ = [
+    "Attention",
+    "AttentionMode",
+    "Caching",
+    "Data",
+    "DatasetTools",
+    "Demo",
+    "Docs",
+    "GenerationMemory",
+    "GenerationModels",
+    "GenerationPrecision",
+    "HuggingFace",
+    "LatentCaching",
+    "Launch",
+    "Logging",
+    "LoraConvert",
+    "LoraEma",
+    "LoraInfo",
+    "LoraMerge",
+    "LoraStack",
+    "Memory",
+    "Metadata",
+    "Models",
+    "Network",
+    "Optimizer",
+    "Output",
+    "Precision",
+    "Prompting",
+    "Run",
+    "Samples",
+    "Saving",
+    "Schedule",
+    "Timesteps",
+    "Training",
+    "TrainingMemory",
+    "TrainingModels",
+    "TrainingPrecision",
+]

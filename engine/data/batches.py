@@ -1,0 +1,308 @@
+"""Which caches are trained on, and in which batches of which epoch.
+
+Reads the cache folders, not the sources, so that a dataset trains on a machine that has only its caches. Fingerprints
+decide what is current: caches of other settings, of a source that has changed, or of two models at once are errors
+that name the command to run; caches without a fingerprint (made by musubi-tuner) are taken as they are.
+
+An epoch is a pure function of (seed, epoch): a resume starts at (epoch, position) in the middle of one. Batches hold
+items of one dataset and one bucket; the last batch of a bucket may be smaller. With several ranks, rank r takes every
+world-th batch from r on: nothing is repeated and nothing dropped, so in the last round the higher ranks may have no
+batch (`rounds` counts rounds, `len` this rank's batches), which the loop has to allow for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import DataError
+from ..contract.events import Log, Say, Warning_
+from . import cache, fingerprints, items
+from .config import Dataset, DatasetConfig
+from .fingerprints import Content, Fingerprint
+from .items import Source
+
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainItem:
+    """A latent cache with its text cache. Only items of equal `dataset` and `key` go into one batch.
+
+    `key` is latent (width, height, frames), then every tensor's name and shape.
+    """
+
+    latent_path: Path
+    text_path: Path
+    dataset: int
+    key: tuple[Any, ...]
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items to collate; `timesteps` in 0..1, one an item, when they are drawn for a whole epoch at once."""
+
+    items: tuple[TrainItem, ...]
+    timesteps: tuple[float, ...] | None = None
+
+
+# ----------------------------------------------------------------------------------------------- finding the items
+
+
+@dataclass
+class _Findings:
+    """What was wrong, collected over all datasets: (file, reason) each."""
+
+    latents: list[tuple[Path, str]] = field(default_factory=list)
+    texts: list[tuple[Path, str]] = field(default_factory=list)
+    without_text: list[Path] = field(default_factory=list)
+    other_caption: list[Path] = field(default_factory=list)
+    left_over: int = 0
+    latent_makers: set[tuple[str, str]] = field(default_factory=set)
+    text_makers: set[tuple[str, str]] = field(default_factory=set)
+
+
+def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: str = "") -> list[TrainItem]:
+    """Everything that there is to train on, in a fixed order. `family` is what the cache commands call it.
+
+    DataError, with the command to run, when there is nothing, or when caches are out of date or damaged.
+    """
+    findings = _Findings()
+    found: list[TrainItem] = []
+    seen = 0
+    for dataset in config.datasets:
+        names = cache.latent_files(dataset.cache_directory, architecture, video=dataset.kind == "video")
+        seen += len(names)
+        checker = _Checker(dataset, architecture, findings)
+        of_dataset = [item for name in names if (item := checker.item(name)) is not None]
+        if not of_dataset:
+            say(Warning_(message=f"{dataset.table}: nothing to train on in {dataset.cache_directory}."))
+        found.extend(of_dataset)
+    commands = _Commands(config.path, family or architecture)
+    _refuse_outdated(findings, commands)
+    _tell(findings, say)
+    if not found and not seen:
+        folders = ", ".join(str(dataset.cache_directory) for dataset in config.datasets)
+        raise DataError(f"There are no latent caches (*_{architecture}.safetensors) in {folders}.", commands.latents())
+    if not found and findings.without_text:
+        raise DataError(f"None of the {seen} latent caches has a text cache.", commands.texts())
+    if not found:
+        raise DataError(f"All {seen} latent caches are leftovers of other settings.", commands.latents())
+    buckets = len({(item.dataset, item.key) for item in found})
+    say(Log(message=f"{len(found)} items to train on, in {buckets} buckets."))
+    return found
+
+
+class _Checker:
+    """Looks at the caches of one dataset; each source is looked at once."""
+
+    def __init__(self, dataset: Dataset, architecture: str, findings: _Findings):
+        self._dataset, self._architecture, self._findings = dataset, architecture, findings
+        sources, _ = items.survey(dataset)  # its problems do not matter here: sources may be gone
+        self._sources: dict[str, Source] = {source.stem: source for source in sources}
+        self._contents: dict[Path, Content | None] = {}
+
+    def item(self, name: cache.LatentName) -> TrainItem | None:
+        """The cache as something to train on; None, with a finding, when it is not."""
+        source = self._sources.get(name.stem)
+        try:
+            shapes = cache.read_header(name.path).shapes
+            latents = next(shape for key, shape in shapes.items() if cache.plain_name(key) == "latents")
+            found = fingerprints.read(name.path)
+        except StopIteration:
+            self._findings.latents.append((name.path, "it holds no latents"))
+            return None
+        except (DataError, fingerprints.Unreadable) as error:
+            self._findings.latents.append((name.path, _reason(error)))
+            return None
+        if found is not None:
+            if not found.in_use:
+                self._findings.left_over += 1
+                return None
+            reason = self._outdated(found, source)
+            if reason:
+                self._findings.latents.append((name.path, reason))
+                return None
+            self._findings.latent_makers.add(_maker(found))
+        text_path = name.text_path(self._architecture)
+        text_shapes = self._text(text_path, source)
+        if text_shapes is None:
+            return None
+        _, latent_frames, height, width = (1, 1, 1, 1, *latents)[-4:]
+        stacked = {**shapes, **{key: shape for key, shape in text_shapes.items() if not key.startswith("varlen_")}}
+        return TrainItem(
+            latent_path=name.path,
+            text_path=text_path,
+            dataset=self._dataset.index,
+            key=(width, height, latent_frames, *sorted(stacked.items())),
+            repeats=self._dataset.num_repeats,
+        )
+
+    def _outdated(self, found: Fingerprint, source: Source | None) -> str:
+        if not fingerprints.in_plan(found, self._dataset):
+            return f"the dataset's settings have changed ({_difference(found, self._dataset)})"
+        if source is not None:
+            for path, known in zip((source.path, *source.controls), found.source, strict=False):
+                now = self._content(path, known)
+                if now is not None and now.sample != known.sample:
+                    return f"{path.name} has changed"
+        return ""
+
+    def _content(self, path: Path, known: Content) -> Content | None:
+        if path not in self._contents:
+            try:
+                self._contents[path] = fingerprints.content_of(path, known=known)
+            except OSError:
+                self._contents[path] = None  # gone or unreadable: the cache stands for it
+        return self._contents[path]
+
+    def _text(self, path: Path, source: Source | None) -> dict[str, tuple[int, ...]] | None:
+        if not path.exists():
+            self._findings.without_text.append(path)
+            return None
+        try:
+            header = cache.read_header(path)
+            found = fingerprints.read(path)
+        except (DataError, fingerprints.Unreadable) as error:
+            self._findings.texts.append((path, _reason(error)))
+            return None
+        if found is not None:
+            self._findings.text_makers.add(_maker(found))
+            if source is not None and found.caption != fingerprints.caption_digest(source.caption):
+                self._findings.texts.append((path, f"the caption of {source.path.name} has changed"))
+                return None
+        elif source is not None and header.metadata.get("caption1", source.caption) != source.caption:
+            self._findings.other_caption.append(path)
+        return header.shapes
+
+
+def _reason(error: Exception) -> str:
+    return f"its fingerprint cannot be read ({error})" if isinstance(error, fingerprints.Unreadable) else str(error)
+
+
+def _maker(found: Fingerprint) -> tuple[str, str]:
+    return found.model, repr(fingerprints.plain(found.settings.get("family", {})))
+
+
+def _difference(found: Fingerprint, dataset: Dataset) -> str:
+    now, then = fingerprints.plan_settings(dataset), fingerprints.plain(found.plan)
+    keys = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+    return ", ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys[:SHOWN])
+
+
+@dataclass(frozen=True)
+class _Commands:
+    """The commands that put caches right, as hints."""
+
+    config_path: Path
+    family: str
+
+    def latents(self) -> str:
+        return f"Run `python -m engine cache-latents {self.family} --dataset_config {self.config_path} …`."
+
+    def texts(self) -> str:
+        return f"Run `python -m engine cache-text {self.family} --dataset_config {self.config_path} …`."
+
+
+def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
+    for bad, makers, what, command in (
+        (findings.latents, findings.latent_makers, "latent", commands.latents()),
+        (findings.texts, findings.text_makers, "text", commands.texts()),
+    ):
+        # One text cache serves all windows of its source: name it once.
+        bad = list(dict(bad).items())
+        if bad:
+            names = ", ".join(path.name for path, _ in bad[:SHOWN]) + (" …" if len(bad) > SHOWN else "")
+            verb = "cache is" if len(bad) == 1 else "caches are"
+            message = f"{len(bad)} {what} {verb} out of date or damaged: {names}. The first: {bad[0][1]}."
+            raise DataError(message, f"{command} It redoes only what has changed.")
+        if len(makers) > 1:
+            message = (
+                f"The {what} caches were made with {len(makers)} different models or settings: a run was cut short."
+            )
+            raise DataError(message, f"{command} It finishes that run.")
+
+
+def _tell(findings: _Findings, say: Say) -> None:
+    missing = list(dict.fromkeys(findings.without_text))
+    if missing:
+        names = ", ".join(path.name for path in missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+        count = len(findings.without_text)
+        say(Warning_(message=f"{count} latent caches are left out, as their text cache is missing: {names}"))
+    if findings.other_caption:
+        names = ", ".join(path.name for path in findings.other_caption[:SHOWN])
+        say(Warning_(message=f"Text caches of another tool were made from other captions than today's: {names}"))
+    if findings.left_over:
+        say(Log(message=f"{findings.left_over} latent caches of other settings are left out."))
+
+
+# ------------------------------------------------------------------------------------------------- forming batches
+
+
+class BatchSampler:
+    """The batches of any epoch for one rank.
+
+    `batch_sizes` by dataset index. With `num_timestep_buckets` over 1, each epoch's timesteps are drawn evenly from
+    that many equal parts of 0..1, over all ranks together.
+    """
+
+    def __init__(
+        self,
+        train_items: Iterable[TrainItem],
+        *,
+        batch_sizes: Sequence[int],
+        seed: int,
+        num_timestep_buckets: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        self._buckets: dict[tuple[int, tuple[Any, ...]], list[TrainItem]] = defaultdict(list)
+        for item in sorted(train_items, key=lambda item: (item.dataset, item.key, str(item.latent_path))):
+            self._buckets[item.dataset, item.key].extend([item] * item.repeats)
+        self._batch_sizes = batch_sizes
+        self._seed, self._rank, self._world = seed, rank, world
+        self._strata = num_timestep_buckets or 0
+        self.num_items = sum(map(len, self._buckets.values()))  # repeats counted, all ranks
+        self.total = sum(-(-len(bucket) // batch_sizes[key[0]]) for key, bucket in self._buckets.items())
+
+    def __len__(self) -> int:
+        """This rank's batches in one epoch."""
+        return len(range(self._rank, self.total, self._world))
+
+    @property
+    def rounds(self) -> int:
+        """Batches of the rank that has most: steps in an epoch."""
+        return -(-self.total // self._world)
+
+    def epoch(self, epoch: int, *, position: int = 0) -> list[Batch]:
+        """This rank's batches of an epoch (counted from 0), from `position` on."""
+        return self._all(epoch)[self._rank :: self._world][position:]
+
+    def _all(self, epoch: int) -> list[Batch]:
+        # A text seed: seed 1, epoch 2 must not be seed 2, epoch 1.
+        rng = random.Random(f"batches {self._seed} {epoch}")
+        groups: list[tuple[TrainItem, ...]] = []
+        for (dataset, _), bucket in self._buckets.items():
+            size = self._batch_sizes[dataset]
+            shuffled = rng.sample(bucket, len(bucket))
+            groups.extend(tuple(shuffled[start : start + size]) for start in range(0, len(shuffled), size))
+        rng.shuffle(groups)
+        if self._strata <= 1:
+            return [Batch(group) for group in groups]
+        timesteps = iter(stratified(sum(map(len, groups)), self._strata, rng))
+        return [Batch(group, tuple(next(timesteps) for _ in group)) for group in groups]
+
+
+def stratified(count: int, strata: int, rng: random.Random) -> list[float]:
+    """`count` values in 0..1: as many from each of `strata` equal parts, or one more, in random order."""
+    parts = list(range(strata)) * (count // strata) + rng.sample(range(strata), count % strata)
+    values = [(part + rng.random()) / strata for part in parts]
+    rng.shuffle(values)
+    return values

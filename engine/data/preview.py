@@ -1,0 +1,205 @@
+"""Looking at a dataset before anything is cached: every problem at once, the table of buckets, a contact sheet.
+
+`inspect` probes all files and decodes of each video only its last needed frame (of an image all); damage in the middle
+of a video shows when it is cached. Knows no family: the target rate is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..contract.errors import DataError, Stopped
+from ..contract.events import Control, Event, Meter, Say, Stage, Warning_
+from ..media.resize import resize_to_bucket
+from ..media.sheet import contact_sheet, spread
+from .clips import Timeline, Window, plan
+from .config import Dataset, DatasetConfig
+from .items import Source, survey
+
+_THREADS = min(8, os.cpu_count() or 1)
+_WARNINGS = 3  # warnings about single files that are said in full
+_HEADINGS = ("dataset", "bucket", "frames", "clips", "repeats", "batch size", "batches an epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketRow:
+    """One bucket of one dataset. Sizes in pixels."""
+
+    dataset: int  # from 1, as in messages
+    width: int
+    height: int
+    frames: int
+    clips: int  # windows, each once
+    repeats: int
+    batch_size: int
+    batches: int  # in an epoch, the last partial one included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """All usable windows in the order of their datasets, and all problems."""
+
+    windows: tuple[Window, ...]
+    problems: tuple[DataError, ...]
+
+
+def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, control: Control | None = None) -> Inspection:
+    """Find and probe every item of every dataset; a problem is collected, not raised. Raises Stopped when asked to."""
+    problems: list[DataError] = []
+    items: list[Source] = []
+    say(Stage(name="Looking for files and captions"))
+    for dataset in config.datasets:
+        found, faults = survey(dataset)
+        items.extend(found)
+        problems.extend(faults)
+        _warn_of_empty_captions(found, dataset, say)
+    say(Stage(name="Probing", message=f"{len(items)} files"))
+    meter = Meter(say, total=len(items), unit="files", label="probing")
+    windows: list[Window] = []
+    warned = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        jobs = [pool.submit(_probe, item, target_fps) for item in items]
+        for job in jobs:
+            if control is not None and control.stop_requested:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise Stopped("Stopped; nothing was written.")
+            planned, fault, said = job.result()
+            warned += len(said)
+            for event in said if warned <= _WARNINGS else ():
+                say(event)
+            windows.extend(planned)
+            if fault is not None:
+                problems.append(fault)
+            meter.advance()
+    meter.close()
+    if warned > _WARNINGS:
+        say(Warning_(message=f"{warned - _WARNINGS} more files give such a warning."))
+    _warn_of_short_ones(windows, say)
+    return Inspection(windows=tuple(windows), problems=tuple(problems))
+
+
+def _probe(item: Source, target_fps: float | None) -> tuple[list[Window], DataError | None, list[Event]]:
+    """The windows of an item, or what is wrong with it; and what there was to say."""
+    said: list[Event] = []
+    try:
+        planned = plan(item, target_fps=target_fps, say=said.append)
+        last = max(window.end for window in planned) - 1
+        for _ in planned[0].timeline.pictures([last]):  # can it be decoded up to there?
+            pass
+    except DataError as error:
+        return [], error, said
+    return planned, None, said
+
+
+def _warn_of_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say) -> None:
+    empty = [item.path.name for item in found if not item.caption]
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
+        say(Warning_(message=f"{dataset.table}: {count} empty: {', '.join(empty[:3])}{more}."))
+
+
+def _warn_of_short_ones(windows: Sequence[Window], say: Say) -> None:
+    """Name the lengths that some videos do not reach; they give shorter clips only."""
+    reached: dict[Path, set[int]] = {}
+    datasets: dict[Path, Dataset] = {}
+    for window in windows:
+        dataset = window.source.dataset
+        if window.source.media != "image" and dataset.frame_extraction != "full":
+            reached.setdefault(window.source.path, set()).add(window.count)
+            datasets[window.source.path] = dataset
+    missed = Counter(
+        (datasets[path].table, length)
+        for path, lengths in reached.items()
+        for length in datasets[path].target_frames
+        if length not in lengths
+    )
+    for (table, length), count in sorted(missed.items()):
+        videos = "1 video is" if count == 1 else f"{count} videos are"
+        say(Warning_(message=f"{table}: {videos} too short for a clip of {length} frames; only shorter ones are made."))
+
+
+def bucket_table(windows: Sequence[Window]) -> list[BucketRow]:
+    """How the windows fall into buckets, by dataset and size; batches are formed within one bucket of one dataset."""
+    counts = Counter((window.source.dataset.index, *window.bucket, window.count) for window in windows)
+    datasets = {window.source.dataset.index: window.source.dataset for window in windows}
+    rows = []
+    for (index, width, height, frames), clips in sorted(counts.items()):
+        dataset = datasets[index]
+        rows.append(
+            BucketRow(
+                dataset=index + 1,
+                width=width,
+                height=height,
+                frames=frames,
+                clips=clips,
+                repeats=dataset.num_repeats,
+                batch_size=dataset.batch_size,
+                batches=math.ceil(clips * dataset.num_repeats / dataset.batch_size),
+            )
+        )
+    return rows
+
+
+def render_table(rows: Sequence[BucketRow]) -> str:
+    """The table as text, columns aligned, with a line of totals."""
+    cells = [
+        (row.dataset, f"{row.width}x{row.height}", row.frames, row.clips, row.repeats, row.batch_size, row.batches)
+        for row in rows
+    ]
+    cells.append(("all", "", "", sum(row.clips for row in rows), "", "", sum(row.batches for row in rows)))
+    texts = [_HEADINGS, *(tuple(map(str, line)) for line in cells)]
+    widths = [max(len(line[column]) for line in texts) for column in range(len(_HEADINGS))]
+    return "\n".join(
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in texts
+    )
+
+
+def draw_preview(
+    windows: Sequence[Window], path: Path, *, items: int, frames: int, title: str, say: Say
+) -> tuple[Path, list[DataError]]:
+    """Draw a contact sheet of at most `items` sources, the longest clip of each, `frames` thumbnails a clip.
+
+    The pictures are as training sees them, cut to the bucket. Returns the path and the faults of files that could not
+    be decoded. Raises DiskError.
+    """
+    longest: dict[Path, Window] = {}
+    for window in windows:
+        if window.source.path not in longest or window.count > longest[window.source.path].count:
+            longest[window.source.path] = window
+    every = list(longest.values())
+    shown = [every[index] for index in spread(len(every), items)]
+    clips = Counter(window.source.path for window in windows)
+    meter = Meter(say, total=len(shown), unit="files", label="drawing")
+    rows, faults = [], []
+    for window in shown:
+        try:
+            rows.append((_label(window, clips[window.source.path]), _thumbnails(window, frames)))
+        except DataError as error:
+            faults.append(error)
+        meter.advance()
+    meter.close()
+    head = f"{title}: {len(shown)} of {len(every)} items" if len(shown) < len(every) else f"{title}: {len(every)} items"
+    return contact_sheet(rows, path, title=head), faults
+
+
+def _label(window: Window, clips: int) -> str:
+    width, height = window.bucket
+    size = f"{width}x{height}" + (f", {window.count} frames" if window.source.media != "image" else "")
+    many = f", {clips} clips" if clips > 1 else ""
+    caption = " ".join(window.source.caption.split())
+    return f"{window.source.path.name}  {size}{many}\n{caption}"
+
+
+def _thumbnails(window: Window, frames: int) -> list[np.ndarray]:
+    timeline: Timeline = window.timeline
+    positions = [window.start + offset for offset in spread(window.count, frames)]
+    return [resize_to_bucket(picture, window.bucket) for picture in timeline.pictures(positions)]

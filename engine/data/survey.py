@@ -1,0 +1,222 @@
+"""What there is to cache: sources and their windows, what of it is fresh, and which old files nobody owns any more.
+
+Probes files and reads headers; decodes nothing and encodes nothing. Used by pipeline.py before and after its work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import DataError, Stopped
+from ..contract.events import Control, Meter, Say
+from . import cache, fingerprints
+from .clips import Window, plan
+from .config import Dataset
+from .fingerprints import Content, Fingerprint
+from .items import Source
+from .report import reason_of
+
+QUIET_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the person decided about existing caches and broken files."""
+
+    skip_existing: bool = False
+    recache: bool = False
+    keep_cache: bool = False
+    strict: bool = False
+
+    def wants(self, state: str) -> bool:
+        """Whether a cache in this state is made (again)."""
+        return self.recache or state in ("missing", "stale") or (state == "foreign" and not self.skip_existing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a cache is made with, besides its source: for names, metadata and fingerprints."""
+
+    architecture: str  # short name, in file names
+    architecture_full: str  # full name, in metadata
+    identity: str  # of the model that encodes
+    settings: Mapping[str, Any]  # the family's own that change the tensors
+    native_fps: float | None = None
+    use_controls: bool = False
+    sections: Callable[[Window], int] | None = None  # how many training samples a window makes; None: one, unnumbered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """One source: its windows and content, or the reason why it has none."""
+
+    source: Source
+    windows: tuple[Window, ...] = ()
+    contents: tuple[Content, ...] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One window to encode, the files that it becomes, and the state in which they were found."""
+
+    window: Window
+    paths: tuple[Path, ...]
+    expected: Fingerprint
+    state: str
+
+
+def survey(
+    found: Sequence[Source], recipe: Recipe, *, workers: int, say: Say, control: Control, label: str
+) -> list[Surveyed]:
+    """Probe every source on threads, in order. Progress is shown when it takes longer than a second."""
+    started, meter, surveyed = time.monotonic(), None, []
+    with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="probe") as pool:
+        for result in pool.map(lambda source: _probe(source, recipe, say, control), found):
+            if control.stop_requested or result is None:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise Stopped("Stopped before anything was cached.")
+            surveyed.append(result)
+            if meter is None and time.monotonic() - started > QUIET_S:
+                meter = Meter(say, total=len(found), unit="files", label=label)
+                meter.advance(len(surveyed))
+            elif meter is not None:
+                meter.advance()
+    if meter is not None:
+        meter.close()
+    return surveyed
+
+
+def _probe(source: Source, recipe: Recipe, say: Say, control: Control) -> Surveyed | None:
+    if control.stop_requested:
+        return None
+    contents = None
+    try:
+        contents = contents_of(source, recipe)
+        windows = plan(source, target_fps=recipe.native_fps, say=say)
+    except (DataError, OSError) as error:
+        return Surveyed(source=source, contents=contents, reason=reason_of(error))
+    return Surveyed(source=source, windows=tuple(windows), contents=contents)
+
+
+def contents_of(source: Source, recipe: Recipe) -> tuple[Content, ...]:
+    """The source and its controls as they are now. OSError passes."""
+    paths = (source.path, *(source.controls if recipe.use_controls else ()))
+    return tuple(fingerprints.content_of(path) for path in paths)
+
+
+def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[[Source, str], None]) -> list[Job]:
+    """One job for each window; sources that cannot be read fail.
+
+    No two windows share a cache name: items.py refuses equal stems, config.py shared cache folders.
+    """
+    jobs: list[Job] = []
+    for one in surveyed:
+        if one.reason:
+            fail(one.source, one.reason)
+        for window in one.windows:
+            paths = output_paths(window, recipe)
+            expected = expected_fingerprint(window, one.contents or (), recipe)
+            states = [fingerprints.state(path, expected) for path in paths]
+            worst = next((state for state in ("missing", "stale", "foreign") if state in states), "fresh")
+            jobs.append(Job(window=window, paths=paths, expected=expected, state=worst))
+    return jobs
+
+
+def output_paths(window: Window, recipe: Recipe) -> tuple[Path, ...]:
+    """The files that one window becomes."""
+    if recipe.sections is None:
+        return (cache.latent_path(window, recipe.architecture),)
+    count = recipe.sections(window)
+    return tuple(cache.latent_path(window, recipe.architecture, section=section) for section in range(count))
+
+
+def expected_fingerprint(window: Window, contents: tuple[Content, ...], recipe: Recipe) -> Fingerprint:
+    """The fingerprint that a cache of this window gets now."""
+    dataset = window.source.dataset
+    settings: dict[str, Any] = {"bucket": window.bucket, "original": window.original, "family": dict(recipe.settings)}
+    if window.source.media != "image" and dataset.source_fps is not None:
+        settings |= {"source_fps": dataset.source_fps, "native_fps": recipe.native_fps}
+    if recipe.use_controls:
+        settings["controls"] = [dataset.control_resolution, dataset.no_resize_control]
+    return Fingerprint(
+        source=contents,
+        window={"start": window.start, "count": window.count},
+        settings=settings,
+        model=recipe.identity,
+        plan=fingerprints.plan_settings(dataset),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- afterwards
+
+
+def tidy_latents(
+    datasets: Sequence[Dataset], surveyed: Sequence[Surveyed], jobs: Sequence[Job], recipe: Recipe, *, keep: bool
+) -> int:
+    """Remove the latent caches that no window owns, or with `keep` mark those that would be wrong to train on.
+
+    A source that cannot be read just now keeps its caches while its content is what they were made from.
+    """
+    owned = {path for job in jobs for path in job.paths}
+    stems = {(one.source.dataset.index, one.source.stem) for one in surveyed}
+    removed = 0
+    for dataset in datasets:
+        video = dataset.kind == "video"
+        names = cache.latent_files(dataset.cache_directory, recipe.architecture, video=video)
+        owned |= {name.path for name in names if _is_protected(name, dataset, surveyed)}
+        lost = cache.orphans(
+            dataset.cache_directory, architecture=recipe.architecture, kind="latents", video=video, keep=owned
+        )
+        by_path = {name.path: name for name in names}
+        for path in lost:
+            if not keep:
+                cache.remove(path)
+                removed += 1
+            elif (dataset.index, by_path[path].stem) in stems or not _still_good(path, dataset, recipe):
+                fingerprints.retire(path)
+    return removed
+
+
+def _is_protected(name: cache.LatentName, dataset: Dataset, surveyed: Sequence[Surveyed]) -> bool:
+    for one in surveyed:
+        if one.reason and one.source.stem == name.stem and one.source.dataset.index == dataset.index:
+            if one.contents is None:
+                return True
+            try:
+                found = fingerprints.read(name.path)
+            except fingerprints.Unreadable:
+                return False
+            samples = [content.sample for content in one.contents]
+            return found is None or (
+                fingerprints.in_plan(found, dataset) and [content.sample for content in found.source] == samples
+            )
+    return False
+
+
+def _still_good(path: Path, dataset: Dataset, recipe: Recipe) -> bool:
+    """Whether a kept cache whose source is gone still fits the rest: same settings, same model, or foreign."""
+    try:
+        found = fingerprints.read(path)
+    except fingerprints.Unreadable:
+        return False
+    if found is None:
+        return True
+    same_family = fingerprints.plain(found.settings.get("family", {})) == fingerprints.plain(dict(recipe.settings))
+    return found.model == recipe.identity and same_family and fingerprints.in_plan(found, dataset)
+
+
+def tidy_texts(datasets: Sequence[Dataset], owned: set[Path], architecture: str, *, keep: bool) -> int:
+    """Remove the text caches that no source owns; with `keep` leave them."""
+    removed = 0
+    for dataset in () if keep else datasets:
+        folder = dataset.cache_directory
+        for path in cache.orphans(folder, architecture=architecture, kind="text", video=False, keep=owned):
+            cache.remove(path)
+            removed += 1
+    return removed

@@ -1,0 +1,128 @@
+"""Everything the demo starts from: clips with captions, a dataset file, small models, one job file a step.
+
+The job files are ordinary ones: each repeats its step by hand, from any folder, because its paths are absolute.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..families import part
+from .clips import SCENES, write_clips
+
+SEED = 42
+TRAIN_STEPS = 300
+DATASET = """\
+# What to train on. Every key is described in docs/DATASET.md.
+[general]
+resolution = [96, 96]        # area budget: each clip keeps its own shape within it
+caption_extension = ".txt"
+batch_size = 1
+enable_bucket = true
+
+[[datasets]]
+video_directory = "{clips}"
+cache_directory = "{cache}"
+target_frames = [17]         # latent frames are groups of four: always 4n + 1
+frame_extraction = "head"
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo: its verb, its job file and what it is for."""
+
+    verb: str
+    family: str
+    file: Path
+    purpose: str
+
+    @property
+    def command(self) -> list[str]:
+        """What stands behind `python -m engine`."""
+        return [self.verb, self.family, "--config_file", str(self.file)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared demo folder: where the results will be, and the steps that make them, in order."""
+
+    folder: Path
+    family: str
+    steps: tuple[Step, ...]
+
+    @property
+    def lora(self) -> Path:
+        return self.folder / "output" / "demo-lora.safetensors"
+
+    @property
+    def videos(self) -> Path:
+        return self.folder / "video"
+
+    @property
+    def clips(self) -> Path:
+        return self.folder / "clips"
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _job_file(path: Path, verb: str, family: str, purpose: str, options: dict[str, Any]) -> Step:
+    heading = f'# {purpose}\n# By hand: python -m env_bootstrap run -- {verb} {family} --config_file "{path}"\n\n'
+    _write(path, heading + tomli_w.dumps(options))
+    return Step(verb, family, path, purpose)
+
+
+def _ready(folder: Path) -> bool:
+    return (folder / "ready").exists()
+
+
+def prepare(folder: Path, family: str = "wan") -> Prepared:
+    """Write the demo's inputs into `folder` (made if missing), or take up those that are complete there."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny = part(family, "tiny")
+    models_folder = folder / "models"
+    if not _ready(folder):
+        write_clips(folder / "clips")
+        tiny.write_tiny_models(models_folder, seed=SEED)
+        clips, cache = (folder / "clips").as_posix(), (folder / "cache").as_posix()
+        _write(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache))
+    prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder)))
+    _write(folder / "ready", "The clips and the models in this folder are complete.\n")
+    return prepared
+
+
+def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tuple[Step, ...]:
+    """The four job files. `models` holds, for each verb, the family's own model options."""
+    dataset = {"dataset_config": str(folder / "dataset.toml")}
+    trained = folder / "output" / "demo-lora.safetensors"
+    training = {
+        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 100, "learning_rate": 2e-3, "mixed_precision": "no",
+        "network_dim": 16, "network_alpha": 16.0, "timestep_sampling": "uniform", "seed": SEED,
+        "output_dir": str(folder / "output"), "output_name": "demo-lora", "logging_dir": str(folder / "tensorboard"),
+    }  # fmt: skip
+    generation = {
+        "prompt": SCENES[0].caption, "negative_prompt": "", "video_size": [96, 96], "video_length": 17,
+        "infer_steps": 12, "seed": SEED, "save_path": str(folder / "video"), "output_type": "both",
+        "lora_weight": [str(trained)], "lora_multiplier": [1.0],
+    }  # fmt: skip
+    return (
+        _job_file(folder / "1_latents.toml", "cache-latents", family, "Clips to latents, once.",
+                  {**dataset, **models["cache-latents"]}),
+        _job_file(folder / "2_text.toml", "cache-text", family, "Captions to text embeddings, once.",
+                  {**dataset, **models["cache-text"]}),
+        _job_file(folder / "3_train.toml", "train", family, "Train a LoRA on the caches.",
+                  {**dataset, **models["train"], **training}),
+        _job_file(folder / "4_generate.toml", "generate", family, "A new video with that LoRA.",
+                  {**models["generate"], **generation}),
+    )  # fmt: skip

@@ -1,0 +1,311 @@
+"""What a checkpoint is, from its tensor names and shapes (and the file's metadata) alone.
+
+`detect` gives the variant and every dimension of a Wan DiT in any public layout. `role_of` and `check_role` name
+files of other kinds, so that a text encoder given as --dit is answered by a sentence. `check_task` compares a
+checkpoint with the job. Reads no weights. Cannot tell apart: t2v-14B, t2i-14B and each expert of t2v-A14B (one
+layout), 480p and 720p, t2v- and i2v-FC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...contract.errors import WeightsError
+from .keys import dit_name
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+DEFAULT_HEAD_DIM = 128
+CLIP_TOKENS = 257
+TEXT_LENGTH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanConfig:
+    """Every size of a Wan DiT. Channels count latent channels, `in_dim` those of the noise and all that is added."""
+
+    dim: int
+    ffn_dim: int
+    freq_dim: int
+    text_dim: int
+    in_dim: int
+    out_dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    text_len: int = TEXT_LENGTH
+    eps: float = 1e-6
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    image_dim: int | None = None  # width of the CLIP features; None: no image cross-attention
+    image_tokens: int | None = None  # 257 for one image; 514 for two, which then carry learned positions
+    reference_dim: int | None = None  # channels of the reference image latent; None: no ref_conv
+
+    @property
+    def has_image_positions(self) -> bool:
+        return self.image_tokens is not None and self.image_tokens > CLIP_TOKENS
+
+    @property
+    def has_ref_conv(self) -> bool:
+        return self.reference_dim is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A member of the family. `name` is a task's name where one fits ("t2v-14B"), else its kind ("t2v")."""
+
+    family: str
+    name: str
+    config: WanConfig
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of file that somebody may hand us: its role, what it is called, and where it belongs."""
+
+    role: str
+    words: str
+    advice: str
+    fits: Callable[[Shapes], bool]
+
+
+_SIZES = {1536: "1.3B", 5120: "14B"}
+_TASKS = {  # task -> (kind of checkpoint, its size)
+    "t2v-1.3B": ("t2v", "1.3B"),
+    "t2v-14B": ("t2v", "14B"),
+    "t2i-14B": ("t2v", "14B"),
+    "t2v-A14B": ("t2v", "14B"),
+    "i2v-14B": ("i2v", "14B"),
+    "flf2v-14B": ("flf2v", "14B"),
+    "i2v-A14B": ("i2v-A", "14B"),
+    "t2v-1.3B-FC": ("control", "1.3B"),
+    "t2v-14B-FC": ("control", "14B"),
+    "i2v-14B-FC": ("control", "14B"),
+}
+_TI2V_CHANNELS = 48  # Wan2.2 5B works on the latents of another VAE
+_KIND_WORDS = {
+    "t2v": "text-to-video",
+    "i2v": "image-to-video with CLIP features",
+    "flf2v": "first and last frame to video",
+    "i2v-A": "image-to-video without CLIP features, as Wan2.2",
+    "control": "Fun-Control",
+    "ti2v": "Wan2.2 TI2V, which has another VAE",
+}
+
+
+def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This file") -> Variant:
+    """The variant of a Wan DiT in any public layout. `source` begins the messages: a flag and a file name.
+
+    Sizes come from shapes; the head size is 128 unless the metadata key `head_dim` says otherwise.
+    Raises WeightsError that says what the file looks like instead, or what of it is not supported.
+    """
+    check_role(shapes, wanted="dit", flag="--dit", source=source)
+    names = {ours: tuple(shape) for name, shape in shapes.items() if (ours := dit_name(name)) is not None}
+    for start, words in (("vace_", "a Wan VACE"), ("control_adapter.", "a Wan Fun camera-control")):
+        if any(name.startswith(start) for name in names):
+            raise WeightsError(f"{source} is {words} model, which is not supported.", "Give another --dit.")
+    config = _config(names, metadata, source)
+    return Variant(family="wan", name=_variant_name(config), config=config)
+
+
+def role_of(shapes: Shapes) -> str | None:
+    """One of "dit", "vae", "text-encoder", "clip-vision", "lora", a kind of another family's file; None if unknown."""
+    kind = _kind_of(shapes)
+    return kind.role if kind else None
+
+
+def check_role(shapes: Shapes, *, wanted: str, flag: str, source: str = "This file") -> None:
+    """WeightsError unless the file has the role `wanted`; the message says what it looks like and where to give it."""
+    kind = _kind_of(shapes)
+    if kind is not None and kind.role == wanted:
+        return
+    words = {known.role: known.words for known in _KINDS}[wanted]
+    if kind is not None:
+        raise WeightsError(f"{source} looks like {kind.words}, not {words}.", f"{kind.advice} {flag} takes {words}.")
+    shown = ", ".join(list(shapes)[:3]) or "nothing"
+    raise WeightsError(
+        f"{source} is not {words}: it holds {len(shapes)} tensors ({shown}, …).", f"Give another {flag}."
+    )
+
+
+def check_task(variant: Variant, task: str) -> None:
+    """WeightsError when the checkpoint cannot do the job's task. One of no public size does any task of its kind."""
+    if task not in _TASKS:
+        raise WeightsError(f"There is no Wan task {task!r}.", f"Choose one of {', '.join(_TASKS)}.")
+    kind, size = _kind_and_size(variant.config)
+    wanted_kind, wanted_size = _TASKS[task]
+    fitting = [name for name, (k, s) in _TASKS.items() if k == kind and size in (s, None)]
+    fitting = fitting or [name for name, (k, _) in _TASKS.items() if k == kind]
+    if task in fitting:
+        return
+    hint = f"Choose --task {' or '.join(fitting)}, or another --dit." if fitting else "Choose another --dit."
+    if kind != wanted_kind:
+        told = f"This checkpoint takes {variant.config.in_dim} input channels ({_KIND_WORDS[kind]})"
+    else:
+        told = f"This checkpoint is a {size} model (width {variant.config.dim})"
+    raise WeightsError(f"{told} but the job says {task}.", hint)
+
+
+def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> WanConfig:
+    try:
+        dim, in_dim, *patch = names["patch_embedding.weight"]
+        image = names.get("img_emb.proj.0.weight")
+        positions = names.get("img_emb.emb_pos")
+        reference = names.get("ref_conv.weight")
+        cells = patch[0] * patch[1] * patch[2]
+        head_dim = _head_dim(dim, metadata, source)
+        return WanConfig(
+            dim=dim,
+            ffn_dim=names["blocks.0.ffn.0.weight"][0],
+            freq_dim=names["time_embedding.0.weight"][1],
+            text_dim=names["text_embedding.0.weight"][1],
+            in_dim=in_dim,
+            out_dim=names["head.head.weight"][0] // cells,
+            num_layers=1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks.")),
+            num_heads=dim // head_dim,
+            head_dim=head_dim,
+            patch_size=(patch[0], patch[1], patch[2]),
+            image_dim=image[0] if image else None,
+            image_tokens=(positions[1] if positions else CLIP_TOKENS) if image else None,
+            reference_dim=reference[1] if reference else None,
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"{source} is only part of a Wan DiT, or its tensors have unknown shapes ({error}).",
+            "Give all parts: the folder, the index file, or the first part of several.",
+        ) from error
+
+
+def _head_dim(dim: int, metadata: Mapping[str, str], source: str) -> int:
+    told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
+    if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
+        raise WeightsError(
+            f"{source} has width {dim}, which does not divide into heads of {told}.",
+            "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
+        )
+    return int(told)
+
+
+def _kind_and_size(config: WanConfig) -> tuple[str, str | None]:
+    """The kind of checkpoint and its public size, None for a size that nobody published."""
+    extra = config.in_dim - config.out_dim
+    if extra == 0:
+        kind = "ti2v" if config.out_dim == _TI2V_CHANNELS else "t2v"
+    elif config.has_image_positions:
+        kind = "flf2v"
+    elif extra == 2 * config.out_dim:
+        kind = "control"
+    else:
+        kind = "i2v" if config.image_dim else "i2v-A"
+    return kind, _SIZES.get(config.dim)
+
+
+def _variant_name(config: WanConfig) -> str:
+    kind, size = _kind_and_size(config)
+    for task, pair in _TASKS.items():
+        if pair == (kind, size):
+            return task
+    return f"{kind}-{size}" if size else kind
+
+
+def _kind_of(shapes: Shapes) -> _Kind | None:
+    return next((kind for kind in _KINDS if kind.fits(shapes)), None)
+
+
+def _has(*ends: str) -> Callable[[Shapes], bool]:
+    """Whether each of the names is there, alone or after a prefix that ends in a dot."""
+
+    def fits(shapes: Shapes) -> bool:
+        return all(any(name == end or name.endswith("." + end) for name in shapes) for end in ends)
+
+    return fits
+
+
+def _has_any(*ends: str) -> Callable[[Shapes], bool]:
+    return lambda shapes: any(_has(end)(shapes) for end in ends)
+
+
+def _is_lora(shapes: Shapes) -> bool:
+    marks = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")
+    return any(mark in name for name in shapes for mark in marks)
+
+
+def _is_wan_dit(shapes: Shapes) -> bool:
+    names = {dit_name(name) for name in shapes}
+    return {"blocks.0.self_attn.q.weight", "blocks.0.cross_attn.q.weight"} <= names or {
+        "patch_embedding.weight",
+        "head.modulation",
+    } <= names
+
+
+def _is_plain_t5(shapes: Shapes) -> bool:
+    """T5 keeps its position biases in the first block only; UMT5, which Wan needs, has them in every block."""
+    layer = "encoder.block.1.layer.0.SelfAttention"
+    return _has(f"{layer}.q.weight")(shapes) and not _has(f"{layer}.relative_attention_bias.weight")(shapes)
+
+
+_KINDS = (
+    _Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", _is_lora),
+    _Kind("dit", "a Wan DiT", "Give it as --dit.", _is_wan_dit),
+    _Kind(
+        "vae",
+        "a Wan VAE",
+        "Give it as --vae.",
+        _has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
+    ),
+    _Kind("t5-text-encoder", "a T5 text encoder", "Wan needs UMT5, a multilingual relative of it.", _is_plain_t5),
+    _Kind(
+        "text-encoder",
+        "a UMT5 text encoder",
+        "Give it as --t5.",
+        _has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+    ),
+    _Kind(
+        "clip-vision",
+        "a CLIP image encoder",
+        "Give it as --clip.",
+        _has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding"),
+    ),
+    _Kind(
+        "framepack-dit",
+        "a FramePack DiT",
+        "Use the framepack commands for it.",
+        _has("clean_x_embedder.proj.weight", "transformer_blocks.0.attn.to_q.weight"),
+    ),
+    _Kind(
+        "hunyuan-video-dit",
+        "a HunyuanVideo DiT",
+        "Use the hunyuan-video commands for it.",
+        _has_any("double_blocks.0.img_attn_qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
+    ),
+    _Kind(
+        "hunyuan-video-vae",
+        "a HunyuanVideo VAE",
+        "Use the hunyuan-video or framepack commands for it.",
+        _has("encoder.conv_in.conv.weight"),
+    ),
+    _Kind(
+        "llama-text-encoder",
+        "a LLaMA text encoder",
+        "HunyuanVideo and FramePack take it as --text_encoder1.",
+        _has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
+    ),
+    _Kind(
+        "clip-text-encoder",
+        "a CLIP text encoder",
+        "HunyuanVideo and FramePack take it as --text_encoder2.",
+        _has("text_model.embeddings.token_embedding.weight"),
+    ),
+    _Kind(
+        "siglip-vision",
+        "a SigLIP image encoder",
+        "FramePack takes it as --image_encoder.",
+        _has("vision_model.embeddings.patch_embedding.weight"),
+    ),
+    _Kind(
+        "tiny-vae",
+        "a tiny autoencoder for previews",
+        "It cannot replace the VAE.",
+        _has("encoder.2.conv.weight", "decoder.1.weight"),
+    ),
+)

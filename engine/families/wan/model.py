@@ -1,0 +1,355 @@
+"""The Wan DiT: build, load, blocks, velocity.
+
+One class for every variant of the Wan2.1 architecture (t2v, i2v with CLIP, first and last frame, Fun-Control with its
+reference image, and each expert of Wan2.2 A14B); which parts exist follows from WanConfig. Modules have the original
+checkpoint's names. Time embedding, norms, modulation and head compute in float32 whatever the weights' type; the rest
+in the weights' type, residual stream included, as musubi-tuner and diffusers do (the official code widens it).
+Checked against Wan-Video/Wan2.1 9737cba9 and diffusers 0.42.1 to 1e-5 (tests/golden, tests/families/wan).
+Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: VACE, camera control, the
+per-token timesteps of Wan2.2 5B.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...ops.attention import attention, check_backend
+from ...parts.embeddings import (
+    Float32LayerNorm,
+    Float32Linear,
+    PatchConv3d,
+    RmsNorm,
+    gated_sum,
+    modulated_norm,
+    timestep_features,
+)
+from ...parts.rope import cached_wan_table, rotate
+from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
+from .keys import dit_name
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: WanConfig, *, backend: str):
+        super().__init__()
+        self.num_heads, self.backend = config.num_heads, backend
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = RmsNorm(config.dim, eps=config.eps)
+        self.norm_k = RmsNorm(config.dim, eps=config.eps)
+
+    def heads(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return x_BLD.unflatten(-1, (self.num_heads, -1))
+
+    def forward(self, x_BLD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> torch.Tensor:
+        q_BLHD = rotate(self.heads(self.norm_q(self.q(x_BLD))), cos_LD, sin_LD)
+        k_BLHD = rotate(self.heads(self.norm_k(self.k(x_BLD))), cos_LD, sin_LD)
+        v_BLHD = self.heads(self.v(x_BLD))
+        return self.o(attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend).flatten(2))
+
+
+class CrossAttention(SelfAttention):
+    """Attention to the text and, with their own keys and values, to the image tokens; the two results are added."""
+
+    def __init__(self, config: WanConfig, *, backend: str):
+        super().__init__(config, backend=backend)
+        if config.image_dim is not None:
+            self.k_img = nn.Linear(config.dim, config.dim)
+            self.v_img = nn.Linear(config.dim, config.dim)
+            self.norm_k_img = RmsNorm(config.dim, eps=config.eps)
+
+    def forward(self, x_BLD: torch.Tensor, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> torch.Tensor:
+        q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
+        k_BLHD, v_BLHD = self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD))
+        found = attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
+        if image_BLD is not None:
+            k_BLHD, v_BLHD = self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD))
+            found = found + attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
+        return self.o(found.flatten(2))
+
+
+class WanAttentionBlock(nn.Module):
+    """One transformer block. Its name is what LoRA files and tools of the world know it by.
+
+    Takes and returns plain tensors, so that it can be streamed, checkpointed and compiled on its own.
+    """
+
+    def __init__(self, config: WanConfig, *, backend: str):
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
+        self.self_attn = SelfAttention(config, backend=backend)
+        self.norm3 = Float32LayerNorm(config.dim, eps=config.eps)
+        self.cross_attn = CrossAttention(config, backend=backend)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        time_B6D: torch.Tensor,
+        cos_LD: torch.Tensor,
+        sin_LD: torch.Tensor,
+        text_BLD: torch.Tensor,
+        image_BLD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`time_B6D` float32: shift, scale, gate for self-attention, then for the feed-forward layer."""
+        dtype = x_BLD.dtype
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + time_B6D).chunk(6, dim=1)
+        update = self.self_attn(modulated_norm(x_BLD, shift, scale, eps=self.eps).to(dtype), cos_LD, sin_LD)
+        x_BLD = gated_sum(x_BLD, update, gate)
+        x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), text_BLD, image_BLD)
+        update = self.ffn(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(dtype))
+        return gated_sum(x_BLD, update, ffn_gate)
+
+
+class Head(nn.Module):
+    """Tokens to patch values, float32."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        self.eps = config.eps
+        cells = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.head = Float32Linear(config.dim, cells * config.out_dim)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x_BLD: torch.Tensor, time_BD: torch.Tensor) -> torch.Tensor:
+        shift, scale = (self.modulation.float() + time_BD.unsqueeze(1)).chunk(2, dim=1)
+        return self.head(modulated_norm(x_BLD, shift, scale, eps=self.eps))
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP features to context tokens; with two images a sample, learned positions are added first."""
+
+    def __init__(self, config: WanConfig):
+        super().__init__()
+        width = config.image_dim
+        self.proj = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, config.dim),
+            nn.LayerNorm(config.dim),
+        )
+        if config.has_image_positions:
+            self.emb_pos = nn.Parameter(torch.zeros(1, config.image_tokens, width))
+
+    def forward(self, clip_BLD: torch.Tensor) -> torch.Tensor:
+        if hasattr(self, "emb_pos"):
+            clip_BLD = clip_BLD + self.emb_pos
+        return self.proj(clip_BLD)
+
+
+class WanModel(nn.Module):
+    """The whole DiT: embeddings, blocks, head. `variant` is set by `load`."""
+
+    def __init__(self, config: WanConfig, *, attention_backend: str = "auto"):
+        super().__init__()
+        check_backend(attention_backend)
+        self.config = config
+        self.variant: Variant | None = None
+        dim = config.dim
+        self.patch_embedding = PatchConv3d(config.in_dim, dim, patch_size=config.patch_size)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(Float32Linear(config.freq_dim, dim), nn.SiLU(), Float32Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Float32Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(
+            WanAttentionBlock(config, backend=attention_backend) for _ in range(config.num_layers)
+        )
+        self.head = Head(config)
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config)
+        if config.reference_dim is not None:
+            patch = config.patch_size[1:]
+            self.ref_conv = nn.Conv2d(config.reference_dim, dim, kernel_size=patch, stride=patch)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that blocks compute in. Read from a layer that never becomes fp8."""
+        return self.text_embedding[0].weight.dtype
+
+    def forward(
+        self,
+        x_BCTHW: torch.Tensor,
+        timestep_B: torch.Tensor,
+        text: Sequence[torch.Tensor],
+        *,
+        y_BCTHW: torch.Tensor | None = None,
+        clip_BLD: torch.Tensor | None = None,
+        reference_BCHW: torch.Tensor | None = None,
+        frame_indices: Sequence[Sequence[float]] | None = None,
+    ) -> torch.Tensor:
+        """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples of one size; H and W even.
+
+        timestep_B in 0..1000. `text`: a sample each [L, text_dim] with L <= 512, unpadded: the padding is added
+        here and attended to, as the model was trained. `y_BCTHW` is put after x on channels (mask and image or
+        control latents). `clip_BLD`: [B, 257, 1280], two images a sample as [B, 514, 1280] or [2B, 257, 1280].
+        `reference_BCHW`: latent of Fun-Control's reference image. `frame_indices`: for each sample, the places in
+        time of its latent frames instead of 0 … T-1 (one-frame); Python numbers, so that nothing waits for a GPU.
+        """
+        if y_BCTHW is not None:
+            x_BCTHW = torch.cat([x_BCTHW, y_BCTHW.to(x_BCTHW.dtype)], dim=1)
+        tokens_BTHWD = self.patch_embedding(x_BCTHW).to(self.dtype)
+        grid = tuple(tokens_BTHWD.shape[1:4])
+        x_BLD = tokens_BTHWD.flatten(1, 3)
+        if reference_BCHW is not None:
+            x_BLD, grid = self._prepend_reference(x_BLD, grid, reference_BCHW)
+        cos_LD, sin_LD = self._rotary_table(grid, frame_indices, x_BLD.device)
+        time_BD = self.time_embedding(timestep_features(timestep_B, dim=self.config.freq_dim))
+        time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
+        text_BLD = self.text_embedding(self._padded(text))
+        image_BLD = None if clip_BLD is None else self.img_emb(self._image_tokens(clip_BLD))
+        for block in self.blocks:
+            x_BLD = block(x_BLD, time_B6D, cos_LD, sin_LD, text_BLD, image_BLD)
+        values = self.head(x_BLD, time_BD)
+        return self._to_video(values[:, values.shape[1] - tokens_BTHWD[0, ..., 0].numel() :], tokens_BTHWD.shape[1:4])
+
+    def _padded(self, text: Sequence[torch.Tensor]) -> torch.Tensor:
+        longest = max(len(sample) for sample in text)
+        if longest > self.config.text_len:
+            raise ValueError(f"a caption of {longest} tokens, more than the model's {self.config.text_len}")
+        rows = [F.pad(sample.to(self.dtype), (0, 0, 0, self.config.text_len - len(sample))) for sample in text]
+        return torch.stack(rows)
+
+    def _rotary_table(
+        self, grid: tuple[int, ...], frame_indices: Sequence[Sequence[float]] | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One table for all samples, [L, head_dim/2] each, or [B, L, head_dim/2] where their frame indices differ."""
+        rows = [None] if frame_indices is None else [tuple(row) for row in frame_indices]
+        rows = rows[:1] if len(set(rows)) == 1 else rows
+        tables = [
+            cached_wan_table(grid, head_dim=self.config.head_dim, frame_indices=row, device=device) for row in rows
+        ]
+        if len(tables) == 1:
+            return tables[0]
+        cosines, sines = zip(*tables, strict=True)
+        return torch.stack(cosines), torch.stack(sines)
+
+    def _image_tokens(self, clip_BLD: torch.Tensor) -> torch.Tensor:
+        if self.config.has_image_positions and clip_BLD.shape[1] == CLIP_TOKENS:
+            clip_BLD = clip_BLD.reshape(-1, self.config.image_tokens, clip_BLD.shape[-1])
+        return clip_BLD.to(self.dtype)
+
+    def _prepend_reference(
+        self, x_BLD: torch.Tensor, grid: tuple[int, ...], reference_BCHW: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """The reference image becomes latent frame 0, and the video follows it (VideoX-Fun, Fun-V1.1-Control)."""
+        reference = self.ref_conv(reference_BCHW.to(self.ref_conv.weight.dtype)).flatten(2).transpose(1, 2)
+        return torch.cat([reference.to(x_BLD.dtype), x_BLD], dim=1), (grid[0] + 1, *grid[1:])
+
+    def _to_video(self, values_BLP: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+        """Tokens of (pt, ph, pw, channel) values back to [B, C, T, H, W]."""
+        patch, channels = self.config.patch_size, self.config.out_dim
+        cells = values_BLP.view(len(values_BLP), *grid, *patch, channels)
+        video = cells.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return video.reshape(len(values_BLP), channels, *(n * p for n, p in zip(grid, patch, strict=True)))
+
+
+def build(
+    config: WanConfig,
+    *,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype = torch.float32,
+    attention_backend: str = "auto",
+) -> WanModel:
+    """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
+    with torch.device("meta"):
+        model = WanModel(config, attention_backend=attention_backend).to(dtype)
+    if torch.device(device).type != "meta":
+        model = model.to_empty(device=device)
+    return model.eval().requires_grad_(False)
+
+
+def load(
+    path: str | Path,
+    *,
+    task: str | None,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    transform: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    attention_backend: str = "auto",
+    role: str = "--dit",
+) -> WanModel:
+    """Load a checkpoint in any public layout; `.variant` of the result says what it is. Weights are frozen.
+
+    `task` None skips the comparison with the job. dtype None takes the type that most of the file's weights have
+    (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor before it is cast: LoRA merging.
+    Raises WeightsError: no readable file, another kind of file, not the task's.
+    """
+    file = open_weights(path, role=role)
+    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
+    if task is not None:
+        check_task(variant, task)
+    dtype = _main_dtype(file) if dtype is None else dtype
+    model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
+    load_into(model, file, rename=dit_name, device=device, dtype=dtype, transform=transform)
+    model.variant = variant
+    return model
+
+
+def blocks(dit: WanModel) -> nn.ModuleList:
+    """The blocks in the order in which they run: what streaming, checkpointing, compile, fp8 and LoRA act on."""
+    return dit.blocks
+
+
+def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+    """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
+
+    cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
+    "reference" [B, C, H, W], "frame_indices" (a list of numbers for each sample).
+    """
+    return dit(
+        x_BCTHW,
+        timestep_B,
+        cond["text"],
+        y_BCTHW=cond.get("y"),
+        clip_BLD=cond.get("clip"),
+        reference_BCHW=cond.get("reference"),
+        frame_indices=cond.get("frame_indices"),
+    )
+
+
+def cond_from_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """The conditioning in a training batch of cached tensors.
+
+    "t5" list of [L, D]; "latents_image" [B, 20, T, H, W] (mask, then image latents); "latents_control"
+    [B, 16, T, H, W]; "clip" [B, 257, 1280]. With a control the image part has no mask, and is zero after its first
+    frame, or everywhere when there is no image (musubi-tuner's Fun-Control layout). "f_indices" [B, T] is passed on;
+    musubi-tuner caches it for one-frame training and then forgets it.
+    """
+    cond: dict[str, Any] = {"text": batch["t5"]}
+    image, control = batch.get("latents_image"), batch.get("latents_control")
+    if control is not None:
+        first = torch.zeros_like(control)
+        if image is not None:
+            first[:, :, :1] = image[:, -control.shape[1] :, :1]
+        cond["y"] = torch.cat([control, first], dim=1)
+    elif image is not None:
+        cond["y"] = image
+    if "clip" in batch:
+        cond["clip"] = batch["clip"].flatten(1, -2)  # several images a sample follow each other
+    if "f_indices" in batch:
+        cond["frame_indices"] = batch["f_indices"].tolist()
+    return cond
+
+
+def _main_dtype(file: WeightFile) -> torch.dtype:
+    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
+    count: Counter[torch.dtype] = Counter()
+    for name, shape in file.shapes.items():
+        if file.dtypes[name].is_floating_point:
+            count[file.dtypes[name]] += torch.Size(shape).numel()
+    dtype = count.most_common(1)[0][0]
+    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

@@ -1,0 +1,123 @@
+"""Adding LoRAs to weights while they are loaded: W += multiplier * alpha / rank * up @ down.
+
+Made for the `transform` of `parts.weights.load_into`: it sees each parameter once, under our names, before it is
+quantised. Knows no family and opens no checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..contract.errors import OptionError, WeightsError
+from ..contract.events import Say, Warning_
+from .files import LoraFile, Rename, read_lora
+
+Transform = Callable[[str, Tensor], Tensor]
+_SHOWN = 5
+
+
+def load_loras(
+    paths: Sequence[Path | str],
+    multipliers: Sequence[float] = (),
+    *,
+    module_names: Iterable[str],
+    say: Say,
+    role: str = "--lora_weight",
+    rename: Rename | None = None,
+) -> list[tuple[LoraFile, float]]:
+    """Read a stack of LoRAs; a missing multiplier is 1. Keys that fit no module are reported in one warning a file."""
+    if len(multipliers) > len(paths):
+        raise OptionError(
+            f"{len(multipliers)} multipliers are given for {len(paths)} files.", f"Give one for each {role}."
+        )
+    names = list(module_names)
+    loaded = []
+    for number, path in enumerate(paths):
+        file = read_lora(path, module_names=names, role=role, rename=rename)
+        report_unmatched(file, say)
+        loaded.append((file, float(multipliers[number]) if number < len(multipliers) else 1.0))
+    return loaded
+
+
+def report_unmatched(file: LoraFile, say: Say) -> None:
+    """One warning that lists the keys of a LoRA for which the model has no module."""
+    if not file.unmatched:
+        return
+    shown = ", ".join(file.unmatched[:_SHOWN])
+    more = "" if len(file.unmatched) <= _SHOWN else f" and {len(file.unmatched) - _SHOWN} more"
+    text = f"{file.path.name}: {len(file.unmatched)} tensors fit no module of this model and are left out: "
+    say(Warning_(message=text + shown + more))
+
+
+def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> LoraFile:
+    """Keep the modules whose name any `include` pattern finds (all when there is none) and no `exclude` pattern does.
+
+    Patterns are searched for in the musubi-tuner name (`lora_unet_blocks_0_…`) and in the dotted path.
+    """
+
+    def found(patterns: Sequence[str], path: str) -> bool:
+        names = (path, "lora_unet_" + path.replace(".", "_"))
+        try:
+            return any(re.search(pattern, name) for pattern in patterns for name in names)
+        except re.error as error:
+            raise OptionError(f"{error.pattern!r} is not a regular expression ({error}).") from error
+
+    def kept(path: str) -> bool:
+        return (not include or found(include, path)) and not found(exclude, path)
+
+    modules = {path: weights for path, weights in file.modules.items() if kept(path)}
+    differences = {name: value for name, value in file.differences.items() if kept(name.rpartition(".")[0])}
+    if not modules and not differences:
+        raise OptionError(
+            f"{file.path.name}: the patterns leave nothing of it.",
+            "Change --include_patterns or --exclude_patterns.",
+        )
+    return replace(file, modules=modules, differences=differences)
+
+
+def merger(loras: Sequence[tuple[LoraFile, float]], *, device: torch.device | str | None = None) -> Transform:
+    """A transform for `load_into` that adds every LoRA to the parameter that it changes, in float32.
+
+    `device` is where the products are computed (default: where the weight is). The result has the weight's own dtype
+    and device. A plain fp8 weight is the number itself and may be merged into; a scaled one must come multiplied out,
+    as `load_into` hands it over.
+    """
+    changes: dict[str, list[tuple[LoraFile, float]]] = {}
+    for file, multiplier in loras:
+        for name in {f"{path}.weight" for path in file.modules} | set(file.differences):
+            changes.setdefault(name, []).append((file, multiplier))
+
+    def transform(name: str, tensor: Tensor) -> Tensor:
+        parts = changes.get(name)
+        if not parts:
+            return tensor
+        where = tensor.device if device is None else torch.device(device)
+        merged = tensor.to(where, torch.float32)
+        for file, multiplier in parts:
+            merged = _add(merged, name, file, multiplier)
+        return merged.to(tensor.device, tensor.dtype)
+
+    return transform
+
+
+def _add(weight: Tensor, name: str, file: LoraFile, multiplier: float) -> Tensor:
+    path, _, parameter = name.rpartition(".")
+    changes = []
+    if parameter == "weight" and path in file.modules:
+        changes.append(file.modules[path].change(weight.device))
+    if name in file.differences:
+        changes.append(file.differences[name].to(weight.device, torch.float32))
+    for change in changes:
+        if change.numel() != weight.numel():
+            raise WeightsError(
+                f"{file.path.name}: {name} would change by {tuple(change.shape)}, the model has {tuple(weight.shape)}.",
+                "This LoRA was made for another size of the model.",
+            )
+        weight = weight + multiplier * change.reshape(weight.shape)
+    return weight

@@ -1,0 +1,91 @@
+"""Charts of a training run with matplotlib, which is imported only when a chart is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from .whole import whole_file
+
+_LOSS, _RATE, _INK, _GRID = "#2563eb", "#d97706", "#1f2937", "#e5e7eb"
+
+
+def smooth(values: Sequence[float], *, share: float = 0.05) -> list[float]:
+    """Exponential moving average over about `share` of the values (three at least), without the start's bias.
+
+    Values that are not finite are passed over: the average keeps what it had.
+    """
+    decay = 1 - 1 / max(len(values) * share, 3)
+    total = weight = 0.0
+    averages = []
+    for value in values:
+        if math.isfinite(value):
+            total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
+        averages.append(total / weight if weight else math.nan)
+    return averages
+
+
+def loss_curve(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    path: str | Path,
+    *,
+    smoothed: bool = True,
+    title: str = "Training loss",
+    lr: Sequence[float] | None = None,
+) -> Path:
+    """Draw the loss over the steps as a PNG: each step faint, the moving average bold; `lr` on an axis of its own.
+
+    `losses` and `lr` have one value a step. Returns the path. Raises DiskError when it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if smoothed:
+        axes.plot(steps, losses, color=_LOSS, alpha=0.22, linewidth=1.0, label="each step")
+        axes.plot(steps, smooth(losses), color=_LOSS, linewidth=2.2, label="moving average")
+    else:
+        axes.plot(steps, losses, color=_LOSS, linewidth=1.4, label="each step")
+    handles = list(axes.lines)
+    if lr is not None:
+        rate_axes = axes.twinx()
+        handles += rate_axes.plot(
+            steps, lr, color=_RATE, linewidth=1.0, alpha=0.8, linestyle=(0, (5, 2)), label="learning rate"
+        )
+        rate_axes.set_ylabel("learning rate", color=_RATE)
+        rate_axes.tick_params(axis="y", colors=_RATE, length=0)
+        rate_axes.set_ylim(bottom=0)
+        rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+        for spine in rate_axes.spines.values():
+            spine.set_visible(False)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss", color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    axes.set_ylim(*_limits(losses))
+    axes.margins(x=0.01)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    axes.legend(handles=handles, frameon=False, loc="upper right", labelcolor=_INK)
+    with whole_file(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+def _limits(losses: Sequence[float]) -> tuple[float, float]:
+    """From just below the lowest loss to just above its 99.5th percentile: one spike must not flatten the rest."""
+    finite = sorted(value for value in losses if math.isfinite(value))
+    if not finite:
+        return 0.0, 1.0
+    low, high = finite[0], finite[min(int(len(finite) * 0.995), len(finite) - 1)]
+    air = (high - low) * 0.08 or max(abs(high) * 0.1, 1e-6)
+    return (max(low - air, 0.0) if low >= 0 else low - air), high + air

@@ -1,0 +1,52 @@
+"""torch.compile, block by block: one block's graph is compiled once and serves all that look alike.
+
+Knows the names that the command line uses. Given up: compiling the whole model, which would have to see through
+streaming and checkpointing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..contract.errors import OptionError
+from .streaming import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+FIXED_ADDRESSES = ("reduce-overhead", "max-autotune")
+"""Modes that record CUDA graphs, which need every weight to stay at its address."""
+
+
+def compile_blocks(
+    blocks: nn.ModuleList,
+    *,
+    backend: str = "inductor",
+    mode: str = "default",
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    cache_size_limit: int | None = None,
+) -> None:
+    """Compile each block's forward at its first call. Call it after adapters are attached, before the rest.
+
+    dynamic: True compiles for changing shapes, False for each shape, None (auto) finds out. cache_size_limit: how
+    many compiled versions a block may have before it runs uncompiled. Raises OptionError for unknown names.
+    """
+    if mode not in MODES:
+        raise OptionError(f"There is no compile mode {mode!r}.", hint=f"Choose --compile_mode from {', '.join(MODES)}.")
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if backend not in known:
+        raise OptionError(
+            f"There is no compile backend {backend!r}.", hint=f"Choose --compile_backend from {', '.join(known)}."
+        )
+    if cache_size_limit is not None:
+        torch._dynamo.config.cache_size_limit = cache_size_limit
+    # other backends take no mode
+    options = {"mode": mode} if backend == "inductor" else {}
+    for block in blocks:
+        if hasattr(block, CHECKPOINTED) or hasattr(block, STREAMED):
+            raise ValueError("compile_blocks comes before stream_blocks and checkpoint_blocks")
+        block.forward = torch.compile(  # type: ignore[method-assign]
+            block.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph, **options
+        )
+        if backend == "cudagraphs" or (backend == "inductor" and mode in FIXED_ADDRESSES):
+            setattr(block, COMPILED_WITH_GRAPHS, True)

@@ -1,0 +1,230 @@
+"""Frozen linear layers with float8 weights: half the memory of bf16, and real fp8 products where the GPU has them.
+
+`quantize` is the reference tool's scheme bit for bit. `Fp8Linear` computes y = x·Wᵀ + b from codes and scale; its
+backward gives the gradient of the input only, since the weight is frozen. On CUDA with compute capability 8.9 or
+newer, bf16 activations and a scale for the row or the tensor, both directions are `torch._scaled_mm` products with
+activations scaled row by row; otherwise the weight is multiplied out for the moment of the product, never kept.
+Norms, biases and modulation are left alone. Given up: training the weights, fp8 for convolutions and embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..contract.errors import WeightsError
+
+CODES = torch.float8_e4m3fn
+BLOCK = 64
+MODES = ("block", "channel", "tensor", "cast")
+SMALLEST_SCALE = 1e-8
+Transform = Callable[[str, Tensor], Tensor]
+
+
+def quantize(
+    weight: Tensor, mode: str = "block", *, codes_dtype: torch.dtype = CODES, scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """(codes, scale) of a weight, so that codes·scale ≈ weight. codes have the weight's shape.
+
+    mode "block": a scale for 64 input features of each row, [out, in/64, 1]; "channel": for each row, [out, 1];
+    "tensor": one, []; "cast": no scaling, values beyond the format's range are cut to it. A block that does not
+    divide the row falls back to "channel", a weight that is not a matrix to "tensor", as in the reference.
+    The scale is max|w| / the largest code (at least 1e-8), rounded to the weight's dtype, and is returned as
+    scale_dtype, by default the weight's.
+    """
+    if mode not in MODES:
+        raise ValueError(f"no fp8 mode {mode!r}: {', '.join(MODES)}")
+    largest = torch.finfo(codes_dtype).max
+    weight = weight.detach()
+    if mode == "cast":
+        one = torch.ones((), device=weight.device, dtype=scale_dtype or weight.dtype)
+        return weight.clamp(-largest, largest).to(codes_dtype), one
+    if weight.ndim != 2:
+        mode = "tensor"
+    elif mode == "block" and weight.shape[1] % BLOCK:
+        mode = "channel"
+    grouped = weight.unflatten(1, (-1, BLOCK)) if mode == "block" else weight
+    highest = grouped.abs().amax() if mode == "tensor" else grouped.abs().amax(dim=-1, keepdim=True)
+    # divided in the weight's dtype, so that the scale is stored as it was used; its floor is below fp16's range
+    scale = (highest / largest).float().clamp(min=SMALLEST_SCALE)
+    codes = (grouped.float() / scale).clamp(-largest, largest).to(codes_dtype)
+    return codes.reshape(weight.shape), scale.to(scale_dtype or weight.dtype)
+
+
+def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """codes·scale in `dtype`, rounded once. The scale may have any shape that `quantize` gives."""
+    values = codes.to(dtype)  # exact: every fp8 number is also a bf16, fp16 or fp32 number
+    blocked = values.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else values
+    torch.mul(blocked, scale.float(), out=blocked)
+    return values
+
+
+class Fp8Linear(nn.Linear):
+    """A frozen nn.Linear of fp8 codes (`weight`) and their scale (`scale_weight`, float32). Wrap it like any Linear.
+
+    Computes in the dtype of its input, or of autocast where that is on. Moving keeps the formats: a cast of the whole
+    model to another dtype leaves codes and scale as they are.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would allocate a weight
+        self.out_features, self.in_features = codes.shape
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale_weight = nn.Parameter(scale.float(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, mode: str) -> Fp8Linear:
+        """Quantise a layer: the reference's codes and scales for the weight's dtype."""
+        return cls(*quantize(linear.weight, mode, scale_dtype=torch.float32), linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] in the dtype of x (or of autocast)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        real_fp8 = x.dtype == torch.bfloat16 and self._multiplies_on(x.device)
+        return _FrozenProduct.apply(x, self.weight, self.scale_weight, self.bias, real_fp8)
+
+    def _multiplies_on(self, device: torch.device) -> bool:
+        """Whether fp8 products are possible: the GPU, a scale per row at most, sizes in steps of 16."""
+        fits = self.scale_weight.ndim <= 2 and self.in_features % 16 == 0 and self.out_features % 16 == 0
+        return fits and self.weight.dtype == CODES and has_fp8_products(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
+        kept = {name: getattr(self, name).data for name in ("weight", "scale_weight")}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                after.data = before.to(after.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale={list(self.scale_weight.shape)}"
+
+
+@lru_cache
+def has_fp8_products(device: torch.device) -> bool:
+    """Whether this device multiplies fp8 matrices (compute capability 8.9, Ada, or newer)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x·Wᵀ + b for frozen codes. Saves the codes for backward, which F.linear would do with the multiplied-out W."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, real_fp8: bool) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        ctx.real_fp8 = real_fp8
+        bias = None if bias is None else bias.to(x.dtype)
+        if not real_fp8:
+            return functional.linear(x, dequantize(codes, scale, x.dtype), bias)
+        scale_1N = scale.reshape(1, -1).expand(1, codes.shape[0])
+        y = _fp8_product(x.reshape(-1, x.shape[-1]).float(), codes.t(), scale_1N, bias)
+        return y.view(*x.shape[:-1], codes.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        codes, scale = ctx.saved_tensors
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        if not ctx.real_fp8:
+            return grad @ dequantize(codes, scale, grad.dtype), None, None, None, None
+        # the row scales lie along the summed axis here: they go into the gradient before it is quantised
+        scaled = grad.reshape(-1, grad.shape[-1]).float() * scale.reshape(1, -1)
+        columns = codes.t().contiguous().t()  # the product wants its second factor column by column
+        ones = torch.ones(1, codes.shape[1], device=grad.device)
+        x_grad = _fp8_product(scaled, columns, ones, None)
+        return x_grad.view(*grad.shape[:-1], codes.shape[1]), None, None, None, None
+
+
+def _fp8_product(rows_MK: Tensor, codes_KN: Tensor, scale_1N: Tensor, bias: Tensor | None) -> Tensor:
+    """bf16 [M, N] = rows·codes: float32 rows are quantised with a scale each."""
+    largest = torch.finfo(CODES).max
+    scale_M1 = (rows_MK.abs().amax(dim=-1, keepdim=True) / largest).clamp(min=1e-12)
+    quantized = (rows_MK / scale_M1).clamp(-largest, largest).to(CODES)
+    return torch._scaled_mm(
+        quantized,
+        codes_KN,
+        scale_a=scale_M1,
+        scale_b=scale_1N.contiguous(),
+        bias=bias,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+
+
+def quantize_model(model: nn.Module, *, wanted: Callable[[str], bool], mode: str = "block") -> list[str]:
+    """Replace the linear layers whose path is `wanted` by Fp8Linear, one at a time. Returns their paths.
+
+    Only plain nn.Linear is replaced: subclasses ask for their own precision. WeightsError when one is fp8 already.
+    """
+    names = list(_linears(model, wanted))
+    for name in names:
+        linear = model.get_submodule(name)
+        if linear.weight.dtype.itemsize == 1:
+            raise WeightsError(
+                f"{name} is stored as {linear.weight.dtype}: these weights are fp8 already.",
+                hint="Leave out --fp8_scaled, or use a bf16 checkpoint.",
+            )
+        _replace(model, name, Fp8Linear.from_linear(linear, mode))
+    return names
+
+
+class QuantizeOnLoad:
+    """Quantise while loading, so that the whole bf16 model never exists: a transform, then `install`.
+
+        quantizer = QuantizeOnLoad(dit_on_meta, wanted=…, mode="block", before=merge_loras)
+        load_into(dit_on_meta, file, transform=quantizer, …)
+        quantizer.install(dit)
+
+    `before(name, tensor)` runs first, in the file's precision: a LoRA is merged before its weight is quantised.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        wanted: Callable[[str], bool],
+        mode: str = "block",
+        before: Transform | None = None,
+    ) -> None:
+        self.names = set(_linears(model, wanted))
+        self.mode = mode
+        self.before = before
+        self.scales: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        if self.before is not None:
+            tensor = self.before(name, tensor)
+        path, _, kind = name.rpartition(".")
+        if kind != "weight" or path not in self.names:
+            return tensor
+        if tensor.dtype.itemsize == 1:
+            raise WeightsError(
+                f"{name} is stored as {tensor.dtype}: these weights are fp8 already.",
+                hint="Leave out --fp8_scaled, or use a bf16 checkpoint.",
+            )
+        codes, self.scales[path] = quantize(tensor, self.mode, scale_dtype=torch.float32)
+        return codes
+
+    def install(self, model: nn.Module) -> list[str]:
+        """Turn the layers that were loaded as codes into Fp8Linear. Returns their paths."""
+        for path, scale in self.scales.items():
+            linear = model.get_submodule(path)
+            _replace(model, path, Fp8Linear(linear.weight.detach(), scale, linear.bias))
+        done, self.scales = list(self.scales), {}
+        return done
+
+
+def _linears(model: nn.Module, wanted: Callable[[str], bool]) -> Iterator[str]:
+    return (name for name, module in model.named_modules() if type(module) is nn.Linear and wanted(name))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, name, module)

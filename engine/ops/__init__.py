@@ -1,0 +1,1 @@
+"""Operations that have several implementations: attention, and later the kernels."""

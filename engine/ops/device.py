@@ -1,0 +1,57 @@
+"""Which device and which number format: the words that people use for them, turned into torch's."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from ..contract.errors import OptionError
+
+DTYPES = {
+    "float": torch.float32, "float32": torch.float32, "fp32": torch.float32, "no": torch.float32,
+    "float16": torch.float16, "fp16": torch.float16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+}  # fmt: skip
+
+
+def choose_device(name: str | None) -> torch.device:
+    """`name` as torch spells it ("cuda", "cuda:1", "cpu", "mps"); None takes the GPU where there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name}: torch knows no such device.", "Use cuda, cuda:0, cpu or mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(
+            f"--device {name}: torch {torch.__version__} sees no CUDA GPU on this machine.",
+            "Leave --device out to take what there is, or run `python -m env_bootstrap status` to see the torch build.",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0.")
+    return device
+
+
+def dtype_of(name: str | None, default: torch.dtype, *, flag: str) -> torch.dtype:
+    """The torch dtype of a word like "bf16"; None gives `default`. `flag` names the option in the error."""
+    if name is None:
+        return default
+    if name.lower() not in DTYPES:
+        raise OptionError(f"{flag} {name}: not a number format.", f"Choose from {', '.join(DTYPES)}.")
+    return DTYPES[name.lower()]
+
+
+def free_memory(device: torch.device) -> None:
+    """Give unused cached memory back to the driver, so that the next model finds it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """What this process holds, in MiB: `ram_mib`, and on a CUDA device `vram_mib`, its peak, and the reserved peak."""
+    mib = 1 << 20
+    found = {"ram_mib": psutil.Process().memory_info().rss / mib}
+    if device.type == "cuda":
+        found["vram_mib"] = torch.cuda.memory_allocated(device) / mib
+        found["vram_peak_mib"] = torch.cuda.max_memory_allocated(device) / mib
+        found["vram_reserved_peak_mib"] = torch.cuda.max_memory_reserved(device) / mib
+    return found

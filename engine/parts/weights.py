@@ -1,0 +1,302 @@
+"""Read checkpoints tensor by tensor, put them into modules, write them safely.
+
+`open_weights` reads headers only; a tensor is read when it is asked for, into memory of its own (no mapping that
+a replaced file could break). `load_into` is strict: every parameter filled, nothing left over, all shapes checked
+before the first byte of weights is read. Files with scaled fp8 weights (ComfyUI's and musubi-tuner's kinds) read as
+ordinary tensors unless asked otherwise.
+Knows nothing of families: names are translated by the `rename` that the caller brings.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import nn
+
+from ..contract.errors import DiskError, WeightsError
+from .weight_files import (
+    SAFETENSORS_DTYPES,
+    TensorEntry,
+    find_files,
+    read_pickle,
+    read_safetensors_header,
+)
+
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+_SCALES = (("scale_weight", "weight"), ("weight_scale", "weight"))
+_FP8_NOTES = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+class WeightFile:
+    """A checkpoint of one or more files, read one tensor at a time.
+
+    `shapes` and `dtypes` are by the names in the file, in file order; `metadata` is the safetensors metadata of the
+    first file. `dtypes` says what is stored: fp8 for a scaled fp8 weight although `read` returns it multiplied out.
+    """
+
+    def __init__(self, path: Path, files: list[Path], *, role: str, dequantize: bool = True):
+        self.path, self.role = path, role
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.metadata: dict[str, str] = {}
+        self._files = files
+        self._entries: dict[str, tuple[Path, TensorEntry]] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        for number, file in enumerate(files):
+            self._add(file, first=number == 0)
+        self._scales = _pair_scales(self.dtypes) if dequantize else {}
+        if dequantize:
+            scales = set(self._scales.values())
+            self.shapes = {name: s for name, s in self.shapes.items() if name not in scales and not _is_note(name)}
+            self.dtypes = {name: self.dtypes[name] for name in self.shapes}
+
+    def read(self, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One tensor, on `device`, in memory of its own. dtype None keeps the file's (scaled fp8 becomes bfloat16).
+
+        Integer and bool tensors keep their type. Raises KeyError for a name that is not in `shapes`.
+        """
+        tensor = self._raw(name).to(device)
+        if name in self._scales:
+            tensor = dequantize(tensor, self._raw(self._scales[name]).to(device)).to(dtype or torch.bfloat16)
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    def identity(self) -> str:
+        """16 hex digits that follow the content, not the path or the date; reads a quarter of a megabyte a file."""
+        digest = hashlib.sha256(repr([(name, str(self.dtypes[name]), s) for name, s in self.shapes.items()]).encode())
+        for file in self._files:
+            size = file.stat().st_size
+            digest.update(str(size).encode())
+            with file.open("rb") as stream:
+                for index in range(_SAMPLES):
+                    stream.seek(max(0, (size - _SAMPLE_BYTES) * index // (_SAMPLES - 1)))
+                    digest.update(stream.read(_SAMPLE_BYTES))
+        return digest.hexdigest()[:16]
+
+    def _add(self, file: Path, *, first: bool) -> None:
+        try:
+            if file.suffix.lower() == ".safetensors":
+                entries, metadata = read_safetensors_header(file, role=self.role)
+                self.metadata = metadata if first else self.metadata
+                self._entries.update({name: (file, entry) for name, entry in entries.items()})
+                self.shapes.update({name: entry.shape for name, entry in entries.items()})
+                self.dtypes.update({name: entry.dtype for name, entry in entries.items()})
+            else:
+                tensors = read_pickle(file, role=self.role)
+                self._tensors.update(tensors)
+                self.shapes.update({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+                self.dtypes.update({name: tensor.dtype for name, tensor in tensors.items()})
+        except PermissionError as error:
+            raise WeightsError(
+                f"{self.role}: {file} cannot be read: permission denied.", "Change its permissions."
+            ) from error
+
+    def _raw(self, name: str) -> torch.Tensor:
+        if name in self._tensors:
+            return self._tensors[name].detach().clone()
+        file, entry = self._entries[name]
+        buffer = torch.empty(entry.length, dtype=torch.uint8)
+        if entry.length:
+            view = memoryview(buffer.numpy())
+            with file.open("rb", buffering=0) as stream:
+                stream.seek(entry.start)
+                done = 0
+                while done < entry.length:
+                    count = stream.readinto(view[done:])
+                    if not count:
+                        raise WeightsError(f"{self.role}: {file.name} ended while {name} was read.", "Is it changing?")
+                    done += count
+        return buffer.view(entry.dtype).view(entry.shape)
+
+
+def open_weights(path: str | Path, *, role: str, dequantize: bool = True) -> WeightFile:
+    """Open a checkpoint: a file, shards, a folder (see `weight_files`). `role` is the flag, e.g. "--dit".
+
+    `dequantize` False shows scaled fp8 files as they are stored, scales and markers included.
+    Raises WeightsError when there is no readable checkpoint.
+    """
+    if not str(path).strip():
+        raise WeightsError(f"{role}: no file was given.", f"Name the weights with {role} PATH.")
+    path = Path(path).expanduser()
+    return WeightFile(path, find_files(path, role=role), role=role, dequantize=dequantize)
+
+
+def load_into(
+    module: nn.Module,
+    file: WeightFile,
+    *,
+    rename: Callable[[str], str | None],
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    transform: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Fill every parameter and persistent buffer of `module` (which may be on "meta") from `file`, strictly.
+
+    `rename` maps a name in the file to the module's, None drops it. Two names that map to one (tied tables stored
+    twice) must agree in shape; the first is used. `transform(name, tensor)` gets the module's name and the tensor
+    on `device` as stored (scaled fp8 multiplied out); the result is then cast to `dtype`, unless the transform
+    returned another dtype than it got, which is its choice. dtype None keeps the file's types.
+    Raises WeightsError that lists the first missing, unexpected and misshapen names.
+    """
+    slots = _slots(module)
+    sources = _match(slots, file, rename)
+    for ours, theirs in sources.items():
+        tensor = file.read(theirs, device=device)
+        changed = tensor if transform is None else transform(ours, tensor)
+        if dtype is not None and changed.dtype == tensor.dtype and changed.is_floating_point():
+            changed = changed.to(dtype)
+        _assign(slots[ours], changed)
+    for part in module.modules():
+        for name in part._non_persistent_buffers_set:
+            buffer = part._buffers[name]
+            if buffer is not None and not buffer.is_meta:
+                part._buffers[name] = buffer.to(device)
+
+
+def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """fp8 weight times its scale, in float32.
+
+    Scale shapes: [] or [1] (whole tensor), [out, 1] (row), [out, in / block, 1] (block of input features).
+    """
+    weight, scale = weight.float(), scale.float()
+    if scale.ndim == 3:
+        return (weight.unflatten(1, (scale.shape[1], -1)) * scale).flatten(1)
+    if scale.ndim == 1 and scale.numel() > 1:
+        scale = scale.unsqueeze(1)
+    return weight * scale.reshape(()) if scale.numel() == 1 else weight * scale
+
+
+def write_weights(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file under a temporary name beside `path`, then rename it: never half a file.
+
+    Tensors are moved to the CPU one at a time. Raises DiskError when the disk is full or not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                _write_safetensors(stream, tensors, metadata or {})
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            raise DiskError(
+                f"No space left to write {path} ({need / 2**20:.0f} MiB).", "Free some space or write elsewhere."
+            ) from error
+        raise DiskError(
+            f"Cannot write {path}: {error.strerror or error}.", "Check the folder's permissions."
+        ) from error
+
+
+def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in order:
+        length = tensors[name].numel() * tensors[name].element_size()
+        header[name] = {
+            "dtype": names[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + length],
+        }
+        offset += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            stream.write(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def _is_note(name: str) -> bool:
+    """Names that say how fp8 was made and hold no weights."""
+    return name.rpartition(".")[2] in _FP8_NOTES
+
+
+def _pair_scales(dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
+    """fp8 weight name -> the name of its scale."""
+    pairs = {}
+    for name in dtypes:
+        stem, _, last = name.rpartition(".")
+        for scale, weight in _SCALES:
+            target = f"{stem}.{weight}"
+            if last == scale and dtypes.get(target) in FP8_DTYPES:
+                pairs[target] = name
+    return pairs
+
+
+Slot = list[tuple[nn.Module, str]]
+
+
+def _slots(module: nn.Module) -> dict[str, Slot]:
+    """Each parameter and persistent buffer by its first name, with every place that holds it (tied weights)."""
+    slots: dict[str, Slot] = {}
+    first: dict[int, str] = {}
+    for prefix, part in module.named_modules():
+        held = {
+            **part._parameters,
+            **{n: b for n, b in part._buffers.items() if n not in part._non_persistent_buffers_set},
+        }
+        for name, tensor in held.items():
+            if tensor is not None:
+                full = first.setdefault(id(tensor), f"{prefix}.{name}" if prefix else name)
+                slots.setdefault(full, []).append((part, name))
+    return slots
+
+
+def _match(slots: dict[str, Slot], file: WeightFile, rename: Callable[[str], str | None]) -> dict[str, str]:
+    """Our name -> the file's, in file order; WeightsError unless the two sides agree in names and shapes."""
+    sources: dict[str, str] = {}
+    unexpected, misshapen = [], []
+    for theirs, shape in file.shapes.items():
+        ours = rename(theirs)
+        if ours is None:
+            continue
+        if ours not in slots:
+            unexpected.append(theirs)
+            continue
+        part, name = slots[ours][0]
+        wanted = tuple(getattr(part, name).shape)
+        if shape != wanted:
+            misshapen.append(f"{theirs} {list(shape)} instead of {list(wanted)}")
+        sources.setdefault(ours, theirs)
+    missing = [name for name in slots if name not in sources]
+    problems = (("missing", missing), ("not expected", unexpected), ("of another shape", misshapen))
+    if any(names for _, names in problems):
+        told = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in problems if names)
+        raise WeightsError(
+            f"{file.role}: {file.path.name} does not hold the tensors of this model: {told}.",
+            f"Is this the right file for {file.role}, and are all its parts there?",
+        )
+    return sources
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def _assign(slot: Slot, tensor: torch.Tensor) -> None:
+    part, name = slot[0]
+    if name in part._parameters:
+        old = part._parameters[name]
+        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad and tensor.is_floating_point())
+    for part, name in slot:
+        (part._parameters if name in part._parameters else part._buffers)[name] = tensor

@@ -1,0 +1,174 @@
+"""How a running job talks: events out, commands in, everything kept in the job's folder.
+
+Two audiences, one stream of events. With `--events` each event is a line of JSON on the stdout that the engine was
+started with, and commands are read from stdin. Otherwise the same events are drawn for a person by `screen.py`, and
+stdin means nothing: Ctrl-C and SIGTERM ask the job to stop and save. What libraries print never enters the stream.
+Knows no task and no option beyond those of the `Run` section.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from .contract.events import Control, Event, Log, Progress, Say, Warning_, write
+
+PROGRESS_LINES_S = 1.0
+NOISY_LIBRARIES = ("transformers", "diffusers", "accelerate", "PIL", "matplotlib", "libav", "httpx", "urllib3")
+
+
+class JobFolder:
+    """The record of one job: `job.toml`, `events.jsonl`, `log.txt`. Appends only, so a killed job keeps its record."""
+
+    def __init__(self, path: Path, job_toml: str):
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        _write_whole(path / "job.toml", job_toml)
+        self._events = open(path / "events.jsonl", "a", encoding="utf-8")
+        self._log = open(path / "log.txt", "a", encoding="utf-8")
+        self._last_progress_s = -PROGRESS_LINES_S
+
+    def record(self, event: Event) -> None:
+        """Keep an event; progress is thinned to one line a second, except a bar's last."""
+        if isinstance(event, Progress):
+            now = time.monotonic()
+            if now - self._last_progress_s < PROGRESS_LINES_S and event.done != event.total:
+                return
+            self._last_progress_s = now
+        self._events.write(write(event) + "\n")
+        self._events.flush()
+
+    def handler(self) -> logging.Handler:
+        """Where Python's loggers and warnings of this process are kept."""
+        handler = logging.StreamHandler(self._log)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        return handler
+
+    def close(self) -> None:
+        self._events.close()
+        self._log.close()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def take_stdout() -> IO[str]:
+    """Keep the real stdout for events alone; from here on whatever prints, children too, goes to stderr."""
+    private = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    return private
+
+
+def event_writer(stream: IO[str]) -> Say:
+    """One line of JSON for each event. A reader that went away is not our failure: the job stops by stdin's end."""
+    lock = threading.Lock()
+
+    def say(event: Event) -> None:
+        with lock, contextlib.suppress(BrokenPipeError):
+            stream.write(write(event) + "\n")
+            stream.flush()
+
+    return say
+
+
+def obey(line: str, control: Control, say: Say) -> None:
+    """Carry out one line of stdin: a JSON object `{"command": "stop"}` or the bare word."""
+    text = line.strip()
+    if not text:
+        return
+    command = text
+    if text.startswith("{"):
+        try:
+            command = str(json.loads(text).get("command", ""))
+        except json.JSONDecodeError:
+            command = text
+    known: dict[str, Callable[[], None]] = {
+        "stop": control.request_stop,
+        "save": control.request_save,
+        "sample": control.request_sample,
+    }
+    if command in known:
+        known[command]()
+    else:
+        say(Warning_(message=f"Unknown command on stdin: {text[:80]!r}. Known: {', '.join(known)}."))
+
+
+def listen(control: Control, say: Say) -> None:
+    """Read commands from stdin on a thread of its own. The end of stdin means stop: whoever started us is gone."""
+
+    def read() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in sys.stdin:
+                obey(line, control, say)
+        control.request_stop()
+
+    threading.Thread(target=read, name="commands", daemon=True).start()
+
+
+@contextlib.contextmanager
+def signals_ask_to_stop(control: Control, say: Say) -> Iterator[None]:
+    """SIGINT and SIGTERM ask once; a second SIGINT ends the process at once, as any program would."""
+
+    def ask(number: int, frame: object) -> None:
+        control.request_stop()
+        signal.signal(number, signal.SIG_DFL)
+        say(Log(message="Stopping: finishing the step at hand and saving. Press Ctrl-C again to end at once."))
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _quiet_libraries(folder: JobFolder | None, level: str) -> None:
+    logging.captureWarnings(True)
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(level.upper())
+    root.addHandler(folder.handler() if folder else logging.NullHandler())
+    for name in NOISY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def conversation(*, events: bool, folder: JobFolder | None, log_level: str = "info") -> Iterator[tuple[Say, Control]]:
+    """Open both directions for one job and close them again, whatever happens in between."""
+    control = Control()
+    if events:
+        outward, close = event_writer(take_stdout()), lambda: None
+    else:
+        from .screen import Screen
+
+        screen = Screen()
+        outward, close = screen.show, screen.close
+    _quiet_libraries(folder, log_level)
+
+    def say(event: Event) -> None:
+        if folder is not None:
+            folder.record(event)
+        outward(event)
+
+    if events:
+        listen(control, say)
+    try:
+        with signals_ask_to_stop(control, say):
+            yield say, control
+    finally:
+        close()
+        if folder is not None:
+            logging.getLogger().handlers.clear()
+            folder.close()

@@ -1,0 +1,149 @@
+"""Loading the DiT as a job wants it: LoRAs merged, weights in fp8, blocks streamed, compiled.
+
+Training and generation do the same things to the same blocks in the same order, so they do it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..contract.events import Log, Say, Stage
+from ..contract.job import Job
+from ..contract.options import Memory
+from ..families import part
+from ..lora.files import LoraFile
+from ..lora.merge import load_loras, merger, select
+from ..memory.checkpointing import checkpoint_blocks
+from ..memory.compile import compile_blocks
+from ..memory.fp8 import QuantizeOnLoad, has_fp8_products
+from ..memory.streaming import stream_blocks
+from ..parts.weights import open_weights
+
+LoraStack = Sequence[tuple[LoraFile, float]]
+
+
+def tune_backends(memory: Memory) -> None:
+    """The switches of torch's CUDA backends that hold for the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = memory.cuda_allow_tf32
+    torch.backends.cudnn.allow_tf32 = memory.cuda_allow_tf32
+    torch.backends.cudnn.benchmark = memory.cuda_cudnn_benchmark
+
+
+def module_names(family: str, dit_path: str) -> list[str]:
+    """The names of the DiT's modules, read off the checkpoint's shapes; no weight is loaded."""
+    return [name for name, _ in meta_dit(family, dit_path).named_modules()]
+
+
+def meta_dit(family: str, dit_path: str) -> nn.Module:
+    """The DiT without weights: names and shapes, read off the checkpoint's."""
+    file = open_weights(dit_path, role="--dit")
+    variant = part(family, "detect").detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
+    return part(family, "model").build(variant.config)
+
+
+def read_loras(
+    job: Job,
+    dit_path: str,
+    paths: Sequence[str],
+    multipliers: Sequence[float],
+    *,
+    role: str,
+    say: Say,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> LoraStack:
+    """A stack of LoRA files for this DiT. `include`, `exclude`: a regular expression for each file, or fewer."""
+    if not paths:
+        return []
+    names, keys = module_names(job.family, dit_path), part(job.family, "keys")
+    stack = load_loras(paths, multipliers, module_names=names, say=say, role=role, rename=keys.dit_name)
+    return [
+        (select(file, include=include[index : index + 1], exclude=exclude[index : index + 1]), multiplier)
+        for index, (file, multiplier) in enumerate(stack)
+    ]
+
+
+def load_dit(
+    job: Job,
+    path: str,
+    *,
+    device: torch.device,
+    loras: LoraStack = (),
+    weight_format: str = "stored",
+    attention_backend: str = "auto",
+    say: Say,
+) -> nn.Module:
+    """The frozen DiT on `device`, or in main memory where blocks are to be streamed (see `arrange_blocks`).
+
+    `weight_format`: "stored", "fp8" or "fp8_scaled". LoRAs are merged before weights become fp8.
+    """
+    model = part(job.family, "model")
+    say(Stage(name="Loading the DiT", message=f"{path} on {device}"))
+    for file, multiplier in loras:
+        say(Log(message=f"Merging {file.path.name} at {multiplier:g}: {len(file.modules)} modules."))
+    transform = merger(loras) if loras else None
+    quantizer = None
+    if weight_format != "stored":
+        quantizer = QuantizeOnLoad(
+            meta_dit(job.family, path),
+            wanted=part(job.family, "keys").keeps_fp8,
+            mode=_fp8_mode(weight_format, device),
+            before=transform,
+        )
+    dit = model.load(
+        path,
+        device="cpu" if job[Memory].blocks_to_swap else device,
+        transform=quantizer or transform,
+        attention_backend=attention_backend,
+        **part(job.family, "options").dit_arguments(job),
+    )
+    say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, computing in {_word(dit.dtype)}."))
+    if quantizer is not None:
+        count = len(quantizer.install(dit))
+        say(Log(message=f"{count} layers are kept in fp8, scaled by {quantizer.mode}."))
+    return dit
+
+
+def _fp8_mode(weight_format: str, device: torch.device) -> str:
+    """A scale for each row lets the GPU multiply in fp8; where it cannot, finer blocks are the more exact choice."""
+    if weight_format == "fp8":
+        return "cast"
+    return "channel" if has_fp8_products(device) else "block"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def arrange_blocks(
+    job: Job, dit: nn.Module, *, device: torch.device, slots: int = 2, pinned: bool = False, checkpointing: str = ""
+) -> Any:
+    """Compile, stream and checkpoint the blocks, in the order that this has to happen, after adapters are attached.
+
+    `checkpointing`: "" for none, "keep" or "offload" for where block inputs wait. Returns what keeps the streaming
+    alive, None without.
+    """
+    memory, blocks = job[Memory], part(job.family, "model").blocks(dit)
+    if memory.compile:
+        compile_blocks(
+            blocks,
+            backend=memory.compile_backend,
+            mode=memory.compile_mode,
+            dynamic={"true": True, "false": False}.get(memory.compile_dynamic or "auto"),
+            fullgraph=memory.compile_fullgraph,
+            cache_size_limit=memory.compile_cache_size_limit,
+        )
+    stream = None
+    if memory.blocks_to_swap:
+        for child in dit.children():
+            if child is not blocks:
+                child.to(device)
+        pinned = pinned or memory.use_pinned_memory_for_block_swap
+        stream = stream_blocks(blocks, memory.blocks_to_swap, device=device, slots=slots, pinned=pinned)
+    if checkpointing:
+        checkpoint_blocks(blocks, offload=checkpointing == "offload")
+    return stream

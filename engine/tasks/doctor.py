@@ -1,0 +1,65 @@
+"""`doctor`: what the engine finds on this machine, for a person who wonders, and for a bug report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+
+import psutil
+import torch
+
+from .. import __version__
+from ..contract.events import Control, Log, Say, Stage
+from ..contract.job import Job
+from ..families import names
+from ..ops.attention import available_backends
+
+PACKAGES = (
+    "torch", "accelerate", "transformers", "safetensors", "av", "sentencepiece", "opencv-python-headless", "triton",
+    "sageattention", "flash-attn", "xformers", "bitsandbytes", "tensorboard", "wandb",
+)  # fmt: skip
+GIB = 1 << 30
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gpus() -> list[str]:
+    if not torch.cuda.is_available():
+        return ["no CUDA GPU that torch can use: everything runs on the CPU"]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        fp8 = "fp8 products" if (facts.major, facts.minor) >= (8, 9) else "no fp8 products"
+        found.append(
+            f"{index}: {facts.name}, {total / GIB:.1f} GiB ({free / GIB:.1f} free), sm_{facts.major}{facts.minor}, {fp8}"
+        )
+    return found
+
+
+def run(job: Job, say: Say, control: Control) -> str:
+    home = os.environ.get("MUSUBI_HOME")
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(home or os.getcwd())
+    sections = {
+        "Engine": [f"version {__version__}, families: {', '.join(names())}", f"MUSUBI_HOME: {home or 'not set'}"],
+        "Machine": [
+            f"{platform.platform()}, Python {platform.python_version()} ({sys.executable})",
+            f"{os.cpu_count()} CPU cores, {memory.total / GIB:.1f} GiB RAM ({memory.available / GIB:.1f} free), "
+            f"{disk.free / GIB:.1f} GiB free on disk",
+        ],
+        "GPU": [*_gpus(), f"attention: {', '.join(available_backends())}"],
+        "Packages": [f"{package} {_version(package)}" for package in PACKAGES],
+    }
+    for title, lines in sections.items():
+        say(Stage(name=title))
+        for line in lines:
+            say(Log(message=line))
+    return ""

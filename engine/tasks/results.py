@@ -1,0 +1,87 @@
+"""Where a generated video goes and how it is written: as a video, as images, as a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..contract.events import Artifact, Say
+from ..contract.options import Output
+from ..media.latents import SUFFIX, output_stem, save_latent
+from ..media.writing import write_images, write_png, write_video
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result's place and what it says about itself. `source`: name of the latent file that it was decoded from."""
+
+    output: Output
+    seed: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @cached_property
+    def stem(self) -> Path:
+        """The path to which endings are added. A file name given as `--save_path` is kept, unless it is taken."""
+        given = Path(self.output.save_path or ".")
+        if not given.suffix:
+            return output_stem(given, self.seed, source=self.source)
+        stem, number = given.with_suffix(""), 0
+        candidate = stem
+        while any(candidate.parent.glob(f"{_literal(candidate.name)}.*")):
+            number += 1
+            candidate = stem.with_name(f"{stem.name}_{number}")
+        return candidate
+
+    def named(self, suffix: str) -> Path:
+        path = self.stem.with_name(self.stem.name + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
+
+
+def write_latent_file(result: Result, latent_CTHW: Tensor, *, say: Say) -> None:
+    say(Artifact(kind="latent", path=str(save_latent(result.named(SUFFIX), latent_CTHW, metadata=result.metadata))))
+
+
+def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool, say: Say) -> None:
+    """Write frames (HWC uint8 RGB): a video, a folder of images, or one PNG where there is a single frame."""
+    arrays = (frame.numpy() for frame in frames)
+    first = next(arrays)
+    second = next(arrays, None)
+    if second is None:
+        say(Artifact(kind="image", path=str(write_png(result.named(".png"), first, metadata=result.metadata))))
+        return
+    rest = _chain(first, second, arrays)
+    if as_images:
+        paths = write_images(result.named(""), rest, metadata=result.metadata)
+        say(Artifact(kind="images", path=str(paths[0].parent)))
+        return
+    output = result.output
+    suffix = Path(output.save_path or "").suffix or ".mp4"
+    path = write_video(
+        result.named(suffix),
+        rest,
+        fps=output.fps,
+        codec=output.codec,
+        crf=output.crf,
+        preset=output.preset,
+        pixel_format=output.pixel_format,
+        bitrate=output.bitrate,
+        metadata=result.metadata,
+    )
+    say(Artifact(kind="video", path=str(path)))
+
+
+def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield second
+    yield from rest

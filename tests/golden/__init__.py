@@ -1,0 +1,1 @@
+"""Numbers computed by the reference implementations, and the code that checks ours against them."""

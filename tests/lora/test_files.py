@@ -1,0 +1,181 @@
+"""LoRA files: every naming is understood, what is written is what others expect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from engine.contract.errors import DiskError, WeightsError
+from engine.lora import files
+from engine.lora.files import LoraWeights, hashes, read_lora, to_kohya, to_other, write_lora
+from engine.lora.network import create
+from tests.lora.toy import EXCLUDE, toy
+
+DIT = toy()
+NAMES = [name for name, _ in DIT.named_modules() if name]
+
+
+def weights(rank: int = 3, alpha: float = 1.5) -> dict[str, LoraWeights]:
+    torch.manual_seed(1)
+    return {
+        path: LoraWeights(torch.randn(rank, size), torch.randn(out, rank), alpha)
+        for path, size, out in (("blocks.0.attn.to_out.0", 8, 8), ("blocks.1.proj_mlp", 8, 16))
+    }
+
+
+def same(one: dict[str, LoraWeights], two: dict[str, LoraWeights]) -> bool:
+    return one.keys() == two.keys() and all(
+        torch.allclose(one[path].change(), two[path].change(), atol=1e-5) for path in one
+    )
+
+
+def test_musubi_names_round_trip(tmp_path: Path) -> None:
+    write_lora(tmp_path / "a.safetensors", to_kohya(weights()), metadata={"ss_steps": "1"})
+    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    assert same(read.modules, weights())
+    assert read.modules["blocks.1.proj_mlp"].alpha == 1.5
+    assert read.dims == {"blocks.0.attn.to_out.0": (3, 1.5), "blocks.1.proj_mlp": (3, 1.5)}
+    assert read.unmatched == () and read.metadata["ss_steps"] == "1"
+    stored = load_file(tmp_path / "a.safetensors")
+    assert stored["lora_unet_blocks_0_attn_to_out_0.alpha"].shape == ()
+
+
+@pytest.mark.parametrize(
+    "prefix", ["diffusion_model.", "transformer.", "base_model.model.", "", "model.diffusion_model."]
+)
+@pytest.mark.parametrize(
+    "halves", [("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_A.default", "lora_B.default")]
+)
+def test_every_dotted_naming_is_read(tmp_path: Path, prefix: str, halves: tuple[str, str]) -> None:
+    tensors = {}
+    for path, entry in weights(alpha=3.0).items():
+        tensors[f"{prefix}{path}.{halves[0]}.weight"] = entry.down
+        tensors[f"{prefix}{path}.{halves[1]}.weight"] = entry.up
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert same(read_lora(tmp_path / "a.safetensors", module_names=NAMES).modules, weights(alpha=3.0))
+
+
+def test_double_underscore_prefix_of_wan_fun_loras(tmp_path: Path) -> None:
+    save_file(to_kohya(weights(), name_prefix="lora_unet__"), tmp_path / "a.safetensors")
+    assert same(read_lora(tmp_path / "a.safetensors", module_names=NAMES).modules, weights())
+
+
+def test_names_come_from_the_model_not_from_underscores(tmp_path: Path) -> None:
+    """The reference turns every `_` into `.` and loses proj_mlp and to_out.0."""
+    save_file(to_kohya(weights()), tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    assert set(to_other(read.modules)) == {
+        f"diffusion_model.{path}.lora_{half}.weight" for path in weights() for half in "AB"
+    }
+
+
+def test_diffusers_names_go_through_rename(tmp_path: Path) -> None:
+    def rename(name: str) -> str | None:
+        return name.replace("layers.", "blocks.").replace("mlp_in", "proj_mlp") if name.startswith("layers.") else None
+
+    entry = weights()["blocks.1.proj_mlp"]
+    save_file(
+        {
+            "transformer.layers.1.mlp_in.lora_A.weight": entry.down,
+            "transformer.layers.1.mlp_in.lora_B.weight": entry.up,
+        },
+        tmp_path / "a.safetensors",
+    )
+    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES, rename=rename)
+    assert list(read.modules) == ["blocks.1.proj_mlp"] and read.modules["blocks.1.proj_mlp"].alpha == 3.0
+
+
+def test_other_format_folds_alpha_into_both_halves(tmp_path: Path) -> None:
+    other = to_other(weights(), prefix="diffusion_model")
+    down = weights()["blocks.1.proj_mlp"].down
+    assert torch.allclose(other["diffusion_model.blocks.1.proj_mlp.lora_A.weight"], down * math.sqrt(0.5))
+    assert not any("alpha" in name for name in other)
+    write_lora(tmp_path / "a.safetensors", other, metadata={})
+    assert same(read_lora(tmp_path / "a.safetensors", module_names=NAMES).modules, weights())
+
+
+def test_hashes_are_those_of_the_file_without_foreign_metadata(tmp_path: Path) -> None:
+    tensors = {"lora_unet_x.lora_down.weight": torch.randn(600, 600), "lora_unet_x.alpha": torch.tensor(1.0)}
+    model_hash, legacy_hash = hashes(tensors, {"ss_a": "1", "modelspec.title": "not counted"})
+    save_file(tensors, tmp_path / "plain.safetensors", metadata={"ss_a": "1"})
+    content = (tmp_path / "plain.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert model_hash == hashlib.sha256(content[start:]).hexdigest()
+    assert legacy_hash == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    write_lora(tmp_path / "a.safetensors", tensors, metadata={"ss_a": "1", "modelspec.title": "t"})
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.metadata()["sshs_model_hash"] == model_hash
+        assert file.metadata()["sshs_legacy_hash"] == legacy_hash
+
+
+def test_save_precision_and_no_temporary_left(tmp_path: Path) -> None:
+    write_lora(tmp_path / "sub" / "a.safetensors", to_kohya(weights()), metadata={}, dtype=torch.bfloat16)
+    assert {value.dtype for value in load_file(tmp_path / "sub" / "a.safetensors").values()} == {torch.bfloat16}
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.safetensors"]
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    write_lora(path, to_kohya(weights()), metadata={})
+    before = path.read_bytes()
+
+    def full(tensors, name, metadata) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.safetensors.torch, "save_file", full)
+    with pytest.raises(DiskError, match="No space left"):
+        write_lora(path, to_kohya(weights(alpha=3.0)), metadata={})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_unusable_files_are_named_with_a_reason(tmp_path: Path) -> None:
+    def told(tensors: dict[str, torch.Tensor] | bytes | None, name: str = "a.safetensors") -> str:
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        if isinstance(tensors, bytes):
+            path.write_bytes(tensors)
+        elif tensors is not None:
+            save_file(tensors, path)
+        with pytest.raises(WeightsError) as caught:
+            read_lora(path, module_names=NAMES)
+        assert name in caught.value.message
+        return caught.value.message + " " + caught.value.hint
+
+    one = torch.ones(2, 2)
+    assert "no such file" in told(None)
+    assert "readable" in told(b"<html>not found</html>")
+    assert "readable" in told(b"garbage", "a.pt")
+    assert "another model family" in told({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": one})
+    assert "LoHa" in told({"lora_unet_blocks_0_down.hada_w1_a": one})
+    assert "LoKr" in told({"lora_unet_blocks_0_down.lokr_w1": one})
+    assert "one half" in told({"lora_unet_blocks_0_down.lora_down.weight": one})
+    ranks = {
+        "lora_unet_blocks_0_down.lora_down.weight": one,
+        "lora_unet_blocks_0_down.lora_up.weight": torch.ones(2, 3),
+    }
+    assert "ranks 2 and 3" in told(ranks)
+
+
+def test_keys_without_a_module_are_reported_not_fatal(tmp_path: Path) -> None:
+    tensors = to_kohya(weights()) | {"lora_te_text_model.lora_down.weight": torch.ones(1, 1)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    assert read.unmatched == ("lora_te_text_model.lora_down.weight",) and same(read.modules, weights())
+
+
+def test_a_network_is_written_and_read_back(tmp_path: Path) -> None:
+    lora = create(toy(), block_classes=["Block"], exclude=EXCLUDE, dim=2, alpha=4, conv_dim=2, seed=0)
+    write_lora(tmp_path / "a.safetensors", lora.state(), metadata={"note": json.dumps([1])})
+    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    again = create(toy(), block_classes=["Block"], exclude="", dims=read.dims, seed=7)
+    again.load_state(read.kohya())
+    assert all(torch.equal(value, again.state()[name]) for name, value in lora.state().items())

@@ -1,0 +1,142 @@
+"""Attention against a plain softmax, and the refusals of each backend."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+
+from engine.contract.errors import OptionError
+from engine.ops import attention as module
+from engine.ops.attention import BACKENDS, attention, available_backends, check_backend
+
+
+def plain(q_BLHD, k_BLHD, v_BLHD, lengths=None):
+    """softmax(q k^T / sqrt(D)) v, written out."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", q_BLHD, k_BLHD) / q_BLHD.shape[-1] ** 0.5
+    if lengths is not None:
+        keep = torch.arange(k_BLHD.shape[1])[None] < torch.tensor(lengths)[:, None]
+        scores = scores.masked_fill(~keep[:, None, None], float("-inf"))
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v_BLHD)
+
+
+@pytest.fixture
+def qkv():
+    torch.manual_seed(0)
+    return torch.randn(3, 5, 2, 8), torch.randn(3, 7, 2, 8), torch.randn(3, 7, 2, 8)
+
+
+@pytest.fixture
+def clean_cache():
+    module._kernels.clear()
+    yield
+    module._kernels.clear()
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "torch", "math"])
+@pytest.mark.parametrize("lengths", [None, [7, 7, 7], [4, 4, 4], [1, 7, 3]])
+def test_equals_a_plain_softmax(qkv, backend, lengths):
+    given = None if lengths is None else torch.tensor(lengths)
+    out = attention(*qkv, key_lengths_B=given, backend=backend)
+    assert out.shape == (3, 5, 2, 8)
+    assert (out - plain(*qkv, lengths)).abs().max() < 1e-6
+
+
+def test_ignored_keys_may_hold_anything(qkv):
+    """Padding must not reach the result, not even NaN: a mask that multiplies by zero would let it."""
+    q, k, v = qkv
+    k[1, 4:], v[1, 4:] = float("nan"), float("inf")
+    out = attention(q, k, v, key_lengths_B=torch.tensor([7, 4, 7]))
+    assert out.isfinite().all()
+
+
+def test_gradients_equal_those_of_a_plain_softmax(qkv):
+    lengths, weight = [2, 7, 5], torch.randn(3, 5, 2, 8)
+    grads = []
+    for function in (lambda *a: attention(*a, key_lengths_B=torch.tensor(lengths)), lambda *a: plain(*a, lengths)):
+        inputs = [part.clone().requires_grad_() for part in qkv]
+        (function(*inputs) * weight).sum().backward()
+        grads.append([part.grad for part in inputs])
+    assert all((one - other).abs().max() < 1e-6 for one, other in zip(*grads, strict=True))
+
+
+def test_no_dense_mask_is_ever_made(qkv, monkeypatch):
+    """50 000 tokens squared would be 2.5 GB a sample."""
+    seen = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*arguments, **named):
+        seen.append(named.get("attn_mask"))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", spy)
+    attention(*qkv, key_lengths_B=torch.tensor([1, 7, 3]))
+    assert seen == [None, None, None]
+
+
+@pytest.mark.parametrize("lengths", [[7, 7], [0, 7, 7], [8, 7, 7]])
+def test_impossible_lengths_are_refused(qkv, lengths):
+    with pytest.raises(ValueError, match="key lengths"):
+        attention(*qkv, key_lengths_B=torch.tensor(lengths))
+
+
+def test_an_unknown_backend_lists_those_that_exist():
+    with pytest.raises(OptionError, match="no attention backend 'flahs'") as caught:
+        check_backend("flahs")
+    assert all(name in caught.value.hint for name in BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("backend", "package"),
+    [
+        ("flash2", "flash_attn"),
+        ("flash3", "flash_attn_interface"),
+        ("xformers", "xformers.ops"),
+        ("sageattn", "sageattention"),
+    ],
+)
+def test_a_missing_package_is_named(backend, package, monkeypatch, clean_cache):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OptionError, match=f"backend {backend} needs the package"):
+        check_backend(backend)
+
+
+def test_sage_generates_but_does_not_train(monkeypatch, clean_cache):
+    """It has no backward pass: gradients would silently be missing."""
+    fake = types.ModuleType("sageattention")
+    fake.sageattn = lambda q, k, v, *, tensor_layout, is_causal: plain(q.float(), k.float(), v.float()).to(q.dtype)
+    monkeypatch.setitem(sys.modules, "sageattention", fake)
+    q, k, v = (torch.randn(1, 4, 2, 8, dtype=torch.bfloat16) for _ in range(3))
+    assert attention(q, k, v, backend="sageattn").shape == q.shape
+    with pytest.raises(OptionError, match="no backward pass"):
+        attention(q.requires_grad_(), k, v, backend="sageattn")
+    with torch.no_grad():
+        attention(q, k, v, backend="sageattn")
+    with pytest.raises(OptionError, match="not in float32"):
+        attention(q.detach().float(), k.float(), v.float(), backend="sageattn")
+
+
+def test_flash_3_of_either_age_gives_a_tensor(monkeypatch, clean_cache):
+    fake = types.ModuleType("flash_attn_interface")
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", fake)
+    q, k, v = (torch.randn(1, 4, 2, 8, dtype=torch.bfloat16) for _ in range(3))
+    for result in (lambda q, k, v: q, lambda q, k, v: (q, None)):
+        fake.flash_attn_func = result
+        module._kernels.clear()
+        assert torch.equal(attention(q, k, v, backend="flash3"), q)
+
+
+@pytest.mark.parametrize("installed", [(), ("flash_attn",), ("flash_attn_interface",), ("xformers", "sageattention")])
+def test_available_backends_follow_installed_packages(monkeypatch, installed):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    names = {
+        "flash_attn": "flash2",
+        "flash_attn_interface": "flash3",
+        "xformers": "xformers",
+        "sageattention": "sageattn",
+    }
+    expected = {"auto", "sdpa", "torch", "math", *(names[package] for package in installed)}
+    expected |= {"flash"} if expected & {"flash2", "flash3"} else set()
+    assert set(available_backends()) == expected

@@ -1,0 +1,121 @@
+"""Who may import whom. Read from the sources, so that an import inside a function counts too.
+
+The picture is part 3 of the design: arrows point down only. `contract` and `env_bootstrap` stand on the standard
+library alone; a family never sees another family; nobody below `tasks` sees a whole job.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[1]
+SHARED_FLOORS = {"parts", "ops", "media", "contract"}
+MAY_IMPORT = {
+    "contract": set(),
+    "ops": {"contract"},
+    "media": {"contract"},
+    "parts": {"ops", "contract"},
+    "families": SHARED_FLOORS,
+    "data": {"ops", "media", "contract", "parts"},
+    "lora": {"ops", "media", "contract", "parts"},
+    "memory": {"ops", "media", "contract", "parts"},
+    "sampling": {"ops", "media", "contract", "parts"},
+    "training": {"ops", "media", "contract", "parts", "lora"},
+    "demo": {"families", "data", *SHARED_FLOORS},
+    "tasks": {"families", "data", "lora", "memory", "sampling", "training", "demo", "post", *SHARED_FLOORS},
+}
+OPTIONAL_IN_CONTRACT = {"rich", "rich_argparse", "tomli", "tomli_w"}  # drawing help and TOML; imported when used
+ENTRANCE = {"engine/__init__.py", "engine/__main__.py", "engine/talk.py", "engine/screen.py"}
+ENGINE_FILES = sorted(path for path in (PACK / "engine").rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Absolute dotted names that a file imports, with the line; relative ones are resolved."""
+    package = list(path.relative_to(PACK).with_suffix("").parts)
+    package = package[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            if node.module is None:
+                found += [(f"{name}.{alias.name}", node.lineno) for alias in node.names]
+            else:
+                found.append((name, node.lineno))
+    return found
+
+
+def room(dotted: str) -> str | None:
+    """The floor of the engine that a name belongs to, None when it is not the engine's."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "engine" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: str(path.relative_to(PACK)))
+def test_arrows_point_down(path: Path) -> None:
+    relative = path.relative_to(PACK).as_posix()
+    if relative in ENTRANCE:
+        return
+    here = path.relative_to(PACK).parts[1]
+    assert here in MAY_IMPORT, f"{relative}: no floor named {here} in the design"
+    for name, line in imports(path):
+        target = room(name)
+        if target in (None, here, "__version__"):
+            continue
+        assert target in MAY_IMPORT[here], f"{relative}:{line} imports {name}: {here} may import {MAY_IMPORT[here]}"
+
+
+@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: str(path.relative_to(PACK)))
+def test_inside_the_engine_imports_are_relative(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            assert (node.module or "").split(".")[0] != "engine", f"{path}:{node.lineno}: write a relative import"
+
+
+def test_a_family_imports_no_other_family() -> None:
+    for path in (PACK / "engine" / "families").rglob("*.py"):
+        parts = path.relative_to(PACK / "engine" / "families").parts
+        if len(parts) < 2:
+            continue
+        for name, line in imports(path):
+            dotted = name.split(".")
+            if dotted[:2] == ["engine", "families"] and len(dotted) > 2:
+                assert dotted[2] in (parts[0], "contract"), f"{path.name}:{line} imports {name}"
+
+
+def standard_only(path: Path, allowed: set[str], own: str) -> None:
+    for name, line in imports(path):
+        top = name.split(".")[0]
+        good = top in sys.stdlib_module_names or top in allowed or name.startswith(own)
+        assert good, f"{path.relative_to(PACK)}:{line} imports {name}; only the standard library may be used here"
+
+
+def test_the_contract_stands_on_the_standard_library() -> None:
+    for path in (PACK / "engine" / "contract").rglob("*.py"):
+        standard_only(path, OPTIONAL_IN_CONTRACT, "engine.")
+    for path in (PACK / "engine" / "families").rglob("options.py"):
+        standard_only(path, set(), "engine.")
+
+
+def test_the_bootstrap_stands_on_the_standard_library() -> None:
+    files = list((PACK / "env_bootstrap").rglob("*.py"))
+    assert files
+    for path in files:
+        standard_only(path, set(), "env_bootstrap")
+
+
+def test_no_family_is_named_outside_its_folder() -> None:
+    """`if family == …` outside `families/` would be a second place to edit when a family is added."""
+    for path in ENGINE_FILES:
+        if "families" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                texts = {child.value for child in ast.walk(node) if isinstance(child, ast.Constant)}
+                assert not texts & {"wan", "hunyuan_video", "framepack", "hunyuan-video"}, f"{path}:{node.lineno}"

@@ -1,0 +1,408 @@
+"""The loop: it learns, it counts as the options say, it stops, saves and goes on exactly where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.contract.errors import DataError, OptionError
+from engine.contract.events import Artifact, Control, Metric, Progress, Warning_
+from engine.training.checkpoints import Keep
+from engine.training.loop import _Training, count_steps, step_seed
+from engine.training.schedules import Schedule
+from engine.training.sigmas import SigmaSampling
+from tests.training.toy_job import ITEMS, Job, batches, job
+
+EVERY_WAY = [
+    {},
+    {"accumulation": 2},
+    {"dropout": 0.3, "scale_weight_norms": 0.2},
+    {"mixed_precision": "bf16", "base_dtype": torch.bfloat16},
+    {"optimizer": "SGD", "schedule": Schedule(name="rex", warmup="20%")},
+    {"sampling": SigmaSampling(mode="qinglong_flux", weighting_scheme="cosmap")},
+]
+
+
+def artifacts(some: Job) -> list[str]:
+    return [Path(event.path).name for event in some.said(Artifact)]
+
+
+@pytest.mark.parametrize("values", EVERY_WAY, ids=str)
+def test_resume_continues_bit_for_bit(tmp_path: Path, values: dict) -> None:
+    """The reference restarts step, epoch, schedule and file names at zero."""
+    whole = job(tmp_path / "whole", **values)
+    end = whole.run()
+    first = job(tmp_path / "parts", keep=Keep(save_every_n_steps=4, save_state=True), **values)
+    assert Stopping(first, 4).run().stopped
+    torch.manual_seed(999)
+    second = job(tmp_path / "parts", **values)
+    outcome = second.resume(tmp_path / "parts" / "toy-step00000004-state")
+    assert first.losses + second.losses == whole.losses
+    assert [event.step for event in second.said(Metric)] == list(range(5, 11))
+    rates = [[event.values["lr/unet"] for event in some.said(Metric)] for some in (first, second, whole)]
+    assert rates[0] + rates[1] == rates[2]
+    averages = [[event.values["loss/average"] for event in some.said(Metric)] for some in (first, second, whole)]
+    assert averages[0] + averages[1] == averages[2]
+    assert all(torch.equal(value, whole.network.state()[name]) for name, value in second.network.state().items())
+    assert (outcome.step, outcome.epoch, outcome.stopped) == (end.step, end.epoch, False)
+
+
+class Stopping:
+    """Runs a job and asks it to stop during the given step."""
+
+    def __init__(self, some: Job, step: int) -> None:
+        self.job, self.step = some, step
+
+    def run(self):
+        say = self.job.setup.say
+
+        def watching(event) -> None:
+            say(event)
+            if isinstance(event, Metric) and event.step == self.step:
+                self.job.setup.control.request_stop()
+
+        object.__setattr__(self.job.setup, "say", watching)
+        return self.job.run()
+
+
+def test_overfits_one_item(tmp_path: Path) -> None:
+    learning = job(tmp_path, lr=3e-2, count=1, max_steps=150, schedule=Schedule())
+    learning.run()
+    start, end = sum(learning.losses[:30]) / 30, sum(learning.losses[-30:]) / 30
+    assert end < 0.6 * start
+
+
+def test_learning_rate_zero_changes_nothing_and_still_saves(tmp_path: Path) -> None:
+    """The reference drops the parameter group, and with it every parameter, at rate 0."""
+    still = job(tmp_path, lr=0.0)
+    before = {name: value.clone() for name, value in still.network.state().items()}
+    still.run()
+    assert all(torch.equal(value, before[name]) for name, value in still.network.state().items())
+    stored = load_file(tmp_path / "toy.safetensors")
+    assert all(not value.any() for name, value in stored.items() if "lora_up" in name)
+    assert any(value.any() for name, value in stored.items() if "lora_down" in name)
+
+
+def test_the_base_model_is_left_as_it_was(tmp_path: Path) -> None:
+    some = job(tmp_path)
+    before = {name: value.clone() for name, value in some.dit.state_dict().items()}
+    some.run()
+    assert all(torch.equal(value, before[name]) for name, value in some.dit.state_dict().items())
+
+
+def test_steps_and_epochs_are_counted_as_the_options_say() -> None:
+    assert count_steps(5, accumulation=2, max_train_steps=1600, max_train_epochs=4) == (12, 4)
+    assert count_steps(5, accumulation=2, max_train_steps=10, max_train_epochs=None) == (10, 4)
+    assert count_steps(7, accumulation=1, max_train_steps=7, max_train_epochs=None) == (7, 1)
+    with pytest.raises(DataError, match="nothing to train on"):
+        count_steps(0, accumulation=1, max_train_steps=1, max_train_epochs=None)
+
+
+def test_a_step_is_the_mean_of_its_micro_batches_also_when_the_epoch_leaves_only_one(tmp_path: Path) -> None:
+    """accelerate divides by the full count, so that an epoch's short last group learns less."""
+    some = job(tmp_path, accumulation=2, max_steps=3, lr=0.0, max_grad_norm=0.0)
+    some.run()
+    again = job(tmp_path, accumulation=2, max_steps=3, lr=0.0, max_grad_norm=0.0)
+    training = _Training(again.setup, again.settings, None)
+    parameters = list(again.network.parameters())
+    everything = list(batches(0, 0))
+    for step, group in enumerate((everything[:2], everything[2:4], everything[4:])):
+        training.step = step
+        losses = [training._loss(batch, micro_step) for micro_step, batch in enumerate(group)]
+        mean = sum(losses) / len(losses)
+        norm = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(mean, parameters)]).norm()
+        values = some.said(Metric)[step].values
+        assert values["loss/current"] == pytest.approx(mean.item(), rel=1e-6)
+        assert values["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_checkpoints_have_the_reference_names_and_old_ones_go(tmp_path: Path) -> None:
+    keep = Keep(
+        save_every_n_steps=2, save_last_n_steps=4, save_last_n_steps_state=2, save_every_n_epochs=1,
+        save_last_n_epochs=1, save_state=True,
+    )  # fmt: skip
+    some = job(tmp_path, count=5, max_steps=15, keep=keep)
+    some.run()
+    assert artifacts(some)[:3] == [
+        "toy-step00000002.safetensors",
+        "toy-step00000002-state",
+        "toy-step00000004.safetensors",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "toy-000002-state", "toy-000002.safetensors", "toy-state", "toy-step00000010.safetensors",
+        "toy-step00000012-state", "toy-step00000012.safetensors", "toy-step00000014-state",
+        "toy-step00000014.safetensors", "toy.safetensors",
+    ]  # fmt: skip
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "toy-000002.safetensors", framework="pt") as file:
+        assert file.metadata()["ss_epoch"] == "2" and file.metadata()["ss_steps"] == "10"
+
+
+def test_an_epoch_state_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
+    whole = job(tmp_path / "whole", max_steps=12)
+    whole.run()
+    first = job(tmp_path / "parts", max_steps=12, keep=Keep(save_every_n_epochs=1, save_state=True))
+    first.run()
+    second = job(tmp_path / "parts", max_steps=12)
+    second.resume(tmp_path / "parts" / "toy-000001-state")
+    assert second.losses == whole.losses[5:]
+    assert all(torch.equal(value, whole.network.state()[name]) for name, value in second.network.state().items())
+
+
+def test_a_finished_training_can_be_made_longer(tmp_path: Path) -> None:
+    """The state at the end keeps its place in an epoch that was cut short."""
+    constant = {"schedule": Schedule()}
+    whole = job(tmp_path / "whole", max_steps=9, **constant)
+    whole.run()
+    job(tmp_path / "parts", max_steps=7, keep=Keep(save_state_on_train_end=True), **constant).run()
+    longer = job(tmp_path / "parts", max_steps=9, **constant)
+    longer.resume(tmp_path / "parts" / "toy-state")
+    assert longer.losses == whole.losses[7:]
+    done = job(tmp_path / "parts", max_steps=7, **constant)
+    outcome = done.resume(tmp_path / "parts" / "toy-state")
+    assert outcome.step == 7 and "nothing is left" in done.said(Warning_)[0].message
+
+
+def test_stop_finishes_the_step_and_saves_lora_and_state(tmp_path: Path) -> None:
+    some = job(tmp_path)
+    outcome = Stopping(some, 3).run()
+    assert (outcome.stopped, outcome.step, outcome.path.name) == (True, 3, "toy-step00000003.safetensors")
+    assert artifacts(some) == ["toy-step00000003.safetensors", "toy-step00000003-state"]
+    assert json.loads((tmp_path / "toy-step00000003-state" / "progress.json").read_text())["batch"] == 3
+
+
+def test_stop_during_the_last_step_is_an_ordinary_end(tmp_path: Path) -> None:
+    outcome = Stopping(job(tmp_path, max_steps=3), 3).run()
+    assert not outcome.stopped and outcome.path.name == "toy.safetensors"
+
+
+def test_save_and_sample_on_request_and_in_eval_mode(tmp_path: Path) -> None:
+    control, sampled = Control(), []
+    some = job(
+        tmp_path,
+        control=control,
+        max_steps=10,
+        sample_at_first=True,
+        sample_every_n_epochs=1,
+        sample_every_n_steps=4,
+        dropout=0.5,
+        setup={"on_sample": lambda step, epoch: sampled.append((step, epoch, some.network.training))},
+    )
+    control.request_save()
+    control.request_sample()
+    some.run()
+    assert artifacts(some) == ["toy-step00000001.safetensors", "toy-step00000001-state", "toy.safetensors"]
+    assert [entry[:2] for entry in sampled] == [(0, 0), (1, None), (4, None), (5, 1), (8, None), (10, 2)]
+    assert not any(training for _, _, training in sampled)
+
+
+def test_sampling_and_saving_do_not_disturb_the_training(tmp_path: Path) -> None:
+    plain = job(tmp_path / "a", dropout=0.3)
+    plain.run()
+    disturbed = job(
+        tmp_path / "b",
+        dropout=0.3,
+        sample_every_n_steps=1,
+        keep=Keep(save_every_n_steps=1, save_state=True),
+        setup={"on_sample": lambda step, epoch: torch.randn(step)},
+    )
+    disturbed.run()
+    assert disturbed.losses == plain.losses
+
+
+def test_metrics_average_over_the_epoch_window(tmp_path: Path) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.logged: list = []
+
+        def log(self, values, step) -> None:
+            self.logged.append((step, dict(values)))
+
+        def close(self) -> None:
+            pass
+
+    recorder = Recorder()
+    some = job(tmp_path, scale_weight_norms=1.0, setup={"trackers": [recorder]})
+    some.run()
+    metrics = some.said(Metric)
+    assert [event.step for event in metrics] == list(range(1, 11)) and metrics[5].epoch == 2
+    for number, event in enumerate(metrics, 1):
+        window = some.losses[max(0, number - ITEMS) : number]
+        assert event.values["loss/average"] == pytest.approx(sum(window) / len(window))
+    assert set(metrics[0].values) == {
+        "loss/current", "loss/average", "lr/unet", "grad_norm", "max_norm/keys_scaled", "max_norm/average_key_norm",
+        "max_norm/max_key_norm",
+    }  # fmt: skip
+    epochs = [(step, values) for step, values in recorder.logged if "loss/epoch" in values]
+    assert epochs[0] == (1, {"loss/epoch": metrics[4].values["loss/average"]}) and len(epochs) == 2
+    assert len(recorder.logged) == 12
+
+
+def test_progress_counts_the_whole_training_after_a_resume(tmp_path: Path) -> None:
+    first = job(tmp_path)
+    Stopping(first, 4).run()
+    second = job(tmp_path)
+    second.resume(tmp_path / "toy-step00000004-state")
+    told = second.said(Progress)
+    assert (told[0].done, told[0].total) == (5, 10) and (told[-1].done, told[-1].total) == (10, 10)
+    assert told[-1].unit == "step"
+
+
+def exploding(steps: set[int]):
+    """A model that answers NaN in some of its calls (counted from 1)."""
+    calls = [0]
+
+    def velocity(x_BCTHW, timestep_B, cond):
+        calls[0] += 1
+        return holder[0](x_BCTHW, timestep_B, cond) * (float("nan") if calls[0] in steps else 1.0)
+
+    holder: list = []
+    return velocity, holder
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_and_names_the_items(tmp_path: Path) -> None:
+    velocity, holder = exploding({3})
+    names = {"item_names": lambda epoch, first, count: [f"clip{epoch}_{first}x{count}"]}
+    some = job(tmp_path, velocity=velocity, setup=names)
+    holder.append(some.dit)
+    some.run()
+    (warning,) = some.said(Warning_)
+    assert "Step 3" in warning.message and "clip0_2x1" in warning.message
+    assert [event.step for event in some.said(Metric)] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert all(torch.isfinite(value).all() for value in some.network.state().values())
+
+
+def test_five_in_a_row_end_the_training(tmp_path: Path) -> None:
+    velocity, holder = exploding({2, 4, 5, 6, 7, 8})
+    some = job(tmp_path, velocity=velocity)
+    holder.append(some.dit)
+    with pytest.raises(OptionError, match="5 steps in a row, up to step 8") as caught:
+        some.run()
+    assert "--learning_rate" in caught.value.hint
+
+
+def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    some = job(tmp_path, setup={"batches": lambda epoch, first: batches(epoch, first, count=3)})
+    with pytest.raises(DataError, match="ended before"):
+        some.run()
+
+
+def test_the_readers_threads_are_ended_on_a_stop(tmp_path: Path) -> None:
+    closed = []
+
+    def reading(epoch: int, first: int):
+        try:
+            yield from batches(epoch, first)
+        finally:
+            closed.append(epoch)
+
+    Stopping(job(tmp_path, setup={"batches": reading}), 2).run()
+    assert closed == [0]
+
+
+def test_a_changed_dataset_goes_on_at_an_epochs_beginning(tmp_path: Path) -> None:
+    Stopping(job(tmp_path, count=5, max_steps=20), 7).run()
+    other = job(tmp_path, count=3, max_steps=20)
+    outcome = other.resume(tmp_path / "toy-step00000007-state")
+    assert "changed since the state was saved" in other.said(Warning_)[0].message
+    assert other.said(Metric)[0].epoch == 3 and outcome.step == 20
+
+
+def test_stratified_timesteps_of_the_batch_are_used(tmp_path: Path) -> None:
+    seen = []
+
+    def velocity(x_BCTHW, timestep_B, cond):
+        seen.append(timestep_B.item())
+        return holder[0](x_BCTHW, timestep_B, cond)
+
+    def stratified(epoch: int, first: int):
+        for number, batch in enumerate(batches(epoch, first)):
+            yield batch | {"timesteps": torch.tensor([(number + 0.5) / ITEMS])}
+
+    holder: list = []
+    some = job(tmp_path, velocity=velocity, setup={"batches": stratified}, max_steps=5)
+    holder.append(some.dit)
+    some.run()
+    assert seen == pytest.approx([101.0, 301.0, 501.0, 701.0, 901.0])
+
+
+def test_seeds_of_neighbouring_steps_share_nothing() -> None:
+    seeds = {
+        step_seed(seed, step, micro, process)
+        for seed in (0, 1)
+        for step in range(20)
+        for micro in range(3)
+        for process in (0, 1)
+    }
+    assert len(seeds) == 240 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_schedule_free_optimizers_save_their_averaged_weights(tmp_path: Path) -> None:
+    modes: list[str] = []
+    some = job(tmp_path, keep=Keep(save_every_n_steps=5))
+    object.__setattr__(some.built, "train", lambda: modes.append("train"))
+    object.__setattr__(some.built, "eval", lambda: modes.append("eval"))
+    some.run()
+    assert modes == ["train", "eval", "train", "eval", "train", "eval"]
+
+
+class SecondProcess:
+    """An accelerator that believes in a second process, whose share of each exchange is given."""
+
+    num_processes = 2
+
+    def __init__(self, real, other: list[torch.Tensor]) -> None:
+        self.real, self.other = real, other
+
+    def __getattr__(self, name: str):
+        return getattr(self.real, name)
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        return tensor + self.other.pop(0)
+
+
+def test_gradients_are_the_mean_over_all_micro_batches_of_all_processes(tmp_path: Path) -> None:
+    """In an epoch's last round a process may have fewer batches, or none; nobody's batch counts for more."""
+    some = job(tmp_path)
+    training = _Training(some.setup, some.settings, None)
+    sizes = [parameter.numel() for parameter in training.parameters]
+    torch.manual_seed(0)
+    one, two, three = (torch.randn(sum(sizes)) for _ in range(3))
+    theirs = torch.cat([(two + three) / 2, torch.tensor([1.0])])
+    training.accelerator = SecondProcess(some.setup.accelerator, [theirs.clone(), theirs.clone()])
+    for parameter, part in zip(training.parameters, one.split(sizes), strict=True):
+        parameter.grad = (part / 2).view_as(parameter)
+    training._average_gradients(1, 2)
+    together = torch.cat([parameter.grad.flatten() for parameter in training.parameters])
+    assert torch.allclose(together, (one + two + three) / 3, atol=1e-6)
+    for parameter in training.parameters:
+        parameter.grad = None
+    training._average_gradients(0, 2)
+    together = torch.cat([parameter.grad.flatten() for parameter in training.parameters])
+    assert torch.allclose(together, (two + three) / 2, atol=1e-6)
+
+
+def test_losses_are_averaged_over_the_processes_that_had_a_batch(tmp_path: Path) -> None:
+    some = job(tmp_path)
+    training = _Training(some.setup, some.settings, None)
+    theirs = torch.tensor([[3.0, 5.0, 0.5], [1.0, 1.0, 1.0]])
+    training.accelerator = SecondProcess(some.setup.accelerator, [theirs])
+    losses, norm = training._measured([torch.tensor(1.0)], torch.tensor(0.5), 2)
+    assert losses == [2.0, 5.0] and norm == 0.5
+
+
+def test_a_loss_scaler_that_overflows_lowers_its_scale_and_goes_on(tmp_path: Path) -> None:
+    some = job(tmp_path, max_steps=40, schedule=Schedule())
+    real = some.setup.accelerator
+    real.state._mixed_precision, real.native_amp = "fp16", True
+    real.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    some.run()
+    norms = [event.values["grad_norm"] for event in some.said(Metric)]
+    assert norms[0] != norms[0] and norms[-1] > 0 and real.scaler.get_scale() < 2**30
+    assert not some.said(Warning_) and any(value.any() for name, value in some.network.state().items() if "up" in name)
