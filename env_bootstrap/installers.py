@@ -15,7 +15,7 @@ from pathlib import Path
 from . import integrity
 from .home import Home
 from .problems import Problem, recognise
-from .processes import Ended, output_of, run_child
+from .processes import Ended, clean_environment, output_of, run_child
 from .report import Report
 
 SOURCE_SETTINGS = ("index-url", "extra-index-url", "find-links", "no-index")
@@ -23,6 +23,22 @@ RAW_PROGRESS = (24, 1)  # the first pip that can tell its progress to a program
 FULL_METADATA = (23, 1)  # the first pip that learns a package's version without downloading it
 DOWNLOADING_SHARE = 0.7
 Advance = Callable[[float, str], None]
+
+
+def installer_environment(home: Home, environment: Mapping[str, str]) -> dict[str, str]:
+    """What pip and uv are started with: clean, and with all that they keep under the home. A person's settings win."""
+    clean = clean_environment(environment)
+    certificates = {"SSL_CERT_FILE": clean["PIP_CERT"]} if clean.get("PIP_CERT") else {}
+    return {
+        "PIP_CACHE_DIR": str(home.cache / "pip"),
+        "UV_CACHE_DIR": str(home.cache / "uv"),
+        "UV_PYTHON_INSTALL_DIR": str(home.tools / "pythons"),
+        **certificates,
+        **clean,
+        "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(home.temporary)),
+    }
 
 
 class Progress:
@@ -73,7 +89,7 @@ class Progress:
 
 
 class Installer:
-    """Installs into one home's environment. `environment` is already clean; `lock` is held while a child lives."""
+    """Installs into one home's environment. `environment` is `installer_environment`; a child holds `lock`, too."""
 
     def __init__(
         self, home: Home, report: Report, *, environment: Mapping[str, str], uv: str | None, lock: int | None
@@ -82,14 +98,7 @@ class Installer:
         self.report = report
         self.lock = lock
         self._found_uv = uv
-        self.environment = {
-            "PIP_CACHE_DIR": str(home.cache / "pip"),
-            "UV_CACHE_DIR": str(home.cache / "uv"),
-            **environment,
-            "PIP_NO_INPUT": "1",
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(home.temporary)),
-        }
+        self.environment = environment
 
     @property
     def pip(self) -> list[str]:

@@ -121,7 +121,7 @@ def fetch_uv(home: Home, environment: Mapping[str, str], *, on_line: Callable[[s
     """Get uv with the calling Python's pip, into the home and nowhere else. None when that fails."""
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", str(home.tools), UV_PIN]
     try:
-        ended = run_child(command, environment=clean_environment(environment), on_line=on_line)
+        ended = run_child(command, environment=environment, on_line=on_line)
     except OSError:
         return None
     return find_uv({"PATH": ""}, home) if ended.status == 0 else None
@@ -169,7 +169,7 @@ def choose_maker(
         for other in _others(environment):
             note = f"{why}: using {other.executable}."
             return Maker("venv", (other.executable, "-I", "-m", "venv"), other.executable, note)
-    uv = uv or (fetch() if python.pip or not reason else None)
+    uv = uv or fetch()
     if uv:
         # An embedded Windows Python is no base for environments, so uv finds or brings a whole one.
         base = python.executable if not reason and os.name != "nt" else PREFERRED[0]

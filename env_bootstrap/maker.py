@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import integrity, plan, stamp
 from .home import PACK, REQUIREMENTS, Home
-from .installers import Advance, Installer
+from .installers import Advance, Installer, installer_environment
 from .interpreters import Maker, choose_maker, fetch_uv, find_uv
 from .lock import locked
 from .plan import Step
@@ -235,8 +235,8 @@ def _make(home: Home, wish: Wish, *, environment: Mapping[str, str], report: Rep
     check_space(home, left)
     stamp.save(have, home.stamp)
 
-    clean = clean_environment(environment)
-    installer = Installer(home, report, environment=clean, uv=find_uv(environment, home), lock=lock)
+    settings = installer_environment(home, environment)
+    installer = Installer(home, report, environment=settings, uv=find_uv(environment, home), lock=lock)
     work: dict[str, Callable[[Advance], None]] = {
         "venv": lambda advance: _make_venv(home, wish, have, environment, report, lock),
         "torch": lambda advance: _install_torch(installer, build, environment, report, advance),
@@ -290,8 +290,10 @@ def check_space(home: Home, left: list[Step]) -> None:
 
 def _make_venv(home: Home, wish: Wish, have: Stamp, environment: Mapping[str, str], report: Report, lock: int) -> None:
     wanted = wish.interpreter or environment.get("MUSUBI_PYTHON", "").strip()
+    settings = installer_environment(home, environment)
+    home.temporary.mkdir(parents=True, exist_ok=True)
     maker: Maker = choose_maker(
-        home, environment, wanted=wanted, fetch=lambda: fetch_uv(home, environment, on_line=report.record)
+        home, environment, wanted=wanted, fetch=lambda: fetch_uv(home, settings, on_line=report.record)
     )
     if maker.note:
         report.log(maker.note)
@@ -302,7 +304,7 @@ def _make_venv(home: Home, wish: Wish, have: Stamp, environment: Mapping[str, st
         raise disk_or_home(failure, home.env) from failure
     command = [*maker.command, *(["--allow-existing"] if maker.kind == "uv" else []), str(home.env)]
     report.record("$ " + " ".join(command))
-    ended = run_child(command, environment=clean_environment(environment), on_line=report.record, lock=lock)
+    ended = run_child(command, environment=settings, on_line=report.record, lock=lock)
     if ended.status:
         problem = recognise(ended.tail, what="the Python environment", status=ended.status)
         raise problem if problem.kind != "package" else Problem("venv", problem.message, problem.hint)

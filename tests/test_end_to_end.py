@@ -102,7 +102,9 @@ def test_training_on_one_clip_learns_and_not_at_learning_rate_0(cached, engine, 
     assert (tmp_path / "on" / "demo-lora_loss.png").stat().st_size > 5000
     assert train(engine, cached, tmp_path / "off", *common, "--learning_rate", 0).status == 0
     still = losses(tmp_path / "off")
-    assert abs(sum(still[-100:]) / sum(still[:100]) - 1) < 0.1
+    assert abs(sum(still[-150:]) / sum(still[:150]) - 1) < 0.2
+    weights = load_file(tmp_path / "off" / "demo-lora.safetensors")
+    assert not any(value.any() for name, value in weights.items() if name.endswith("lora_up.weight"))
 
 
 def test_lora_and_video(cached, engine, tmp_path) -> None:

@@ -166,18 +166,25 @@ def test_unreadable_directory(cache, folder, monkeypatch) -> None:
     config = video_dataset(folder, folder / "clips")
     import os
 
-    def refuse(path, *rest, **more):
-        raise PermissionError(13, "Permission denied", str(path))
+    closed = str(folder / "clips")
+    open_folder = {name: getattr(os, name) for name in ("scandir", "listdir")}
 
-    monkeypatch.setattr(os, "scandir", refuse)
-    monkeypatch.setattr(os, "listdir", refuse)
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    def refusing(name):
+        def look(path=".", *rest):
+            if str(path) == closed:
+                raise PermissionError(13, "Permission denied", closed)
+            return open_folder[name](path, *rest)
+
+        return look
+
+    for name in open_folder:  # root may read everything, so the refusal is played
+        monkeypatch.setattr(os, name, refusing(name))
     assert_one_clear_line(cache(config), "clips")
 
 
 def test_out_of_range_value(train) -> None:
     assert_one_clear_line(train(network_dim=0), "network_dim", "1")
-    assert_one_clear_line(train(min_timestep=1500), "min_timestep", "1000")
+    assert_one_clear_line(train(min_timestep=1500), "min_timestep", "999")
 
 
 def test_wrong_type_in_a_job_file(engine, folder) -> None:

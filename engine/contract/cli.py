@@ -6,6 +6,7 @@ answers `--help` at once.
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Mapping
@@ -38,18 +39,18 @@ def parse(argv: list[str]) -> Job | None:
     """The job of a command line (without the program's name). None when help or the config was printed instead."""
     words = list(argv)
     if not words or words[0] in (*_HELP, "help"):
-        sys.stdout.write(_help().overview())
+        _print(_help().overview())
         return None
     line = None if _is_verb(words) else launched(words)
     if line is not None:
         return _parse_command(line.command, line.family, line.words, line.data)
     command, rest = _command(words)
     if command is None:
-        sys.stdout.write(_help().group(words[0]))
+        _print(_help().group(words[0]))
         return None
     family, rest = _family(command, rest)
     if command.family and family is None and any(word in _HELP for word in rest):
-        sys.stdout.write(_help().families_of(command))
+        _print(_help().families_of(command))
         return None
     return _parse_command(command, family, rest, {})
 
@@ -65,6 +66,16 @@ def parse_or_exit(argv: list[str]) -> Job:
     if job is None:
         raise SystemExit(0)
     return job
+
+
+def _print(text: str) -> None:
+    """Write a result to stdout: in UTF-8 to a file or pipe, so that a printed job can be read again; a terminal that
+    lacks a sign shows another for it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")
+    sys.stdout.write(text)
 
 
 def _help() -> Any:
@@ -113,7 +124,7 @@ def _parse_command(command: Command, family: str | None, words: list[str], launc
     if not command.available:
         raise OptionError(f"`{command.verb}` is not available yet.", hint="See --help for what is.")
     if any(word in _HELP for word in words) and (family is not None or not command.family):
-        sys.stdout.write(_help().command(command, family))
+        _print(_help().command(command, family))
         return None
     data, source, family = _from_config_file(command, family, words)
     if command.family and family is None:
@@ -129,7 +140,7 @@ def _parse_command(command: Command, family: str | None, words: list[str], launc
     source = {name: path for name, path in source.items() if name not in flags}
     job = make_job(command, family, merged, source=source, elsewhere=lambda name: _elsewhere(name, command, family))
     if job[Run].print_config:
-        sys.stdout.write(job.to_toml())
+        _print(job.to_toml())
         return None
     refuse_pending(job)
     return job

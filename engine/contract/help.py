@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import textwrap
 from typing import Any
 
 from .commands import COMMANDS, Command, family_names, sections_of
@@ -36,7 +37,7 @@ def overview() -> str:
         f"usage: {PROGRAM} <command> [family] [options]",
         "",
         "commands:",
-        *(f"  {_typed(command):<{width}}  {command.help}" for command in shown),
+        *(line for command in shown for line in _row(_typed(command), command.help, width)),
         "",
         f"families: {', '.join(family_names())}",
         "",
@@ -48,10 +49,19 @@ def overview() -> str:
         lines += _wrapped(f"{PROGRAM} {verb} {family} {command.example}")
     lines += [
         "",
-        f"{PROGRAM} <command> <family> --help lists a command's options. musubi-tuner's script names work too:",
-        f"  {PROGRAM} wan_train_network.py --dit … is {PROGRAM} train wan --dit …",
+        "options of a command:",
+        f"  {PROGRAM} <command> [family] --help",
+        "",
+        "musubi-tuner's script names work in place of a command:",
+        f"  {PROGRAM} wan_train_network.py --dit …",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, text: str, width: int) -> list[str]:
+    """A name and its help beside it, wrapped to the screen."""
+    lines = textwrap.wrap(text, columns() - width - 4)
+    return [f"  {name if number == 0 else '':<{width}}  {line}" for number, line in enumerate(lines)]
 
 
 def _typed(command: Command) -> str:
@@ -73,7 +83,9 @@ def group(name: str) -> str:
     """The commands that begin with one word, such as `dataset`."""
     inside = [command for command in COMMANDS if command.verb.startswith(name.replace("_", "-") + " ")]
     lines = [f"usage: {PROGRAM} {name} <command> [options]", ""]
-    lines += [f"  {c.verb:<18}{c.help}{'' if c.available else ' (not available yet)'}" for c in inside]
+    for command in inside:
+        text = command.help if command.available else f"{command.help} (not available yet)"
+        lines += _row(command.verb, text, max(len(command.verb) for command in inside))
     return "\n".join(lines) + "\n"
 
 

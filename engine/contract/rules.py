@@ -48,12 +48,6 @@ def generate(job: Job) -> None:
     need(job, "save_path", "to know where the result goes")
     ways = [name for name in ("prompt", "from_file", "interactive") if getattr(prompting, name) not in (None, False)]
     if output.latent_path:
-        if ways:
-            raise OptionError(
-                f"--latent_path decodes a saved latent, so --{ways[0]} has no effect.",
-                hint=f"Leave out --{ways[0]}, or leave out --latent_path to generate.",
-                names=("latent_path", ways[0]),
-            )
         need(job, "vae", "to decode a latent")
         return
     if not ways:

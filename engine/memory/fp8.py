@@ -10,7 +10,6 @@ Norms, biases and modulation are left alone. Given up: training the weights, fp8
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +106,6 @@ class Fp8Linear(nn.Linear):
         return f"{super().extra_repr()}, scale={list(self.scale_weight.shape)}"
 
 
-@lru_cache
 def has_fp8_products(device: torch.device) -> bool:
     """Whether this device multiplies fp8 matrices (compute capability 8.9, Ada, or newer)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

@@ -33,16 +33,14 @@ def tune_backends(memory: Memory) -> None:
     torch.backends.cudnn.benchmark = memory.cuda_cudnn_benchmark
 
 
-def module_names(family: str, dit_path: str) -> list[str]:
-    """The names of the DiT's modules, read off the checkpoint's shapes; no weight is loaded."""
-    return [name for name, _ in meta_dit(family, dit_path).named_modules()]
-
-
-def meta_dit(family: str, dit_path: str) -> nn.Module:
-    """The DiT without weights: names and shapes, read off the checkpoint's."""
-    file = open_weights(dit_path, role="--dit")
-    variant = part(family, "detect").detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
-    return part(family, "model").build(variant.config)
+def meta_dit(job: Job, dit_path: str) -> nn.Module:
+    """The DiT without weights: names and shapes, read off the checkpoint's. A wrong file is refused here, early."""
+    file, detect = open_weights(dit_path, role="--dit"), part(job.family, "detect")
+    variant = detect.detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
+    arguments = part(job.family, "options").dit_arguments(job)
+    if "task" in arguments:
+        detect.check_task(variant, arguments["task"])
+    return part(job.family, "model").build(variant.config)
 
 
 def read_loras(
@@ -59,7 +57,8 @@ def read_loras(
     """A stack of LoRA files for this DiT. `include`, `exclude`: a regular expression for each file, or fewer."""
     if not paths:
         return []
-    names, keys = module_names(job.family, dit_path), part(job.family, "keys")
+    names = [name for name, _ in meta_dit(job, dit_path).named_modules()]
+    keys = part(job.family, "keys")
     stack = load_loras(paths, multipliers, module_names=names, say=say, role=role, rename=keys.dit_name)
     return [
         (select(file, include=include[index : index + 1], exclude=exclude[index : index + 1]), multiplier)
@@ -89,8 +88,8 @@ def load_dit(
     quantizer = None
     if weight_format != "stored":
         quantizer = QuantizeOnLoad(
-            meta_dit(job.family, path),
-            wanted=part(job.family, "keys").keeps_fp8,
+            meta_dit(job, path),
+            wanted=part(job.family, "keys").is_fp8_weight,
             mode=_fp8_mode(weight_format, device),
             before=transform,
         )

@@ -304,7 +304,8 @@ def _converse(job: Job, studio: Studio) -> str:
 def _decode_saved(job: Job, studio: Studio) -> str:
     """Frames from latents that were saved earlier; neither DiT nor text encoder is needed."""
     output = job[Output]
-    needed(output.save_path, "--save_path", "the folder for the results")
+    if job[Prompting].prompt or job[Prompting].from_file:
+        studio.say(Log(message="A saved latent is decoded, so prompts play no part."))
     for path in output.latent_path:
         latent_CTHW, said = load_latent(path)
         seed = int(said.get("seeds", "0").split(",")[0] or 0)

@@ -47,7 +47,7 @@ from ..training.schedules import Schedule, create_scheduler
 from ..training.sigmas import SigmaSampling, describe
 from ..training.states import read_position, read_state
 from ..training.trackers import Tracker, open_trackers
-from .denoiser import arrange_blocks, load_dit, read_loras, tune_backends
+from .denoiser import arrange_blocks, load_dit, meta_dit, read_loras, tune_backends
 
 RESOURCES_EVERY_S = 5.0
 
@@ -62,6 +62,7 @@ def run(job: Job, say: Say, control: Control) -> str:
         for line in describe(sampling):
             say(Log(message=line))
         return "Nothing was trained: --show_timesteps only draws."
+    meta_dit(job, job[TrainingModels].dit)
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
     training = job[Training]

@@ -191,7 +191,7 @@ GENERATION: list[Line] = [
     ),
     (
         "from file",
-        f"python {SCRIPTS}/wan_generate_video.py --from_file prompts.txt --task t2v-14B --dit path/to/model.safetensors "
+        f"python {SCRIPTS}/wan_generate_video.py --from_file prompts.txt --task t2v-14B --dit path/to/m.safetensors "
         "--vae path/to/vae.safetensors --t5 path/to/t5_model.pth --save_path output_directory",
         {"from_file": "prompts.txt", "prompt": None, "interactive": False, "save_path": "output_directory"},
     ),
@@ -209,7 +209,11 @@ GENERATION: list[Line] = [
          "include_patterns": ("cross_attn", ".*"), "exclude_patterns": ("dummy_do_not_exclude", "blocks_(0|1|2|3|4)")},
     ),
     ("lora alone", f"{GENERATE} --prompt p --lora_weight a.safetensors", {"lora_multiplier": (1.0,)}),
-    ("exclude", GENERATE + r' --prompt p --exclude_patterns "blocks_[23]\d_"', {"exclude_patterns": (r"blocks_[23]\d_",)}),
+    (
+        "exclude",
+        GENERATE + r' --prompt p --exclude_patterns "blocks_[23]\d_"',
+        {"exclude_patterns": (r"blocks_[23]\d_",)},
+    ),
     (
         "guidance",
         f'{GENERATE} --prompt p --cfg_skip_mode late --cfg_apply_ratio 0.5 --slg_mode original --slg_layers 4,5,6 '

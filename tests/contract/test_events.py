@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from typing import Any
 
 import pytest
 
@@ -81,21 +82,22 @@ class Clock:
 
 
 def test_the_meter_speaks_at_most_ten_times_a_second_and_always_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
+    clock = Clock(monkeypatch)
+    said: list[Any] = []
     meter = Meter(said.append, total=1000, unit="steps", label="training")
     for _ in range(1000):
         clock.now_s += 0.001
         meter.advance()
     meter.close()
     assert 8 <= len(said) <= 12
-    assert said[-1] == Progress(
-        done=1000, total=1000, unit="steps", rate=pytest.approx(1000), eta_s=0.0, label="training"
-    )
+    assert (said[-1].done, said[-1].total, said[-1].eta_s, said[-1].label) == (1000, 1000, 0.0, "training")
+    assert said[-1].rate == pytest.approx(1000)
     assert said[5].eta_s == pytest.approx((1000 - said[5].done) / 1000, rel=0.01)
 
 
 def test_the_meter_tells_how_far_it_came_when_closed_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
+    clock = Clock(monkeypatch)
+    said: list[Any] = []
     meter = Meter(said.append, total=None, unit="clips")
     for _ in range(3):
         clock.now_s += 0.01
@@ -106,7 +108,8 @@ def test_the_meter_tells_how_far_it_came_when_closed_early(monkeypatch: pytest.M
 
 
 def test_the_rate_forgets_what_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
+    clock = Clock(monkeypatch)
+    said: list[Any] = []
     meter = Meter(said.append, total=10_000, unit="steps")
     for seconds in [1.0] * 100 + [0.1] * 1000:
         clock.now_s += seconds
@@ -117,7 +120,12 @@ def test_the_rate_forgets_what_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_meter_can_be_used_from_threads() -> None:
     said: list[Event] = []
     meter = Meter(said.append, total=800, unit="items")
-    threads = [threading.Thread(target=lambda: [meter.advance() for _ in range(100)]) for _ in range(8)]
+
+    def work() -> None:
+        for _ in range(100):
+            meter.advance()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

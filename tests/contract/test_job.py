@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import string
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,23 @@ def test_commands_with_a_family_among_their_options() -> None:
     assert job is not None and (job.family, job.name, job[Data].dataset_config) == ("wan", "dataset check", "d.toml")
     again = make_job(job.command, None, {"dataset_config": "d.toml", "family": "wan"})
     assert again == job and 'family = "wan"' in job.to_toml()
+
+
+def test_a_printed_job_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    words = [*shlex.split("generate wan --dit d --vae v --t5 t --save_path o --print_config --prompt"), "猫 läuft"]
+    code = f"from engine.contract.cli import parse_or_exit; parse_or_exit({words!r})"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    pack = Path(cli.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=pack, env=environment, capture_output=True, check=True)
+    assert _parsed(done.stdout.decode("utf-8"))["prompt"] == "猫 läuft"
+
+
+def test_a_python_without_a_toml_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(OptionError, match="cannot read TOML") as caught:
+        toml.load(tmp_path / "job.toml")
+    assert "tomli" in caught.value.hint
 
 
 def test_musubi_s_table_headings_mean_nothing() -> None:

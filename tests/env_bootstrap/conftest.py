@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from env_bootstrap import cli
+from env_bootstrap import cli, maker
 from env_bootstrap.home import PACK, Home
 
 FAKE = Path(__file__).with_name("fake_python.py")
@@ -31,6 +31,7 @@ PROBE = {
     "pip": True,
 }
 LIGHT = {"install": [{"metadata": {"version": "2.13.0+cpu"}, "download_info": {"url": "file:///w/torch.whl"}}]}
+NVIDIA_SMI = 'case "$*" in *query*) echo "580.1, NVIDIA X, 8.9";; *) echo "CUDA Version: 13.0";; esac\n'
 HEAVY_URL = "https://files.example.org/torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl"
 HEAVY = {"install": [{"metadata": {"version": "2.13.0"}, "download_info": {"url": HEAVY_URL}}]}
 
@@ -111,7 +112,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(maker, "fetch_uv", lambda *arguments, **options: None)  # it would use the network
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield World(tmp_path)
     for number, handler in before.items():

@@ -23,7 +23,12 @@ UV_OFFLINE = """error: Failed to fetch: `https://pypi.example.org/simple/torch/`
     [
         (PIP_OFFLINE, "network", 1, "pypi.example.org"),
         (UV_OFFLINE, "network", 1, "pypi.example.org"),
-        ("ReadTimeoutError: HTTPSConnectionPool(host='h.example', port=443): Read timed out.", "network", 1, "h.example"),
+        (
+            "ReadTimeoutError: HTTPSConnectionPool(host='h.example', port=443): Read timed out.",
+            "network",
+            1,
+            "h.example",
+        ),
         ("ERROR: 403 Client Error: Forbidden for url: https://h.example/x", "network", 1, "h.example"),
         ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]'))", "network", 1, "certificate"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk", 4, "full"),

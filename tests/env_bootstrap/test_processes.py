@@ -26,8 +26,8 @@ def test_what_would_lead_elsewhere_is_dropped(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "PATH HOME PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_CONFIG_FILE PIP_CERT HTTPS_PROXY https_proxy NO_PROXY"
-    " UV_INDEX_URL CUDA_VISIBLE_DEVICES MUSUBI_HOME HF_HOME".split(),
+    "PATH HOME PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_CONFIG_FILE PIP_CERT HTTPS_PROXY https_proxy"
+    " NO_PROXY UV_INDEX_URL CUDA_VISIBLE_DEVICES MUSUBI_HOME HF_HOME".split(),
 )
 def test_indexes_proxies_and_the_rest_are_kept(name: str) -> None:
     assert clean_environment({name: "x"})[name] == "x"

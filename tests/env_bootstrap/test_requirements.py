@@ -10,7 +10,9 @@ from env_bootstrap.home import REQUIREMENTS
 from env_bootstrap.maker import IMPORTS
 
 FILES = sorted(REQUIREMENTS.glob("*.txt"))
-LINE = re.compile(r"([a-z0-9-]+)(==[\w.]+|>=[\d.]+,<[\d.]+)(?: ; (python_version|sys_platform) (>=|<|==) \"([\w.]+)\")?")
+LINE = re.compile(
+    r"([a-z0-9-]+)(==[\w.]+|>=[\d.]+,<[\d.]+)(?: ; (python_version|sys_platform) (>=|<|==) \"([\w.]+)\")?"
+)
 
 
 def lines(name: str) -> list[str]:

@@ -23,7 +23,16 @@ def test_read_back_as_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "[]", '{"format": 2}', '{"format": 1, "steps": []}', '{"format": 1, "ready": "yes"}', "\x00" * 50],
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1, "steps": []}',
+        '{"format": 1, "ready": "yes"}',
+        "\x00" * 50,
+    ],
 )
 def test_what_cannot_be_understood_counts_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "env.json").write_text(text)

@@ -87,7 +87,10 @@ def test_where_a_build_comes_from() -> None:
         (HEAVY, False),
         ({}, True),
         ({"install": []}, True),
-        ({"install": [{"metadata": {"version": "2.13.0"}, "download_info": {"url": "https://h/t-win_amd64.whl"}}]}, True),
+        (
+            {"install": [{"metadata": {"version": "2.13.0"}, "download_info": {"url": "https://h/t-win_amd64.whl"}}]},
+            True,
+        ),
     ],
 )
 def test_a_machine_without_a_gpu_downloads_no_cuda(report: dict[str, Any], light: bool) -> None:

@@ -7,9 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import among
-
-_SHOWING = among("debug_mode", "console_width", "console_back", "console_num_images")
+from .pending import PENDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Caching(Section, title="Caching"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentCaching(Caching, title="Caching", pending=_SHOWING):
+class LatentCaching(Caching, title="Caching", pending=PENDING):
     """How caches are made. Finished ones are skipped as long as source, settings and model are unchanged."""
 
     debug_mode: Literal["image", "console", "video"] | None = opt(

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from ..errors import OptionError
 from ..schema import Section, opt
 from .memory import CompileMode, Memory
-from .pending import among
+from .pending import PENDING
 from .training import SEED_HIGH
 
 SPACE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
@@ -77,7 +77,7 @@ class Prompting(Section, title="What to generate"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraStack(Section, title="LoRA", pending=among("lycoris")):
+class LoraStack(Section, title="LoRA", pending=PENDING):
     """LoRA files that are merged into the model."""
 
     lora_weight: tuple[str, ...] = opt((), "LoRA files, merged in this order.", file_kind="lora", metavar="FILE")

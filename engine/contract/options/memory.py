@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import among, needless
+from .pending import ACCEPTED, PENDING
 
 DYNAMO_BACKENDS = (
     "NO", "EAGER", "AOT_EAGER", "INDUCTOR", "AOT_TS_NVFUSER", "NVPRIMS_NVFUSER", "CUDAGRAPHS", "OFI", "FX2TRT",
@@ -17,7 +17,7 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory(Section, title="Memory and speed", accepted=needless("disable_numpy_memmap")):
+class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     blocks_to_swap: int | None = opt(
@@ -51,12 +51,8 @@ class Memory(Section, title="Memory and speed", accepted=needless("disable_numpy
     )
 
 
-_DYNAMO = among("dynamo_backend", "dynamo_mode", "dynamo_fullgraph", "dynamo_dynamic")
-_ONE_WAY = needless("block_swap_h2d_only")
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainingMemory(Memory, title="Memory and speed", pending=_DYNAMO, accepted=_ONE_WAY):
+class TrainingMemory(Memory, title="Memory and speed", pending=PENDING, accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     gradient_checkpointing: bool = opt(

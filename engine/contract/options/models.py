@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt, require
-from .pending import needless
+from .pending import ACCEPTED
 
 Dtype = Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"]
 
@@ -66,20 +66,14 @@ class TrainingPrecision(Precision, title="Precision"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationPrecision(Precision, title="Precision"):
+class GenerationPrecision(Precision, title="Precision", accepted=ACCEPTED):
     """Number formats in generation."""
 
     fp8: bool = opt(
         False, "Keep the weights in plain fp8. With --fp8_scaled, which is better, it need not be given.",
         aliases=("fp8_base",),
     )  # fmt: skip
-    fp8_fast: bool = opt(
-        False, "Multiply in fp8 as well: faster on RTX 40 and newer, slightly lower quality. Needs --fp8_scaled."
-    )
-
-    def __post_init__(self) -> None:
-        if self.fp8_fast and not self.fp8_scaled:
-            raise OptionError("--fp8_fast works on scaled weights only.", hint="Add --fp8_scaled.", names=("fp8_fast",))
+    fp8_fast: bool = opt(False, "Multiply in fp8 as well.", advanced=True)
 
     @property
     def weight_format(self) -> Literal["stored", "fp8", "fp8_scaled"]:
@@ -88,13 +82,13 @@ class GenerationPrecision(Precision, title="Precision"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(Section, title="Attention", accepted=needless("split_attn")):
+class Attention(Section, title="Attention", accepted=ACCEPTED):
     """Which attention training uses. With no flag the fastest one that works is taken."""
 
     sdpa: bool = opt(False, "PyTorch's own scaled dot product attention.")
     flash_attn: bool = opt(False, "FlashAttention 2; needs the package flash-attn.")
     flash3: bool = opt(False, "FlashAttention 3; needs its package and a Hopper GPU.", advanced=True)
-    xformers: bool = opt(False, "xformers; needs its package.")
+    xformers: bool = opt(False, "Attention of the package xformers.")
     sage_attn: bool = opt(
         False, "SageAttention. It has no gradients, so it is for generation only (--attn_mode sageattn).",
         advanced=True,

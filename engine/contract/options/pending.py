@@ -51,15 +51,6 @@ ACCEPTED = {
     "persistent_data_loader_workers": "caches are read by threads, which cost nothing to start",
     "disable_numpy_memmap": "files are read piece by piece, without mapping them",
     "block_swap_h2d_only": "blocks are always streamed one way",
+    "fp8_fast": "scaled weights are multiplied in fp8 wherever the GPU can",
     "split_attn": "attention never pads the items of a batch, so there is nothing to split",
 }
-
-
-def among(*names: str) -> dict[str, str]:
-    """The rows of `PENDING` for these options."""
-    return {key: why for key, why in PENDING.items() if key.partition("=")[0] in names}
-
-
-def needless(*names: str) -> dict[str, str]:
-    """The rows of `ACCEPTED` for these options."""
-    return {key: why for key, why in ACCEPTED.items() if key in names}

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..schema import Section, opt
-from .pending import among
-
-_SEVERAL = among(
-    "num_processes", "gpu_ids", "main_process_port", "ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"
-)  # fmt: skip
+from .pending import PENDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +33,7 @@ class Run(Section, title="Run"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch(Section, title="Several GPUs", pending=_SEVERAL):
+class Launch(Section, title="Several GPUs", pending=PENDING):
     """Training in more than one process. Nobody needs to run `accelerate config`."""
 
     num_processes: int = opt(1, "Train in this many processes, one for each GPU.", low=1, advanced=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import among
+from .pending import PENDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +76,8 @@ class Metadata(Section, title="Metadata"):
     metadata_arch: str | None = opt(None, "Architecture. Default: the family's.", advanced=True, metavar="TEXT")
 
 
-_HUB = among(
-    "huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token",
-    "huggingface_repo_visibility", "save_state_to_huggingface", "resume_from_huggingface", "async_upload",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
-class HuggingFace(Section, title="Hugging Face", pending=_HUB):
+class HuggingFace(Section, title="Hugging Face", pending=PENDING):
     """Uploading what is saved, and resuming from what was uploaded."""
 
     huggingface_repo_id: str | None = opt(None, "Upload to this repository.", advanced=True, metavar="OWNER/NAME")
@@ -91,7 +85,7 @@ class HuggingFace(Section, title="Hugging Face", pending=_HUB):
     huggingface_path_in_repo: str | None = opt(None, "Folder in the repository.", advanced=True, metavar="PATH")
     huggingface_token: str | None = opt(None, "Access token.", advanced=True, metavar="TOKEN")
     huggingface_repo_visibility: str | None = opt(
-        None, "public; everything else is private.", advanced=True, metavar="WORD"
+        None, "Who may see it: public, else private.", advanced=True, metavar="WORD"
     )
     save_state_to_huggingface: bool = opt(False, "Upload states as well.", advanced=True)
     resume_from_huggingface: bool = opt(
@@ -100,11 +94,8 @@ class HuggingFace(Section, title="Hugging Face", pending=_HUB):
     async_upload: bool = opt(False, "Upload while training goes on.", advanced=True)
 
 
-_SAMPLING = among("sample_prompts", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Samples(Section, title="Samples while training", pending=_SAMPLING):
+class Samples(Section, title="Samples while training", pending=PENDING):
     """Videos made with the LoRA as it is, to watch it learn."""
 
     sample_prompts: str | None = opt(None, "File with prompts (.txt, .toml, .json).", file_kind="prompts",
@@ -115,7 +106,7 @@ class Samples(Section, title="Samples while training", pending=_SAMPLING):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logging(Section, title="Logging", pending=among("log_tracker_config")):
+class Logging(Section, title="Logging", pending=PENDING):
     """TensorBoard and wandb."""
 
     logging_dir: str | None = opt(

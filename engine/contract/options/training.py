@@ -8,7 +8,7 @@ from typing import Literal
 from ..errors import OptionError
 from ..schema import Section, opt
 from ..values import closest
-from .pending import among, needless
+from .pending import ACCEPTED, PENDING
 
 SEED_HIGH = 2**64 - 1
 LR_SCHEDULERS = (
@@ -18,7 +18,7 @@ LR_SCHEDULERS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Section, title="Training", accepted=needless("persistent_data_loader_workers")):
+class Training(Section, title="Training", accepted=ACCEPTED):
     """How long to train and with what batches."""
 
     max_train_steps: int = opt(1600, "Stop after so many optimizer steps.", low=1, unit="steps")
@@ -160,7 +160,7 @@ class Timesteps(Section, title="Noise levels"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Section, title="LoRA", pending=among("network_module")):
+class Network(Section, title="LoRA", pending=PENDING):
     """The adapter that is trained."""
 
     network_module: str = opt(

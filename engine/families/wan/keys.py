@@ -254,7 +254,3 @@ def _vae_up_block(rest: str) -> str:
     offset = int(index) if kind == "resnets" else _VAE_STAGE_LENGTH - 1
     return f"upsamples.{int(level) * _VAE_STAGE_LENGTH + offset}.{tail}"
 
-
-def keeps_fp8(path: str) -> bool:
-    """Whether the weight of this linear layer may be kept in fp8: the blocks' are, everything around them is not."""
-    return path.startswith("blocks.")

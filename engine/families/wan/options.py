@@ -131,12 +131,8 @@ PENDING = {
 }
 
 
-def _pending(*names: str) -> dict[str, str]:
-    return {key: why for key, why in PENDING.items() if key.partition("=")[0] in names}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Wan(Section, title="Wan", pending=_pending("task")):
+class Wan(Section, title="Wan", pending=PENDING):
     """Which Wan model it is."""
 
     task: str = opt(DEFAULT_TASK, "What the checkpoint was made for.", choices=TASKS)
@@ -196,7 +192,7 @@ class WanOutput(Output, title="Output"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanImageCaching(Section, title="Images", late=True, pending=_pending("i2v", "clip", "one_frame")):
+class WanImageCaching(Section, title="Images", late=True, pending=PENDING):
     """What image-to-video models need in the caches."""
 
     i2v: bool = opt(False, "Cache the first frame as the image that a clip starts from.", advanced=True)
@@ -208,7 +204,7 @@ class WanImageCaching(Section, title="Images", late=True, pending=_pending("i2v"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanImageTraining(Section, title="Images", late=True, pending=_pending("clip", "one_frame")):
+class WanImageTraining(Section, title="Images", late=True, pending=PENDING):
     """What samples of image-to-video models need."""
 
     clip: str | None = opt(
@@ -218,14 +214,8 @@ class WanImageTraining(Section, title="Images", late=True, pending=_pending("cli
     one_frame: bool = opt(False, "Make samples as single frames.", advanced=True)
 
 
-_INPUTS = _pending(
-    "clip", "image_path", "end_image_path", "video_path", "control_path", "one_frame_inference", "control_image_path",
-    "control_image_mask_path",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
-class WanInputs(Section, title="Images and control", late=True, pending=_INPUTS):
+class WanInputs(Section, title="Images and control", late=True, pending=PENDING):
     """Pictures and videos that a generation starts from."""
 
     image_path: str | None = opt(None, "Image that the video starts from.", file_kind="image", metavar="FILE")
@@ -254,14 +244,8 @@ class WanInputs(Section, title="Images and control", late=True, pending=_INPUTS)
     )
 
 
-_TRAINED_EXPERTS = _pending(
-    "dit_high_noise", "timestep_boundary", "offload_inactive_dit", "lazy_loading", "force_v2_1_time_embedding",
-    "guidance_scale_high_noise", "lora_weight_high_noise", "lora_multiplier_high_noise",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
-class WanExperts(Section, title="Wan 2.2 experts", late=True, pending=_TRAINED_EXPERTS):
+class WanExperts(Section, title="Wan 2.2 experts", late=True, pending=PENDING):
     """The expert for high noise beside the one for low noise, which is --dit."""
 
     dit_high_noise: str | None = opt(
@@ -295,13 +279,8 @@ class WanExpertsGeneration(WanExperts, title="Wan 2.2 experts"):
     lora_multiplier_high_noise: tuple[float, ...] = opt((), "Their strengths.", advanced=True, metavar="X")
 
 
-_GUIDED = _pending(
-    "cfg_skip_mode", "cfg_apply_ratio", "slg_layers", "slg_scale", "slg_start", "slg_end", "slg_mode"
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
-class WanGuidance(Section, title="Guidance", late=True, pending=_GUIDED):
+class WanGuidance(Section, title="Guidance", late=True, pending=PENDING):
     """Guidance that is skipped in some steps, or made by skipping layers."""
 
     cfg_skip_mode: Literal["early", "late", "middle", "early_late", "alternate", "none"] = opt(
