@@ -50,7 +50,7 @@ class Progress:
         self._expected = max(expected, 1)
         self._collected = 0
         self._within = 0.0
-        self._label = ""
+        self._label = "looking for packages"
         self._before = 0
         self._to_install = 0
 
@@ -59,6 +59,8 @@ class Progress:
         if raw:
             self._within = int(raw[1]) / max(int(raw[2]), 1)
             return
+        if "Retrying" in text:
+            self._label = "waiting for the network"
         collecting = re.match(r"Collecting ([\w.-]+)", text)
         if collecting:
             self._collected += 1

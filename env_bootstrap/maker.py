@@ -23,7 +23,7 @@ from .installers import Advance, Installer, installer_environment
 from .interpreters import Maker, choose_maker, fetch_uv, find_uv
 from .lock import locked
 from .plan import Step
-from .problems import GO_ON, Problem, disk_or_home, recognise
+from .problems import Problem, disk_or_home, recognise
 from .processes import clean_environment, output_of, run_child
 from .report import Report
 from .stamp import Stamp
@@ -320,12 +320,14 @@ def _install_torch(
     if build == "cpu" and not chosen and is_light(installer.would_install(pin)):
         index = ""
     if index:
+        # Its own channel marks each build in the version, so that no other build can slip in from another place.
+        exact = pin if environment.get("MUSUBI_TORCH_INDEX") else f"{pin}+{build}"
         try:
-            return installer.install([pin], what=pin, advance=advance, expected=10, index=index)
+            return installer.install([exact], what=f"{exact} from {index}", advance=advance, expected=10, index=index)
         except Problem as problem:
             if chosen or problem.kind not in ("network", "package"):
                 raise
-            report.warning(f"{index} does not give {pin}: taking the one that pip finds by itself.")
+            report.warning(f"{index} does not give {exact}: taking the one that pip finds by itself.")
     installer.install([pin], what=pin, advance=advance, expected=10)
 
 
@@ -359,4 +361,4 @@ def _check(home: Home, have: Stamp, environment: Mapping[str, str], wish: Wish, 
         raise Problem("broken", f"The environment cannot import {name}{more}: {reason}", REPAIR)
     have.python = str(answer["python"])
     if have.build.startswith("cu") and not answer["device"]:
-        report.warning(f"PyTorch {answer['torch']} sees no GPU, though this machine has one: check the driver. {GO_ON}")
+        report.warning(f"PyTorch {answer['torch']} sees no GPU: look at nvidia-smi, then run status again.")

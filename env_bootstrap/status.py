@@ -102,6 +102,7 @@ def _quick_faults(home: Home, have: Stamp) -> list[str]:
 def _look_at_gpu(status: Status, have: Stamp | None, environment: Mapping[str, str]) -> None:
     gpu = detect_gpu(environment)
     if gpu is None:
+        status.gpu = status.gpu or "none"
         return
     status.gpu = status.gpu or f"{gpu.names[0]} (driver {gpu.driver}), not used by PyTorch"
     try:
@@ -120,8 +121,11 @@ def table(status: Status) -> str:
         *(("", reason) for reason in status.reasons),
         ("home", status.home),
         ("python", f"{status.python} ({status.python_version})" if status.python else ""),
-        ("torch", f"{status.torch} ({status.build} build)" if status.torch else status.build),
-        ("gpu", status.gpu or "none"),
+        (
+            "torch",
+            f"{status.torch} ({status.build} build)" if status.torch else f"{status.build} build" * bool(status.build),
+        ),
+        ("gpu", status.gpu),
         ("packages", str(len(status.packages)) if status.packages else ""),
         ("made", f"{status.made}, in {status.seconds:.0f} s" if status.made else ""),
         ("log", status.log),

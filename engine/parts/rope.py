@@ -137,14 +137,17 @@ def framepack_table(
     pool: tuple[int, int, int] = (1, 1, 1),
     axes: Sequence[int] = (16, 56, 56),
     theta: float = 256.0,
+    side_scale: float = 1.0,
 ) -> Table:
     """FramePack's table for latent frames at `frame_indices`, each of height x width tokens: two of [L, sum(axes)/2].
 
     `pool` (2, 2, 2) or (4, 4, 4) is for history that is embedded with larger patches: cos and sin are padded by
     repeating the last value to a multiple of the patch, then averaged over it (so they are no unit vectors).
+    `side_scale` multiplies the positions along h and w (musubi-tuner's RoPE scaling).
     """
     grid = (len(frame_indices), height, width)
-    positions = [torch.tensor(frame_indices, dtype=torch.float64), torch.arange(height), torch.arange(width)]
+    sides = [torch.arange(size, dtype=torch.float64) * side_scale for size in (height, width)]
+    positions = [torch.tensor(frame_indices, dtype=torch.float64), *sides]
     made = table(grid_angles(positions, [frequencies(dim, theta=theta) for dim in axes]))
     if pool == (1, 1, 1):
         return made

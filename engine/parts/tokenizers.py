@@ -1,15 +1,16 @@
-"""Tokenizers of T5-like text encoders, found without a network whenever that is possible.
+"""Tokenizers of text encoders, found without a network whenever that is possible.
 
-`find_tokenizer` looks, in this order: at the path that was given; inside the checkpoint (a SentencePiece model kept as
-a tensor); beside the weights; in a ComfyUI checkout (environment variable COMFYUI_PATH); in the local Hugging Face
-cache; and only then on the hub. The first one that belongs to the model is taken, and `Tokenizer.source` says where it
-came from.
+`find_tokenizer` looks, in this order: at the path that was given; inside the checkpoint (a tokenizer kept as a tensor);
+beside the weights; in a ComfyUI checkout (environment variable COMFYUI_PATH); in the local Hugging Face cache; and
+only then on the hub. The first one that belongs to the model is taken, and `Tokenizer.source` says where it came from.
 
-Two file kinds are read, each by its own library: `spiece.model` (sentencepiece) and `tokenizer.json` (tokenizers).
-For the same model they give the same ids. Where both lie in a folder, spiece.model is taken: it loads ten times faster.
+A `Kind` says which files and which special tokens a family of text encoders has. Three file kinds are read, each by
+its own library: `spiece.model` (sentencepiece), `tokenizer.json` and `vocab.json` with `merges.txt` (tokenizers). For
+the same model they give the same ids; the first of a kind's files that a folder holds is taken (spiece.model loads ten
+times faster than tokenizer.json).
 
-Does not know any model: sizes and places come from the caller. Given up: chat templates, several texts in one input,
-and special tokens written out in a caption ("</s>" in a spiece.model caption is text).
+Does not know any model: sizes, places and templates come from the caller. Given up: several texts in one input.
+Special tokens written out in a caption are special to tokenizer.json and text to spiece.model, as in the libraries.
 """
 
 from __future__ import annotations
@@ -18,26 +19,67 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..contract.errors import WeightsError
 
-FILE_NAMES = ("spiece.model", "tokenizer.json")
-_END, _PAD = "</s>", "<pad>"
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tokenizers of one family of text encoders have in common.
+
+    `file_names`: tried in this order. `start` and `end` open and close every text (None: nothing does), `pad` fills a
+    batch. `origin` is where a person finds the files.
+    """
+
+    file_names: tuple[str, ...]
+    start: str | None
+    end: str | None
+    pad: str
+    origin: str
+
+    def any_file(self) -> str:
+        return " or ".join(self.file_names)
+
+
+T5 = Kind(("spiece.model", "tokenizer.json"), start=None, end="</s>", pad="<pad>", origin="google/umt5-xxl")
+LLAMA3 = Kind(
+    ("tokenizer.json",),
+    start="<|begin_of_text|>",
+    end=None,
+    pad="<|end_of_text|>",
+    origin="the folder tokenizer of hunyuanvideo-community/HunyuanVideo",
+)
+CLIP = Kind(
+    ("tokenizer.json", "vocab.json"),
+    start="<|startoftext|>",
+    end="<|endoftext|>",
+    pad="<|endoftext|>",
+    origin="openai/clip-vit-large-patch14",
+)
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids. `size` is the number of ids; `end_id` closes every text; `pad_id` fills a batch."""
+    """Text to ids. `size` is the number of ids; `start_id` and `end_id` open and close every text; `pad_id` fills a
+    batch."""
 
     source: str
     size: int
-    end_id: int
+    end_id: int | None
     pad_id: int
     split: Callable[[str], list[int]] = field(repr=False)
+    start_id: int | None = None
 
-    def ids(self, text: str, *, limit: int) -> list[int]:
-        """The ids of `text`, at most `limit` of them; the last one is always `end_id`."""
-        return self.split(text)[: limit - 1] + [self.end_id]
+    def ids(self, text: str, *, limit: int | None = None) -> list[int]:
+        """The ids of `text` with its start and end, at most `limit` of them: the text is cut, start and end stay."""
+        start = [] if self.start_id is None else [self.start_id]
+        end = [] if self.end_id is None else [self.end_id]
+        found = self.split(text)
+        if limit is not None:
+            found = found[: max(0, limit - len(start) - len(end))]
+        return start + found + end
 
 
 @dataclass(frozen=True)
@@ -81,20 +123,57 @@ def from_sentencepiece(model: bytes, *, source: str) -> Tokenizer:
     return Tokenizer(source, processor.GetPieceSize(), processor.eos_id(), pad_id, processor.EncodeAsIds)
 
 
-def from_json(path: Path) -> Tokenizer:
-    """A tokenizer from a `tokenizer.json`. Raises WeightsError when it is broken or not of the T5 kind."""
+def from_json(text: str, *, source: str, kind: Kind = T5) -> Tokenizer:
+    """A tokenizer from what a `tokenizer.json` holds. Raises WeightsError when it is broken or of another kind."""
     import tokenizers
 
     try:
-        text = path.read_text(encoding="utf-8")
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception for malformed files
-        raise WeightsError(f"{path} is not a tokenizer.json ({error}).", hint="Fetch it again.") from error
-    end_id, pad_id = library.token_to_id(_END), library.token_to_id(_PAD)
-    if end_id is None or pad_id is None:
+        raise WeightsError(f"{source} is not a tokenizer.json ({error}).", hint="Fetch it again.") from error
+    return _from_library(library, source=source, kind=kind)
+
+
+def from_merges(vocabulary: Path, *, kind: Kind = CLIP) -> Tokenizer:
+    """CLIP's tokenizer from its `vocab.json`, with `merges.txt` beside it. Raises WeightsError.
+
+    Text is composed (NFC), in lower case, with single blanks; words, single digits and runs of other signs are split
+    into pairs of bytes that the file merges.
+    """
+    import tokenizers
+    from tokenizers import normalizers, pre_tokenizers
+
+    merges = vocabulary.with_name("merges.txt")
+    if not merges.is_file():
+        raise WeightsError(f"{vocabulary} needs merges.txt beside it.", hint=f"Take both files from {kind.origin}.")
+    try:
+        model = tokenizers.models.BPE.from_file(
+            str(vocabulary),
+            str(merges),
+            unk_token=kind.end,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+        )
+    except Exception as error:  # the library raises bare Exception for malformed files
+        raise WeightsError(f"{vocabulary} is not a vocabulary ({error}).", hint="Fetch it again.") from error
+    library = tokenizers.Tokenizer(model)
+    library.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    library.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    library.add_special_tokens([token for token in (kind.start, kind.end) if library.token_to_id(token) is not None])
+    return _from_library(library, source=str(vocabulary), kind=kind)
+
+
+def _from_library(library: Any, *, source: str, kind: Kind) -> Tokenizer:
+    needed = [token for token in (kind.start, kind.end, kind.pad) if token is not None]
+    absent = list(dict.fromkeys(token for token in needed if library.token_to_id(token) is None))
+    if absent:
         raise WeightsError(
-            f"{path} has no {_END} and {_PAD} tokens: it belongs to another kind of model.",
-            hint="Use the tokenizer.json or spiece.model of google/umt5-xxl.",
+            f"{source} has no {' and '.join(absent)} tokens: it belongs to another kind of model.",
+            hint=f"Use the {kind.any_file()} of {kind.origin}.",
         )
     library.no_truncation()
     library.no_padding()
@@ -102,18 +181,27 @@ def from_json(path: Path) -> Tokenizer:
     def split(text: str) -> list[int]:
         return library.encode(text, add_special_tokens=False).ids
 
-    return Tokenizer(str(path), library.get_vocab_size(), end_id, pad_id, split)
+    start_id, end_id = (None if token is None else library.token_to_id(token) for token in (kind.start, kind.end))
+    return Tokenizer(source, library.get_vocab_size(), end_id, library.token_to_id(kind.pad), split, start_id)
 
 
-def open_tokenizer(path: str | Path) -> Tokenizer:
-    """A tokenizer from a file (`*.model` or `*.json`) or a folder that holds one. Raises WeightsError."""
+def open_tokenizer(path: str | Path, *, kind: Kind = T5, flag: str = "--tokenizer") -> Tokenizer:
+    """A tokenizer from one of its files or a folder that holds one. Raises WeightsError."""
     path = Path(path).expanduser()
-    file = _file_in(path) if path.is_dir() else path
+    file = _file_in(path, kind) if path.is_dir() else path
     if file is None or not file.is_file():
-        what = f"The folder {path} holds neither {' nor '.join(FILE_NAMES)}." if path.is_dir() else f"No file {path}."
-        raise WeightsError(what, hint="Give --tokenizer a spiece.model, a tokenizer.json or a folder with one.")
+        names = " nor ".join(kind.file_names)
+        neither = f"neither {names}" if len(kind.file_names) > 1 else f"no {names}"
+        what = f"The folder {path} holds {neither}." if path.is_dir() else f"No file {path}."
+        raise WeightsError(what, hint=f"Give {flag} a {kind.any_file()}, or a folder with one.")
     try:
-        return from_json(file) if file.suffix == ".json" else from_sentencepiece(file.read_bytes(), source=str(file))
+        if file.name in ("vocab.json", "merges.txt"):
+            return from_merges(file.with_name("vocab.json"), kind=kind)
+        if file.suffix == ".json":
+            return from_json(file.read_text(encoding="utf-8"), source=str(file), kind=kind)
+        return from_sentencepiece(file.read_bytes(), source=str(file))
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{file} is not a tokenizer.json (no UTF-8 text).", hint="Fetch it again.") from error
     except OSError as error:
         raise WeightsError(f"{file} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
 
@@ -126,35 +214,44 @@ def find_tokenizer(
     embedded: bytes | None = None,
     weights: Path | None = None,
     allow_download: bool = True,
+    kind: Kind = T5,
+    flag: str = "--tokenizer",
 ) -> Tokenizer:
     """Find the tokenizer of a text encoder whose token table has `rows` rows.
 
-    `explicit` is --tokenizer, `embedded` a SentencePiece model from the checkpoint, `weights` the checkpoint's path.
+    `explicit` is what `flag` was given, `embedded` the bytes of a SentencePiece model or of a tokenizer.json from the
+    checkpoint, `weights` the checkpoint's path.
     What a person gave, or the checkpoint itself, must fit; files found elsewhere that do not fit are passed over.
     Raises WeightsError with every place that was tried.
     """
     if explicit:
-        return _fitting(open_tokenizer(explicit), rows)
+        return _fitting(open_tokenizer(explicit, kind=kind, flag=flag), rows)
     if embedded is not None:
-        return _fitting(from_sentencepiece(embedded, source=f"{weights} (embedded)"), rows)
+        return _fitting(_from_bytes(embedded, source=f"{weights} (embedded)", kind=kind), rows)
     tried: list[str] = []
-    for folder in _local_folders(places, weights, tried):
-        found = _try_folder(folder, rows, tried)
+    for folder in _local_folders(places, kind, weights, tried):
+        found = _try_folder(folder, kind, rows, tried)
         if found is not None:
             return found
     if allow_download and places.hub:
-        found = _download(places.hub[0], rows, tried)
+        found = _download(places.hub[0], kind, rows, tried)
         if found is not None:
             return found
     raise WeightsError(
         "No tokenizer for the text encoder was found.",
-        hint="Put spiece.model (or tokenizer.json) beside the weights, or name it with --tokenizer. "
-        "Tried: " + "; ".join(tried) + ".",
+        hint=f"Put the {kind.any_file()} of {kind.origin} beside the weights, or name it with {flag}. "
+        f"Tried: {'; '.join(tried)}.",
     )
 
 
-def _file_in(folder: Path) -> Path | None:
-    return next((folder / name for name in FILE_NAMES if (folder / name).is_file()), None)
+def _from_bytes(content: bytes, *, source: str, kind: Kind) -> Tokenizer:
+    if not content.lstrip().startswith(b"{"):
+        return from_sentencepiece(content, source=source)
+    return from_json(content.decode("utf-8", "replace"), source=source, kind=kind)
+
+
+def _file_in(folder: Path, kind: Kind) -> Path | None:
+    return next((folder / name for name in kind.file_names if (folder / name).is_file()), None)
 
 
 def _misfit(tokenizer: Tokenizer, rows: int) -> str:
@@ -178,19 +275,19 @@ def _fitting(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     return tokenizer
 
 
-def _try_folder(folder: Path, rows: int, tried: list[str]) -> Tokenizer | None:
-    file = _file_in(folder)
+def _try_folder(folder: Path, kind: Kind, rows: int, tried: list[str]) -> Tokenizer | None:
+    file = _file_in(folder, kind)
     if file is None:
-        tried.append(f"{folder} (no {' or '.join(FILE_NAMES)})")
+        tried.append(f"{folder} (no {kind.any_file()})")
         return None
     try:
-        return _fitting(open_tokenizer(file), rows)
+        return _fitting(open_tokenizer(file, kind=kind), rows)
     except WeightsError as error:
         tried.append(f"{file} ({error.message})")
         return None
 
 
-def _local_folders(places: Places, weights: Path | None, tried: list[str]) -> Sequence[Path]:
+def _local_folders(places: Places, kind: Kind, weights: Path | None, tried: list[str]) -> Sequence[Path]:
     folders: list[Path] = []
     if weights is not None:
         home = weights if weights.is_dir() else weights.parent
@@ -200,14 +297,14 @@ def _local_folders(places: Places, weights: Path | None, tried: list[str]) -> Se
         folders += [Path(checkout) / name for name in places.comfyui]
     elif places.comfyui:
         tried.append("a ComfyUI checkout (COMFYUI_PATH is not set)")
-    return folders + [folder for place in places.hub for folder in _cached(place, tried)]
+    return folders + [folder for place in places.hub for folder in _cached(place, kind, tried)]
 
 
-def _cached(place: HubFolder, tried: list[str]) -> list[Path]:
+def _cached(place: HubFolder, kind: Kind, tried: list[str]) -> list[Path]:
     """The folder of the local Hugging Face cache (HF_HOME, HF_HUB_CACHE) that holds this place, if there is one."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in FILE_NAMES:
+    for name in kind.file_names:
         found = try_to_load_from_cache(place.repository, place.path(name))
         if isinstance(found, str):
             return [Path(found).parent]
@@ -215,12 +312,12 @@ def _cached(place: HubFolder, tried: list[str]) -> list[Path]:
     return []
 
 
-def _download(place: HubFolder, rows: int, tried: list[str]) -> Tokenizer | None:
+def _download(place: HubFolder, kind: Kind, rows: int, tried: list[str]) -> Tokenizer | None:
     from huggingface_hub import hf_hub_download
 
-    name = place.path(FILE_NAMES[0])
+    name = place.path(kind.file_names[0])
     try:
-        return _fitting(open_tokenizer(hf_hub_download(place.repository, name)), rows)
+        return _fitting(open_tokenizer(hf_hub_download(place.repository, name), kind=kind), rows)
     except (OSError, ValueError) as error:  # what the hub's client raises when offline, refused or not found
         reason = str(error).strip().splitlines()
         tried.append(f"download of {place.repository}/{name} ({reason[0] if reason else type(error).__name__})")

@@ -58,7 +58,8 @@ def pip_install() -> int:
         if "half" in rule:
             install(rule["half"], "0.0", half=True)
         print("\n".join(rule.get("lines", [])), flush=True)
-        (WORLD / "busy").write_text(str(os.getpid()))
+        (WORLD / "busy.tmp").write_text(str(os.getpid()))
+        os.replace(WORLD / "busy.tmp", WORLD / "busy")
         time.sleep(rule.get("sleep", 0))
         if rule.get("status"):
             return int(rule["status"])

@@ -8,29 +8,40 @@ where it can (models), and from its own name for LoRA lists, which name the mode
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from engine.contract.errors import WeightsError
 from engine.families.wan import keys
-from engine.families.wan.detect import detect, role_of
-from engine.families.wan.model import build
+from engine.families.wan.detect import role_of
 from engine.lora.network import create, kohya_name, targets
+from engine.parts.weight_views import arranged_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
 HERE = Path(__file__).parent
 NOT_BUILT = ("vace_", "control_adapter.")
 LORA_KINDS = ("musubi", "convert_other", "diffusion_pipe", "comfy_accepts")
+DIT_FAMILIES = ("wan", "hunyuan_video", "framepack")
 LORA_BASES = {  # LoRA lists that stand for several models of the same targets
     "wan21_i2v_1_3b": "wan21_fun_inp_1_3b",
     "wan21_i2v_14b": "wan21_i2v_14b_480p",
+    "hunyuanvideo": "hunyuanvideo_t2v_13b",
+    "framepack": "framepack_i2v_hy",
 }
+LORA_PREFIXES = {("hunyuan_video", "diffusion_pipe"): "transformer"}  # others: diffusion_model
+EXCLUDE_NOTHING = {("hunyuan_video", "diffusion_pipe")}  # that tool adapts the modulation too
+DAMAGED = {("framepack", "convert_other")}
+"""Lists whose names the tool spoilt; our name map has to bring every one of them back."""
+REFUSED = {("hunyuan_video", "comfy_accepts"): r"lora_unet_double_blocks_\d+_(img|txt)_mlp_fc[12]"}
+"""LoRA module names that ComfyUI does not know although musubi-tuner writes them; checked to be still so."""
 
 
 def read_layout(path: Path) -> Shapes:
@@ -54,9 +65,22 @@ def differences(ours: Shapes, theirs: Shapes) -> list[str]:
     return found + [f"{name}: ours {list(ours[name])}, theirs {list(theirs[name])}" for name in both]
 
 
-def wan_dit(layout: Shapes) -> list[str]:
-    model = build(detect(layout, {}).config)
-    return differences(names_and_shapes(model), renamed(layout, keys.dit_name))
+def part(family: str, file: str) -> ModuleType:
+    """One file of a family, also of one that is not finished and has no options yet."""
+    return importlib.import_module(f"engine.families.{family}.{file}")
+
+
+def dit_family(layout: Shapes) -> str | None:
+    """The family whose DiT this is."""
+    return next((family for family in DIT_FAMILIES if part(family, "detect").role_of(layout) == "dit"), None)
+
+
+def dit(layout: Shapes, *, family: str) -> list[str]:
+    model = part(family, "model").build(part(family, "detect").detect(layout, {}).config)
+    names = part(family, "keys")
+    arrange = getattr(names, "arrange", None)
+    theirs = arranged_shapes(arrange(layout), layout) if arrange else renamed(layout, names.dit_name)
+    return differences(names_and_shapes(model), theirs)
 
 
 def wan_vae(layout: Shapes) -> list[str]:
@@ -100,29 +124,44 @@ def clip_vision(layout: Shapes) -> list[str]:
     return differences(names_and_shapes(model), parts)
 
 
-def wan_lora(layout: Shapes, *, base: Shapes, kind: str) -> list[str]:
+def lora(layout: Shapes, *, base: Shapes, kind: str) -> list[str]:
     """A list of LoRA tensors, or of module names that a tool accepts, against our default LoRA on the base model."""
-    model = build(detect(base, {}).config)
-    paths = targets(model, block_classes=keys.LORA_BLOCKS, exclude=[keys.LORA_EXCLUDE])
+    family = dit_family(base)
+    names = part(family, "keys")
+    model = part(family, "model").build(part(family, "detect").detect(base, {}).config)
+    exclude = "" if (family, kind) in EXCLUDE_NOTHING else names.LORA_EXCLUDE
+    paths = targets(model, block_classes=names.LORA_BLOCKS, exclude=[exclude] if exclude else [])
     modules = {path: tuple(module.weight.shape) for path, module in paths.items()}
     if kind == "comfy_accepts":
-        wanted = {kohya_name(path): shape for path, shape in modules.items()}
-        wanted |= {f"diffusion_model.{path}": shape for path, shape in modules.items()}
-        return [f"{name}: not accepted with shape {list(s)}" for name, s in wanted.items() if layout.get(name) != s]
+        return not_accepted(modules, layout, refused=REFUSED.get((family, kind), ""))
     rank = next(shape[0] for name, shape in layout.items() if name.endswith(("lora_down.weight", "lora_A.weight")))
     if kind == "musubi":
-        network = create(model, block_classes=keys.LORA_BLOCKS, exclude=keys.LORA_EXCLUDE, dim=rank)
+        network = create(model, block_classes=names.LORA_BLOCKS, exclude=exclude, dim=rank)
         return differences({name: tuple(tensor.shape) for name, tensor in network.state().items()}, layout)
-    names: Shapes = {}
+    prefix = LORA_PREFIXES.get((family, kind), "diffusion_model")
+    ours: Shapes = {}
     for path, (rows, columns) in modules.items():
-        names[f"diffusion_model.{path}.lora_A.weight"] = (rank, columns)
-        names[f"diffusion_model.{path}.lora_B.weight"] = (rows, rank)
-    return differences(names, layout)
+        ours[f"{prefix}.{path}.lora_A.weight"] = (rank, columns)
+        ours[f"{prefix}.{path}.lora_B.weight"] = (rows, rank)
+    if (family, kind) in DAMAGED:
+        return differences(
+            {name.removeprefix(f"{prefix}."): s for name, s in ours.items()}, renamed(layout, names.dit_name)
+        )
+    return differences(ours, layout)
+
+
+def not_accepted(modules: Shapes, layout: Shapes, *, refused: str) -> list[str]:
+    """Which of our LoRA names a tool's list lacks; names that fit `refused` must be lacking."""
+    wanted = {kohya_name(path): shape for path, shape in modules.items()}
+    wanted |= {f"diffusion_model.{path}": shape for path, shape in modules.items()}
+    found = [f"{name}: accepted after all" for name in wanted if re.fullmatch(refused, name) and name in layout]
+    kept = {name: shape for name, shape in wanted.items() if not re.fullmatch(refused, name)}
+    return found + [f"{name}: not accepted with shape {list(s)}" for name, s in kept.items() if layout.get(name) != s]
 
 
 def lora_base(stem: str, folders: Iterable[Path]) -> tuple[Shapes, str] | None:
-    """The layout of the model that a LoRA list is for, and the list's kind; None when it is no Wan list."""
-    found = re.fullmatch(rf"lora_(wan.+)_({'|'.join(LORA_KINDS)})", stem)
+    """The layout of the model that a LoRA list is for, and the list's kind; None when it is of no model here."""
+    found = re.fullmatch(rf"lora_(wan.+|hunyuanvideo|framepack)_({'|'.join(LORA_KINDS)})", stem)
     if not found:
         return None
     base = LORA_BASES.get(found[1], found[1])
@@ -134,7 +173,6 @@ def lora_base(stem: str, folders: Iterable[Path]) -> tuple[Shapes, str] | None:
 
 
 MODELS: Mapping[str, Callable[[Shapes], list[str]]] = {
-    "dit": wan_dit,
     "vae": wan_vae,
     "text-encoder": umt5,
     "clip-vision": clip_vision,
@@ -146,13 +184,13 @@ def check_file(path: Path) -> list[str] | None:
     stem, layout = path.name.removesuffix(".json.gz"), read_layout(path)
     if stem.startswith("lora_"):
         base = lora_base(stem, [path.parent, HERE])
-        return None if base is None else wan_lora(layout, base=base[0], kind=base[1])
+        return None if base is None else lora(layout, base=base[0], kind=base[1])
     if any(name.startswith(NOT_BUILT) for name in layout):
         return None
-    model = MODELS.get(role_of(layout) or "")
-    if model is None:
+    family, model = dit_family(layout), MODELS.get(role_of(layout) or "")
+    if family is None and model is None:
         return None
     try:
-        return model(layout)
+        return dit(layout, family=family) if family else model(layout)
     except WeightsError as error:
         return [f"refused: {error.message}"]

@@ -36,7 +36,8 @@ class Stack(nn.Module):
         torch.manual_seed(99)
         for block in self.blocks:
             for linear in (block.up, block.down):
-                self.adapters.append(nn.Parameter(torch.randn(rank, linear.in_features) * 0.3))
+                spread = 0.3 * (16 / linear.in_features) ** 0.5  # wide layers must not blow up within a few steps
+                self.adapters.append(nn.Parameter(torch.randn(rank, linear.in_features) * spread))
                 self.adapters.append(nn.Parameter(torch.randn(linear.out_features, rank) * 0.3))
                 _wrap(linear, *self.adapters[-2:])
         return self
@@ -65,6 +66,7 @@ def train_steps(stack: Stack, values: tuple[Tensor, ...], *, steps: int = 2) -> 
     seen = []
     for _ in range(steps):
         out = stack(*values)
+        assert out.isfinite().all(), "the toy itself diverged: nothing can be compared"
         seen.append(out.detach().clone())
         grads = torch.autograd.grad(out.float().square().mean(), list(stack.adapters))
         seen += [grad.clone() for grad in grads]

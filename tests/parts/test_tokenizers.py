@@ -178,4 +178,4 @@ def test_a_tokenizer_json_without_end_token_is_another_kind(tmp_path):
 
 
 def test_file_names_are_looked_for_in_one_order():
-    assert tokenizers.FILE_NAMES == ("spiece.model", "tokenizer.json")
+    assert tokenizers.T5.file_names == ("spiece.model", "tokenizer.json")

@@ -1,0 +1,211 @@
+"""What a checkpoint is, from its tensor names and shapes (and the file's metadata) alone.
+
+`detect` gives every dimension of a FramePack DiT in any public layout. `role_of` and `check_role` name files of other
+kinds, so that a HunyuanVideo DiT given as --dit is answered by a sentence. Reads no weights. Cannot tell apart: the
+first release and F1, which differ in training and in how history is laid out, not in a single shape; the job says
+which it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...contract.errors import WeightsError
+from ...parts import file_kinds
+from ...parts.file_kinds import Kind, has, has_any, is_lora
+from ...parts.mmdit import rope_axes
+from .keys import dit_name
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+DEFAULT_HEAD_DIM = 128
+ROPE_THETA = 256.0
+TASKS = ("i2v", "f1")
+"""i2v: the first release, which makes a video from its end to its start. f1: forward in time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackConfig:
+    """Every size of a FramePack DiT. Widths are numbers of features, channels those of latents."""
+
+    dim: int
+    ffn_dim: int
+    in_dim: int
+    out_dim: int
+    text_dim: int
+    pooled_dim: int
+    num_layers: int  # double-stream blocks
+    num_single_layers: int
+    num_refiner_layers: int
+    num_heads: int
+    head_dim: int
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    image_dim: int | None = None  # width of the SigLIP features; None: no image tokens
+    has_guidance: bool = True
+    rope_axes: tuple[int, int, int]  # columns of a head that turn with t, h and w
+    rope_theta: float = ROPE_THETA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A member of the family. `name` is "i2v" unless the job says "f1"; the file cannot tell."""
+
+    family: str
+    name: str
+    config: FramePackConfig
+
+
+def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This file") -> Variant:
+    """The variant of a FramePack DiT in any public layout. `source` begins the messages: a flag and a file name.
+
+    Sizes come from shapes; the head size is 128 unless the metadata key `head_dim` says otherwise.
+    Raises WeightsError that says what the file looks like instead.
+    """
+    check_role(shapes, wanted="dit", flag="--dit", source=source)
+    names = {ours: tuple(shape) for name, shape in shapes.items() if (ours := dit_name(name)) is not None}
+    return Variant(family="framepack", name=TASKS[0], config=_config(names, metadata, source))
+
+
+def role_of(shapes: Shapes) -> str | None:
+    """One of "dit", "vae", "text-encoder" (LLaMA), "clip-text-encoder", "image-encoder" (SigLIP), "lora", a kind of
+    another family's file; None if unknown."""
+    kind = file_kinds.kind_of(_KINDS, shapes)
+    return kind.role if kind else None
+
+
+def check_role(shapes: Shapes, *, wanted: str, flag: str, source: str = "This file") -> None:
+    """WeightsError unless the file has the role `wanted`; the message says what it looks like and where to give it."""
+    file_kinds.check_role(_KINDS, shapes, wanted=wanted, flag=flag, source=source)
+
+
+def check_task(variant: Variant, task: str) -> None:
+    """WeightsError for a task that FramePack does not have. Every checkpoint fits both: see the module's docstring."""
+    if task not in TASKS:
+        raise WeightsError(f"There is no FramePack task {task!r}.", f"Choose one of {', '.join(TASKS)}.")
+
+
+def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> FramePackConfig:
+    try:
+        dim, in_dim, *patch = names["x_embedder.proj.weight"]
+        image = names.get("image_projection.up.weight")
+        head_dim = _head_dim(dim, metadata, source)
+        return FramePackConfig(
+            dim=dim,
+            ffn_dim=names["transformer_blocks.0.ff.net.0.proj.weight"][0],
+            in_dim=in_dim,
+            out_dim=names["proj_out.weight"][0] // (patch[0] * patch[1] * patch[2]),
+            text_dim=names["context_embedder.proj_in.weight"][1],
+            pooled_dim=names["time_text_embed.text_embedder.linear_1.weight"][1],
+            num_layers=_count(names, "transformer_blocks"),
+            num_single_layers=_count(names, "single_transformer_blocks"),
+            num_refiner_layers=_count(names, "context_embedder.token_refiner.refiner_blocks"),
+            num_heads=dim // head_dim,
+            head_dim=head_dim,
+            patch_size=(patch[0], patch[1], patch[2]),
+            image_dim=image[1] if image else None,
+            has_guidance="time_text_embed.guidance_embedder.linear_1.weight" in names,
+            rope_axes=rope_axes(head_dim),
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"{source} is only part of a FramePack DiT, or its tensors have unknown shapes ({error}).",
+            "Give all parts: the folder, the index file, or the first part of several.",
+        ) from error
+
+
+def _count(names: Shapes, blocks: str) -> int:
+    numbers = [int(found[1]) for name in names if (found := re.match(re.escape(blocks) + r"\.(\d+)\.", name))]
+    if not numbers:
+        raise KeyError(f"{blocks}.0")
+    return 1 + max(numbers)
+
+
+def _head_dim(dim: int, metadata: Mapping[str, str], source: str) -> int:
+    told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
+    if not told.isdigit() or int(told) < 8 or int(told) % 2 or dim % int(told):
+        raise WeightsError(
+            f"{source} has width {dim}, which does not divide into heads of {told}.",
+            "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
+        )
+    return int(told)
+
+
+_KINDS = (
+    Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora),
+    Kind(
+        "dit",
+        "a FramePack DiT",
+        "Give it as --dit.",
+        has_any("clean_x_embedder.proj.weight", "clean_x_embedder.proj_4x.weight"),
+    ),
+    Kind(
+        "hunyuan-video-dit",
+        "a HunyuanVideo DiT",
+        "Use the hunyuan-video commands for it.",
+        has_any(
+            "double_blocks.0.img_attn_qkv.weight",
+            "double_blocks.0.img_attn.qkv.weight",
+            "transformer_blocks.0.attn.add_q_proj.weight",
+        ),
+    ),
+    Kind(
+        "wan-dit",
+        "a Wan DiT",
+        "Use the wan commands for it.",
+        has_any("blocks.0.cross_attn.q.weight", "blocks.0.attn2.to_q.weight"),
+    ),
+    Kind(
+        "vae",
+        "a HunyuanVideo VAE",
+        "Give it as --vae.",
+        has_any(
+            "encoder.down_blocks.0.resnets.0.conv1.conv.weight",
+            "encoder.down.0.block.0.conv1.conv.weight",
+            "encoder.conv_in.conv.weight",
+        ),
+    ),
+    Kind(
+        "wan-vae",
+        "a Wan VAE",
+        "Use the wan commands for it.",
+        has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
+    ),
+    Kind(
+        "text-encoder",
+        "a LLaMA text encoder",
+        "Give it as --text_encoder1.",
+        has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
+    ),
+    Kind(
+        "clip-text-encoder",
+        "a CLIP text encoder",
+        "Give it as --text_encoder2.",
+        has("text_model.embeddings.token_embedding.weight"),
+    ),
+    Kind(
+        "t5-text-encoder",
+        "a T5 or UMT5 text encoder",
+        "Use the wan commands for it, if it is UMT5.",
+        has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+    ),
+    Kind(
+        "clip-vision",
+        "a CLIP image encoder",
+        "FramePack sees images through SigLIP instead.",
+        has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding"),
+    ),
+    Kind(
+        "image-encoder",
+        "a SigLIP image encoder",
+        "Give it as --image_encoder.",
+        has("vision_model.embeddings.patch_embedding.weight"),
+    ),
+    Kind(
+        "tiny-vae",
+        "a tiny autoencoder for previews",
+        "It cannot replace the VAE.",
+        has_any("encoder.2.conv.weight", "decoder.1.weight"),
+    ),
+)

@@ -1,0 +1,287 @@
+"""The FramePack DiT: build, load, blocks, velocity.
+
+HunyuanVideo's double- and single-stream blocks over a row of tokens in which the section that is made comes last:
+history embedded with patches four, two and one times as large stands before it, each frame at its own place in time.
+SigLIP tokens stand before the text. One class for the first release and F1, which differ in how history is laid out
+(`sections`). Modules have the published checkpoint's names, which are diffusers'; the maths of the blocks is
+`parts.mmdit`. Embeddings of time, guidance and pooled text, norms, sums and the last layer compute in float32
+whatever the weights' type; the rest, residual stream included, in the weights' type.
+Checked against lllyasviel/FramePack 97fe5dbe and diffusers 0.42.1 to 1e-5 (tests/golden, tests/families/framepack).
+Knows nothing of samplers, sections, training, memory or LoRA: these act on `blocks(dit)`. Given up: TeaCache (step
+caches wrap `run_blocks`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...ops.attention import check_backend
+from ...parts.embeddings import Float32Linear, modulated_norm
+from ...parts.mmdit import EPS, Modulation, key_lengths, with_text
+from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from .layers import HunyuanVideoSingleTransformerBlock, HunyuanVideoTransformerBlock
+from .detect import FramePackConfig, Variant, check_task, detect
+from .embedders import (
+    ConditionEmbedding,
+    HistoryEmbedding,
+    ImageProjection,
+    PatchEmbedding,
+    TextEmbedding,
+    packed_table,
+)
+from .keys import dit_name
+
+GUIDANCE_SCALE = 10.0
+"""Embedded guidance that the published models are made for."""
+
+Indices = Sequence[Sequence[int]]
+
+
+class History(NamedTuple):
+    """Clean latent frames that condition a section: [B, C, T, H, W] and for each sample their T places in time."""
+
+    latents_BCTHW: torch.Tensor
+    indices: Indices
+
+
+class Tokens(NamedTuple):
+    """What the blocks work on, and what they are given beside it. Rotary tables are [L, D/2] or [B, L, D/2]."""
+
+    image_BLD: torch.Tensor
+    text_BLD: torch.Tensor
+    vector_BD: torch.Tensor
+    cos_LD: torch.Tensor
+    sin_LD: torch.Tensor
+    key_lengths_B: torch.Tensor | None
+
+
+class FramePackModel(nn.Module):
+    """The whole DiT. `variant` is set by `load`. A forward pass is `embed`, `run_blocks`, `finish`."""
+
+    def __init__(self, config: FramePackConfig, *, attention_backend: str = "auto"):
+        super().__init__()
+        check_backend(attention_backend)
+        self.config = config
+        self.variant: Variant | None = None
+        dim = config.dim
+        self.x_embedder = PatchEmbedding(config.in_dim, dim, patch_size=config.patch_size)
+        self.context_embedder = TextEmbedding(config, backend=attention_backend)
+        self.time_text_embed = ConditionEmbedding(config.pooled_dim, dim, has_guidance=config.has_guidance)
+        self.transformer_blocks = nn.ModuleList(
+            HunyuanVideoTransformerBlock(config, backend=attention_backend) for _ in range(config.num_layers)
+        )
+        self.single_transformer_blocks = nn.ModuleList(
+            HunyuanVideoSingleTransformerBlock(config, backend=attention_backend)
+            for _ in range(config.num_single_layers)
+        )
+        self.norm_out = Modulation(dim, 2)
+        cells = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.proj_out = Float32Linear(dim, cells * config.out_dim)
+        if config.image_dim is not None:
+            self.image_projection = ImageProjection(config.image_dim, dim)
+        self.clean_x_embedder = HistoryEmbedding(config.in_dim, dim, patch_size=config.patch_size)
+        # in a tuple, so that the blocks are not registered a second time under other names
+        self._in_order = (nn.ModuleList([*self.transformer_blocks, *self.single_transformer_blocks]),)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that blocks compute in. Read from a layer that never becomes fp8."""
+        return self.context_embedder.proj_in.weight.dtype
+
+    def forward(
+        self,
+        x_BCTHW: torch.Tensor,
+        timestep_B: torch.Tensor,
+        text: Sequence[torch.Tensor],
+        pooled_BD: torch.Tensor,
+        **conditioning: Any,
+    ) -> torch.Tensor:
+        """Velocity, float32 [B, C, T, H, W]; timestep_B in 0..1000. The conditioning is that of `embed`."""
+        tokens = self.embed(x_BCTHW, timestep_B, text, pooled_BD, **conditioning)
+        return self.finish(self.run_blocks(tokens), tokens.vector_BD, x_BCTHW.shape[2:])
+
+    def embed(
+        self,
+        x_BCTHW: torch.Tensor,
+        timestep_B: torch.Tensor,
+        text: Sequence[torch.Tensor],
+        pooled_BD: torch.Tensor,
+        *,
+        image_BLD: torch.Tensor | None = None,
+        guidance_scale: float | torch.Tensor = GUIDANCE_SCALE,
+        indices: Indices | None = None,
+        history: Sequence[History | None] = (None, None, None),
+        rope_scaling: tuple[float, float] | None = None,
+    ) -> Tokens:
+        """The tokens that go into the blocks. The arguments are explained at `velocity`.
+
+        `history` is for patches 1, 2 and 4 times as large.
+        """
+        config, (_, _, frames, height, width) = self.config, x_BCTHW.shape
+        clean = self.clean_x_embedder([None if one is None else one.latents_BCTHW for one in history])
+        oldest_first = [part for part in reversed(clean) if part is not None]
+        tokens_BLD = torch.cat([*oldest_first, self.x_embedder(x_BCTHW)], dim=1)
+        places = [None if one is None else one.indices for one in history]
+        table = packed_table(
+            [[range(frames)] if indices is None else indices, *places],
+            height=height // config.patch_size[1],
+            width=width // config.patch_size[2],
+            axes=config.rope_axes,
+            theta=config.rope_theta,
+            timestep_B=timestep_B,
+            scaling=rope_scaling,
+        )
+        vector_BD = self.time_text_embed(timestep_B, pooled_BD, guidance_scale)
+        text_BLD, lengths = self.context_embedder(text, timestep_B)
+        if image_BLD is not None:
+            text_BLD = torch.cat([self.image_projection(image_BLD.to(self.dtype)), text_BLD], dim=1)
+        cos_LD, sin_LD = with_text(table, text_BLD.shape[1])
+        before = tokens_BLD.shape[1] + text_BLD.shape[1] - max(lengths)
+        return Tokens(tokens_BLD, text_BLD, vector_BD, cos_LD, sin_LD, key_lengths(lengths, before=before))
+
+    def run_blocks(self, tokens: Tokens) -> torch.Tensor:
+        """The image tokens, history included, after all blocks. What a step cache skips."""
+        image_BLD, text_BLD, *given = tokens
+        for block in self.transformer_blocks:
+            image_BLD, text_BLD = block(image_BLD, text_BLD, *given)
+        x_BLD = torch.cat([image_BLD, text_BLD], dim=1)
+        for block in self.single_transformer_blocks:
+            x_BLD = block(x_BLD, *given)
+        return x_BLD[:, : image_BLD.shape[1]]
+
+    def finish(self, image_BLD: torch.Tensor, vector_BD: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """The section's tokens, which are the last, to velocity of latent size (T, H, W): float32 [B, C, T, H, W]."""
+        patch = self.config.patch_size
+        grid = [n // step for n, step in zip(size, patch, strict=True)]
+        scale, shift = self.norm_out(vector_BD)
+        own_BLD = image_BLD[:, image_BLD.shape[1] - grid[0] * grid[1] * grid[2] :]
+        values = self.proj_out(modulated_norm(own_BLD, shift, scale, eps=EPS))
+        cells = values.view(len(values), *grid, self.config.out_dim, *patch)
+        return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(values), self.config.out_dim, *size)
+
+
+def build(
+    config: FramePackConfig,
+    *,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype = torch.float32,
+    attention_backend: str = "auto",
+) -> FramePackModel:
+    """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
+    with torch.device("meta"):
+        model = FramePackModel(config, attention_backend=attention_backend).to(dtype)
+    if torch.device(device).type != "meta":
+        model = model.to_empty(device=device)
+    return model.eval().requires_grad_(False)
+
+
+def load(
+    path: str | Path,
+    *,
+    task: str | None,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    transform: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    attention_backend: str = "auto",
+    role: str = "--dit",
+) -> FramePackModel:
+    """Load a checkpoint in any public layout; `.variant` of the result says what it is. Weights are frozen.
+
+    `task` "f1" or "i2v" names the variant, which the file cannot tell; None means "i2v". dtype None takes the type
+    that most of the file's weights have (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor before
+    it is cast: LoRA merging. Raises WeightsError: no readable file, another kind of file, no such task.
+    """
+    file = open_weights(path, role=role)
+    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
+    if task is not None:
+        check_task(variant, task)
+        variant = replace(variant, name=task)
+    dtype = _main_dtype(file) if dtype is None else dtype
+    model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
+    load_into(model, file, rename=dit_name, device=device, dtype=dtype, transform=transform)
+    model.variant = variant
+    return model
+
+
+def blocks(dit: FramePackModel) -> nn.ModuleList:
+    """The blocks in the order in which they run, double-stream ones first: the same list at every call.
+
+    What streaming, checkpointing, compile, fp8 and LoRA act on. Not part of the model's names.
+    """
+    return dit._in_order[0]
+
+
+def velocity(
+    dit: FramePackModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]
+) -> torch.Tensor:
+    """Noise - clean of one section, float32 [B, C, T, H, W]; timestep_B in 0..1000.
+
+    cond, where indices are Python numbers (a list for each sample, or one for all) so that nothing waits for a GPU:
+    "text"            list of LLaMA states [L, 4096], each at its own length, at least 1
+    "pooled"          CLIP's pooled text [B, 768]
+    "image"           SigLIP states of the start image [B, 729, 1152]
+    "guidance"        embedded guidance scale, a number or [B] (10 is what the models are made for; the default)
+    "indices"         the places in time of the section's latent frames (default 0 … T-1)
+    "clean", "clean_2x", "clean_4x"                           latents [B, C, T, H, W] of history and start, or absent
+    "clean_indices", "clean_2x_indices", "clean_4x_indices"   their places in time
+    "rope_scaling"    (factor, threshold): multiply the h and w positions by factor at timesteps >= threshold
+    """
+    history = [
+        History(cond[name], cond[f"{name}_indices"]) if cond.get(name) is not None else None
+        for name in ("clean", "clean_2x", "clean_4x")
+    ]
+    return dit(
+        x_BCTHW,
+        timestep_B,
+        cond["text"],
+        cond["pooled"],
+        image_BLD=cond.get("image"),
+        guidance_scale=cond.get("guidance", GUIDANCE_SCALE),
+        indices=cond.get("indices"),
+        history=history,
+        rope_scaling=cond.get("rope_scaling"),
+    )
+
+
+def cond_from_batch(batch: dict[str, Any], *, guidance_scale: float = GUIDANCE_SCALE) -> dict[str, Any]:
+    """The conditioning in a training batch of cached tensors, which are on the CPU (see musubi-tuner's names there).
+
+    "llama_vec" [B, 512, 4096] is cut to what "llama_attention_mask" counts. Where 2x or 4x indices are cached without
+    latents (one-frame training), the latents are zeros.
+    """
+    lengths = batch["llama_attention_mask"].sum(dim=1).tolist()
+    cond: dict[str, Any] = {
+        "text": [row[: int(length)] for row, length in zip(batch["llama_vec"], lengths, strict=True)],
+        "pooled": batch["clip_l_pooler"],
+        "image": batch["image_embeddings"],
+        "guidance": guidance_scale,
+        "indices": batch["latent_indices"].tolist(),
+    }
+    clean = batch["latents_clean"]
+    for name in ("clean", "clean_2x", "clean_4x"):
+        key = f"{name.replace('clean', 'clean_latent')}_indices"
+        if key not in batch:
+            continue
+        indices = batch[key].tolist()
+        cond[f"{name}_indices"] = indices
+        cond[name] = batch.get(f"latents_{name}")
+        if cond[name] is None:
+            cond[name] = clean.new_zeros(*clean.shape[:2], len(indices[0]), *clean.shape[3:])
+    return cond
+
+
+def _main_dtype(file: WeightFile) -> torch.dtype:
+    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
+    count: Counter[torch.dtype] = Counter()
+    for name, shape in file.shapes.items():
+        if file.dtypes[name].is_floating_point:
+            count[file.dtypes[name]] += torch.Size(shape).numel()
+    dtype = count.most_common(1)[0][0]
+    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

@@ -1,0 +1,223 @@
+"""The layers of the HunyuanVideo DiT, under Tencent's names: embedders, token refiner, the two kinds of blocks, end.
+
+The maths of blocks is in parts/mmdit; here is who owns which weights. Blocks take and return plain tensors, so that
+they can be streamed, checkpointed and compiled on their own. What computes in float32 is said in model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...parts import mmdit
+from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, modulated_norm
+from ...parts.mmdit import Heads, Layer, Modulation, Stream
+from .detect import HunyuanVideoConfig
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: HunyuanVideoConfig, activation: Layer):
+        super().__init__()
+        self.fc1 = nn.Linear(config.dim, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, config.dim)
+        self.activation = activation
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x_BLD)))
+
+
+class ValueEmbedder(nn.Module):
+    """A number for each sample (timestep, guidance) to a vector, float32 [B, D]."""
+
+    def __init__(self, config: HunyuanVideoConfig):
+        super().__init__()
+        self.features = config.freq_dim
+        self.mlp = nn.Sequential(
+            Float32Linear(config.freq_dim, config.dim), nn.SiLU(), Float32Linear(config.dim, config.dim)
+        )
+
+    def forward(self, value_B: Tensor) -> Tensor:
+        return self.mlp(mmdit.sine_features(value_B, dim=self.features))
+
+
+class PooledEmbedder(nn.Module):
+    """CLIP's pooled text to a vector, float32 [B, D]."""
+
+    def __init__(self, config: HunyuanVideoConfig):
+        super().__init__()
+        self.in_layer = Float32Linear(config.pooled_dim, config.dim)
+        self.out_layer = Float32Linear(config.dim, config.dim)
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        return mmdit.embed(self.in_layer, self.out_layer, pooled_BD)
+
+
+class TextEmbedder(nn.Module):
+    """The caption's mean to a vector, float32 [B, D]."""
+
+    def __init__(self, config: HunyuanVideoConfig):
+        super().__init__()
+        self.linear_1 = Float32Linear(config.text_dim, config.dim)
+        self.linear_2 = Float32Linear(config.dim, config.dim)
+
+    def forward(self, mean_BD: Tensor) -> Tensor:
+        return mmdit.embed(self.linear_1, self.linear_2, mean_BD)
+
+
+class RefinerBlock(nn.Module):
+    def __init__(self, config: HunyuanVideoConfig, *, backend: str):
+        super().__init__()
+        self.head_dim, self.backend = config.head_dim, backend
+        self.norm1 = Float32LayerNorm(config.dim, eps=mmdit.EPS)
+        self.self_attn_qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.self_attn_proj = nn.Linear(config.dim, config.dim)
+        self.norm2 = Float32LayerNorm(config.dim, eps=mmdit.EPS)
+        self.mlp = FeedForward(config, F.silu)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(config.dim, 2 * config.dim))
+
+    def _gates(self, vector_BD: Tensor) -> tuple[Tensor, ...]:
+        return self.adaLN_modulation(vector_BD).unsqueeze(1).chunk(2, dim=-1)
+
+    def _heads(self, x_BLD: Tensor) -> Heads:
+        return mmdit.split_heads(*self.self_attn_qkv(x_BLD).chunk(3, dim=-1), head_dim=self.head_dim)
+
+    def forward(self, x_BLD: Tensor, vector_BD: Tensor, key_lengths_B: Tensor | None) -> Tensor:
+        return mmdit.refiner_block(
+            x_BLD,
+            vector_BD,
+            key_lengths_B,
+            norms=(self.norm1, self.norm2),
+            modulation=self._gates,
+            heads=self._heads,
+            project=self.self_attn_proj,
+            feed_forward=self.mlp,
+            backend=self.backend,
+        )
+
+
+class TokenRefiner(nn.Module):
+    """LLaMA's hidden states to text tokens: they attend to each other, steered by time and by their own mean."""
+
+    def __init__(self, config: HunyuanVideoConfig, *, backend: str):
+        super().__init__()
+        self.input_embedder = nn.Linear(config.text_dim, config.dim)
+        self.t_embedder = ValueEmbedder(config)
+        self.c_embedder = TextEmbedder(config)
+        self.individual_token_refiner = nn.Module()
+        self.individual_token_refiner.blocks = nn.ModuleList(
+            RefinerBlock(config, backend=backend) for _ in range(config.num_refiner_blocks)
+        )
+
+    def forward(self, text_BLD: Tensor, timestep_B: Tensor, lengths: Sequence[int]) -> Tensor:
+        """[B, L, text_dim], the first `lengths[i]` tokens of each valid, to [B, L, D]. Beyond them: no meaning."""
+        vector_BD = self.t_embedder(timestep_B) + self.c_embedder(mmdit.mean_of_valid(text_BLD, lengths))
+        x_BLD, key_lengths_B = self.input_embedder(text_BLD), mmdit.key_lengths(lengths)
+        for block in self.individual_token_refiner.blocks:
+            x_BLD = block(x_BLD, vector_BD, key_lengths_B)
+        return x_BLD
+
+
+class MMDoubleStreamBlock(nn.Module):
+    """Image and text with layers of their own, one attention. LoRA files and tools of the world know it by its name."""
+
+    def __init__(self, config: HunyuanVideoConfig, *, backend: str):
+        super().__init__()
+        self.head_dim, self.backend = config.head_dim, backend
+        gelu = partial(F.gelu, approximate="tanh")
+        self.img_mod = Modulation(config.dim, 6)
+        self.img_attn_qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.img_attn_q_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
+        self.img_attn_k_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
+        self.img_attn_proj = nn.Linear(config.dim, config.dim)
+        self.img_mlp = FeedForward(config, gelu)
+        self.txt_mod = Modulation(config.dim, 6)
+        self.txt_attn_qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.txt_attn_q_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
+        self.txt_attn_k_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
+        self.txt_attn_proj = nn.Linear(config.dim, config.dim)
+        self.txt_mlp = FeedForward(config, gelu)
+
+    def _image_heads(self, x_BLD: Tensor) -> Heads:
+        norms = self.img_attn_q_norm, self.img_attn_k_norm
+        return mmdit.split_heads(*self.img_attn_qkv(x_BLD).chunk(3, dim=-1), head_dim=self.head_dim, norms=norms)
+
+    def _text_heads(self, x_BLD: Tensor) -> Heads:
+        norms = self.txt_attn_q_norm, self.txt_attn_k_norm
+        return mmdit.split_heads(*self.txt_attn_qkv(x_BLD).chunk(3, dim=-1), head_dim=self.head_dim, norms=norms)
+
+    def forward(
+        self,
+        image_BLD: Tensor,
+        text_BLD: Tensor,
+        vector_BD: Tensor,
+        cos_LD: Tensor,
+        sin_LD: Tensor,
+        key_lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(image, text) tokens. `vector_BD` float32; the table is that of all tokens; lengths: see mmdit."""
+        return mmdit.double_stream(
+            Stream(self.img_mod, self._image_heads, self.img_attn_proj, self.img_mlp),
+            Stream(self.txt_mod, self._text_heads, self.txt_attn_proj, self.txt_mlp),
+            image_BLD,
+            text_BLD,
+            vector_BD,
+            cos_LD,
+            sin_LD,
+            key_lengths_B,
+            backend=self.backend,
+        )
+
+
+class MMSingleStreamBlock(nn.Module):
+    """Image and text as one row of tokens; attention and feed-forward share two layers. Known by its name too."""
+
+    def __init__(self, config: HunyuanVideoConfig, *, backend: str):
+        super().__init__()
+        self.head_dim, self.backend = config.head_dim, backend
+        self.sizes = (config.dim, config.dim, config.dim, config.ffn_dim)
+        self.linear1 = nn.Linear(config.dim, sum(self.sizes))
+        self.linear2 = nn.Linear(config.dim + config.ffn_dim, config.dim)
+        self.q_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
+        self.k_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
+        self.modulation = Modulation(config.dim, 3)
+
+    def _inward(self, x_BLD: Tensor) -> tuple[Heads, Tensor]:
+        *qkv, hidden = self.linear1(x_BLD).split(self.sizes, dim=-1)
+        return mmdit.split_heads(*qkv, head_dim=self.head_dim, norms=(self.q_norm, self.k_norm)), hidden
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        vector_BD: Tensor,
+        cos_LD: Tensor,
+        sin_LD: Tensor,
+        key_lengths_B: Tensor | None = None,
+    ) -> Tensor:
+        return mmdit.single_stream(
+            x_BLD,
+            vector_BD,
+            cos_LD,
+            sin_LD,
+            key_lengths_B,
+            modulation=self.modulation,
+            inward=self._inward,
+            outward=self.linear2,
+            backend=self.backend,
+        )
+
+
+class FinalLayer(nn.Module):
+    """Image tokens to patch values, float32."""
+
+    def __init__(self, config: HunyuanVideoConfig):
+        super().__init__()
+        cells = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.linear = Float32Linear(config.dim, cells * config.out_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(config.dim, 2 * config.dim))
+
+    def forward(self, x_BLD: Tensor, vector_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vector_BD).unsqueeze(1).chunk(2, dim=-1)
+        return self.linear(modulated_norm(x_BLD, shift, scale, eps=mmdit.EPS))

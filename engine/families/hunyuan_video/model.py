@@ -1,0 +1,229 @@
+"""The HunyuanVideo DiT: build, load, blocks, velocity.
+
+One class for every variant (text-to-video with and without embedded guidance, image-to-video that adds channels, 16
+or 17, to the noisy latents, as SkyReels V1 does); which parts exist follows from HunyuanVideoConfig. Modules have
+Tencent's names (layers.py); the maths is in parts/mmdit. Embeddings of time, guidance and pooled text, norms,
+modulation sums and the last layer compute in float32 whatever the weights' type; the rest, residual stream
+included, in the weights' type.
+Checked against HunyuanVideo fa14b001 and diffusers 0.42.1 to 1e-5 (tests/golden, tests/families/hunyuan_video).
+Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: token replacement, which
+Tencent's second image-to-video release needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops.attention import check_backend
+from ...parts import mmdit
+from ...parts.embeddings import PatchConv3d
+from ...parts.weight_views import ArrangedWeights
+from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from .detect import HunyuanVideoConfig, Variant, check_task, detect
+from .keys import arrange, dit_name
+from .layers import FinalLayer, MMDoubleStreamBlock, MMSingleStreamBlock, PooledEmbedder, TokenRefiner, ValueEmbedder
+
+GUIDANCE_UNIT = 1000.0
+"""The model takes guidance times this, in training as in generation (musubi-tuner trains with it unscaled)."""
+
+
+class HunyuanVideoModel(nn.Module):
+    """The whole DiT: embeddings, blocks, last layer. `variant` is set by `load`."""
+
+    def __init__(self, config: HunyuanVideoConfig, *, attention_backend: str = "auto"):
+        super().__init__()
+        check_backend(attention_backend)
+        self.config = config
+        self.variant: Variant | None = None
+        self.img_in = nn.Module()
+        self.img_in.proj = PatchConv3d(config.in_dim, config.dim, patch_size=config.patch_size)
+        self.txt_in = TokenRefiner(config, backend=attention_backend)
+        self.time_in = ValueEmbedder(config)
+        self.vector_in = PooledEmbedder(config)
+        if config.has_guidance:
+            self.guidance_in = ValueEmbedder(config)
+        self.double_blocks = nn.ModuleList(
+            MMDoubleStreamBlock(config, backend=attention_backend) for _ in range(config.num_double_blocks)
+        )
+        self.single_blocks = nn.ModuleList(
+            MMSingleStreamBlock(config, backend=attention_backend) for _ in range(config.num_single_blocks)
+        )
+        self.final_layer = FinalLayer(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that blocks compute in. Read from a layer that never becomes fp8."""
+        return self.txt_in.input_embedder.weight.dtype
+
+    def forward(
+        self,
+        x_BCTHW: Tensor,
+        timestep_B: Tensor,
+        text: Sequence[Tensor],
+        *,
+        pooled_BD: Tensor,
+        guidance_B: Tensor | None = None,
+        concat_BCTHW: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples of one size; H and W even.
+
+        timestep_B in 0..1000. `text`: for each sample its valid LLaMA states, [L, text_dim], unpadded. `pooled_BD`:
+        CLIP's. `guidance_B`: embedded guidance times 1000; models without it ignore it. `concat_BCTHW` is put after
+        x on channels (image latents; in Tencent's first image-to-video release a mask after them).
+        Raises ValueError for a wrong number of channels, or when the model needs guidance and gets none.
+        """
+        if concat_BCTHW is not None:
+            x_BCTHW = torch.cat([x_BCTHW, concat_BCTHW.to(x_BCTHW.dtype)], dim=1)
+        if x_BCTHW.shape[1] != self.config.in_dim:
+            raise ValueError(f"{x_BCTHW.shape[1]} channels for a model that takes {self.config.in_dim}")
+        tokens_BTHWD = self.img_in.proj(x_BCTHW).to(self.dtype)
+        grid = tuple(tokens_BTHWD.shape[1:4])
+        image_BLD = tokens_BTHWD.flatten(1, 3)
+        text_BLD, lengths = mmdit.pad_text(text, dtype=self.dtype)
+        text_BLD = self.txt_in(text_BLD, timestep_B, lengths)
+        vector_BD = self._vector(timestep_B, pooled_BD, guidance_B)
+        count = image_BLD.shape[1]
+        key_lengths_B = mmdit.key_lengths(lengths, before=count)
+        table = mmdit.cached_table(
+            grid, axes=self.config.rope_axes, theta=self.config.rope_theta, device=image_BLD.device
+        )
+        cos_LD, sin_LD = mmdit.with_text(table, text_BLD.shape[1])
+        for block in self.double_blocks:
+            image_BLD, text_BLD = block(image_BLD, text_BLD, vector_BD, cos_LD, sin_LD, key_lengths_B)
+        x_BLD = torch.cat([image_BLD, text_BLD], dim=1)
+        for block in self.single_blocks:
+            x_BLD = block(x_BLD, vector_BD, cos_LD, sin_LD, key_lengths_B)
+        return self._to_video(self.final_layer(x_BLD[:, :count], vector_BD), grid)
+
+    def _vector(self, timestep_B: Tensor, pooled_BD: Tensor, guidance_B: Tensor | None) -> Tensor:
+        vector_BD = self.time_in(timestep_B) + self.vector_in(pooled_BD)
+        if not self.config.has_guidance:
+            return vector_BD
+        if guidance_B is None:
+            raise ValueError("this model has embedded guidance and needs a value for it (times 1000)")
+        return vector_BD + self.guidance_in(guidance_B)
+
+    def _to_video(self, values_BLP: Tensor, grid: Sequence[int]) -> Tensor:
+        """Tokens of (channel, pt, ph, pw) values back to [B, C, T, H, W]."""
+        patch = self.config.patch_size
+        cells = values_BLP.view(len(values_BLP), *grid, self.config.out_dim, *patch)
+        video = cells.permute(0, 4, 1, 5, 2, 6, 3, 7)
+        sizes = (n * p for n, p in zip(grid, patch, strict=True))
+        return video.reshape(len(values_BLP), self.config.out_dim, *sizes)
+
+
+def build(
+    config: HunyuanVideoConfig,
+    *,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype = torch.float32,
+    attention_backend: str = "auto",
+) -> HunyuanVideoModel:
+    """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
+    with torch.device("meta"):
+        model = HunyuanVideoModel(config, attention_backend=attention_backend).to(dtype)
+    if torch.device(device).type != "meta":
+        model = model.to_empty(device=device)
+    return model.eval().requires_grad_(False)
+
+
+def load(
+    path: str | Path,
+    *,
+    task: str | None,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    transform: Callable[[str, Tensor], Tensor] | None = None,
+    attention_backend: str = "auto",
+    role: str = "--dit",
+) -> HunyuanVideoModel:
+    """Load a checkpoint in any public layout; `.variant` of the result says what it is. Weights are frozen.
+
+    `task` None skips the comparison with the job. dtype None takes the type that most of the file's weights have
+    (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor, under our name and whole, before it is cast.
+    Raises WeightsError: no readable file, another kind of file, not the task's.
+    """
+    file = open_weights(path, role=role)
+    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
+    if task is not None:
+        check_task(variant, task)
+    dtype = _main_dtype(file) if dtype is None else dtype
+    model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
+    arranged = ArrangedWeights(file, arrange(file.shapes))
+    load_into(model, arranged, rename=dit_name, device=device, dtype=dtype, transform=transform)
+    model.variant = variant
+    return model
+
+
+def blocks(dit: HunyuanVideoModel) -> nn.ModuleList:
+    """Double-stream, then single-stream blocks: what streaming, checkpointing, compile, fp8 and LoRA act on.
+
+    A list made for the call around the same modules: it is no child of the model, and names stay Tencent's.
+    """
+    return nn.ModuleList([*dit.double_blocks, *dit.single_blocks])
+
+
+def velocity(dit: HunyuanVideoModel, x_BCTHW: Tensor, timestep_B: Tensor, cond: dict[str, Any]) -> Tensor:
+    """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
+
+    cond: "text", a list of [L, text_dim] (unpadded), or [B, L, text_dim] with "text_mask" [B, L] (only the list never
+    waits for a GPU); "pooled" [B, pooled_dim]; "guidance" [B], times 1000; "concat" [B, C, T, H, W] where the variant
+    takes image latents.
+    """
+    return dit(
+        x_BCTHW,
+        timestep_B,
+        valid_text(cond["text"], cond.get("text_mask")),
+        pooled_BD=cond["pooled"],
+        guidance_B=cond.get("guidance"),
+        concat_BCTHW=cond.get("concat"),
+    )
+
+
+def cond_from_batch(batch: dict[str, Any], *, guidance_scale: float = 1.0) -> dict[str, Any]:
+    """The conditioning in a training batch of cached tensors.
+
+    "llm" [B, 256, text_dim] with "llm_mask" [B, 256], "clipL" [B, pooled_dim]. `guidance_scale` is what the model is
+    told to have been guided by, in the unit of the options: it is multiplied by 1000 here, as in generation.
+    """
+    pooled_BD = batch["clipL"]
+    return {
+        "text": valid_text(batch["llm"], batch["llm_mask"]),
+        "pooled": pooled_BD,
+        "guidance": embedded_guidance(guidance_scale, count=len(pooled_BD), device=pooled_BD.device),
+    }
+
+
+def embedded_guidance(scale: float, *, count: int, device: torch.device | str) -> Tensor:
+    """What `cond["guidance"]` takes for a guidance scale: the scale times 1000, float32 [count]."""
+    return torch.full((count,), scale * GUIDANCE_UNIT, device=device)
+
+
+def first_frame_only(latents_BCTHW: Tensor) -> Tensor:
+    """What SkyReels image-to-video takes as "concat": latents (scaled) of the first frame, zeros after it."""
+    kept = torch.zeros_like(latents_BCTHW)
+    kept[:, :, :1] = latents_BCTHW[:, :, :1]
+    return kept
+
+
+def valid_text(text: Tensor | Sequence[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """[B, L, D] and a mask [B, L] of valid tokens as a list of [L, D]; without a mask every token is valid."""
+    if mask is None:
+        return list(text)
+    return [sample[valid] for sample, valid in zip(text, mask.bool(), strict=True)]
+
+
+def _main_dtype(file: WeightFile) -> torch.dtype:
+    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
+    count: Counter[torch.dtype] = Counter()
+    for name, shape in file.shapes.items():
+        if file.dtypes[name].is_floating_point:
+            count[file.dtypes[name]] += torch.Size(shape).numel()
+    dtype = count.most_common(1)[0][0]
+    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

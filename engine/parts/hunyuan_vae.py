@@ -1,0 +1,256 @@
+"""HunyuanVideo's video VAE, which FramePack shares: clip -> posterior, latents -> frames.
+
+Frames are packed 4 (time) x 8 x 8, the first frame by itself: 4n+1 frames make n+1 latent frames. Latents here are in
+the VAE's own scale; a DiT works on them times SCALING_FACTOR.
+
+A clip of more than 64 frames goes through in tiles of 65 frames that overlap by a quarter and are blended, as the
+model's authors do it, so memory does not grow with the clip's length; `Tiles` adds tiles in space. Tiles change the
+result a little (norms see a tile, not the clip). Within a tile everything is exact.
+
+Loads Tencent's file, diffusers' (the same names) and ComfyUI's (LDM-style names), with prefixes. Does not know cache
+files or DiTs. Given up: training the VAE.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..contract.errors import DataError, WeightsError
+from .hunyuan_vae_network import HunyuanVae
+from .tiles import Tiling, tiled_in_space, tiled_in_time
+from .weights import WeightFile, load_into
+
+LATENT_CHANNELS = 16
+TIME_STRIDE = 4
+SPACE_STRIDE = 8
+SCALING_FACTOR = 0.476986
+NORM_GROUPS = 32
+LOGVAR_RANGE = (-30.0, 20.0)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """From which size on a clip is worked on in tiles, and how large these are; None: never.
+
+    `frames` (a multiple of 16): clips of more frames, in tiles of frames + 1. `pixels` (a multiple of 32): clips of
+    larger height or width. Tiles overlap by a quarter. Raises DataError for sizes that do not divide so.
+    """
+
+    frames: int | None = 64
+    pixels: int | None = 256
+
+    def __post_init__(self) -> None:
+        for name, size, step in (("frames", self.frames, 4 * TIME_STRIDE), ("pixels", self.pixels, 4 * SPACE_STRIDE)):
+            if size is not None and (size < step or size % step):
+                raise DataError(
+                    f"VAE tiles of {size} {name} are not possible.",
+                    hint=f"Use a multiple of {step}, e.g. {max(1, round(size / step)) * step}.",
+                )
+
+
+ENCODE_TILES = Tiles(pixels=None)
+DECODE_TILES = Tiles()
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the encoder says of a clip: a normal distribution for each latent. float32, [B, C, T, H, W]."""
+
+    mean_BCTHW: Tensor
+    logvar_BCTHW: Tensor
+
+    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+        """One draw, float32. The noise is drawn on the generator's device, in the order of mean_BCTHW."""
+        mean_BCTHW = self.mean_BCTHW
+        device = mean_BCTHW.device if generator is None else generator.device
+        noise = torch.randn(mean_BCTHW.shape, generator=generator, device=device, dtype=torch.float32)
+        return torch.addcmul(mean_BCTHW, torch.exp(0.5 * self.logvar_BCTHW), noise.to(mean_BCTHW.device))
+
+
+_LDM_MIDDLE = {
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1.norm": "mid_block.attentions.0.group_norm",
+    "mid.attn_1.q": "mid_block.attentions.0.to_q",
+    "mid.attn_1.k": "mid_block.attentions.0.to_k",
+    "mid.attn_1.v": "mid_block.attentions.0.to_v",
+    "mid.attn_1.proj_out": "mid_block.attentions.0.to_out.0",
+    "norm_out": "conv_norm_out",
+}
+_PREFIXES = ("first_stage_model.", "vae.", "module.", "model.")
+
+
+def vae_name(name: str, *, levels: int = 4) -> str | None:
+    """The original checkpoint's name for a VAE parameter, from original, diffusers or LDM-style names.
+
+    LDM numbers the decoder's levels from the other end, hence `levels`. An unknown name comes back unchanged.
+    """
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name
+    for theirs, ours in _LDM_MIDDLE.items():
+        if rest.startswith(theirs + "."):
+            return f"{side}.{ours}{rest[len(theirs) :]}"
+    found = re.fullmatch(r"(down|up)\.(\d+)\.(block\.(\d+)|downsample|upsample)\.(.+)", rest)
+    if not found:
+        return name
+    way, level, kind, number, tail = found.groups()
+    level = int(level) if way == "down" else levels - 1 - int(level)
+    part = f"resnets.{number}" if number is not None else f"{kind}rs.0"
+    return f"{side}.{way}_blocks.{level}.{part}.{tail.replace('nin_shortcut', 'conv_shortcut')}"
+
+
+class _Renamed:
+    """A VAE file under the original names; LDM's 1x1x1 convolutions appear as the matrices that they are."""
+
+    def __init__(self, file: WeightFile) -> None:
+        self.path, self.role, self.metadata = file.path, file.role, file.metadata
+        self._file = file
+        self._sources: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, (theirs, shape) in _original(file.shapes).items():
+            self._sources[name], self.shapes[name] = theirs, shape
+
+    def read(self, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        return self._file.read(self._sources[name], device=device, dtype=dtype).reshape(self.shapes[name])
+
+
+def _original(shapes: Shapes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Original name -> (the file's name, the original shape)."""
+    levels = 1 + max((int(n) for name in shapes for n in re.findall(r"decoder\.up\.(\d+)\.", name)), default=3)
+    found = {}
+    for theirs, shape in shapes.items():
+        ours = vae_name(theirs, levels=levels)
+        if ours is not None:
+            matrix = ".attentions." in ours and len(shape) == 5
+            found[ours] = (theirs, tuple(shape[:2] if matrix else shape))
+    return found
+
+
+def original_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a VAE file as the original checkpoint has them."""
+    return {name: shape for name, (_, shape) in _original(shapes).items()}
+
+
+def build(shapes: Shapes, *, groups: int = NORM_GROUPS, device: torch.device | str = "meta") -> HunyuanVae:
+    """The network that tensors of these names (original layout) and shapes belong to, with undefined weights."""
+    try:
+        with torch.device(device):
+            return HunyuanVae(shapes, groups=groups).eval().requires_grad_(False)
+    except KeyError as error:
+        raise WeightsError(f"The VAE lacks {error.args[0]}.", "Check that the --vae file is whole.") from error
+    except ValueError as error:
+        raise WeightsError(
+            f"The VAE's channels do not divide into {groups} norm groups.",
+            "A VAE of another number says so in the safetensors metadata key norm_num_groups.",
+        ) from error
+
+
+def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype | None) -> HunyuanVae:
+    """Load a HunyuanVideo VAE of any public layout. `dtype` None keeps the file's.
+
+    The norms have 32 groups unless the metadata key `norm_num_groups` says otherwise. Raises WeightsError when the
+    file is not such a VAE, lacks something, or holds something more.
+    """
+    renamed = _Renamed(file)
+    groups = file.metadata.get("norm_num_groups", str(NORM_GROUPS))
+    if not groups.isdigit() or int(groups) < 1:
+        raise WeightsError(f"{file.path}: the metadata key norm_num_groups is {groups!r}, not a number of groups.")
+    vae = build(renamed.shapes, groups=int(groups))
+    load_into(vae, renamed, rename=lambda name: name, device=device, dtype=dtype)
+    return vae
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What the VAE computes in when `--vae_dtype` does not say: float16, what it is published for; float32 on a CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+@torch.no_grad()
+def encode(vae: HunyuanVae, clip_BCFHW: Tensor, *, tiles: Tiles = ENCODE_TILES) -> Posterior:
+    """Encode a clip to the distribution of its latents, in the VAE's own scale, on the VAE's device.
+
+    clip_BCFHW: RGB in -1..1 on any device, 4n+1 frames, height and width multiples of 8; moved tile by tile.
+    Raises DataError for a clip of another size.
+    """
+    _check_clip(clip_BCFHW)
+    scales = Fraction(1, TIME_STRIDE), Fraction(1, SPACE_STRIDE)
+    tilings = [size and Tiling(size, size * 3 // 4, scale) for size, scale in zip(_sizes(tiles), scales, strict=True)]
+    moments_BCTHW = torch.cat(list(_tiled(vae, clip_BCFHW, vae.to_moments, *tilings)), dim=2).float()
+    mean_BCTHW, logvar_BCTHW = moments_BCTHW.chunk(2, dim=1)
+    return Posterior(mean_BCTHW, logvar_BCTHW.clamp(*LOGVAR_RANGE))
+
+
+def _sizes(tiles: Tiles) -> tuple[int | None, int | None]:
+    return tiles.frames, tiles.pixels
+
+
+def _tiled(vae, x_BCFHW: Tensor, run, time: Tiling | None, space: Tiling | None) -> Iterator[Tensor]:
+    """`run` on as many tiles as x needs; pieces along the frames, in order."""
+
+    def run_part(part_BCFHW: Tensor) -> Tensor:
+        part_BCFHW = part_BCFHW.to(vae.device, vae.dtype)
+        if space and (space.needed(part_BCFHW.shape[-1]) or space.needed(part_BCFHW.shape[-2])):
+            return tiled_in_space(part_BCFHW, run, space)
+        return run(part_BCFHW)
+
+    if time and time.needed(x_BCFHW.shape[2]):
+        return tiled_in_time(x_BCFHW, run_part, time)
+    return iter((run_part(x_BCFHW),))
+
+
+@torch.no_grad()
+def decode_chunks(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Iterator[Tensor]:
+    """As `decode_frames`, straight from the network: in its dtype, and not limited to -1..1."""
+    if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[1] != vae.latent_channels:
+        raise DataError(
+            f"This VAE decodes latents [batch, {vae.latent_channels}, latent frames, height, width], "
+            f"not {list(latents_BCTHW.shape)}."
+        )
+    tilings = [
+        size and Tiling(size // stride, size // stride * 3 // 4, Fraction(stride))
+        for size, stride in zip(_sizes(tiles), (TIME_STRIDE, SPACE_STRIDE), strict=True)
+    ]
+    yield from _tiled(vae, latents_BCTHW, vae.to_pixels, *tilings)
+
+
+def decode_frames(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Iterator[Tensor]:
+    """Decode tile after tile: yields clip_BCFHW pieces along F, in order, float32 RGB in -1..1, on the VAE's device.
+
+    latents_BCTHW: in the VAE's own scale (a DiT's latents / SCALING_FACTOR), on any device.
+    """
+    for chunk_BCFHW in decode_chunks(vae, latents_BCTHW, tiles=tiles):
+        yield chunk_BCFHW.float().clamp_(-1, 1)
+
+
+def decode(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Tensor:
+    """Decode to a whole clip_BCFHW in main memory, float32 RGB in -1..1: n latent frames make 4n-3 frames."""
+    return torch.cat([chunk.cpu() for chunk in decode_frames(vae, latents_BCTHW, tiles=tiles)], dim=2)
+
+
+def _check_clip(clip_BCFHW: Tensor) -> None:
+    if clip_BCFHW.ndim != 5 or clip_BCFHW.shape[1] != 3:
+        raise DataError(f"The VAE takes RGB clips [batch, 3, frames, height, width], not {list(clip_BCFHW.shape)}.")
+    frames, height, width = clip_BCFHW.shape[2:]
+    if frames % TIME_STRIDE != 1:
+        below = max(1, (frames - 1) // TIME_STRIDE * TIME_STRIDE + 1)
+        raise DataError(
+            f"The HunyuanVideo VAE takes 4n+1 frames; this clip has {frames}.",
+            hint=f"Use {below} or {below + TIME_STRIDE}: target_frames in the dataset file, or --video_length.",
+        )
+    if height % SPACE_STRIDE or width % SPACE_STRIDE:
+        nearest = [max(1, round(size / SPACE_STRIDE)) * SPACE_STRIDE for size in (width, height)]
+        raise DataError(
+            f"The HunyuanVideo VAE takes widths and heights that are multiples of 8; this clip is {width}x{height}.",
+            hint=f"Nearest: {nearest[0]}x{nearest[1]}. Change resolution in the dataset file, or --video_size.",
+        )

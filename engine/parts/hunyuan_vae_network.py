@@ -1,0 +1,297 @@
+"""The network of HunyuanVideo's VAE (AutoencoderKLCausal3D): encoder and decoder with causal 3D convolutions.
+
+Before the first frame a convolution sees that frame again (replicate padding), and the middle's attention looks at
+earlier frames only. Norms however take their statistics over all frames of a clip, so a clip cannot go through chunk
+by chunk with the same result; tiles (hunyuan_vae.py) are the approximation that the model's authors chose.
+
+What is exact, and done here: a convolution makes its input a few frames at a time. Norm, SiLU, upsampling and padding
+of a large clip therefore never exist whole, only the convolutions' results do, and no tensor that a kernel indexes
+with 32 bits gets too long. Module names are the original checkpoint's; sizes come from the checkpoint's shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ops.attention import attention
+from .causal_conv import batch_to_frames, frames_to_batch
+
+SLICE_ELEMENTS = 1 << 26
+"""A convolution's input is made in slices of about so many numbers: 128 MiB in 16 bits."""
+
+NORM_EPS = 1e-6
+TIME_LEVELS = 2  # the last two resamplers of an encoder or a decoder halve or double the frames too
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A clip that is made when it is asked for: `make(start, end)` gives these frames, [B, C, end - start, H, W]."""
+
+    count: int
+    elements: int  # numbers in one frame of the batch
+    make: Callable[[int, int], Tensor]
+
+    @property
+    def at_once(self) -> int:
+        return max(1, SLICE_ELEMENTS // self.elements)
+
+
+def frames_of(x_BCFHW: Tensor) -> Frames:
+    """A clip that is there already."""
+    count = x_BCFHW.shape[2]
+    return Frames(count, x_BCFHW.numel() // count, lambda start, end: x_BCFHW[:, :, start:end])
+
+
+class CausalConv3d(nn.Module):
+    """A 3D convolution, "same" in height and width; a frame sees itself and the ones before, edges are repeated."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: tuple[int, ...] = (1, 1, 1)):
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
+
+    def forward(self, frames: Frames) -> Tensor:
+        stride = self.conv.stride[0]
+        count = (frames.count - 1) // stride + 1
+        step = max(1, frames.at_once // stride)
+        beginning = self._convolve(frames, 0, min(step, count))
+        if step >= count:
+            return beginning
+        out = beginning.new_empty(*beginning.shape[:2], count, *beginning.shape[3:])
+        out[:, :, :step] = beginning
+        for start in range(step, count, step):
+            end = min(start + step, count)
+            out[:, :, start:end] = self._convolve(frames, start, end)
+        return out
+
+    def _convolve(self, frames: Frames, start: int, end: int) -> Tensor:
+        """Output frames start … end - 1."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        first = start * stride - (kernel - 1)
+        x_BCFHW = frames.make(max(first, 0), (end - 1) * stride + 1)
+        if kernel > 1:
+            edge = kernel // 2
+            x_BCFHW = functional.pad(x_BCFHW, (edge, edge, edge, edge, max(-first, 0), 0), mode="replicate")
+        return self.conv(x_BCFHW)
+
+
+class NormSilu(nn.GroupNorm):
+    """Group norm over a whole clip, then SiLU, made slice by slice; the statistics are taken at once."""
+
+    def __init__(self, channels: int, *, groups: int) -> None:
+        super().__init__(groups, channels, eps=NORM_EPS)
+
+    def forward(self, x_BCFHW: Tensor) -> Frames:
+        given = frames_of(x_BCFHW)
+        if given.at_once >= given.count:
+
+            def make(start: int, end: int) -> Tensor:
+                return functional.silu(super(NormSilu, self).forward(x_BCFHW), inplace=True)[:, :, start:end]
+        else:
+            scale_BC111, shift_BC111 = self._statistics(x_BCFHW, given.at_once)
+
+            def make(start: int, end: int) -> Tensor:
+                normed = torch.addcmul(shift_BC111, x_BCFHW[:, :, start:end], scale_BC111)
+                return functional.silu(normed, inplace=True).to(x_BCFHW.dtype)
+
+        return Frames(given.count, given.elements, make)
+
+    def _statistics(self, x_BCFHW: Tensor, frames_at_once: int) -> tuple[Tensor, Tensor]:
+        """What turns x into its norm: x * scale + shift, float32. Variances of slices are joined without cancelling."""
+        batch, channels, count = x_BCFHW.shape[:3]
+        slices = x_BCFHW.split(frames_at_once, dim=2)
+        found = [torch.var_mean(s.float().reshape(batch, self.num_groups, -1), dim=2, correction=0) for s in slices]
+        variances_SBG, means_SBG = (torch.stack(values) for values in zip(*found, strict=True))
+        shares_S11 = means_SBG.new_tensor([s.shape[2] / count for s in slices]).view(-1, 1, 1)
+        mean_BG = (shares_S11 * means_SBG).sum(0)
+        variance_BG = (shares_S11 * (variances_SBG + (means_SBG - mean_BG).square())).sum(0)
+        repeats = channels // self.num_groups
+        inverse_BC = torch.rsqrt(variance_BG + self.eps).repeat_interleave(repeats, dim=1)
+        scale_BC = inverse_BC * self.weight.float()
+        shift_BC = self.bias.float() - mean_BG.repeat_interleave(repeats, dim=1) * scale_BC
+        return scale_BC[..., None, None, None], shift_BC[..., None, None, None]
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int) -> None:
+        super().__init__()
+        self.norm1 = NormSilu(in_channels, groups=groups)
+        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.norm2 = NormSilu(out_channels, groups=groups)
+        self.conv2 = CausalConv3d(out_channels, out_channels)
+        changes = in_channels != out_channels
+        self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel=1) if changes else None
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        h_BCFHW = self.conv1(self.norm1(x_BCFHW))
+        h_BCFHW = self.conv2(self.norm2(h_BCFHW))
+        return h_BCFHW.add_(x_BCFHW if self.conv_shortcut is None else self.conv_shortcut(frames_of(x_BCFHW)))
+
+
+class FrameCausalAttention(nn.Module):
+    """Attention with one head; the pixels of a frame look at those of their own and of earlier frames.
+
+    Frame by frame with the keys so far, which needs no mask: a mask over all pixels of a clip would be larger than
+    everything else together.
+    """
+
+    def __init__(self, channels: int, *, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        pixels = x_BCFHW.shape[3] * x_BCFHW.shape[4]
+        tokens_BLC = self.group_norm(x_BCFHW).flatten(2).transpose(1, 2)
+        q, k, v = (layer(tokens_BLC).unsqueeze(2) for layer in (self.to_q, self.to_k, self.to_v))
+        mixed = [
+            attention(q[:, end - pixels : end], k[:, :end], v[:, :end])
+            for end in range(pixels, q.shape[1] + 1, pixels)
+        ]
+        out_BLC = self.to_out[0](torch.cat(mixed, dim=1).squeeze(2))
+        return x_BCFHW + out_BLC.transpose(1, 2).reshape(x_BCFHW.shape)
+
+
+class Downsample(nn.Module):
+    """Half the height and width; with `in_time` n frames become (n + 1) // 2."""
+
+    def __init__(self, channels: int, *, in_time: bool) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, stride=(2 if in_time else 1, 2, 2))
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        return self.conv(frames_of(x_BCFHW))
+
+
+class Upsample(nn.Module):
+    """Double the height and width by repeating; with `in_time` every frame but the first is repeated too."""
+
+    def __init__(self, channels: int, *, in_time: bool) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels)
+        self.in_time = in_time
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        batch, _, count = x_BCFHW.shape[:3]
+
+        def make(start: int, end: int) -> Tensor:
+            if self.in_time:  # 0, 1 1, 2 2, …
+                part_BCFHW = x_BCFHW[:, :, (torch.arange(start, end, device=x_BCFHW.device) + 1) // 2]
+            else:
+                part_BCFHW = x_BCFHW[:, :, start:end]
+            large = functional.interpolate(frames_to_batch(part_BCFHW), scale_factor=2, mode="nearest")
+            return batch_to_frames(large, batch=batch)
+
+        elements = 4 * x_BCFHW.numel() // count
+        return self.conv(Frames(2 * count - 1 if self.in_time else count, elements, make))
+
+
+class Block(nn.Module):
+    """Residual blocks with attention between the first two (the middle), or followed by a resampler (a level)."""
+
+    def __init__(self, shapes: Shapes, prefix: str, *, groups: int, resamplers: dict[str, bool]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(*_channels(shapes, f"{prefix}.resnets.{i}.conv1.conv.weight"), groups=groups)
+            for i in range(_count(shapes, f"{prefix}.resnets"))
+        )
+        self.attentions = nn.ModuleList(
+            FrameCausalAttention(shapes[f"{prefix}.attentions.{i}.to_q.weight"][0], groups=groups)
+            for i in range(_count(shapes, f"{prefix}.attentions"))
+        )
+        for name, kind in (("downsamplers", Downsample), ("upsamplers", Upsample)):
+            weight = f"{prefix}.{name}.0.conv.conv.weight"
+            if weight in shapes:
+                in_time = resamplers[weight]
+                self.add_module(name, nn.ModuleList([kind(_channels(shapes, weight)[0], in_time=in_time)]))
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        for number, resnet in enumerate(self.resnets):
+            if 0 < number <= len(self.attentions):
+                x_BCFHW = self.attentions[number - 1](x_BCFHW)
+            x_BCFHW = resnet(x_BCFHW)
+        for name in ("downsamplers", "upsamplers"):
+            if hasattr(self, name):
+                x_BCFHW = getattr(self, name)[0](x_BCFHW)
+        return x_BCFHW
+
+
+class Coder(nn.Module):
+    """The encoder (levels, then middle) or the decoder (middle, then levels)."""
+
+    def __init__(self, shapes: Shapes, side: str, *, groups: int) -> None:
+        super().__init__()
+        levels = "down_blocks" if side == "encoder" else "up_blocks"
+        end = "samplers.0.conv.conv.weight"
+        resampling = sorted(name for name in shapes if name.startswith(f"{side}.") and name.endswith(end))
+        resamplers = {name: place >= len(resampling) - TIME_LEVELS for place, name in enumerate(resampling)}
+        self.conv_in = CausalConv3d(*_channels(shapes, f"{side}.conv_in.conv.weight"))
+        blocks = [
+            Block(shapes, f"{side}.{levels}.{i}", groups=groups, resamplers=resamplers)
+            for i in range(_count(shapes, f"{side}.{levels}"))
+        ]
+        self.add_module(levels, nn.ModuleList(blocks))
+        self.mid_block = Block(shapes, f"{side}.mid_block", groups=groups, resamplers=resamplers)
+        last, out_channels = _channels(shapes, f"{side}.conv_out.conv.weight")
+        self.conv_norm_out = NormSilu(last, groups=groups)
+        self.conv_out = CausalConv3d(last, out_channels)
+        self._levels, self._middle_first = levels, side == "decoder"
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        x_BCFHW = self.conv_in(frames_of(x_BCFHW))
+        levels = list(self.get_submodule(self._levels))
+        for block in [self.mid_block, *levels] if self._middle_first else [*levels, self.mid_block]:
+            x_BCFHW = block(x_BCFHW)
+        return self.conv_out(self.conv_norm_out(x_BCFHW))
+
+
+class HunyuanVae(nn.Module):
+    """Both coders and the 1x1 convolutions between them and the latents. Use hunyuan_vae's functions, not `forward`.
+
+    `groups` of the norms is not to be seen in shapes. Raises KeyError with the name that `shapes` lacks.
+    """
+
+    def __init__(self, shapes: Shapes, *, groups: int = 32) -> None:
+        super().__init__()
+        self.encoder = Coder(shapes, "encoder", groups=groups)
+        self.decoder = Coder(shapes, "decoder", groups=groups)
+        self.quant_conv = nn.Conv3d(*_channels(shapes, "quant_conv.weight"), 1)
+        self.post_quant_conv = nn.Conv3d(*_channels(shapes, "post_quant_conv.weight"), 1)
+        self.latent_channels = self.post_quant_conv.in_channels
+
+    @property
+    def device(self) -> torch.device:
+        return self.post_quant_conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.post_quant_conv.weight.dtype
+
+    def to_moments(self, x_BCFHW: Tensor) -> Tensor:
+        """RGB -1..1 to mean and log variance, stacked along the channels."""
+        return self.quant_conv(self.encoder(x_BCFHW))
+
+    def to_pixels(self, z_BCTHW: Tensor) -> Tensor:
+        """Latents in the VAE's own scale to RGB, about -1..1."""
+        return self.decoder(self.post_quant_conv(z_BCTHW))
+
+
+def _channels(shapes: Shapes, name: str) -> tuple[int, int]:
+    """(in, out) of the convolution weight `name`."""
+    return shapes[name][1], shapes[name][0]
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered parts `prefix` has."""
+    start = len(prefix) + 1
+    parts = (name[start:].split(".")[0] for name in shapes if name.startswith(f"{prefix}."))
+    return 1 + max((int(part) for part in parts if part.isdigit()), default=-1)

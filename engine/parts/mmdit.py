@@ -1,0 +1,221 @@
+"""Maths of the DiTs that carry image and text tokens side by side: double-stream, single-stream and refiner blocks.
+
+In a double-stream block image and text have layers of their own and meet in one attention; in a single-stream block
+they are one row of tokens, image first. Rotation turns image tokens only. Families differ in what they call the
+layers and in whether projections are fused, so the maths here is functions that get the layers (`Stream` names what a
+stream owes), and a family's modules keep their checkpoint's names.
+Sources: Stable Diffusion 3 (arXiv 2403.03206) for the two streams, HunyuanVideo (arXiv 2412.03603) for the refiner.
+Norms, modulation and sums compute in float32, everything else in the weights' type; the residual stream has that type.
+Knows no checkpoint and no family. Given up: dense attention masks (valid text comes first and is counted instead).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.attention import attention
+from .embeddings import Float32Linear, gated_sum, modulated_norm
+from .rope import Table, hunyuan_table, rotate
+
+EPS = 1e-6
+"""Of every norm in these models."""
+FREQUENCIES = 256
+"""Width of the sine features of timestep and guidance, in all published checkpoints."""
+
+Layer = Callable[[Tensor], Tensor]
+
+
+class Heads(NamedTuple):
+    """Query, key and value, each [B, L, heads, D of a head]; query and key are normalised already."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Stream(NamedTuple):
+    """What one stream of a double-stream block is made of. Callables take and return [B, L, D]."""
+
+    modulation: Modulation
+    heads: Callable[[Tensor], Heads]
+    project: Layer
+    feed_forward: Layer
+
+
+class Modulation(nn.Module):
+    """The conditioning vector to `parts` vectors (shift, scale, gate …): linear(silu(vector)). Parameter: `linear`.
+
+    The product is in the weights' type; what comes out is widened to float32, since norms and sums compute in it.
+    """
+
+    def __init__(self, dim: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(dim, parts * dim)
+
+    def forward(self, vector_BD: Tensor) -> tuple[Tensor, ...]:
+        """`parts` tensors, float32 [B, 1, D]."""
+        made = self.linear(F.silu(vector_BD).to(self.linear.bias.dtype))
+        return made.float().unsqueeze(1).chunk(self.parts, dim=-1)
+
+
+def sine_features(value_B: Tensor, *, dim: int = FREQUENCIES) -> Tensor:
+    """cos then sin of a value at dim/2 frequencies 10000^(-i/(dim/2)): float32 [B, dim].
+
+    In float32 on purpose, phases included: guidance (times 1000) goes to several thousands, where float32 phases are
+    off by 4e-4, and the published models were trained with these values. So it is not `embeddings.timestep_features`.
+    """
+    half = dim // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32, device=value_B.device) * -math.log(10000.0) / half)
+    angles = value_B.float().unsqueeze(1) * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def embed(first: Float32Linear, second: Float32Linear, x_BD: Tensor) -> Tensor:
+    """second(silu(first(x))), the small networks that embed time, guidance and pooled text; float32 [B, D]."""
+    return second(F.silu(first(x_BD)))
+
+
+def split_heads(
+    q_BLD: Tensor, k_BLD: Tensor, v_BLD: Tensor, *, head_dim: int, norms: tuple[Layer, Layer] | None = None
+) -> Heads:
+    """Projected tokens as heads; `norms` are those of query and key, over a head's columns."""
+    q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in (q_BLD, k_BLD, v_BLD))
+    return Heads(q, k, v) if norms is None else Heads(norms[0](q), norms[1](k), v)
+
+
+def double_stream(
+    image: Stream,
+    text: Stream,
+    image_BLD: Tensor,
+    text_BLD: Tensor,
+    vector_BD: Tensor,
+    cos_LD: Tensor,
+    sin_LD: Tensor,
+    key_lengths_B: Tensor | None,
+    *,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(image, text) after one double-stream block.
+
+    `cos_LD`, `sin_LD`: [L, D/2] or [B, L, D/2], for the image tokens; what they have for more tokens is cut off.
+    `key_lengths_B`: image tokens + valid text tokens of each sample (on the CPU); None when all are valid.
+    """
+    count = image_BLD.shape[1]
+    cos_LD, sin_LD = cos_LD[..., :count, :], sin_LD[..., :count, :]
+    image_parts, text_parts = image.modulation(vector_BD), text.modulation(vector_BD)
+    q, k, v = image.heads(_modulated(image_BLD, image_parts[0], image_parts[1]))
+    text_q, text_k, text_v = text.heads(_modulated(text_BLD, text_parts[0], text_parts[1]))
+    q_BLHD = torch.cat([rotate(q, cos_LD, sin_LD), text_q], dim=1)
+    k_BLHD = torch.cat([rotate(k, cos_LD, sin_LD), text_k], dim=1)
+    v_BLHD = torch.cat([v, text_v], dim=1)
+    found_BLD = attention(q_BLHD, k_BLHD, v_BLHD, key_lengths_B=key_lengths_B, backend=backend).flatten(2)
+    image_BLD = _updated(image, image_BLD, found_BLD[:, :count], image_parts)
+    return image_BLD, _updated(text, text_BLD, found_BLD[:, count:], text_parts)
+
+
+def single_stream(
+    x_BLD: Tensor,
+    vector_BD: Tensor,
+    cos_LD: Tensor,
+    sin_LD: Tensor,
+    key_lengths_B: Tensor | None,
+    *,
+    modulation: Modulation,
+    inward: Callable[[Tensor], tuple[Heads, Tensor]],
+    outward: Layer,
+    backend: str,
+) -> Tensor:
+    """Tokens (image, then text) after one single-stream block: attention and feed-forward side by side.
+
+    `inward` gives the heads and the feed-forward layer's hidden values; `outward` takes the attention's result and
+    the activated hidden values as one row. `cos_LD`, `sin_LD` are for all tokens: see `with_text`.
+    """
+    shift, scale, gate = modulation(vector_BD)
+    (q, k, v), hidden = inward(_modulated(x_BLD, shift, scale))
+    q_BLHD, k_BLHD = rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD)
+    found_BLD = attention(q_BLHD, k_BLHD, v, key_lengths_B=key_lengths_B, backend=backend).flatten(2)
+    update_BLD = outward(torch.cat([found_BLD, F.gelu(hidden, approximate="tanh")], dim=-1))
+    return gated_sum(x_BLD, update_BLD, gate)
+
+
+def refiner_block(
+    x_BLD: Tensor,
+    vector_BD: Tensor,
+    key_lengths_B: Tensor | None,
+    *,
+    norms: tuple[Layer, Layer],
+    modulation: Callable[[Tensor], tuple[Tensor, ...]],
+    heads: Callable[[Tensor], Heads],
+    project: Layer,
+    feed_forward: Layer,
+    backend: str,
+) -> Tensor:
+    """Text tokens after one block of the token refiner: self-attention and feed-forward, each with a gate only."""
+    attention_gate, feed_forward_gate = modulation(vector_BD)
+    found_BLHD = attention(*heads(norms[0](x_BLD)), key_lengths_B=key_lengths_B, backend=backend)
+    x_BLD = gated_sum(x_BLD, project(found_BLHD.flatten(2)), attention_gate)
+    return gated_sum(x_BLD, feed_forward(norms[1](x_BLD)), feed_forward_gate)
+
+
+def mean_of_valid(text_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The mean of the first `lengths[i]` tokens of each sample: float32 [B, D]."""
+    return torch.stack([row[:length].float().mean(dim=0) for row, length in zip(text_BLD, lengths, strict=True)])
+
+
+def pad_text(text: Sequence[Tensor], *, dtype: torch.dtype) -> tuple[Tensor, list[int]]:
+    """Captions of [L, D] each as one [B, longest, D], zeros after the end, and their lengths. None may be empty."""
+    lengths = [len(sample) for sample in text]
+    if min(lengths) < 1:
+        raise ValueError(f"captions of {lengths} tokens: each needs at least one")
+    return nn.utils.rnn.pad_sequence([sample.to(dtype) for sample in text], batch_first=True), lengths
+
+
+def key_lengths(lengths: Sequence[int], *, before: int = 0) -> Tensor | None:
+    """For `ops.attention`: `before` tokens and the valid text of each sample; None when all samples are equally long.
+
+    A CPU tensor, so that reading it never waits for a GPU.
+    """
+    if len(set(lengths)) == 1:
+        return None
+    return torch.tensor(lengths) + before
+
+
+def rope_axes(head_dim: int) -> tuple[int, int, int]:
+    """How a head's columns are split between t, h and w: 16, 56, 56 for the published 128."""
+    side = 2 * (7 * head_dim // 32)
+    return head_dim - 2 * side, side, side
+
+
+@lru_cache(maxsize=8)
+def cached_table(
+    grid: tuple[int, int, int], *, axes: tuple[int, int, int], theta: float = 256.0, device: torch.device
+) -> Table:
+    """`rope.hunyuan_table` on a device, kept for the grids in use (a bucketed dataset has several)."""
+    with torch.inference_mode(False):  # a table first made while sampling must serve training too
+        cos, sin = hunyuan_table(grid, axes=axes, theta=theta)
+        return cos.to(device), sin.to(device)
+
+
+def with_text(table: Table, count: int) -> Table:
+    """A table of image tokens, [L, D/2] or [B, L, D/2], lengthened by `count` text tokens that do not turn."""
+    cos, sin = table
+    return F.pad(cos, (0, 0, 0, count), value=1.0), F.pad(sin, (0, 0, 0, count))
+
+
+def _modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulated_norm(x_BLD, shift, scale, eps=EPS).to(x_BLD.dtype)
+
+
+def _updated(stream: Stream, x_BLD: Tensor, found_BLD: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    """The rest of a stream's block after attention: its gated sum, then the gated feed-forward layer."""
+    _, _, gate, shift, scale, feed_forward_gate = parts
+    x_BLD = gated_sum(x_BLD, stream.project(found_BLD), gate)
+    return gated_sum(x_BLD, stream.feed_forward(_modulated(x_BLD, shift, scale)), feed_forward_gate)

@@ -1,0 +1,77 @@
+"""A checkpoint seen in another arrangement: tensors renamed, joined from several, or with their rows in another order.
+
+Some public layouts store query, key and value apart where ours has one matrix, or two halves the other way round.
+`ArrangedWeights` reads such a file under our names, so that everything that takes a WeightFile (strict loading, LoRA
+merging, fp8) need not know. Rows are counted along the first axis. Splitting is the same thing the other way.
+Knows nothing of families: which rows go where is told by a family's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..contract.errors import WeightsError
+from .weights import WeightFile
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` (as in a slice; all by default) of the tensor `name` in the file."""
+
+    name: str
+    start: int | None = None
+    stop: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.start is None and self.stop is None
+
+
+Arrangement = Mapping[str, tuple[Rows, ...]]
+"""Our name -> what its tensor is made of, from the first row on."""
+
+
+def arranged_shapes(arrangement: Arrangement, shapes: Shapes, *, source: str = "This file") -> dict[str, tuple]:
+    """The shape that each of our tensors will have. WeightsError when parts that belong together do not fit."""
+    found = {}
+    for ours, parts in arrangement.items():
+        if len(parts) == 1 and parts[0].whole:
+            found[ours] = tuple(shapes[parts[0].name])
+            continue
+        if len({shapes[part.name][1:] for part in parts}) != 1 or not all(shapes[part.name] for part in parts):
+            told = ", ".join(f"{part.name} {list(shapes[part.name])}" for part in parts)
+            raise WeightsError(
+                f"{source}: tensors that make up {ours} have shapes that do not fit together: {told}.",
+                "Is the file damaged, or of a model that is not supported?",
+            )
+        rows = sum(len(range(shapes[part.name][0])[part.start : part.stop]) for part in parts)
+        found[ours] = (rows, *shapes[parts[0].name][1:])
+    return found
+
+
+class ArrangedWeights(WeightFile):
+    """`file` under the names and in the arrangement that `arrangement` tells; tensors that it does not name are gone.
+
+    A tensor made of several has the type of the first part. `identity` is the file's.
+    """
+
+    def __init__(self, file: WeightFile, arrangement: Arrangement):
+        self.path, self.role, self.metadata = file.path, file.role, file.metadata
+        self.shapes = arranged_shapes(arrangement, file.shapes, source=f"{file.role} {file.path.name}")
+        self.dtypes = {ours: file.dtypes[parts[0].name] for ours, parts in arrangement.items()}
+        self._file, self._arrangement = file, arrangement
+
+    def read(self, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
+        parts = self._arrangement[name]
+        if len(parts) == 1 and parts[0].whole:
+            return self._file.read(parts[0].name, device=device, dtype=dtype)
+        tensors = [self._file.read(part.name, device=device, dtype=dtype)[part.start : part.stop] for part in parts]
+        return torch.cat([tensor.to(tensors[0].dtype) for tensor in tensors])
+
+    def identity(self) -> str:
+        return self._file.identity()
