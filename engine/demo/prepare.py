@@ -113,7 +113,7 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tupl
     }  # fmt: skip
     generation = {
         "prompt": SCENES[0].caption, "negative_prompt": "", "video_size": [96, 96], "video_length": 17,
-        "infer_steps": 12, "seed": SEED, "save_path": str(folder / "video"), "output_type": "both",
+        "guidance_scale": 1.0, "infer_steps": 20, "seed": SEED, "save_path": str(folder / "video"), "output_type": "both",
         "lora_weight": [str(trained)], "lora_multiplier": [1.0],
     }  # fmt: skip
     return (

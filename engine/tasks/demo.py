@@ -101,3 +101,4 @@ def _show(prepared: Prepared, say: Say, seconds: float) -> None:
     curve = prepared.lora.with_name(prepared.lora.stem + "_loss.png")
     for kind, path in (("LoRA", prepared.lora), ("video", video), ("loss curve", curve), ("contact sheet", sheet)):
         say(Artifact(kind=kind, path=str(path)))
+    say(Log(message="These small models were made on the spot from random weights, so the video shows colours only."))

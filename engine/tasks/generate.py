@@ -38,12 +38,12 @@ from ..sampling.prompts import PromptLine, parse_line, read_prompts
 from ..sampling.samplers import Step, sample
 from .denoiser import arrange_blocks, load_dit, read_loras, tune_backends
 from .needs import needed
-from .results import Result, write_latent_file, write_pictures
+from .results import Result, is_file_name, write_latent_file, write_pictures
 
 
 def home(job: Job) -> Path:
     path = Path(job[Output].save_path or ".")
-    return path.parent if path.suffix else path
+    return path.parent if is_file_name(path) else path
 
 
 @dataclass(frozen=True, kw_only=True)

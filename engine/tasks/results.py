@@ -15,6 +15,13 @@ from ..contract.options import Output
 from ..media.latents import SUFFIX, output_stem, save_latent
 from ..media.writing import write_images, write_png, write_video
 
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".webp")
+
+
+def is_file_name(save_path: str | Path) -> bool:
+    """Whether `--save_path` names a video file; everything else is a folder, also `out/v1.5`."""
+    return Path(save_path).suffix.lower() in VIDEO_SUFFIXES
+
 
 @dataclass(frozen=True)
 class Result:
@@ -29,7 +36,7 @@ class Result:
     def stem(self) -> Path:
         """The path to which endings are added. A file name given as `--save_path` is kept, unless it is taken."""
         given = Path(self.output.save_path or ".")
-        if not given.suffix:
+        if not is_file_name(given):
             return output_stem(given, self.seed, source=self.source)
         stem, number = given.with_suffix(""), 0
         candidate = stem
@@ -66,7 +73,8 @@ def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool,
         say(Artifact(kind="images", path=str(paths[0].parent)))
         return
     output = result.output
-    suffix = Path(output.save_path or "").suffix or ".mp4"
+    given = Path(output.save_path or "")
+    suffix = given.suffix if is_file_name(given) else ".mp4"
     path = write_video(
         result.named(suffix),
         rest,

@@ -41,9 +41,10 @@ def rows(model):
 def empty_home(tmp_path, monkeypatch):
     """No ComfyUI, an empty hub cache, and a hub that cannot be reached."""
     import huggingface_hub
+    from huggingface_hub import constants
 
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def refuse(repository, name):
         raise OSError("no network")

@@ -69,8 +69,10 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
 
 
 def role_of(shapes: Shapes) -> str | None:
-    """One of "dit", "vae", "text-encoder" (LLaMA), "clip-text-encoder", "image-encoder" (SigLIP), "lora", a kind of
-    another family's file; None if unknown."""
+    """One of "dit", "vae", "text-encoder", "clip-text-encoder", "image-encoder", "lora", another family's kind, None.
+
+    text-encoder is LLaMA, image-encoder SigLIP. None: not known.
+    """
     kind = file_kinds.kind_of(_KINDS, shapes)
     return kind.role if kind else None
 
@@ -124,7 +126,7 @@ def _count(names: Shapes, blocks: str) -> int:
 
 def _head_dim(dim: int, metadata: Mapping[str, str], source: str) -> int:
     told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 8 or int(told) % 2 or dim % int(told):
+    if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
         raise WeightsError(
             f"{source} has width {dim}, which does not divide into heads of {told}.",
             "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
@@ -144,10 +146,10 @@ _KINDS = (
         "hunyuan-video-dit",
         "a HunyuanVideo DiT",
         "Use the hunyuan-video commands for it.",
-        has_any(
-            "double_blocks.0.img_attn_qkv.weight",
-            "double_blocks.0.img_attn.qkv.weight",
-            "transformer_blocks.0.attn.add_q_proj.weight",
+        has_any(  # the token refiner, which Flux does not have
+            "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
+            "txt_in.individual_token_refiner.blocks.0.self_attn.qkv.weight",
+            "context_embedder.token_refiner.refiner_blocks.0.attn.to_q.weight",
         ),
     ),
     Kind(
@@ -156,16 +158,7 @@ _KINDS = (
         "Use the wan commands for it.",
         has_any("blocks.0.cross_attn.q.weight", "blocks.0.attn2.to_q.weight"),
     ),
-    Kind(
-        "vae",
-        "a HunyuanVideo VAE",
-        "Give it as --vae.",
-        has_any(
-            "encoder.down_blocks.0.resnets.0.conv1.conv.weight",
-            "encoder.down.0.block.0.conv1.conv.weight",
-            "encoder.conv_in.conv.weight",
-        ),
-    ),
+    Kind("vae", "a HunyuanVideo VAE", "Give it as --vae.", has("encoder.conv_in.conv.weight")),
     Kind(
         "wan-vae",
         "a Wan VAE",

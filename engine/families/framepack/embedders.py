@@ -15,8 +15,8 @@ from torch import nn
 from ...parts.embeddings import Float32Linear, PatchConv3d
 from ...parts.mmdit import FREQUENCIES, embed, key_lengths, mean_of_valid, pad_text, sine_features
 from ...parts.rope import Table, framepack_table
-from .layers import RefinerBlock
 from .detect import FramePackConfig
+from .layers import RefinerBlock
 
 HISTORY_SCALES = (1, 2, 4)
 """How many times as large as the section's own patches those of its history are, per axis; in time too."""

@@ -26,7 +26,6 @@ from ...ops.attention import check_backend
 from ...parts.embeddings import Float32Linear, modulated_norm
 from ...parts.mmdit import EPS, Modulation, key_lengths, with_text
 from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
-from .layers import HunyuanVideoSingleTransformerBlock, HunyuanVideoTransformerBlock
 from .detect import FramePackConfig, Variant, check_task, detect
 from .embedders import (
     ConditionEmbedding,
@@ -37,6 +36,7 @@ from .embedders import (
     packed_table,
 )
 from .keys import dit_name
+from .layers import HunyuanVideoSingleTransformerBlock, HunyuanVideoTransformerBlock
 
 GUIDANCE_SCALE = 10.0
 """Embedded guidance that the published models are made for."""

@@ -31,6 +31,7 @@ class HunyuanVideoConfig:
 
     dim: int
     ffn_dim: int
+    refiner_ffn_dim: int
     text_dim: int
     pooled_dim: int
     in_dim: int
@@ -122,6 +123,7 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> HunyuanV
         return HunyuanVideoConfig(
             dim=dim,
             ffn_dim=names["double_blocks.0.img_mlp.fc1.weight"][0],
+            refiner_ffn_dim=names[f"{REFINER}.0.mlp.fc1.weight"][0],
             text_dim=names["txt_in.input_embedder.weight"][1],
             pooled_dim=names["vector_in.in_layer.weight"][1],
             in_dim=in_dim,

@@ -19,10 +19,10 @@ from .detect import HunyuanVideoConfig
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: HunyuanVideoConfig, activation: Layer):
+    def __init__(self, dim: int, hidden: int, activation: Layer):
         super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.ffn_dim)
-        self.fc2 = nn.Linear(config.ffn_dim, config.dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
         self.activation = activation
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class RefinerBlock(nn.Module):
         self.self_attn_qkv = nn.Linear(config.dim, 3 * config.dim)
         self.self_attn_proj = nn.Linear(config.dim, config.dim)
         self.norm2 = Float32LayerNorm(config.dim, eps=mmdit.EPS)
-        self.mlp = FeedForward(config, F.silu)
+        self.mlp = FeedForward(config.dim, config.refiner_ffn_dim, F.silu)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(config.dim, 2 * config.dim))
 
     def _gates(self, vector_BD: Tensor) -> tuple[Tensor, ...]:
@@ -132,13 +132,13 @@ class MMDoubleStreamBlock(nn.Module):
         self.img_attn_q_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
         self.img_attn_k_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
         self.img_attn_proj = nn.Linear(config.dim, config.dim)
-        self.img_mlp = FeedForward(config, gelu)
+        self.img_mlp = FeedForward(config.dim, config.ffn_dim, gelu)
         self.txt_mod = Modulation(config.dim, 6)
         self.txt_attn_qkv = nn.Linear(config.dim, 3 * config.dim)
         self.txt_attn_q_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
         self.txt_attn_k_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
         self.txt_attn_proj = nn.Linear(config.dim, config.dim)
-        self.txt_mlp = FeedForward(config, gelu)
+        self.txt_mlp = FeedForward(config.dim, config.ffn_dim, gelu)
 
     def _image_heads(self, x_BLD: Tensor) -> Heads:
         norms = self.img_attn_q_norm, self.img_attn_k_norm

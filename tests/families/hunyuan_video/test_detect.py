@@ -40,12 +40,14 @@ def test_a_prefix_changes_nothing(name, prefix):
     assert detect({prefix + name: shape for name, shape in plain.items()}, {}) == detect(plain, {})
 
 
-@pytest.mark.parametrize("name", ["hunyuanvideo_t2v_13b", "hunyuanvideo_t2v_13b_comfy", "hunyuanvideo_t2v_13b_diffusers"])
+@pytest.mark.parametrize(
+    "name", ["hunyuanvideo_t2v_13b", "hunyuanvideo_t2v_13b_comfy", "hunyuanvideo_t2v_13b_diffusers"]
+)
 def test_every_size_comes_from_shapes(name):
     config = detect(layout(name), {}).config
     assert config == HunyuanVideoConfig(
-        dim=3072, ffn_dim=12288, text_dim=4096, pooled_dim=768, in_dim=16, out_dim=16, num_double_blocks=20,
-        num_single_blocks=40, num_refiner_blocks=2, num_heads=24, head_dim=128, has_guidance=True,
+        dim=3072, ffn_dim=12288, refiner_ffn_dim=12288, text_dim=4096, pooled_dim=768, in_dim=16, out_dim=16,
+        num_double_blocks=20, num_single_blocks=40, num_refiner_blocks=2, num_heads=24, head_dim=128, has_guidance=True,
     )  # fmt: skip
     assert config.rope_axes == (16, 56, 56)
 
@@ -58,6 +60,7 @@ def tiny(**sizes):
         "img_in.proj.weight": (dim, size["in_dim"], 1, 2, 2),
         "txt_in.input_embedder.weight": (dim, 24),
         "txt_in.individual_token_refiner.blocks.0.norm1.weight": (dim,),
+        "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight": (4 * dim, dim),
         "time_in.mlp.0.weight": (dim, 256),
         "vector_in.in_layer.weight": (dim, 12),
         "double_blocks.0.img_mlp.fc1.weight": (4 * dim, dim),
