@@ -15,23 +15,27 @@ from pathlib import Path
 from types import ModuleType
 
 from .contract import cli
-from .contract.errors import EngineError, as_failed
-from .contract.events import Done, Failed, Hello
+from .contract.errors import STATUS, EngineError, Stopped, as_failed
+from .contract.events import Done, Failed, Hello, write
+from .contract.files import clean_leftovers
 from .contract.job import Job
 from .contract.options import Run
 
-PROTOCOL = 1
+
+def results_folder(job: Job, task: ModuleType) -> Path | None:
+    """Where a task puts its results; None when it has none."""
+    home = getattr(task, "home", None)
+    return None if home is None else Path(home(job))
 
 
-def job_folder(job: Job, task: ModuleType) -> Path | None:
-    """Where the job's record is kept: `--job_dir`, or `jobs/<time>-<verb>-<family>` where the task puts its results."""
+def job_folder(job: Job, results: Path | None) -> Path | None:
+    """Where the job's record is kept: `--job_dir`, or `jobs/<time>-<verb>-<family>` beside the results."""
     if job[Run].job_dir:
         return Path(job[Run].job_dir)
-    home = getattr(task, "home", None)
-    if home is None:
+    if results is None:
         return None
     name = "-".join(part for part in (time.strftime("%Y%m%d-%H%M%S"), job.command.verb, job.family) if part)
-    folder = Path(home(job)) / "jobs" / name.replace(" ", "-")
+    folder = results / "jobs" / name.replace(" ", "-")
     unique, number = folder, 1
     while unique.exists():
         number += 1
@@ -39,8 +43,12 @@ def job_folder(job: Job, task: ModuleType) -> Path | None:
     return unique
 
 
-def print_failure(failure: Failed) -> None:
-    """The one clear line for a job that could not even begin to talk."""
+def say_failure(failure: Failed, *, version: str, events: bool) -> None:
+    """The one clear line for a job that could not even begin to talk; with `--events` a whole, short conversation."""
+    if events:
+        for event in (Hello(version=version), failure):
+            sys.stdout.write(write(event) + "\n")
+        return
     print(f"error: {failure.message}", file=sys.stderr)
     if failure.hint:
         print(f"hint:  {failure.hint}", file=sys.stderr)
@@ -60,13 +68,19 @@ def run(job: Job) -> int:
     from .talk import JobFolder, conversation
 
     task = importlib.import_module(f".tasks.{job.command.module}", __package__)
-    path = job_folder(job, task)
+    results = results_folder(job, task)
+    if results is not None:
+        clean_leftovers(results)  # of runs that were killed
+    path = job_folder(job, results)
     folder = JobFolder(path, job.to_toml()) if path else None
     options = job[Run]
-    with conversation(events=options.events, folder=folder, log_level=options.log_level) as (say, control):
-        say(Hello(protocol=PROTOCOL, version=__version__, job=str(path or "")))
+    hello = Hello(version=__version__, job=str(path or ""))
+    with conversation(hello, events=options.events, folder=folder, log_level=options.log_level) as (say, control):
         try:
             message = task.run(job, say, control)
+        except Stopped as stop:
+            say(Done(message=stop.message, stopped=True))
+            return stop.exit_status
         except (Exception, KeyboardInterrupt) as failure:  # whatever it is, it becomes one event and one status
             event, status = as_failed(failure)
             if not isinstance(failure, EngineError):
@@ -79,13 +93,17 @@ def run(job: Job) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, answer with the exit status. `argv` is what stands behind `python -m engine`."""
+    from . import __version__
+
+    words = sys.argv[1:] if argv is None else argv
     try:
-        job = cli.parse(sys.argv[1:] if argv is None else argv)
+        job = cli.parse(words)
         return 0 if job is None else run(job)
-    except EngineError as failure:
+    except Exception as failure:  # the job did not come as far as its conversation
         event, status = as_failed(failure)
-        if isinstance(event, Failed):
-            print_failure(event)
+        if status == STATUS["bug"]:
+            traceback.print_exception(failure)
+        say_failure(event, version=__version__, events="--events" in words)
         return status
 
 

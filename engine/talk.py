@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from .contract.events import Control, Event, Log, Progress, Say, Warning_, write
+from .contract.events import Control, Done, Event, Failed, Hello, Log, Progress, Say, Warning_, write
+from .contract.files import write_text
 
 PROGRESS_LINES_S = 1.0
 NOISY_LIBRARIES = ("transformers", "diffusers", "accelerate", "PIL", "matplotlib", "libav", "httpx", "urllib3")
@@ -32,20 +33,31 @@ class JobFolder:
     def __init__(self, path: Path, job_toml: str):
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        _write_whole(path / "job.toml", job_toml)
+        write_text(path / "job.toml", job_toml)
         self._events = open(path / "events.jsonl", "a", encoding="utf-8")
         self._log = open(path / "log.txt", "a", encoding="utf-8")
         self._last_progress_s = -PROGRESS_LINES_S
+        self._given_up = False
 
-    def record(self, event: Event) -> None:
-        """Keep an event; progress is thinned to one line a second, except a bar's last."""
+    def record(self, event: Event) -> str:
+        """Keep an event; progress is thinned to one line a second, except a bar's last.
+
+        A record that the disk does not take must not end the job: it is given up, and this once returns why.
+        """
         if isinstance(event, Progress):
             now = time.monotonic()
             if now - self._last_progress_s < PROGRESS_LINES_S and event.done != event.total:
-                return
+                return ""
             self._last_progress_s = now
-        self._events.write(write(event) + "\n")
-        self._events.flush()
+        if self._given_up:
+            return ""
+        try:
+            self._events.write(write(event) + "\n")
+            self._events.flush()
+        except OSError as error:
+            self._given_up = True
+            return f"The job's record in {self.path} ends here: {error.strerror or error}."
+        return ""
 
     def handler(self) -> logging.Handler:
         """Where Python's loggers and warnings of this process are kept."""
@@ -54,14 +66,9 @@ class JobFolder:
         return handler
 
     def close(self) -> None:
-        self._events.close()
-        self._log.close()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        for stream in (self._events, self._log):
+            with contextlib.suppress(OSError):  # said already, when the record was given up
+                stream.close()
 
 
 def take_stdout() -> IO[str]:
@@ -73,10 +80,9 @@ def take_stdout() -> IO[str]:
 
 def event_writer(stream: IO[str]) -> Say:
     """One line of JSON for each event. A reader that went away is not our failure: the job stops by stdin's end."""
-    lock = threading.Lock()
 
     def say(event: Event) -> None:
-        with lock, contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):
             stream.write(write(event) + "\n")
             stream.flush()
 
@@ -121,10 +127,13 @@ def listen(control: Control, say: Say) -> None:
 def signals_ask_to_stop(control: Control, say: Say) -> Iterator[None]:
     """SIGINT and SIGTERM ask once; a second SIGINT ends the process at once, as any program would."""
 
+    asked = Log(message="Stopping: finishing the step at hand and saving. Press Ctrl-C again to end at once.")
+
     def ask(number: int, frame: object) -> None:
         control.request_stop()
         signal.signal(number, signal.SIG_DFL)
-        say(Log(message="Stopping: finishing the step at hand and saving. Press Ctrl-C again to end at once."))
+        # said by a thread: the signal may have interrupted this one in the middle of saying something else
+        threading.Thread(target=say, args=(asked,), daemon=True).start()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -145,8 +154,13 @@ def _quiet_libraries(folder: JobFolder | None, level: str) -> None:
 
 
 @contextlib.contextmanager
-def conversation(*, events: bool, folder: JobFolder | None, log_level: str = "info") -> Iterator[tuple[Say, Control]]:
-    """Open both directions for one job and close them again, whatever happens in between."""
+def conversation(
+    hello: Hello, *, events: bool, folder: JobFolder | None, log_level: str = "info"
+) -> Iterator[tuple[Say, Control]]:
+    """Open both directions for one job and close them again, whatever happens in between.
+
+    `hello` is said first, before commands are listened to; after `done` or `failed` nothing more is said.
+    """
     control = Control()
     if events:
         outward, close = event_writer(take_stdout()), lambda: None
@@ -157,11 +171,20 @@ def conversation(*, events: bool, folder: JobFolder | None, log_level: str = "in
         outward, close = screen.show, screen.close
     _quiet_libraries(folder, log_level)
 
-    def say(event: Event) -> None:
-        if folder is not None:
-            folder.record(event)
-        outward(event)
+    lock, ended = threading.Lock(), False
 
+    def say(event: Event) -> None:
+        nonlocal ended
+        with lock:
+            if ended:
+                return
+            ended = isinstance(event, (Done, Failed))
+            problem = "" if folder is None else folder.record(event)
+            if problem:
+                outward(Warning_(message=problem))
+            outward(event)
+
+    say(hello)
     if events:
         listen(control, say)
     try:

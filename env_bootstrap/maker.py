@@ -216,8 +216,9 @@ def _sound(home: Home, have: Stamp, report: Report) -> Stamp:
         report.log(f"Found: {fault}; it is installed again.")
     if len(found) > SHOWN:
         report.log(f"Found: and {len(found) - SHOWN} more.")
-    if found:
-        have.steps = {"venv": have.steps["venv"]}
+    if found:  # the stamp first: killed in between, it must not speak of packages that are forgotten
+        have.steps, have.ready = {"venv": have.steps["venv"]}, False
+        stamp.save(have, home.stamp)
     integrity.forget(site_packages, broken)
     return have
 

@@ -116,15 +116,13 @@ def _look_at_gpu(status: Status, have: Stamp | None, environment: Mapping[str, s
 
 def table(status: Status) -> str:
     """The status for a person."""
+    build = f"({status.build} build)" if status.build else ""
     rows = [
         ("state", status.state),
         *(("", reason) for reason in status.reasons),
         ("home", status.home),
         ("python", f"{status.python} ({status.python_version})" if status.python else ""),
-        (
-            "torch",
-            f"{status.torch} ({status.build} build)" if status.torch else f"{status.build} build" * bool(status.build),
-        ),
+        ("torch", f"{status.torch} {build}".strip()),
         ("gpu", status.gpu),
         ("packages", str(len(status.packages)) if status.packages else ""),
         ("made", f"{status.made}, in {status.seconds:.0f} s" if status.made else ""),

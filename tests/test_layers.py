@@ -30,13 +30,19 @@ MAY_IMPORT = {
 }
 OPTIONAL_IN_CONTRACT = {"rich", "rich_argparse", "tomli", "tomli_w"}  # drawing help and TOML; imported when used
 ENTRANCE = {"engine/__init__.py", "engine/__main__.py", "engine/talk.py", "engine/screen.py"}
-ENGINE_FILES = sorted(path for path in (PACK / "engine").rglob("*.py"))
+TOY_FILES = sorted((PACK / "tests" / "families" / "toy").glob("*.py"))
+ENGINE_FILES = [*sorted((PACK / "engine").rglob("*.py")), *TOY_FILES]
+
+
+def package_of(path: Path) -> list[str]:
+    """The package that a file belongs to; families of the tests are imported as if they stood in the engine."""
+    parts = list(path.relative_to(PACK).parts[:-1])
+    return ["engine", *parts[1:]] if parts[:2] == ["tests", "families"] else parts
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
     """Absolute dotted names that a file imports, with the line; relative ones are resolved."""
-    package = list(path.relative_to(PACK).with_suffix("").parts)
-    package = package[:-1]
+    package = package_of(path)
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -62,7 +68,7 @@ def test_arrows_point_down(path: Path) -> None:
     relative = path.relative_to(PACK).as_posix()
     if relative in ENTRANCE:
         return
-    here = path.relative_to(PACK).parts[1]
+    here = package_of(path)[1]
     assert here in MAY_IMPORT, f"{relative}: no floor named {here} in the design"
     for name, line in imports(path):
         target = room(name)
@@ -79,14 +85,14 @@ def test_inside_the_engine_imports_are_relative(path: Path) -> None:
 
 
 def test_a_family_imports_no_other_family() -> None:
-    for path in (PACK / "engine" / "families").rglob("*.py"):
-        parts = path.relative_to(PACK / "engine" / "families").parts
-        if len(parts) < 2:
+    for path in ENGINE_FILES:
+        package = package_of(path)
+        if package[:2] != ["engine", "families"] or len(package) < 3:
             continue
         for name, line in imports(path):
             dotted = name.split(".")
             if dotted[:2] == ["engine", "families"] and len(dotted) > 2:
-                assert dotted[2] in (parts[0], "contract"), f"{path.name}:{line} imports {name}"
+                assert dotted[2] in (package[2], "contract"), f"{path.name}:{line} imports {name}"
 
 
 def standard_only(path: Path, allowed: set[str], own: str) -> None:
@@ -99,7 +105,7 @@ def standard_only(path: Path, allowed: set[str], own: str) -> None:
 def test_the_contract_stands_on_the_standard_library() -> None:
     for path in (PACK / "engine" / "contract").rglob("*.py"):
         standard_only(path, OPTIONAL_IN_CONTRACT, "engine.")
-    for path in (PACK / "engine" / "families").rglob("options.py"):
+    for path in (path for path in ENGINE_FILES if "families" in path.parts and path.name == "options.py"):
         standard_only(path, set(), "engine.")
 
 

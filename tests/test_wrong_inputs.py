@@ -192,8 +192,8 @@ def test_wrong_type_in_a_job_file(engine, folder) -> None:
     assert_one_clear_line(engine("train", "wan", "--config_file", folder / "job.toml"), "network_dim", "big")
 
 
-def test_training_before_caching(train) -> None:
-    assert_one_clear_line(train(), "cache-latents")
+def test_training_before_caching(train, prepared, folder) -> None:
+    assert_one_clear_line(train(dataset_config=video_dataset(folder, prepared.clips)), "cache-latents")
 
 
 def test_a_lora_of_another_model(engine, prepared, folder) -> None:

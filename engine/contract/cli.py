@@ -15,7 +15,7 @@ from typing import Any
 
 from . import toml
 from .commands import COMMANDS, Command, family_names, find_family, for_family, sections_of
-from .errors import EngineError, OptionError
+from .errors import OptionError
 from .job import Job, make_job, refuse_pending, split_header
 from .launch import launched
 from .options import Run
@@ -53,19 +53,6 @@ def parse(argv: list[str]) -> Job | None:
         _print(_help().families_of(command))
         return None
     return _parse_command(command, family, rest, {})
-
-
-def parse_or_exit(argv: list[str]) -> Job:
-    """As `parse`, for a program that has nothing else to do: prints errors on stderr and leaves with their status."""
-    try:
-        job = parse(argv)
-    except EngineError as error:
-        hint = f"hint: {error.hint}\n" if error.hint else ""
-        sys.stderr.write(f"error: {error.message}\n{hint}")
-        raise SystemExit(error.exit_status) from None
-    if job is None:
-        raise SystemExit(0)
-    return job
 
 
 def _print(text: str) -> None:

@@ -1,7 +1,7 @@
 """The table of commands: what each is called, which options it has, which file of `tasks/` does the work.
 
-A family adds its own sections to a command (`SECTIONS` in its `options.py`) and its script names (`SCRIPTS`). Knows no
-family by name: families are listed, and asked for their options only.
+A family adds its own sections to a command (`SECTIONS` in its `options.py`), its script names (`SCRIPTS`) and examples
+(`EXAMPLES`). Knows no family by name: families are listed, and asked for their options only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ COMMANDS: tuple[Command, ...] = (
         sections=(shared.Data, shared.Models, shared.LatentCaching, shared.Run),
         family=True,
         rules=rules.cache_latents,
-        example="--dataset_config dataset.toml --vae wan_2.1_vae.safetensors",
     ),
     Command(
         verb="cache-text",
@@ -56,7 +55,6 @@ COMMANDS: tuple[Command, ...] = (
         module="cache_text",
         sections=(shared.Data, shared.Caching, shared.Run),
         family=True,
-        example="--dataset_config dataset.toml --t5 models_t5_umt5-xxl-enc-bf16.pth",
     ),
     Command(
         verb="train",
@@ -83,8 +81,6 @@ COMMANDS: tuple[Command, ...] = (
         ),
         family=True,
         rules=rules.train,
-        example="--dataset_config dataset.toml --dit wan2.1_t2v_1.3B_bf16.safetensors --task t2v-1.3B "
-        "--learning_rate 2e-4 --network_dim 32 --gradient_checkpointing",
     ),
     Command(
         verb="generate",
@@ -102,8 +98,6 @@ COMMANDS: tuple[Command, ...] = (
         ),
         family=True,
         rules=rules.generate,
-        example="--dit wan2.1_t2v_1.3B_bf16.safetensors --vae wan_2.1_vae.safetensors "
-        '--t5 models_t5_umt5-xxl-enc-bf16.pth --task t2v-1.3B --prompt "a cat" --save_path videos',
     ),
     Command(
         verb="dataset check",
@@ -174,9 +168,7 @@ COMMANDS: tuple[Command, ...] = (
 
 # Scripts of musubi-tuner whose families are still to come; a family's own SCRIPTS comes first.
 FUTURE_SCRIPTS = (
-    "cache_latents", "cache_text_encoder_outputs", "hv_train_network", "hv_train", "hv_generate_video",
-    "fpack_cache_latents", "fpack_cache_text_encoder_outputs", "fpack_train_network", "fpack_generate_video",
-    "caption_images_by_qwen_vl",
+    "hv_train", "caption_images_by_qwen_vl",
 )  # fmt: skip
 
 
@@ -185,6 +177,14 @@ def families() -> ModuleType:
     `options.py` alone, which stands on the standard library too.
     """
     return importlib.import_module("..families", __package__)
+
+
+def example_of(command: Command, family: str | None) -> str:
+    """The options of an example, "" without one; a family has its own (`EXAMPLES`), since its files are its own."""
+    if family is None or not command.family:
+        return command.example
+    example: str = getattr(family_options(family), "EXAMPLES", {}).get(command.verb, "")
+    return example
 
 
 def family_names() -> list[str]:

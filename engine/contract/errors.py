@@ -7,6 +7,7 @@ else is our bug and keeps its traceback in the log. Knows no torch: out-of-memor
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 
 from .events import Failed
@@ -14,8 +15,14 @@ from .events import Failed
 STATUS = {"done": 0, "stopped": 0, "option": 2, "data": 2, "weights": 2, "memory": 3, "disk": 4, "bug": 70}
 INTERRUPTED = 130  # ended at once by a second Ctrl-C: nothing was saved, so neither 0 nor a failure of ours
 
-_DISK_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE}
-_DISK_WORDS = ("no space left on device", "(os error 28)", "disk quota exceeded", "pytorchstreamwriter failed")
+_DISK_NUMBERS = {errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+_FULL_NUMBERS = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no EDQUOT
+_FULL_WORDS = (
+    "no space left on device", "(os error 28)", "disk quota exceeded", "pytorchstreamwriter failed",
+    "] . unexpected pos",
+)  # fmt: skip
+_PATH_NUMBERS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust say which error it was
 _MEMORY_NAMES = {"OutOfMemoryError", "MemoryError"}
 _MEMORY_WORDS = ("cuda out of memory", "cuda error: out of memory", "can't allocate memory", "hip out of memory")
 _MEMORY_HINT = (
@@ -90,9 +97,9 @@ def as_failed(exception: BaseException) -> tuple[Failed, int]:
         if _is_memory(link):
             message = f"Out of memory: {_first_line(link)}"
             return Failed(kind="memory", message=message, hint=_MEMORY_HINT), STATUS["memory"]
-        if _is_disk(link):
+        if is_disk(link):
             hint = "Free some space or choose another folder, and run the same command again."
-            if isinstance(link, OSError) and link.errno not in _DISK_NUMBERS:
+            if isinstance(link, OSError) and link.errno not in _FULL_NUMBERS | _DISK_NUMBERS:
                 hint = "Check that the path exists and that you may read and write it."
             return Failed(kind="disk", message=_disk_message(link), hint=hint), STATUS["disk"]
     if isinstance(exception, KeyboardInterrupt):
@@ -121,10 +128,20 @@ def _is_memory(exception: BaseException) -> bool:
     return isinstance(exception, RuntimeError) and any(word in str(exception).lower() for word in _MEMORY_WORDS)
 
 
-def _is_disk(exception: BaseException) -> bool:
+def is_full(exception: BaseException) -> bool:
+    """Whether a disk or a quota had no room left, in the words of any library."""
+    if isinstance(exception, OSError) and exception.errno is not None:
+        return exception.errno in _FULL_NUMBERS
+    return any(word in str(exception).lower() for word in _FULL_WORDS)
+
+
+def is_disk(exception: BaseException) -> bool:
+    """Whether reading or writing a file failed, in the words of any library."""
     if isinstance(exception, OSError):
-        return exception.errno in _DISK_NUMBERS or (exception.errno is not None and exception.filename is not None)
-    return any(word in str(exception).lower() for word in _DISK_WORDS)
+        known = exception.errno in _FULL_NUMBERS | _DISK_NUMBERS
+        return known or (exception.errno is not None and exception.filename is not None)
+    numbers = {int(number) for number in _SYSTEM_ERROR.findall(str(exception))}
+    return is_full(exception) or not numbers.isdisjoint(_DISK_NUMBERS | _PATH_NUMBERS)
 
 
 def _disk_message(exception: BaseException) -> str:

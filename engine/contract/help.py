@@ -11,8 +11,8 @@ import sys
 import textwrap
 from typing import Any
 
-from .commands import COMMANDS, Command, family_names, sections_of
-from .options import Run
+from .commands import COMMANDS, Command, example_of, family_names, find, sections_of
+from .options import Demo, Run
 from .schema import Option, describe_choices, options, summary
 from .values import span
 
@@ -43,10 +43,9 @@ def overview() -> str:
         "",
         "examples:",
     ]
-    family = next(iter(family_names()), "<family>")
+    family = next(option.default for option in options(Demo) if option.name == "family")
     for verb in ("cache-latents", "train", "generate"):
-        command = next(command for command in COMMANDS if command.verb == verb)
-        lines += _wrapped(f"{PROGRAM} {verb} {family} {command.example}")
+        lines += _wrapped(f"{PROGRAM} {verb} {family} {example_of(find(verb), family)}")
     lines += [
         "",
         "options of a command:",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .commands import COMMANDS, Command, families, sections_of
+from .commands import COMMANDS, Command, example_of, families, sections_of
+from .files import write_text
 from .help import PROGRAM
 from .schema import Option, Section, describe_choices, options, summary
 from .values import span
@@ -16,12 +17,15 @@ from .values import span
 NOTE = "<!-- Made by `python -m engine docs` from the declarations of the options. Do not edit. -->"
 
 
-def pages() -> dict[str, str]:
-    """Every page by its file name. The same declarations always give the same text."""
+def pages(*, extra: bool = False) -> dict[str, str]:
+    """Every page by its file name. The same declarations always give the same text.
+
+    `extra` adds the pages of families that stand outside the engine's folder.
+    """
     found: dict[str, str] = {}
     rows = []
     for command in COMMANDS:
-        for family in families().names(extra=False) if command.family else [None]:
+        for family in families().names(extra=extra) if command.family else [None]:
             name = _file_name(command, family)
             found[name] = _page(command, family)
             rows.append(f"| [`{_typed(command, family)}`]({name}) | {command.help}{_later(command)} |")
@@ -44,26 +48,24 @@ def pages() -> dict[str, str]:
     return found
 
 
-def write(folder: str | os.PathLike[str]) -> list[str]:
+def write(folder: str | os.PathLike[str], *, extra: bool = False) -> list[str]:
     """Write the pages that are not up to date and delete those of nothing. Returns the names that changed."""
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
-    wanted, changed = pages(), stale(home)
+    wanted, changed = pages(extra=extra), stale(home, extra=extra)
     for name in changed:
         path = home / name
         if name not in wanted:
             path.unlink()
             continue
-        temporary = path.with_name(name + ".tmp")
-        temporary.write_text(wanted[name], encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        write_text(path, wanted[name])
     return changed
 
 
-def stale(folder: str | os.PathLike[str]) -> list[str]:
+def stale(folder: str | os.PathLike[str], *, extra: bool = False) -> list[str]:
     """Names of pages that are missing, differ, or were made for what is gone; other files do not count."""
     home = Path(folder)
-    wanted = pages()
+    wanted = pages(extra=extra)
     there = {path.name: path.read_text(encoding="utf-8") for path in home.glob("*.md")}
     ours = {name for name, text in there.items() if text.startswith(NOTE)}
     return sorted(name for name in {*wanted, *ours} if wanted.get(name) != there.get(name))
@@ -83,8 +85,9 @@ def _later(command: Command) -> str:
 
 def _page(command: Command, family: str | None) -> str:
     lines = [NOTE, "", f"# `{_typed(command, family)}`", "", command.help + _later(command), ""]
-    if command.example:
-        lines += ["```", f"{PROGRAM} {_typed(command, family)} {command.example}", "```", ""]
+    example = example_of(command, family)
+    if example:
+        lines += ["```", f"{PROGRAM} {_typed(command, family)} {example}", "```", ""]
     for section in sections_of(command, family):
         lines += _table(section)
     return "\n".join(lines)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.events import Log, Say, Warning_
+from ..parts.batching import VARLEN
 from . import cache, fingerprints, items
 from .config import Dataset, DatasetConfig
 from .fingerprints import Content, Fingerprint
@@ -41,6 +42,7 @@ class TrainItem:
     dataset: int
     key: tuple[Any, ...]
     repeats: int = 1
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)  # of all tensors, plain names
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class _Checker:
             dataset=self._dataset.index,
             key=(width, height, latent_frames, *sorted(stacked.items())),
             repeats=self._dataset.num_repeats,
+            shapes=_plain({**shapes, **text_shapes}),
         )
 
     def _outdated(self, found: Fingerprint, source: Source | None) -> str:
@@ -179,6 +182,11 @@ class _Checker:
         elif source is not None and header.metadata.get("caption1", source.caption) != source.caption:
             self._findings.other_caption.append(path)
         return header.shapes
+
+
+def _plain(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes by the names that a batch has."""
+    return {cache.plain_name(key).removeprefix(VARLEN): shape for key, shape in shapes.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from ..media.resize import fit_size as fit_size
+
 STEP = 16  # pixels: VAE stride 8 times patch size 2, the same in every family
 Size = tuple[int, int]
 
@@ -50,20 +52,3 @@ def choose_bucket(
         return max(floor_to(width, step), step), max(floor_to(height, step), step)
     aspect = width / height
     return min(_table(resolution, step), key=lambda bucket: abs(bucket[0] / bucket[1] - aspect))
-
-
-def fit_size(max_resolution: Size, size: Size, step: int = STEP) -> Size:
-    """The size nearest in aspect ratio to `size` within the area of `max_resolution` (for control pictures)."""
-    area = max_resolution[0] * max_resolution[1]
-    aspect = size[0] / size[1]
-    base = floor_to(int(math.sqrt(area * aspect)), step)
-    best: Size | None = None
-    for width in (base + offset * step for offset in range(-2, 3)):
-        if width < step:
-            continue
-        height = floor_to(area // width, step)
-        if height < step:
-            continue
-        if best is None or abs(width / height - aspect) < abs(best[0] / best[1] - aspect):
-            best = (width, height)
-    return best or (step, step)

@@ -9,17 +9,12 @@ file is always written whole. And where musubi-tuner turns NaN into zeros, writi
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
-import struct
-import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..contract.errors import DataError, DiskError
+from ..contract.files import write_bytes
+from ..parts import safetensors_header
 
 if TYPE_CHECKING:
     from .clips import Window
@@ -35,9 +32,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = "1.0.1"
 SUFFIX = ".safetensors"
 SIDECAR_SUFFIX = ".fingerprint.json"
-LEFTOVER_AGE_S = 3600.0
-_LEFTOVER = re.compile(r"\.cache-(\d+)-[0-9a-f]{8}\.tmp")
-_HEADER_LIMIT_BYTES = 100_000_000
+ADVICE = "Free some space, or set cache_directory in the dataset file to another disk; what is cached is kept."
 _DTYPES = {str(word).removeprefix("torch.") for word in vars(torch).values() if isinstance(word, torch.dtype)}
 # Longest first, so that "float8_e4m3fn" is not taken for something shorter.
 _DTYPE_SUFFIX = re.compile(rf"_({'|'.join(sorted(_DTYPES, key=len, reverse=True))})$")
@@ -176,23 +171,14 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check a cache's header without its tensors. DataError when the file is cut short or not a cache."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if not 0 < length <= min(size - 8, _HEADER_LIMIT_BYTES):
-                raise ValueError("its header is cut short")
-            header: dict[str, Any] = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        header = safetensors_header.read_header(path)
     except OSError as error:
         raise DataError(f"The cache file {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if end != size:
-        raise _damaged(path, f"it has {size} bytes where its header says {end}")
-    return Header(shapes, metadata)
+    if header.end != header.size:
+        raise _damaged(path, f"it has {header.size} bytes where its header says {header.end}")
+    return Header({key: tensor.shape for key, tensor in header.tensors.items()}, header.metadata)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -251,67 +237,10 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
                 f"{key} holds NaN or infinity, so {path.name} was not written.",
                 "The source may be damaged, or the model's precision too low: try a wider dtype (float32).",
             )
-    write_whole(path, save(stored, metadata))
-
-
-def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Put a file in place in one step: readers see the old file or the new one, never a part. DiskError.
-
-    `durable` holds through a power cut too, and costs a wait for the disk.
-    """
-    temporary = path.with_name(f".cache-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    finally:
-        _unlink_if_there(temporary)
-
-
-def disk_error(path: Path, error: OSError) -> DiskError:
-    """What to tell the person about a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError(
-            f"The disk is full: {path} could not be written.",
-            "Free some space, or set cache_directory in the dataset file to another disk; what is cached is kept.",
-        )
-    message = f"{path} could not be written: {error.strerror or error}."
-    return DiskError(message, "Check the folder and its permissions.")
+    write_bytes(path, save(stored, metadata), advice=ADVICE)
 
 
 # ------------------------------------------------------------------------------------------------------ cleaning
-
-
-def clean_leftovers(folder: Path) -> int:
-    """Remove temporary files of killed writers. Those of a running process stay (unless over an hour old)."""
-    removed = 0
-    for path in _files(folder):
-        found = _LEFTOVER.fullmatch(path.name)
-        if found and _is_abandoned(path, int(found[1])):
-            removed += _unlink_if_there(path)
-    return removed
-
-
-def _is_abandoned(path: Path, pid: int) -> bool:
-    try:
-        old = time.time() - path.stat().st_mtime > LEFTOVER_AGE_S
-    except FileNotFoundError:
-        return False
-    if old or os.name != "posix" or pid == os.getpid():  # elsewhere than on POSIX, signal 0 is not a harmless question
-        return old
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def orphans(folder: Path, *, architecture: str, kind: str, video: bool, keep: Collection[Path]) -> Iterator[Path]:
@@ -333,8 +262,8 @@ def orphans(folder: Path, *, architecture: str, kind: str, video: bool, keep: Co
 def remove(path: Path) -> None:
     """Delete a cache and its sidecar (the sidecar last: alone it means nothing). DiskError."""
     try:
-        _unlink_if_there(path)
-        _unlink_if_there(sidecar_path(path))
+        path.unlink(missing_ok=True)
+        sidecar_path(path).unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(f"{path} could not be removed: {error.strerror}.", "Check the folder's permissions.") from error
 
@@ -344,11 +273,3 @@ def _is_text_cache(path: Path) -> bool:
         return "caption1" in read_header(path).metadata
     except DataError:
         return False  # not surely ours: left alone
-
-
-def _unlink_if_there(path: Path) -> bool:
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True

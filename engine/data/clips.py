@@ -2,7 +2,7 @@
 
 Planning reads packets and headers, not pictures. Reading keeps only the frames that windows still open need, so memory
 does not grow with the length of the video; every frame is brought to the bucket's size as soon as it is decoded.
-Knows no family: the target rate is handed in. Given up: alpha channels (no family that is here reads them).
+Knows no family: the target rate is handed in. Given up: alpha channels of anything but the controls of images.
 """
 
 from __future__ import annotations
@@ -70,11 +70,15 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """A window with its pictures, uint8 RGB 0..255: frames at the bucket's size, each control at its own size."""
+    """A window with its pictures, uint8 RGB 0..255: frames at the bucket's size, each control at its own size.
+
+    `alphas_HW` belongs to the controls of an image, uint8 0..255; None where a control has no alpha channel.
+    """
 
     window: Window
     frames_FHWC: np.ndarray
     controls_FHWC: tuple[np.ndarray, ...] = ()
+    alphas_HW: tuple[np.ndarray | None, ...] = ()
 
 
 def open_timeline(
@@ -181,7 +185,18 @@ def read(windows: Sequence[Window], *, target_fps: float | None) -> Iterator[Cli
         )
         tracks.append(_cut(control, spans, _control_bucket(source, control.size, windows[0].bucket)))
     for window, *tracked in zip(ordered, *tracks, strict=True):
-        yield Clip(window=window, frames_FHWC=tracked[0], controls_FHWC=tuple(tracked[1:]))
+        controls = tuple(tracked[1:])
+        yield Clip(window=window, frames_FHWC=tracked[0], controls_FHWC=controls, alphas_HW=_alphas(source, controls))
+
+
+def _alphas(source: Source, controls_FHWC: Sequence[np.ndarray]) -> tuple[np.ndarray | None, ...]:
+    """The alpha channels of an image's controls, brought to size as these were."""
+    if source.media != "image":
+        return ()
+    found = [images.read_alpha(path) for path in source.controls]
+    sizes = [(control.shape[2], control.shape[1]) for control in controls_FHWC]
+    pairs = zip(found, sizes, strict=True)
+    return tuple(None if alpha is None else resize_to_bucket(alpha, size) for alpha, size in pairs)
 
 
 def _media_of(path: Path, source: Source) -> str:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import DataError
+from ..parts.batching import VARLEN
 from . import cache
 from .batches import Batch, BatchSampler, TrainItem
-
-VARLEN = "varlen_"
 
 
 def collate(batch: Batch, *, pin_memory: bool = False) -> dict[str, Any]:

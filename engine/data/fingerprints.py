@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..contract.errors import DataError
-from .cache import read_header, sidecar_path, write_whole
+from ..contract.files import write_text
+from .cache import ADVICE, read_header, sidecar_path
 from .config import Dataset
 
 VERSION = 1
@@ -178,7 +179,8 @@ def write(path: Path, fingerprint: Fingerprint) -> None:
         "plan": plain(fingerprint.plan),
         "in_use": fingerprint.in_use,
     }
-    write_whole(sidecar_path(path), json.dumps(data, indent=1).encode(), durable=False)  # one that is lost is stale
+    # not durable: a cache whose sidecar is lost is made again
+    write_text(sidecar_path(path), json.dumps(data, indent=1), advice=ADVICE, durable=False)
 
 
 def _cache_digest(path: Path) -> str:

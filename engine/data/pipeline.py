@@ -22,19 +22,35 @@ from torch import Tensor
 
 from ..contract.errors import DataError
 from ..contract.events import Control, Say
+from ..contract.files import clean_leftovers
 from . import cache, clips, fingerprints
 from .clips import Clip, Window
-from .config import DatasetConfig
+from .config import Dataset, DatasetConfig
 from .fingerprints import Fingerprint
 from .items import Source, sources
 from .report import CacheReport, Failure, Ledger, announce, one_at_a_time, reason_of, summed_up
 from .stages import GIB, ClipQueue, Decoders, Queued, Run, Writer
 from .survey import Job, Recipe, Rules, latent_jobs, survey, tidy_latents, tidy_texts
 
-__all__ = ["CacheReport", "Failure", "cache_latents", "cache_text"]
+__all__ = ["CacheReport", "ClipBatch", "Failure", "cache_latents", "cache_text"]
 
 Sample = Mapping[str, Tensor]
-EncodeClips = Callable[..., Sequence[Sample | Sequence[Sample]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipBatch:
+    """Clips of one size and one dataset, -1..1 RGB, on the encoder's device; each control at a size of its own.
+
+    `alphas_BHW`, 0..1, belongs to the controls of images; None where a control has no alpha channel.
+    """
+
+    frames_BCFHW: Tensor
+    controls_BCFHW: tuple[Tensor, ...]
+    alphas_BHW: tuple[Tensor | None, ...]
+    dataset: Dataset
+
+
+EncodeClips = Callable[[ClipBatch], Sequence[Sample | Sequence[Sample]]]
 EncodeTexts = Callable[[list[str]], Sequence[Sample]]
 
 
@@ -59,7 +75,7 @@ def cache_latents(
     keep_cache: bool = False,
     strict: bool = False,
     use_controls: bool = False,
-    sections: Callable[[Window], int] | None = None,
+    sections: Callable[[Window], int | None] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     max_bytes: int = GIB,
@@ -67,12 +83,12 @@ def cache_latents(
 ) -> CacheReport:
     """Cache every window of the dataset file that is not fresh.
 
-    `encode(clips_BCFHW)` gets -1..1 RGB of `dtype` on `device`, with `use_controls` also `controls=` (a tuple of
-    such), and returns for each clip its tensors under plain names ("latents" is CTHW, no batch dimension), or with
-    `sections` a list of those, one a section. `architecture` is the short name, `architecture_full` the one in the
-    metadata (empty: the same), `identity` names the model's weights. `workers` threads decode; `max_bytes` and
-    `max_clips` bound the clips between decoding and encoding. DataError when nothing could be cached, Stopped when
-    `control` asked to stop: what was encoded is on disk then.
+    `encode(batch)` gets pixels of `dtype` on `device`, controls only with `use_controls`, and returns for each clip
+    its tensors under plain names ("latents" is CTHW, no batch dimension), or a list of those, one a sample. `sections`
+    says how many samples a window makes, which are then numbered; None from it or in its place: one. `architecture`
+    is the short name, `architecture_full` the one in the metadata (empty: the same), `identity` names the model's
+    weights. `workers` threads decode; `max_bytes` and `max_clips` bound the clips between decoding and encoding.
+    DataError when nothing could be cached, Stopped when `control` asked to stop: what was encoded is on disk then.
     """
     recipe = Recipe(
         architecture=architecture,
@@ -138,7 +154,9 @@ class Encoder:
 
     def take_in(self, queued: Queued) -> list[Queued]:
         """Add a clip to its group; gives the group back once it is full."""
-        key = (queued.clip.frames_FHWC.shape, tuple(frames.shape for frames in queued.clip.controls_FHWC))
+        clip = queued.clip
+        shapes = (clip.frames_FHWC.shape, *(frames.shape for frames in clip.controls_FHWC))
+        key = (clip.window.source.dataset.index, *shapes, *(alpha is None for alpha in clip.alphas_HW))
         group = self._groups.setdefault(key, [])
         group.append(queued)
         return self._groups.pop(key) if len(group) >= self._batch_size else []
@@ -172,18 +190,26 @@ class Encoder:
             writer.put((jobs[_name(clip.window)], samples))
 
     def _call(self, group: list[Clip]) -> Sequence[Sample | Sequence[Sample]]:
-        controls = {}
-        if self.recipe.use_controls:
-            columns = zip(*(clip.controls_FHWC for clip in group), strict=True)
-            controls["controls"] = tuple(self._pixels(column) for column in columns)
+        controls = zip(*(clip.controls_FHWC for clip in group), strict=True)
+        alphas = zip(*(clip.alphas_HW for clip in group), strict=True)
+        batch = ClipBatch(
+            frames_BCFHW=self._pixels([clip.frames_FHWC for clip in group]),
+            controls_BCFHW=tuple(self._pixels(column) for column in controls),
+            alphas_BHW=tuple(None if column[0] is None else self._shares(column) for column in alphas),
+            dataset=group[0].window.source.dataset,
+        )
         with torch.no_grad():
-            return self._encode(self._pixels([clip.frames_FHWC for clip in group]), **controls)
+            return self._encode(batch)
 
     def _pixels(self, pictures_FHWC: Sequence[np.ndarray]) -> Tensor:
         """uint8 0..255 RGB pictures -> one tensor BCFHW, -1..1; converted where it is encoded."""
         bytes_BFHWC = torch.from_numpy(np.stack(pictures_FHWC)).to(self._device)
         clips_BCFHW = bytes_BFHWC.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
         return clips_BCFHW.div_(127.5).sub_(1.0).to(self._dtype)
+
+    def _shares(self, alphas_HW: Sequence[np.ndarray]) -> Tensor:
+        """uint8 0..255 -> one tensor BHW, 0..1."""
+        return torch.from_numpy(np.stack(alphas_HW)).to(self._device).to(torch.float32).div_(255.0)
 
     def write(self, item: tuple[Job, Sequence[Sample]]) -> None:
         """Write what one window became: cache, then fingerprint. Runs on the writer's thread."""
@@ -222,7 +248,7 @@ def _encode_windows(wanted: Sequence[Job], encoder: Encoder, *, workers: int) ->
         source = job.window.source
         by_source.setdefault((source.dataset.index, source.path), []).append(job.window)
     for folder in {path.parent for job in wanted for path in job.paths}:
-        cache.clean_leftovers(folder)
+        clean_leftovers(folder)
     writer = Writer(encoder.write, run=run)
     decoders = Decoders(
         list(by_source.values()),
@@ -332,7 +358,7 @@ def _encode_captions(
     for path, caption in wanted.items():
         by_caption.setdefault(caption, []).append(path)
     for folder in {path.parent for path in wanted}:
-        cache.clean_leftovers(folder)
+        clean_leftovers(folder)
     captions = sorted(by_caption, key=len)  # alike lengths together: less padding in a batch
     writer = Writer(write, run=run)
     try:

@@ -48,7 +48,7 @@ class Recipe:
     settings: Mapping[str, Any]  # the family's own that change the tensors
     native_fps: float | None = None
     use_controls: bool = False
-    sections: Callable[[Window], int] | None = None  # how many training samples a window makes; None: one, unnumbered
+    sections: Callable[[Window], int | None] | None = None  # training samples of a window; None: one, unnumbered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def contents_of(source: Source, recipe: Recipe) -> tuple[Content, ...]:
     return tuple(fingerprints.content_of(path) for path in paths)
 
 
-def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[[Source, str], None]) -> list[Job]:
+def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[..., None]) -> list[Job]:
     """One job for each window; sources that cannot be read fail.
 
     No two windows share a cache name: items.py refuses equal stems, config.py shared cache folders.
@@ -120,7 +120,11 @@ def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[[So
         if one.reason:
             fail(one.source, one.reason)
         for window in one.windows:
-            paths = output_paths(window, recipe)
+            try:
+                paths = output_paths(window, recipe)
+            except DataError as error:  # too short for a single training sample
+                fail(one.source, reason_of(error), [window])
+                continue
             expected = expected_fingerprint(window, one.contents or (), recipe)
             states = [fingerprints.state(path, expected) for path in paths]
             worst = next((state for state in ("missing", "stale", "foreign") if state in states), "fresh")
@@ -130,9 +134,9 @@ def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[[So
 
 def output_paths(window: Window, recipe: Recipe) -> tuple[Path, ...]:
     """The files that one window becomes."""
-    if recipe.sections is None:
+    count = recipe.sections(window) if recipe.sections else None
+    if count is None:
         return (cache.latent_path(window, recipe.architecture),)
-    count = recipe.sections(window)
     return tuple(cache.latent_path(window, recipe.architecture, section=section) for section in range(count))
 
 
@@ -142,8 +146,12 @@ def expected_fingerprint(window: Window, contents: tuple[Content, ...], recipe: 
     settings: dict[str, Any] = {"bucket": window.bucket, "original": window.original, "family": dict(recipe.settings)}
     if window.source.media != "image" and dataset.source_fps is not None:
         settings |= {"source_fps": dataset.source_fps, "native_fps": recipe.native_fps}
-    if recipe.use_controls:
+    if recipe.use_controls and window.source.controls:
         settings["controls"] = [dataset.control_resolution, dataset.no_resize_control]
+    if dataset.fp_1f_target_index is not None or dataset.fp_1f_clean_indices is not None:
+        settings["one_frame"] = [dataset.fp_1f_clean_indices, dataset.fp_1f_target_index, dataset.fp_1f_no_post]
+    if recipe.sections is not None and recipe.sections(window) is not None:
+        settings["window"] = dataset.fp_latent_window_size
     return Fingerprint(
         source=contents,
         window={"start": window.start, "count": window.count},

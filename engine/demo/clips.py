@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..contract.files import write_text
 from ..media.writing import write_video
 
 COLOURS = {
@@ -117,6 +118,6 @@ def write_clips(folder: Path, scenes: tuple[Scene, ...] = SCENES) -> list[Path]:
     for scene in scenes:
         path = folder / f"{scene.name}.mp4"
         write_video(path, frames(scene), fps=scene.fps)
-        path.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
+        write_text(path.with_suffix(".txt"), scene.caption + "\n")
         paths.append(path)
     return paths

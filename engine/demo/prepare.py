@@ -5,13 +5,13 @@ The job files are ordinary ones: each repeats its step by hand, from any folder,
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from ..contract.files import clean_leftovers, write_text
 from ..families import part
 from .clips import SCENES, write_clips
 
@@ -69,16 +69,9 @@ class Prepared:
         return self.folder / "clips"
 
 
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
-
-
 def _job_file(path: Path, verb: str, family: str, purpose: str, options: dict[str, Any]) -> Step:
     heading = f'# {purpose}\n# By hand: python -m env_bootstrap run -- {verb} {family} --config_file "{path}"\n\n'
-    _write(path, heading + tomli_w.dumps(options))
+    write_text(path, heading + tomli_w.dumps(options))
     return Step(verb, family, path, purpose)
 
 
@@ -93,12 +86,14 @@ def prepare(folder: Path, family: str = "wan") -> Prepared:
     tiny = part(family, "tiny")
     models_folder = folder / "models"
     if not _ready(folder):
+        for place in (folder, folder / "clips", models_folder):
+            clean_leftovers(place)  # of a demo that was killed
         write_clips(folder / "clips")
         tiny.write_tiny_models(models_folder, seed=SEED)
         clips, cache = (folder / "clips").as_posix(), (folder / "cache").as_posix()
-        _write(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache))
+        write_text(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache))
     prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder)))
-    _write(folder / "ready", "The clips and the models in this folder are complete.\n")
+    write_text(folder / "ready", "The clips and the models in this folder are complete.\n")
     return prepared
 
 
@@ -107,13 +102,15 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tupl
     dataset = {"dataset_config": str(folder / "dataset.toml")}
     trained = folder / "output" / "demo-lora.safetensors"
     training = {
-        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 100, "learning_rate": 2e-3, "mixed_precision": "no",
+        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 100, "save_state": True, "learning_rate": 2e-3,
+        "mixed_precision": "no",
         "network_dim": 16, "network_alpha": 16.0, "timestep_sampling": "uniform", "seed": SEED,
         "output_dir": str(folder / "output"), "output_name": "demo-lora", "logging_dir": str(folder / "tensorboard"),
     }  # fmt: skip
     generation = {
         "prompt": SCENES[0].caption, "negative_prompt": "", "video_size": [96, 96], "video_length": 17,
-        "guidance_scale": 1.0, "infer_steps": 20, "seed": SEED, "save_path": str(folder / "video"), "output_type": "both",
+        "guidance_scale": 1.0, "infer_steps": 20, "seed": SEED, "save_path": str(folder / "video"),
+        "output_type": "both",
         "lora_weight": [str(trained)], "lora_multiplier": [1.0],
     }  # fmt: skip
     return (

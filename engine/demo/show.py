@@ -6,25 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from ..media.sheet import contact_sheet
+from ..media.sheet import contact_sheet, spread
 from ..media.video import read_frames
 from .prepare import Prepared
 
 THUMBNAILS = 5
 
 
-def spread(frames: list[np.ndarray], count: int = THUMBNAILS) -> list[np.ndarray]:
-    """`count` frames at even distances, first and last included."""
-    if len(frames) <= count:
-        return frames
-    return [frames[round(index * (len(frames) - 1) / (count - 1))] for index in range(count)]
+def thumbnails(video: Path) -> list[np.ndarray]:
+    """Some frames at even distances, first and last included."""
+    frames = list(read_frames(video))
+    return [frames[index] for index in spread(len(frames), THUMBNAILS)]
 
 
 def write_contact_sheet(prepared: Prepared, video: Path) -> Path:
     """Rows of the training clips and, last, of the generated video; returns the PNG's path."""
     clips = sorted(prepared.clips.glob("*.mp4"))
-    rows = [(f"trained on: {clip.stem.replace('_', ' ')}", spread(list(read_frames(clip)))) for clip in clips]
-    rows.append((f"generated: {video.name}", spread(list(read_frames(video)))))
+    rows = [(f"trained on: {clip.stem.replace('_', ' ')}", thumbnails(clip)) for clip in clips]
+    rows.append((f"generated: {video.name}", thumbnails(video)))
     return contact_sheet(rows, prepared.folder / "contact_sheet.png")
 
 

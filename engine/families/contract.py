@@ -1,15 +1,25 @@
 """What a family owes: the page to read first.
 
-A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample`. There is
-no base class and nothing to override; a file is imported when it is needed (`families.part("wan", "vae")`), so caching
-never loads the DiT and training never loads the text encoder. The Protocols below are those files: attributes are
-module constants, methods are module functions. `FILES` maps file names to them, and a test compares every family.
-A family may give a function further keyword arguments with defaults; its own `options.py` fills them.
+A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample`, and
+`image` where it has an image encoder. There is no base class and nothing to override; a file is imported when it is
+needed (`families.part("wan", "vae")`), so caching never loads the DiT and training never loads the text encoder. The
+Protocols below are those files: attributes are module constants, methods are module functions. `FILES` maps file names
+to them, and a test compares every family. A family may give a function further keyword arguments with defaults: a
+function of its `options.py` fills them, which each Protocol names. No task knows an option that only a family has.
+
+    caching      vae.load, image.load            -> vae.training_samples  -> one cache file a sample
+                 text.load                       -> text.encode           -> one cache file a caption
+    training     a batch of both                 -> model.cond_from_batch -> model.velocity
+    generation   sample.texts, text.encode;  sample.prepare with VAE and image encoder, before the DiT is loaded;
+                 sample.video_latents with the DiT, which calls the `denoise` that is handed in once or several times;
+                 vae.decode_frames
+
+The same tensors, by the names that caches have, go into `model.cond_from_batch` in training and in generation.
 
 Tensor suffixes: B batch, C channels, T latent frames, F pixel frames, H W height and width (of latents in latents),
 L tokens, D width. sigma is 0 (clean) … 1 (noise); a timestep is 0..1000 and appears only where a model wants it.
 Pixels say their range. `shapes` is {name: shape} as a file has them; `cond` is a dict that the loop only moves to the
-device: tensors, lists of tensors, plain Python values.
+device: tensors, lists of tensors, plain Python values. `files` maps names of options ("vae", "t5") to paths.
 
 What is not here, because no family implements it: LoRA, block streaming, checkpointing, compile, fp8 (they act on
 `model.blocks`), samplers and guidance (they get a velocity function), the loss and its sampling of sigma.
@@ -18,6 +28,7 @@ What is not here, because no family implements it: LoRA, block streaming, checkp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +36,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..contract.job import Job
+
 Shapes = Mapping[str, tuple[int, ...]]
+Files = Mapping[str, str]
+Velocity = Callable[["Tensor", "Tensor"], "Tensor"]
+"""`(x_BCTHW, timestep_B) -> velocity_BCTHW`: the DiT under one conditioning."""
+
+
+# ------------------------------------------------------------------------------------------- what is handed around
 
 
 class Variant(Protocol):
@@ -36,15 +55,150 @@ class Variant(Protocol):
     config: Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Clips of one size and one dataset, to be made into training samples. Pixels are RGB, -1..1.
+
+    The settings are those of the dataset file: `window` is `fp_latent_window_size`, the others `fp_1f_…`.
+    """
+
+    frames_BCFHW: Tensor
+    controls_BCFHW: tuple[Tensor, ...] = ()  # each control of the clips, at a size of its own
+    alphas_BHW: tuple[Tensor | None, ...] = ()  # of each control image, 0..1; None where it has no alpha channel
+    is_image: bool = False
+    window: int = 9  # latent frames in a section
+    clean_indices: tuple[int, ...] | None = None  # places in time of the controls (one-frame)
+    target_index: int | None = None
+    no_post: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video to make. Sizes in pixels as they were asked for, `frames` = 4n + 1.
+
+    `settings` is what `options.request_settings` gave: the family's own, files as Path.
+    """
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    frames: int
+    steps: int
+    shift: float | None  # None: the family works it out
+    guidance: float  # classifier-free; 1 is none
+    seed: int
+    cpu_noise: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance != 1.0
+
+
+class Encoders(Protocol):
+    """Models that are loaded when they are first looked at. A family that needs neither costs nothing."""
+
+    device: torch.device
+
+    @property
+    def vae(self) -> Any:
+        """What `vae.load` gave."""
+
+    @property
+    def image(self) -> Any:
+        """What `image.load` gave; OptionError when the job names no file for it."""
+
+
+class Denoise(Protocol):
+    """From noise to clean latents: solver, schedule, guidance, progress and stopping are inside."""
+
+    def __call__(
+        self,
+        conditional: Velocity,
+        unconditional: Velocity | None,
+        noise_BCTHW: Tensor,
+        *,
+        both: Velocity | None = None,
+        clean_BCTHW: Tensor | None = None,
+        strength: float = 1.0,
+        shift: float | None = None,
+        solver: str | None = None,
+        rescale: float = 0.0,
+        label: str = "",
+    ) -> Tensor:
+        """Clean latents, float32, where noise_BCTHW is.
+
+        `both` takes a batch of twice the size, conditional first, and replaces the two others where guidance is on.
+        `clean_BCTHW` with `strength` below 1: begin that far up the schedule, from these latents under as much noise.
+        `shift`, `solver` None: the request's and the job's. `label` tells several calls of one video apart.
+        """
+
+
+class Defaults(Protocol):
+    """What a generation does where nothing is said."""
+
+    video_length: int
+    infer_steps: int
+    flow_shift: float | None
+    guidance_scale: float
+    negative_prompt: str
+
+
+# --------------------------------------------------------------------------------------------------- the files
+
+
 class Options(Protocol):
-    """options.py: variants, own options, own defaults. Standard library only; ComfyUI and --help read it."""
+    """options.py: variants, own options, own defaults. Standard library only; ComfyUI and --help read it.
+
+    Its functions turn a job into what the other files take. `line` is a prompt line (engine/sampling/prompts.py),
+    whose values are None where it says nothing.
+    """
 
     TITLE: str
     ARCHITECTURE: str  # in cache file names: "wan"
     ARCHITECTURE_FULL: str  # in cache metadata
     NATIVE_FPS: int  # what clips are resampled to
+    LATENT_SCALE: float  # cached latents times this are what the DiT takes
     NETWORK_MODULE: str  # musubi-tuner's name of the LoRA module, for the LoRA's metadata
     MODELSPEC_ARCHITECTURE: str
+    MODELSPEC_IMPLEMENTATION: str
+    TEXT_FILES: tuple[str, ...]  # options that name the text encoders, all needed
+    IMAGE_FILES: tuple[str, ...]  # options that name the image encoder; empty: there is none, and no image.py
+    PROMPT_LETTERS: Mapping[str, str]  # letters of prompt lines that mean something else in this family
+
+    def files(self, job: Job) -> dict[str, str | None]:
+        """Every model file of this command by the name of its option; None where none is given."""
+
+    def vae_arguments(self, job: Job) -> dict[str, Any]:
+        """For vae.load."""
+
+    def text_arguments(self, job: Job) -> dict[str, Any]:
+        """For text.load. All but "tokenizer" change the result, so caches are made anew when they change."""
+
+    def dit_arguments(self, job: Job) -> dict[str, Any]:
+        """For model.load: "task", and what else this family's takes."""
+
+    def latent_settings(self, job: Job) -> dict[str, Any]:
+        """For vae.training_samples and vae.sample_count: what is cached. Caches are made anew when they change."""
+
+    def takes_controls(self, job: Job) -> bool:
+        """Whether cached clips bring their controls along."""
+
+    def conditioning_arguments(self, job: Job) -> dict[str, Any]:
+        """For model.cond_from_batch and model.check_cache."""
+
+    def decode_arguments(self, job: Job) -> dict[str, Any]:
+        """For vae.decode_frames."""
+
+    def generation_defaults(self, job: Job, line: Any) -> Defaults:
+        """What a generation does where neither the line nor a flag says it."""
+
+    def request_settings(self, job: Job, line: Any) -> dict[str, Any]:
+        """`Request.settings` of one prompt line. OptionError when the family cannot make such a video."""
+
+    def trim_tail_frames(self, job: Job) -> int:
+        """How many frames are left out at the end of a video."""
 
 
 class Detect(Protocol):
@@ -63,16 +217,24 @@ class Detect(Protocol):
 class Text(Protocol):
     """text.py: captions to conditioning."""
 
-    def load(
-        self, path: str | Path, *, device: torch.device | str, dtype: torch.dtype, tokenizer: str | None = None
-    ) -> Any:
-        """The text encoder with its tokenizer, found offline first. WeightsError for another kind of file."""
+    def load(self, files: Files, *, device: torch.device | str) -> Any:
+        """The text encoders in `options.TEXT_FILES` with their tokenizers, found offline first. WeightsError.
 
-    def encode(self, encoder: Any, captions: list[str]) -> list[Tensor]:
-        """One [L, D] a caption, not padded."""
+        Further arguments: `options.text_arguments`.
+        """
 
-    def training_samples(self, encoder: Any, captions: list[str]) -> list[dict[str, Tensor]]:
-        """For each caption the tensors of its cache file, by musubi-tuner's names without number format."""
+    def encode(self, encoder: Any, captions: list[str]) -> list[dict[str, Tensor]]:
+        """For each caption the tensors of its cache file, by musubi-tuner's names without number format.
+
+        No batch dimension; a name that begins with `varlen_` is of a length of its own.
+        """
+
+
+class Image(Protocol):
+    """image.py: the image encoder, in families that have one. What it gives is the family's own business."""
+
+    def load(self, files: Files, *, device: torch.device | str) -> Any:
+        """The image encoder in `options.IMAGE_FILES`. WeightsError for another kind of file."""
 
 
 class Vae(Protocol):
@@ -81,24 +243,38 @@ class Vae(Protocol):
     LATENT_CHANNELS: int
     TIME_STRIDE: int
     SPACE_STRIDE: int
+    CACHE_DTYPE: torch.dtype  # of cached latents, unless --vae_dtype says otherwise
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         """The number format that this VAE is safe and fast in on this device."""
 
     def load(self, path: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> Any:
-        """The VAE, from any public layout. WeightsError for another kind of file."""
+        """The VAE, from any public layout. WeightsError for another kind of file. Also: `options.vae_arguments`."""
 
     def encode(self, vae: Any, clip_BCFHW: Tensor) -> Tensor:
-        """RGB in -1..1, F = TIME_STRIDE * n + 1, to latents_BCTHW as caches keep them; memory does not grow with F."""
+        """RGB in -1..1, F = TIME_STRIDE * n + 1, to latents_BCTHW as the DiT takes them, the same every time."""
 
     def decode(self, vae: Any, latents_BCTHW: Tensor) -> Tensor:
         """The reverse: RGB in -1..1, clamped, [B, C, F, H, W]."""
 
     def decode_frames(self, vae: Any, latents_BCTHW: Tensor) -> Iterator[Tensor]:
-        """`decode` in pieces along F, in order, for bounded memory."""
+        """`decode` in pieces along F, in order, for bounded memory. Also: `options.decode_arguments`."""
 
-    def training_samples(self, vae: Any, clips_BCFHW: Tensor) -> list[dict[str, Tensor]]:
-        """For each clip the tensors of its cache file; a family may make several samples of one clip (its windows)."""
+    def training_samples(
+        self, vae: Any, clips: Clips, *, dtype: torch.dtype, image_encoder: Any = None
+    ) -> list[list[dict[str, Tensor]]]:
+        """For each clip its training samples: the tensors of a cache file each, by musubi-tuner's names without
+        number format and without batch dimension, "latents" among them, on any device.
+
+        Latents are of `dtype`. `image_encoder` is what image.load gave, None where the job names none.
+        Further arguments: `options.latent_settings`. DataError for a clip that cannot be made into a sample.
+        """
+
+    def sample_count(self, frames: int, *, window: int) -> int | None:
+        """How many samples a clip of so many frames makes, which are then numbered; None: one, not numbered.
+
+        Also: `options.latent_settings`. DataError for a clip that is too short for any.
+        """
 
 
 class Model(Protocol):
@@ -128,8 +304,15 @@ class Model(Protocol):
         Must not wait for the device: no `.item()`, no branch on values.
         """
 
-    def cond_from_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The conditioning in a training batch, whose keys are those of the cache files."""
+    def cond_from_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """`cond` of a batch of cached tensors: B first, names without number format, `varlen_x` as a list "x".
+
+        Also: `options.conditioning_arguments`.
+        """
+
+    def check_cache(self, shapes: Shapes) -> str:
+        """What a cache file of these tensors (named as in `cond_from_batch`, without B) lacks for this job, with the
+        flags that add it; "" when it will do. Also: `options.conditioning_arguments`."""
 
 
 class Keys(Protocol):
@@ -148,22 +331,26 @@ class Keys(Protocol):
 class Sample(Protocol):
     """sample.py: how a whole video comes about."""
 
-    def latent_shape(self, *, width: int, height: int, frames: int) -> tuple[int, ...]:
-        """BCTHW of one video; width and height in pixels."""
+    def texts(self, request: Request) -> list[str]:
+        """Every text of a request that has to be encoded; the negative prompt only where guidance needs it."""
 
-    def draw_noise(self, shape: tuple[int, ...], *, seed: int, device: torch.device, on_cpu: bool = False) -> Tensor:
-        """Standard normal noise, float32."""
+    def prepare(self, request: Request, encoders: Encoders) -> dict[str, Any]:
+        """What the pictures and videos of a request become, in main memory. The DiT is not loaded yet."""
 
     def video_latents(
         self,
         dit: nn.Module,
+        request: Request,
         *,
-        text_LD: Tensor,
-        negative_LD: Tensor | None,
-        noise_BCTHW: Tensor,
-        denoise: Callable[..., Tensor],
+        texts: Mapping[str, Mapping[str, Tensor]],
+        inputs: Mapping[str, Any],
+        denoise: Denoise,
+        device: torch.device,
     ) -> Tensor:
-        """Clean latents. `denoise(conditional, unconditional or None, noise)` holds solver, schedule and guidance."""
+        """Clean latents_BCTHW of one video, or of the one frame that is wanted.
+
+        `texts` holds text.encode's result for each of `texts(request)`, `inputs` what `prepare` gave, in main memory.
+        """
 
 
 FILES: dict[str, type] = {
@@ -175,3 +362,4 @@ FILES: dict[str, type] = {
     "keys": Keys,
     "sample": Sample,
 }
+OPTIONAL_FILES: dict[str, type] = {"image": Image}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..contract.errors import DiskError, WeightsError
+from ..contract.errors import WeightsError
+from ..contract.files import write_bytes
 
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "unet.")
 _KOHYA_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_")
@@ -36,6 +36,7 @@ _PARTS = {
     ".diff_b": "diff_b",
     ".diff": "diff",
 }
+_ADVICE = "Free some space, or choose another --output_dir."
 _OTHER_KINDS = {".hada_w": "LoHa", ".lokr_w": "LoKr", ".dora_scale": "DoRA", ".lora_mid.": "LoCon (CP)", ".oft_": "OFT"}
 
 Rename = Callable[[str], "str | None"]
@@ -233,22 +234,7 @@ def write_lora(
     ready = {name: value.detach().to("cpu", dtype).contiguous().clone() for name, value in tensors.items()}
     model_hash, legacy_hash = hashes(ready, metadata)
     metadata = {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
-    write_safetensors(path, ready, metadata)
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """`save_file` to a temporary name in the same folder, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, temporary, metadata=dict(metadata))
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise DiskError(
-            f"{path} could not be written ({error}).", "Free some disk space, or choose another --output_dir."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, safetensors.torch.save(ready, metadata), advice=_ADVICE)
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

@@ -23,21 +23,24 @@ from torch.nn import functional
 
 from ..contract.errors import OptionError, WeightsError
 
-NETWORK_MODULES = ("networks.lora", "networks.lora_wan")
+NETWORK_MODULE = "networks.lora"  # a family's own is called networks.lora_<family>
 _LATER_MODULES = ("loha", "lokr", "lycoris")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def check_network_module(name: str) -> None:
-    """Accept the values of `--network_module` that mean LoRA; OptionError for what does not exist (yet)."""
-    if name in NETWORK_MODULES:
+    """Accept the values of `--network_module` that mean LoRA; OptionError for what does not exist (yet).
+
+    Which family's LoRA it is was checked with the options.
+    """
+    if name == NETWORK_MODULE or name.startswith(f"{NETWORK_MODULE}_"):
         return
     if any(word in name for word in _LATER_MODULES):
         raise OptionError(
             f"--network_module {name} comes with a later release; LoRA is what can be trained now.",
             "Use --network_module networks.lora.",
         )
-    raise OptionError(f"--network_module {name} is unknown.", f"Choose one of {', '.join(NETWORK_MODULES)}.")
+    raise OptionError(f"--network_module {name} is unknown.", "Leave it out: the family's own is the default.")
 
 
 def _patterns(text: str) -> list[str]:

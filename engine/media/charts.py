@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .whole import whole_file
+from ..contract.files import whole_file
 
 _LOSS, _RATE, _INK, _GRID = "#2563eb", "#d97706", "#1f2937", "#e5e7eb"
 

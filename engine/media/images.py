@@ -1,20 +1,22 @@
 """Reading and writing of single images with Pillow.
 
-An image is read the way a person sees it: turned by its EXIF orientation (musubi-tuner ignores it), alpha dropped,
+An image is read the way a person sees it: turned by its EXIF orientation (musubi-tuner ignores it), alpha apart,
 palettes and grey expanded, 16 bits scaled to 8 (the reference clips them to white).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..contract.errors import DataError
-from .whole import whole_file
+from ..contract.files import whole_file
 
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 _JXL_PLUGINS = ("pillow_jxl", "jxlpy")
@@ -72,6 +74,18 @@ def read_image(path: str | Path) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
+def read_alpha(path: str | Path) -> np.ndarray | None:
+    """The alpha channel of an image, (height, width) uint8 0..255, 255 is opaque; None where it has none. DataError."""
+    path = Path(path)
+    try:
+        with _open(path) as image:
+            if not image.has_transparency_data:
+                return None
+            return np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    except _FAULTS as error:
+        raise _unreadable(path, error) from error
+
+
 def _as_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # "I;16" and its kin; "I" is how some formats present 16 bits
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
@@ -90,5 +104,14 @@ def write_image(path: str | Path, image_HWC: np.ndarray, *, quality: int = 95) -
     path = Path(path)
     kind = Image.registered_extensions()[path.suffix.lower()]
     with whole_file(path) as temporary:
-        Image.fromarray(image_HWC).save(temporary, format=kind, quality=quality)
+        temporary.write_bytes(encoded(Image.fromarray(image_HWC), kind, quality=quality))
     return path
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture in one of Pillow's formats. Written to a file by Pillow itself, some would end early on a full disk
+    without an error (JPEG, BMP, GIF: it does not look at how much was written).
+    """
+    stream = io.BytesIO()
+    image.save(stream, format=kind, **options)
+    return stream.getvalue()

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..contract.errors import WeightsError
-from .whole import whole_file
+from ..contract.files import write_bytes
 
 KEY = "latent"
 SUFFIX = "_latent.safetensors"
@@ -44,11 +44,7 @@ def save_latent(path: str | Path, latent_CTHW: Tensor, *, metadata: Mapping[str,
     if latent_CTHW.ndim != 4:
         raise ValueError(f"a latent file holds [C, T, H, W], not {tuple(latent_CTHW.shape)}")
     texts = {str(name): str(value) for name, value in (metadata or {}).items() if value is not None}
-    with whole_file(path) as temporary:
-        try:
-            save_file({KEY: latent_CTHW.detach().cpu().contiguous()}, temporary, metadata=texts or None)
-        except SafetensorError as error:  # its wrapping of an error of the disk
-            raise OSError(str(error)) from error
+    write_bytes(path, save({KEY: latent_CTHW.detach().cpu().contiguous()}, texts or None))
     return path
 
 

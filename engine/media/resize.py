@@ -6,7 +6,12 @@ either tool agree.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+STEP = 16  # pixels: VAE stride 8 times patch size 2
+Size = tuple[int, int]  # (width, height)
 
 
 def resize_to_bucket(image_HWC: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
@@ -26,3 +31,29 @@ def resize_to_bucket(image_HWC: np.ndarray, bucket: tuple[int, int]) -> np.ndarr
         scaled = cv2.resize(image_HWC, covering, interpolation=cv2.INTER_AREA)
     left, top = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
     return np.ascontiguousarray(scaled[top : top + bucket[1], left : left + bucket[0]])
+
+
+def cut_to_shape(image: np.ndarray, shape: Size) -> np.ndarray:
+    """The middle of a picture [H, W, …] that has the aspect ratio of `shape`: what `resize_to_bucket` would keep."""
+    height, width = image.shape[:2]
+    scale = max(shape[0] / width, shape[1] / height)
+    wanted = min(width, round(shape[0] / scale)), min(height, round(shape[1] / scale))
+    left, top = (width - wanted[0]) // 2, (height - wanted[1]) // 2
+    return image[top : top + wanted[1], left : left + wanted[0]]
+
+
+def fit_size(max_resolution: Size, size: Size, step: int = STEP) -> Size:
+    """The size nearest in aspect ratio to `size` within the area of `max_resolution` (for control pictures)."""
+    area = max_resolution[0] * max_resolution[1]
+    aspect = size[0] / size[1]
+    base = int(math.sqrt(area * aspect)) // step * step
+    best: Size | None = None
+    for width in (base + offset * step for offset in range(-2, 3)):
+        if width < step:
+            continue
+        height = area // width // step * step
+        if height < step:
+            continue
+        if best is None or abs(width / height - aspect) < abs(best[0] / best[1] - aspect):
+            best = (width, height)
+    return best or (step, step)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .whole import whole_file
+from ..contract.files import whole_file
+from .images import encoded
 
 _GROUND, _PANEL, _TEXT, _FAINT = (22, 24, 29), (32, 35, 42), (232, 234, 238), (150, 156, 168)
 _MARGIN, _GAP, _LABEL_HEIGHT = 24, 8, 26  # pixels
@@ -41,7 +42,7 @@ def contact_sheet(
     path = Path(path)
     sheet = draw_sheet(rows, title=title, thumbnail=thumbnail, columns=columns)
     with whole_file(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        temporary.write_bytes(encoded(sheet, "PNG"))
     return path
 
 

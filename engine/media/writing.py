@@ -24,7 +24,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..contract.errors import DataError, OptionError
-from .whole import whole_file, whole_folder
+from ..contract.files import whole_file, whole_folder
+from .images import encoded
 
 COMMENT = "comment"
 _RGB_MATRIX = 0  # AVCOL_SPC_RGB
@@ -130,7 +131,7 @@ def write_images(
     with whole_folder(folder) as temporary:
         for index, frame in enumerate(_checked(frames, folder)):
             names.append(f"{folder.name}_{index:03d}.png")
-            Image.fromarray(frame).save(temporary / names[-1], pnginfo=info)
+            (temporary / names[-1]).write_bytes(encoded(Image.fromarray(frame), "PNG", pnginfo=info))
     return [folder / name for name in names]
 
 
@@ -138,7 +139,7 @@ def write_png(path: str | Path, image_HWC: np.ndarray, *, metadata: Mapping[str,
     """Write one image (uint8 RGB 0..255) with metadata, whole or not at all."""
     path = Path(path)
     with whole_file(path) as temporary:
-        Image.fromarray(image_HWC).save(temporary, format="PNG", pnginfo=_png_info(metadata or {}))
+        temporary.write_bytes(encoded(Image.fromarray(image_HWC), "PNG", pnginfo=_png_info(metadata or {})))
     return path
 
 
@@ -266,15 +267,16 @@ def _write_animation(
     first = next(pictures)
     # a GIF counts time in 10 ms
     duration_ms = round(float(100 / rate)) * 10 if suffix == ".gif" else round(float(1000 / rate))
-    first.save(
-        temporary,
-        format=ANIMATIONS[suffix],
+    animation = encoded(
+        first,
+        ANIMATIONS[suffix],
         save_all=True,
         append_images=pictures,
         duration=max(duration_ms, 10),
         loop=0,
         **more,
     )
+    temporary.write_bytes(animation)
 
 
 _EXIF_DESCRIPTION = 0x010E

@@ -1,6 +1,6 @@
 """Frozen linear layers with float8 weights: half the memory of bf16, and real fp8 products where the GPU has them.
 
-`quantize` is the reference tool's scheme bit for bit. `Fp8Linear` computes y = x·Wᵀ + b from codes and scale; its
+The format of codes and scales is ops/fp8.py's. `Fp8Linear` computes y = x·Wᵀ + b from codes and scale; its
 backward gives the gradient of the input only, since the weight is frozen. On CUDA with compute capability 8.9 or
 newer, bf16 activations and a scale for the row or the tensor, both directions are `torch._scaled_mm` products with
 activations scaled row by row; otherwise the weight is multiplied out for the moment of the product, never kept.
@@ -16,50 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..contract.errors import WeightsError
+from ..ops.fp8 import CODES, dequantize, quantize
 
-CODES = torch.float8_e4m3fn
-BLOCK = 64
-MODES = ("block", "channel", "tensor", "cast")
-SMALLEST_SCALE = 1e-8
 Transform = Callable[[str, Tensor], Tensor]
-
-
-def quantize(
-    weight: Tensor, mode: str = "block", *, codes_dtype: torch.dtype = CODES, scale_dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """(codes, scale) of a weight, so that codes·scale ≈ weight. codes have the weight's shape.
-
-    mode "block": a scale for 64 input features of each row, [out, in/64, 1]; "channel": for each row, [out, 1];
-    "tensor": one, []; "cast": no scaling, values beyond the format's range are cut to it. A block that does not
-    divide the row falls back to "channel", a weight that is not a matrix to "tensor", as in the reference.
-    The scale is max|w| / the largest code (at least 1e-8), rounded to the weight's dtype, and is returned as
-    scale_dtype, by default the weight's.
-    """
-    if mode not in MODES:
-        raise ValueError(f"no fp8 mode {mode!r}: {', '.join(MODES)}")
-    largest = torch.finfo(codes_dtype).max
-    weight = weight.detach()
-    if mode == "cast":
-        one = torch.ones((), device=weight.device, dtype=scale_dtype or weight.dtype)
-        return weight.clamp(-largest, largest).to(codes_dtype), one
-    if weight.ndim != 2:
-        mode = "tensor"
-    elif mode == "block" and weight.shape[1] % BLOCK:
-        mode = "channel"
-    grouped = weight.unflatten(1, (-1, BLOCK)) if mode == "block" else weight
-    highest = grouped.abs().amax() if mode == "tensor" else grouped.abs().amax(dim=-1, keepdim=True)
-    # divided in the weight's dtype, so that the scale is stored as it was used; its floor is below fp16's range
-    scale = (highest / largest).float().clamp(min=SMALLEST_SCALE)
-    codes = (grouped.float() / scale).clamp(-largest, largest).to(codes_dtype)
-    return codes.reshape(weight.shape), scale.to(scale_dtype or weight.dtype)
-
-
-def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """codes·scale in `dtype`, rounded once. The scale may have any shape that `quantize` gives."""
-    values = codes.to(dtype)  # exact: every fp8 number is also a bf16, fp16 or fp32 number
-    blocked = values.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else values
-    torch.mul(blocked, scale.float(), out=blocked)
-    return values
 
 
 class Fp8Linear(nn.Linear):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..contract.errors import WeightsError
 from .tokenizers import CLIP, HubFolder, Places, Tokenizer, find_tokenizer
@@ -43,7 +43,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class ClipText:
     """The text model with its tokenizer. `dtype`: what it computes in and returns."""
 
-    model: nn.Module | None
+    model: Any
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
@@ -95,6 +95,8 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM) -> Any:
         max_position_embeddings=positions,
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
     )
     with torch.device("meta"):
         return CLIPTextModel(config).eval().requires_grad_(False)
@@ -148,11 +150,11 @@ def encode(encoder: ClipText, captions: list[str]) -> Tensor:
     if encoder.model is None:
         raise RuntimeError("The text encoder was freed.")
     if not captions:
-        return torch.empty(0, encoder.model.config.hidden_size, device=encoder.device, dtype=encoder.dtype)
-    rows, end_id = token_rows(encoder, captions), encoder.tokenizer.end_id
+        return encoder.model.final_layer_norm.weight.new_empty(0, len(encoder.model.final_layer_norm.weight))
+    rows = token_rows(encoder, captions)
     ids_BL = torch.full((len(rows), max(map(len, rows))), encoder.tokenizer.pad_id, dtype=torch.long)
     for index, row in enumerate(rows):
         ids_BL[index, : len(row)] = torch.tensor(row)
-    ends_B = torch.tensor([row.index(end_id) for row in rows], device=encoder.device)
+    ends_B = torch.tensor([row.index(row[-1]) for row in rows], device=encoder.device)
     states_BLD = encoder.model(input_ids=ids_BL.to(encoder.device)).last_hidden_state
     return states_BLD[torch.arange(len(rows), device=encoder.device), ends_B]

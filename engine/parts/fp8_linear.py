@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .weights import dequantize
-
-STORED = torch.float8_e4m3fn
-_LARGEST = torch.finfo(STORED).max
+from ..ops.fp8 import CODES, dequantize, quantize
 
 
 class StoredFp8Linear(nn.Module):
@@ -28,7 +25,7 @@ class StoredFp8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         shape, device = linear.weight.shape, linear.weight.device
-        self.codes = nn.Parameter(torch.empty(shape, dtype=STORED, device=device), requires_grad=False)
+        self.codes = nn.Parameter(torch.empty(shape, dtype=CODES, device=device), requires_grad=False)
         self.bias = linear.bias
         self.register_buffer("scale", torch.ones((), device=device), persistent=False)
 
@@ -41,9 +38,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     A plain cast would lose the small weights: below 2^-9 nothing is left of them.
     """
-    wide = weight.float()
-    scale = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
-    return (wide / scale).clamp_(-_LARGEST, _LARGEST).to(STORED), scale
+    return quantize(weight.float(), "channel")
 
 
 def store_linears_in_fp8(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ files or DiTs. Given up: training the VAE.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ..contract.errors import DataError, WeightsError
 from .hunyuan_vae_network import HunyuanVae
-from .tiles import Tiling, tiled_in_space, tiled_in_time
+from .tiles import Run, Tiling, tiled_in_space, tiled_in_time
 from .weights import WeightFile, load_into
 
 LATENT_CHANNELS = 16
@@ -54,6 +55,18 @@ class Tiles:
                     f"VAE tiles of {size} {name} are not possible.",
                     hint=f"Use a multiple of {step}, e.g. {max(1, round(size / step)) * step}.",
                 )
+
+    def of_pixels(self) -> tuple[Tiling | None, Tiling | None]:
+        """Tiles of a clip that is encoded, in time and in space."""
+        return (
+            Tiling(self.frames, self.frames * 3 // 4, Fraction(1, TIME_STRIDE)) if self.frames else None,
+            Tiling(self.pixels, self.pixels * 3 // 4, Fraction(1, SPACE_STRIDE)) if self.pixels else None,
+        )
+
+    def of_latents(self) -> tuple[Tiling | None, Tiling | None]:
+        """Tiles of latents that are decoded, in time and in space."""
+        time, space = self.of_pixels()
+        return time and time.reversed(), space and space.reversed()
 
 
 ENCODE_TILES = Tiles(pixels=None)
@@ -110,19 +123,22 @@ def vae_name(name: str, *, levels: int = 4) -> str | None:
     return f"{side}.{way}_blocks.{level}.{part}.{tail.replace('nin_shortcut', 'conv_shortcut')}"
 
 
-class _Renamed:
+class _Renamed(WeightFile):
     """A VAE file under the original names; LDM's 1x1x1 convolutions appear as the matrices that they are."""
 
     def __init__(self, file: WeightFile) -> None:
         self.path, self.role, self.metadata = file.path, file.role, file.metadata
         self._file = file
-        self._sources: dict[str, str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for name, (theirs, shape) in _original(file.shapes).items():
-            self._sources[name], self.shapes[name] = theirs, shape
+        found = _original(file.shapes)
+        self._names = {ours: theirs for ours, (theirs, _) in found.items()}
+        self.shapes = {ours: shape for ours, (_, shape) in found.items()}
+        self.dtypes = {ours: file.dtypes[theirs] for ours, theirs in self._names.items()}
 
     def read(self, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        return self._file.read(self._sources[name], device=device, dtype=dtype).reshape(self.shapes[name])
+        return self._file.read(self._names[name], device=device, dtype=dtype).reshape(self.shapes[name])
+
+    def identity(self) -> str:
+        return self._file.identity()
 
 
 def _original(shapes: Shapes) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -184,22 +200,45 @@ def encode(vae: HunyuanVae, clip_BCFHW: Tensor, *, tiles: Tiles = ENCODE_TILES) 
     Raises DataError for a clip of another size.
     """
     _check_clip(clip_BCFHW)
-    scales = Fraction(1, TIME_STRIDE), Fraction(1, SPACE_STRIDE)
-    tilings = [size and Tiling(size, size * 3 // 4, scale) for size, scale in zip(_sizes(tiles), scales, strict=True)]
-    moments_BCTHW = torch.cat(list(_tiled(vae, clip_BCFHW, vae.to_moments, *tilings)), dim=2).float()
+    pieces = _tiled(clip_BCFHW, lambda part: vae.to_moments(part.to(vae.device, vae.dtype)), *tiles.of_pixels())
+    moments_BCTHW = torch.cat(list(pieces), dim=2).float()
     mean_BCTHW, logvar_BCTHW = moments_BCTHW.chunk(2, dim=1)
     return Posterior(mean_BCTHW, logvar_BCTHW.clamp(*LOGVAR_RANGE))
 
 
-def _sizes(tiles: Tiles) -> tuple[int | None, int | None]:
-    return tiles.frames, tiles.pixels
+def pixel_seed(clip_CFHW: Tensor) -> int:
+    """A seed that follows from the pixels of a clip (RGB in -1..1) alone: for draws that come out alike again.
+
+    Neither the batch that the clip is in nor the device plays a part: pixels count in 256 steps, frame by frame.
+    """
+    checksum = zlib.crc32(repr(tuple(clip_CFHW.shape)).encode())
+    for frame_CHW in clip_CFHW.unbind(1):
+        steps = ((frame_CHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        checksum = zlib.crc32(steps.cpu().contiguous().numpy(), checksum)
+    return checksum
 
 
-def _tiled(vae, x_BCFHW: Tensor, run, time: Tiling | None, space: Tiling | None) -> Iterator[Tensor]:
+@torch.no_grad()
+def seeded_latents(vae: HunyuanVae, clips_BCFHW: Tensor, *, tiles: Tiles = ENCODE_TILES) -> Tensor:
+    """One draw of the posterior of each clip, float32 [B, C, T, H, W] in the VAE's own scale.
+
+    Each clip has a generator of its own, seeded with its pixels, on the CPU: caching again gives the same latents,
+    in whatever batch (musubi-tuner draws anew each time).
+    """
+    posterior = encode(vae, clips_BCFHW, tiles=tiles)
+    drawn = []
+    for clip_CFHW, mean_CTHW, logvar_CTHW in zip(
+        clips_BCFHW, posterior.mean_BCTHW, posterior.logvar_BCTHW, strict=True
+    ):
+        generator = torch.Generator().manual_seed(pixel_seed(clip_CFHW))
+        drawn.append(Posterior(mean_CTHW, logvar_CTHW).sample(generator=generator))
+    return torch.stack(drawn)
+
+
+def _tiled(x_BCFHW: Tensor, run: Run, time: Tiling | None, space: Tiling | None) -> Iterator[Tensor]:
     """`run` on as many tiles as x needs; pieces along the frames, in order."""
 
     def run_part(part_BCFHW: Tensor) -> Tensor:
-        part_BCFHW = part_BCFHW.to(vae.device, vae.dtype)
         if space and (space.needed(part_BCFHW.shape[-1]) or space.needed(part_BCFHW.shape[-2])):
             return tiled_in_space(part_BCFHW, run, space)
         return run(part_BCFHW)
@@ -217,11 +256,7 @@ def decode_chunks(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECO
             f"This VAE decodes latents [batch, {vae.latent_channels}, latent frames, height, width], "
             f"not {list(latents_BCTHW.shape)}."
         )
-    tilings = [
-        size and Tiling(size // stride, size // stride * 3 // 4, Fraction(stride))
-        for size, stride in zip(_sizes(tiles), (TIME_STRIDE, SPACE_STRIDE), strict=True)
-    ]
-    yield from _tiled(vae, latents_BCTHW, vae.to_pixels, *tilings)
+    yield from _tiled(latents_BCTHW, lambda part: vae.to_pixels(part.to(vae.device, vae.dtype)), *tiles.of_latents())
 
 
 def decode_frames(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ with 32 bits gets too long. Module names are the original checkpoint's; sizes co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,9 @@ def frames_of(x_BCFHW: Tensor) -> Frames:
 class CausalConv3d(nn.Module):
     """A 3D convolution, "same" in height and width; a frame sees itself and the ones before, edges are repeated."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: tuple[int, ...] = (1, 1, 1)):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)
+    ):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
 
@@ -87,12 +89,13 @@ class NormSilu(nn.GroupNorm):
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__(groups, channels, eps=NORM_EPS)
 
-    def forward(self, x_BCFHW: Tensor) -> Frames:
+    def frames(self, x_BCFHW: Tensor) -> Frames:
+        """The clip, normed and activated, for a convolution to ask for."""
         given = frames_of(x_BCFHW)
         if given.at_once >= given.count:
 
             def make(start: int, end: int) -> Tensor:
-                return functional.silu(super(NormSilu, self).forward(x_BCFHW), inplace=True)[:, :, start:end]
+                return functional.silu(self(x_BCFHW), inplace=True)[:, :, start:end]
         else:
             scale_BC111, shift_BC111 = self._statistics(x_BCFHW, given.at_once)
 
@@ -131,8 +134,8 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel=1) if changes else None
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:
-        h_BCFHW = self.conv1(self.norm1(x_BCFHW))
-        h_BCFHW = self.conv2(self.norm2(h_BCFHW))
+        h_BCFHW = self.conv1(self.norm1.frames(x_BCFHW))
+        h_BCFHW = self.conv2(self.norm2.frames(h_BCFHW))
         return h_BCFHW.add_(x_BCFHW if self.conv_shortcut is None else self.conv_shortcut(frames_of(x_BCFHW)))
 
 
@@ -154,8 +157,7 @@ class FrameCausalAttention(nn.Module):
         tokens_BLC = self.group_norm(x_BCFHW).flatten(2).transpose(1, 2)
         q, k, v = (layer(tokens_BLC).unsqueeze(2) for layer in (self.to_q, self.to_k, self.to_v))
         mixed = [
-            attention(q[:, end - pixels : end], k[:, :end], v[:, :end])
-            for end in range(pixels, q.shape[1] + 1, pixels)
+            attention(q[:, end - pixels : end], k[:, :end], v[:, :end]) for end in range(pixels, q.shape[1] + 1, pixels)
         ]
         out_BLC = self.to_out[0](torch.cat(mixed, dim=1).squeeze(2))
         return x_BCFHW + out_BLC.transpose(1, 2).reshape(x_BCFHW.shape)
@@ -214,15 +216,15 @@ class Block(nn.Module):
                 in_time = resamplers[weight]
                 self.add_module(name, nn.ModuleList([kind(_channels(shapes, weight)[0], in_time=in_time)]))
 
-    def forward(self, x_BCFHW: Tensor) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """What a clip goes through, in order."""
         for number, resnet in enumerate(self.resnets):
             if 0 < number <= len(self.attentions):
-                x_BCFHW = self.attentions[number - 1](x_BCFHW)
-            x_BCFHW = resnet(x_BCFHW)
+                yield self.attentions[number - 1]
+            yield resnet
         for name in ("downsamplers", "upsamplers"):
             if hasattr(self, name):
-                x_BCFHW = getattr(self, name)[0](x_BCFHW)
-        return x_BCFHW
+                yield getattr(self, name)[0]
 
 
 class Coder(nn.Module):
@@ -248,10 +250,11 @@ class Coder(nn.Module):
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:
         x_BCFHW = self.conv_in(frames_of(x_BCFHW))
-        levels = list(self.get_submodule(self._levels))
+        levels = self.get_submodule(self._levels).children()
         for block in [self.mid_block, *levels] if self._middle_first else [*levels, self.mid_block]:
-            x_BCFHW = block(x_BCFHW)
-        return self.conv_out(self.conv_norm_out(x_BCFHW))
+            for layer in block.layers():  # here and not in a function of the block, which would keep its first input
+                x_BCFHW = layer(x_BCFHW)
+        return self.conv_out(self.conv_norm_out.frames(x_BCFHW))
 
 
 class HunyuanVae(nn.Module):

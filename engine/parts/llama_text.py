@@ -134,7 +134,7 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM, blocks: int | Non
     with torch.device("meta"):
         model = LlamaModel(config)
     if blocks is not None and blocks < stored:
-        model.norm = nn.Identity()
+        model.norm = nn.Identity()  # type: ignore[assignment]
     if fp8:
         store_linears_in_fp8(model)
     return model.eval().requires_grad_(False)
@@ -187,7 +187,8 @@ def load(
         load_into_fp8(model, file, rename=rename, device=device, dtype=dtype)
     else:
         load_into(model, file, rename=rename, device=device, dtype=dtype)
-    model.rotary_emb = LlamaRotaryEmbedding(model.config, device=torch.device(device))  # no weights: made, not loaded
+    with torch.device(device):
+        model.rotary_emb = LlamaRotaryEmbedding(model.config)  # no weights: made with the module, so empty on "meta"
     return LlamaText(model, found, torch.device(device), dtype)
 
 
@@ -210,8 +211,7 @@ def template(system_prompt: str | None = None) -> tuple[str, str]:
     """What stands before and after a caption. None: Tencent's video prompt."""
     system = VIDEO_SYSTEM_PROMPT if system_prompt is None else system_prompt
     before = (
-        f"<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n"
+        f"<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
     )
     return before, "<|eot_id|>"
 

@@ -34,6 +34,10 @@ class Tiling:
         """How much of each tile's output stays before the next tile takes over."""
         return int(self.stride * self.scale)
 
+    def reversed(self) -> Tiling:
+        """The same tiles for the way back, from the output to the input."""
+        return Tiling(int(self.size * self.scale), self.kept, 1 / self.scale)
+
     def needed(self, length: int) -> bool:
         return length > self.size
 

@@ -163,7 +163,8 @@ def from_merges(vocabulary: Path, *, kind: Kind = CLIP) -> Tokenizer:
     )
     words = pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), behavior="removed", invert=True)
     library.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    library.add_special_tokens([token for token in (kind.start, kind.end) if library.token_to_id(token) is not None])
+    ends = [token for token in (kind.start, kind.end) if token is not None]
+    library.add_special_tokens([token for token in ends if library.token_to_id(token) is not None])
     return _from_library(library, source=str(vocabulary), kind=kind)
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import pickle
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..contract.errors import WeightsError
+from .safetensors_header import Described, read_header
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -48,7 +48,6 @@ _PIPELINE_FOLDERS = {
     "--image_encoder": "image_encoder",
 }
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
-_HEADER_LIMIT_BYTES = 100_000_000
 _DOWNLOAD_HINT = "Download the file again and compare its size with the one on the download page."
 
 
@@ -93,25 +92,17 @@ def read_safetensors_header(path: Path, *, role: str) -> tuple[dict[str, TensorE
 
     Raises WeightsError when the file is not safetensors or is shorter than its header says.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if length < 2 or length > _HEADER_LIMIT_BYTES or 8 + length > size:
-            raise _not_weights(path, role=role)
-        text = stream.read(length)
     try:
-        header: dict[str, Any] = json.loads(text)
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-        entries = {name: _entry(name, described, 8 + length, path, role) for name, described in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header = read_header(path)
+        entries = {name: _entry(name, told, path, role) for name, told in header.tensors.items()}
+    except ValueError as error:
         raise _not_weights(path, role=role) from error
-    end = max((entry.start + entry.length for entry in entries.values()), default=8 + length)
-    if size < end:
+    if header.size < header.end:
         raise WeightsError(
-            f"{role}: {path.name} is cut short: it has {size:,} bytes of {end:,} expected.", _DOWNLOAD_HINT
+            f"{role}: {path.name} is cut short: it has {header.size:,} bytes of {header.end:,} expected.",
+            _DOWNLOAD_HINT,
         )
-    return entries, metadata
+    return entries, header.metadata
 
 
 def read_pickle(path: Path, *, role: str) -> dict[str, torch.Tensor]:
@@ -145,20 +136,16 @@ def read_pickle(path: Path, *, role: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _entry(name: str, described: dict[str, Any], data_start: int, path: Path, role: str) -> TensorEntry:
-    begin, end = described["data_offsets"]
-    if described["dtype"] not in SAFETENSORS_DTYPES:
+def _entry(name: str, told: Described, path: Path, role: str) -> TensorEntry:
+    if told.dtype not in SAFETENSORS_DTYPES:
         raise WeightsError(
-            f"{role}: {path.name} stores {name} as {described['dtype']}, a number format that is not supported.",
+            f"{role}: {path.name} stores {name} as {told.dtype}, a number format that is not supported.",
             "Use the bf16, fp16, fp32 or fp8 version of this model.",
         )
-    dtype, shape = SAFETENSORS_DTYPES[described["dtype"]], tuple(described["shape"])
-    length = dtype.itemsize
-    for size in shape:
-        length *= size
-    if begin < 0 or end - begin != length:
-        raise ValueError(f"{name}: {end - begin} bytes for shape {shape}")
-    return TensorEntry(dtype=dtype, shape=shape, start=data_start + begin, length=length)
+    dtype = SAFETENSORS_DTYPES[told.dtype]
+    if told.length != dtype.itemsize * math.prod(told.shape):
+        raise ValueError(f"{name}: {told.length} bytes for shape {told.shape}")
+    return TensorEntry(dtype=dtype, shape=told.shape, start=told.start, length=told.length)
 
 
 def _files_in_folder(folder: Path, *, role: str) -> list[Path]:

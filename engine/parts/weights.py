@@ -9,10 +9,8 @@ Knows nothing of families: names are translated by the `rename` that the caller 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +19,9 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-from ..contract.errors import DiskError, WeightsError
+from ..contract.errors import WeightsError
+from ..contract.files import whole_file
+from ..ops.fp8 import dequantize
 from .weight_files import (
     SAFETENSORS_DTYPES,
     TensorEntry,
@@ -161,47 +161,17 @@ def load_into(
                 part._buffers[name] = buffer.to(device)
 
 
-def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """fp8 weight times its scale, in float32.
-
-    Scale shapes: [] or [1] (whole tensor), [out, 1] (row), [out, in / block, 1] (block of input features).
-    """
-    weight, scale = weight.float(), scale.float()
-    if scale.ndim == 3:
-        return (weight.unflatten(1, (scale.shape[1], -1)) * scale).flatten(1)
-    if scale.ndim == 1 and scale.numel() > 1:
-        scale = scale.unsqueeze(1)
-    return weight * scale.reshape(()) if scale.numel() == 1 else weight * scale
-
-
 def write_weights(
     path: str | Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file under a temporary name beside `path`, then rename it: never half a file.
+    """Write a safetensors file whole or not at all, moving tensors to the CPU one at a time.
 
-    Tensors are moved to the CPU one at a time. Raises DiskError when the disk is full or not writable.
+    Raises DiskError when the disk is full or not writable.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                _write_safetensors(stream, tensors, metadata or {})
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            raise DiskError(
-                f"No space left to write {path} ({need / 2**20:.0f} MiB).", "Free some space or write elsewhere."
-            ) from error
-        raise DiskError(
-            f"Cannot write {path}: {error.strerror or error}.", "Check the folder's permissions."
-        ) from error
+    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    advice = f"The file takes {need / 2**20:.0f} MiB: free some space, or choose another folder."
+    with whole_file(Path(path), advice=advice) as temporary, temporary.open("wb") as stream:
+        _write_safetensors(stream, tensors, metadata or {})
 
 
 def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..contract.errors import OptionError
-from .schedules import Schedule, linear_schedule, wan_dpm_schedule, wan_unipc_schedule
+from .schedules import Schedule, linear_schedule, tail, wan_dpm_schedule, wan_unipc_schedule
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
@@ -217,20 +218,42 @@ class Solver:
     schedule: Callable[[int, float], Schedule]
 
 
+unipc_3 = partial(unipc, order=3, variant="bh1", lower_order_final=False, clock="log_sigma")
+"""UniPC as FramePack was published with it."""
+
 SOLVERS: dict[str, Solver] = {
     "unipc": Solver(unipc, wan_unipc_schedule),
+    "unipc-3": Solver(unipc_3, linear_schedule),
     "dpm++": Solver(dpm_plus_plus, wan_dpm_schedule),
     "euler": Solver(euler, linear_schedule),
     "vanilla": Solver(euler, linear_schedule),
 }
-"""By the names that `--sample_solver` takes; "vanilla" is the reference tool's word for euler."""
+"""By the names that `--sample_solver` takes; "vanilla" is the reference tool's word for euler. "unipc-3" is what a
+family may choose in place of "unipc"."""
 
 
 def sample(
-    velocity: Velocity, x: Tensor, *, solver: str, steps: int, shift: float, on_step: OnStep | None = None
+    velocity: Velocity,
+    x: Tensor,
+    *,
+    solver: str,
+    steps: int,
+    shift: float,
+    clean: Tensor | None = None,
+    strength: float = 1.0,
+    on_step: OnStep | None = None,
 ) -> Tensor:
-    """Solve from noise `x_BCTHW` to a clean latent with a named solver on its own schedule."""
+    """Solve from noise `x_BCTHW` to a clean latent with a named solver on its own schedule.
+
+    With `clean` (latents of x's shape) only the last `strength` of the schedule is walked, from these latents under
+    the noise of the level where that begins (SDEdit, 2108.01073).
+    """
     if solver not in SOLVERS:
         raise OptionError(f"There is no solver {solver!r}.", hint=f"Choose --sample_solver from {', '.join(SOLVERS)}.")
     chosen = SOLVERS[solver]
-    return chosen.sample(velocity, x, chosen.schedule(steps, shift), on_step=on_step)
+    schedule = chosen.schedule(steps, shift)
+    if clean is not None:
+        schedule = tail(schedule, strength)
+        sigma = schedule.sigmas[0].item()
+        x = (1 - sigma) * clean.float() + sigma * x.float()
+    return chosen.sample(velocity, x, schedule, on_step=on_step)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import OptionError
+from ..ops.sigmas import shift_sigma
 
 TRAIN_TIMESTEPS = 1000
 
@@ -33,11 +34,6 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
-
-
-def shift_sigma(sigma, shift: float):
-    """Move sigma (0..1, number, array or tensor) towards noise: s·σ / (1 + (s − 1)·σ) (Esser et al., 2403.03206)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def wan_unipc_schedule(steps: int, shift: float) -> Schedule:
@@ -79,18 +75,18 @@ def diffusers_schedule(steps: int, shift: float) -> Schedule:
     return _schedule(sigmas, sigmas * np.float32(TRAIN_TIMESTEPS))
 
 
-def framepack_mu(tokens: int) -> float:
-    """FramePack's shift (as its logarithm) for a sequence of so many tokens: Flux's line, at most ln 7.
-
-    The line goes through (256, 0.5) and (4096, 1.15).
-    """
-    slope = (1.15 - 0.5) / (4096 - 256)
-    return min(0.5 + slope * (tokens - 256), math.log(7.0))
-
-
 def framepack_schedule(steps: int, mu: float) -> Schedule:
     """FramePack's: even steps from 1 down to 0, shifted by e^mu. A fixed flow shift s is mu = ln s."""
     return linear_schedule(steps, math.exp(mu))
+
+
+def tail(schedule: Schedule, strength: float) -> Schedule:
+    """The last `strength` (0..1) of a schedule, rounded down to whole steps, but never less than one step.
+
+    The reference takes the whole schedule where this rounds to no step at all.
+    """
+    first = len(schedule) - max(1, min(len(schedule), int(len(schedule) * strength)))
+    return Schedule(sigmas=schedule.sigmas[first:], timesteps=schedule.timesteps[first:])
 
 
 def _schedule(sigmas: np.ndarray, timesteps: np.ndarray) -> Schedule:

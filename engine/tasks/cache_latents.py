@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +11,81 @@ from torch import Tensor
 
 from ..contract.events import Control, Say, Stage
 from ..contract.job import Job
-from ..contract.options import Data, LatentCaching, Models, Run
+from ..contract.options import Data, LatentCaching, Models
+from ..data.clips import Window
 from ..data.config import load_config
-from ..data.pipeline import cache_latents
+from ..data.pipeline import ClipBatch, cache_latents
 from ..families import part
-from ..ops.device import choose_device, dtype_of
-from ..parts.weights import open_weights
-from .needs import needed
+from ..families.contract import Clips
+from ..ops.device import dtype_of
+from .encoders import Encoders
 
 
 def home(job: Job) -> Path:
     return Path(job[Data].dataset_config).resolve().parent
 
 
-class LazyVae:
-    """The VAE, loaded when the first clip arrives: with nothing to encode it is never read."""
-
-    def __init__(self, job: Job, say: Say):
-        self._job, self._say, self._part = job, say, part(job.family, "vae")
-        models = job[Models]
-        self.path = needed(models.vae, "--vae", "the VAE file")
-        self.device = choose_device(job[Run].device)
-        self.dtype = dtype_of(models.vae_dtype, self._part.compute_dtype(self.device), flag="--vae_dtype")
-        self.stored_dtype = dtype_of(models.vae_dtype, torch.bfloat16, flag="--vae_dtype")
-        self.identity = open_weights(self.path, role="--vae").identity()
-
-    @cached_property
-    def _model(self) -> Any:
-        self._say(Stage(name="Loading the VAE", message=f"{self.path} on {self.device}"))
-        arguments = part(self._job.family, "options").vae_arguments(self._job)
-        return self._part.load(self.path, device=self.device, dtype=self.dtype, **arguments)
-
-    def encode(self, clips_BCFHW: Tensor) -> list[dict[str, Tensor]]:
-        """Each clip's tensors in the number format that the cache keeps."""
-        samples = self._part.training_samples(self._model, clips_BCFHW)
-        return [{name: _stored(value, self.stored_dtype) for name, value in sample.items()} for sample in samples]
-
-
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
-
-
 def run(job: Job, say: Say, control: Control) -> str:
     caching, options = job[LatentCaching], part(job.family, "options")
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
-    vae = LazyVae(job, say)
+    encoders = Encoders(job, say)
+    image_files = options.IMAGE_FILES if encoders.has_image_encoder() else ()
+    settings = options.latent_settings(job)
+    stored = dtype_of(job[Models].vae_dtype, part(job.family, "vae").CACHE_DTYPE, flag="--vae_dtype")
     torch.backends.cudnn.enabled = not caching.disable_cudnn_backend
     report = cache_latents(
         config,
         architecture=options.ARCHITECTURE,
+        architecture_full=options.ARCHITECTURE_FULL,
         native_fps=options.NATIVE_FPS,
-        encode=vae.encode,
-        identity=vae.identity,
-        settings={"dtype": str(vae.stored_dtype).removeprefix("torch.")},
+        encode=_sample_maker(job, encoders, settings, stored),
+        identity=encoders.identity(("vae", *image_files), "the VAE file"),
+        settings={"dtype": str(stored).removeprefix("torch."), **settings},
+        use_controls=options.takes_controls(job),
+        sections=_counter(job, settings),
         workers=caching.num_workers or max(1, (torch.get_num_threads() or 2) - 1),
         batch_size=caching.batch_size or 1,
         skip_existing=caching.skip_existing,
         recache=caching.recache,
         keep_cache=caching.keep_cache,
         strict=caching.strict,
-        device=vae.device,
-        dtype=vae.dtype,
+        device=encoders.device,
+        dtype=encoders.vae_dtype,
         say=say,
         control=control,
     )
     return f"{report.done} windows cached, {report.skipped} were there, {len(report.failed)} left out"
+
+
+def _sample_maker(
+    job: Job, encoders: Encoders, settings: dict[str, Any], dtype: torch.dtype
+) -> Callable[[ClipBatch], Sequence[list[dict[str, Tensor]]]]:
+    """What makes training samples of clips; the models are loaded when the first clip arrives."""
+    make = part(job.family, "vae").training_samples
+
+    def encode(batch: ClipBatch) -> Sequence[list[dict[str, Tensor]]]:
+        dataset = batch.dataset
+        clips = Clips(
+            frames_BCFHW=batch.frames_BCFHW,
+            controls_BCFHW=batch.controls_BCFHW,
+            alphas_BHW=batch.alphas_BHW,
+            is_image=dataset.kind == "image",
+            window=dataset.fp_latent_window_size,
+            clean_indices=dataset.fp_1f_clean_indices,
+            target_index=dataset.fp_1f_target_index,
+            no_post=dataset.fp_1f_no_post,
+        )
+        image_encoder = encoders.image if encoders.has_image_encoder() else None
+        return make(encoders.vae, clips, dtype=dtype, image_encoder=image_encoder, **settings)
+
+    return encode
+
+
+def _counter(job: Job, settings: dict[str, Any]) -> Callable[[Window], int | None]:
+    count = part(job.family, "vae").sample_count
+
+    def samples_of(window: Window) -> int | None:
+        return count(window.count, window=window.source.dataset.fp_latent_window_size, **settings)
+
+    return samples_of

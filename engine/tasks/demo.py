@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from ..contract.errors import DataError
+from ..contract.errors import DataError, Stopped
 from ..contract.events import Artifact, Control, Log, Say, Stage
+from ..contract.files import write_text
 from ..contract.job import Job
 from ..contract.options import Demo
-from ..demo.prepare import Prepared, prepare
+from ..demo.prepare import Prepared, Step, prepare
 from ..demo.show import newest_video, write_contact_sheet
+from ..training.states import find_latest_state
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -34,17 +37,23 @@ def home(job: Job) -> Path:
 
 
 class Progressed:
-    """Which steps are done, on disk; forgotten once all are, so that the next demo is a new one."""
+    """Which steps of the demo under way are done, on disk; forgotten once all are, so that the next one is new."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.done: list[str] = json.loads(path.read_text()) if path.exists() else []
+        self.began_s, self.done = time.time(), list[str]()
+        if path.exists():
+            said = json.loads(path.read_text(encoding="utf-8"))
+            self.began_s, self.done = said["began_s"], said["done"]
+        else:
+            self._write()
 
     def add(self, verb: str) -> None:
         self.done.append(verb)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(json.dumps(self.done))
-        os.replace(temporary, self.path)
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self.path, json.dumps({"began_s": self.began_s, "done": self.done}))
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -60,23 +69,33 @@ def run(job: Job, say: Say, control: Control) -> None:
         _list_steps(prepared, say)
         return
     started = time.monotonic()
-    progressed = Progressed(folder / "steps_done.json")
+    progressed = Progressed(folder / "progress.json")
     for number, step in enumerate(prepared.steps, 1):
         if step.verb in progressed.done:
             say(Log(message=f"Step {number} ({step.verb}) is done already."))
             continue
         say(Stage(name=f"Step {number} of {len(prepared.steps)}", message=step.purpose))
-        _run_step(step.command, say)
+        _run_step([*step.command, *_going_on(step, prepared, progressed)], say, control)
         progressed.add(step.verb)
     progressed.forget()
     _show(prepared, say, time.monotonic() - started)
 
 
-def _run_step(command: list[str], say: Say) -> None:
+def _going_on(step: Step, prepared: Prepared, progressed: Progressed) -> list[str]:
+    """A training that was cut off in this demo goes on from its last state."""
+    if step.verb != "train":
+        return []
+    state = find_latest_state(prepared.lora.parent, prepared.lora.stem)
+    return ["--resume", str(state)] if state and state.stat().st_mtime >= progressed.began_s else []
+
+
+def _run_step(command: list[str], say: Say, control: Control) -> None:
     """Run one engine command as a person would; its output goes straight to the screen."""
-    say(Log(message=f"$ python -m engine {' '.join(command)}"))
+    say(Log(message=f"$ python -m engine {shlex.join(command)}"))
     environment = {**os.environ, "PYTHONPATH": str(PACK)}
     status = subprocess.run([sys.executable, "-m", "engine", *command], env=environment, check=False).returncode
+    if control.stop_requested:
+        raise Stopped("The demo was stopped. The same command goes on where it was.")
     if status:
         raise DataError(
             f"The step `{command[0]} {command[1]}` ended with status {status}; its own message stands above.",

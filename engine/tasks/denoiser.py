@@ -37,9 +37,9 @@ def meta_dit(job: Job, dit_path: str) -> nn.Module:
     """The DiT without weights: names and shapes, read off the checkpoint's. A wrong file is refused here, early."""
     file, detect = open_weights(dit_path, role="--dit"), part(job.family, "detect")
     variant = detect.detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
-    arguments = part(job.family, "options").dit_arguments(job)
-    if "task" in arguments:
-        detect.check_task(variant, arguments["task"])
+    task = part(job.family, "options").dit_arguments(job)["task"]
+    if task is not None:
+        detect.check_task(variant, task)
     return part(job.family, "model").build(variant.config)
 
 
@@ -138,8 +138,9 @@ def arrange_blocks(
         )
     stream = None
     if memory.blocks_to_swap:
+        inside = {id(parameter) for parameter in blocks.parameters()}
         for child in dit.children():
-            if child is not blocks:
+            if not inside & {id(parameter) for parameter in child.parameters()}:
                 child.to(device)
         pinned = pinned or memory.use_pinned_memory_for_block_swap
         stream = stream_blocks(blocks, memory.blocks_to_swap, device=device, slots=slots, pinned=pinned)

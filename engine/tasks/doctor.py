@@ -39,9 +39,8 @@ def _gpus() -> list[str]:
         facts = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         fp8 = "fp8 products" if (facts.major, facts.minor) >= (8, 9) else "no fp8 products"
-        found.append(
-            f"{index}: {facts.name}, {total / GIB:.1f} GiB ({free / GIB:.1f} free), sm_{facts.major}{facts.minor}, {fp8}"
-        )
+        memory = f"{total / GIB:.1f} GiB ({free / GIB:.1f} free)"
+        found.append(f"{index}: {facts.name}, {memory}, sm_{facts.major}{facts.minor}, {fp8}")
     return found
 
 

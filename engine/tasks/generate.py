@@ -1,14 +1,13 @@
 """`generate <family>`: videos from prompts, or frames from a latent that was saved earlier.
 
-All prompts are encoded first, then all latents are made, then all are decoded, so that only one large model is in
-memory at a time; with `--interactive` they stay. A stop keeps what is finished: latents that are complete are decoded.
+Pictures and videos to start from are encoded first, then all prompts, then all latents are made, then all are decoded,
+so that only one large model is in memory at a time; with `--interactive` they stay. Files are looked at before anything
+is loaded. A stop keeps what is finished: latents that are complete are decoded.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract.errors import OptionError, Stopped
-from ..contract.events import Control, Log, Meter, Say, Stage, Warning_
+from ..contract.errors import DataError, OptionError, Stopped
+from ..contract.events import Control, Log, Meter, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import (
     AttentionMode,
     GenerationMemory,
-    GenerationModels,
     GenerationPrecision,
     LoraStack,
     Output,
@@ -30,53 +28,24 @@ from ..contract.options import (
     Run,
 )
 from ..families import part
+from ..families.contract import Request
 from ..media.latents import load_latent
-from ..ops.device import choose_device, dtype_of, free_memory
+from ..ops.device import free_memory
 from ..parts.weights import write_weights
-from ..sampling.guidance import guided
-from ..sampling.prompts import PromptLine, parse_line, read_prompts
+from ..sampling.guidance import guided, guided_batch
 from ..sampling.samplers import Step, sample
-from .denoiser import arrange_blocks, load_dit, read_loras, tune_backends
+from .denoiser import arrange_blocks, load_dit, meta_dit, read_loras, tune_backends
+from .encoders import Encoders
 from .needs import needed
+from .requests import metadata_of, requests_of, typed_request
 from .results import Result, is_file_name, write_latent_file, write_pictures
+
+Texts = dict[str, dict[str, Tensor]]
 
 
 def home(job: Job) -> Path:
     path = Path(job[Output].save_path or ".")
     return path.parent if is_file_name(path) else path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One video to make, nothing left open. Sizes in pixels, `frames` = 4n + 1."""
-
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    frames: int
-    steps: int
-    shift: float
-    guidance: float
-    seed: int
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance != 1.0
-
-    def metadata(self) -> dict[str, Any]:
-        """As the reference writes it into latent files, and we into videos too."""
-        return {
-            "seeds": self.seed,
-            "prompt": self.prompt,
-            "height": self.height,
-            "width": self.width,
-            "video_length": self.frames,
-            "infer_steps": self.steps,
-            "guidance_scale": self.guidance,
-            "flow_shift": self.shift,
-            "negative_prompt": self.negative_prompt,
-        }
 
 
 def run(job: Job, say: Say, control: Control) -> str:
@@ -88,17 +57,21 @@ def run(job: Job, say: Say, control: Control) -> str:
     needed(job[Output].save_path, "--save_path", "the folder for the results")
     if job[Prompting].interactive:
         return _converse(job, studio)
-    requests = _requests(job)
+    requests = requests_of(job)
+    studio.check_files()
+    inputs = [studio.prepare(request) for request in requests]
+    studio.encoders.forget("image", "vae")
     texts = studio.encode_all(requests)
-    studio.forget("text_encoder")
+    studio.encoders.forget("text")
     finished = []
-    for number, request in enumerate(requests, 1):
+    for number, (request, given) in enumerate(zip(requests, inputs, strict=True), 1):
+        label = f"video {number} of {len(requests)}"
         try:
-            finished.append((request, studio.latents(request, texts, label=f"video {number} of {len(requests)}")))
+            finished.append((request, studio.latents(request, texts, given, label=label)))
         except Stopped:
-            say(Warning_(message=f"Stopped in video {number} of {len(requests)}; those before it are written."))
+            say(Warning_(message=f"Stopped in {label}; those before it are written."))
             break
-    studio.forget("dit")
+    studio.forget_dit()
     for request, latents_BCTHW in finished:
         studio.write(request, latents_BCTHW)
     return f"{len(finished)} of {len(requests)} written to {job[Output].save_path}"
@@ -110,25 +83,14 @@ class Studio:
     def __init__(self, job: Job, say: Say, control: Control):
         self.job, self.say, self.control = job, say, control
         self.options = part(job.family, "options")
-        self.files = self.options.model_files(job)
-        self.device = choose_device(job[Run].device)
+        self.encoders = Encoders(job, say)
+        self.device = self.encoders.device
         tune_backends(job[GenerationMemory])
-
-    def file(self, name: str, flag: str) -> str:
-        return needed(self.files[name], flag, f"the {name.replace('_', ' ')} file")
-
-    @cached_property
-    def text_encoder(self) -> Any:
-        flag, _ = self.options.text_encoder_file(self.job)
-        path = self.file("text_encoder", flag)
-        self.say(Stage(name="Loading the text encoder", message=f"{path} on {self.device}"))
-        arguments = self.options.text_arguments(self.job)
-        return part(self.job.family, "text").load(path, device=self.device, dtype=torch.bfloat16, **arguments)
 
     @cached_property
     def dit(self) -> Any:
         stack = self.job[LoraStack]
-        path = self.file("dit", "--dit")
+        path = self.encoders.file("dit", "the DiT file")
         loras = read_loras(
             self.job,
             path,
@@ -152,66 +114,63 @@ class Studio:
         self._stream = arrange_blocks(self.job, dit, device=self.device)
         return dit
 
-    @cached_property
-    def vae(self) -> Any:
-        family = part(self.job.family, "vae")
-        path = self.file("vae", "--vae")
-        dtype = dtype_of(self.job[GenerationModels].vae_dtype, family.compute_dtype(self.device), flag="--vae_dtype")
-        self.say(Stage(name="Loading the VAE", message=f"{path} on {self.device}"))
-        return family.load(path, device=self.device, dtype=dtype, **self.options.vae_arguments(self.job))
+    def check_files(self) -> None:
+        """A file that is missing, damaged or of another kind is refused now, not when it is reached. Reads headers."""
+        meta_dit(self.job, self.encoders.file("dit", "the DiT file"))
+        self.encoders.identity(self.options.TEXT_FILES, "the text encoder file")
+        if self.job[Output].output_type != "latent":
+            self.encoders.identity(("vae",), "the VAE file")
 
-    def forget(self, name: str) -> None:
-        """Let go of one model and give its memory back."""
-        self.__dict__.pop(name, None)
-        if name == "dit":
-            self._stream = None
+    def forget_dit(self) -> None:
+        """Let go of the DiT and give its memory back."""
+        self.__dict__.pop("dit", None)
+        self._stream = None
         free_memory(self.device)
 
-    def encode_all(self, requests: Sequence[Request]) -> dict[str, Tensor]:
-        """Every prompt and negative prompt once, in main memory."""
-        wanted = [request.prompt for request in requests]
-        wanted += [request.negative_prompt for request in requests if request.guided]
-        wanted = list(dict.fromkeys(wanted))
-        encode, encoder = part(self.job.family, "text").encode, self.text_encoder
+    def encode_all(self, requests: Sequence[Request]) -> Texts:
+        """Every text that the requests need once, in main memory."""
+        texts = part(self.job.family, "sample").texts
+        wanted = list(dict.fromkeys(text for request in requests for text in texts(request)))
+        encode, encoder = part(self.job.family, "text").encode, self.encoders.text
         meter = Meter(self.say, total=len(wanted), unit="prompts", label="encoding")
         encoded = {}
         for text in wanted:
-            encoded[text] = encode(encoder, [text])[0].cpu()
+            encoded[text] = {name: tensor.cpu() for name, tensor in encode(encoder, [text])[0].items()}
             meter.advance()
         meter.close()
         return encoded
 
-    def latents(self, request: Request, texts: dict[str, Tensor], *, label: str) -> Tensor:
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """What the pictures and videos of one request become, in main memory."""
+        return part(self.job.family, "sample").prepare(request, self.encoders)
+
+    def latents(self, request: Request, texts: Texts, inputs: dict[str, Any], *, label: str) -> Tensor:
         """The finished latents of one request, BCTHW on the CPU. Raises Stopped when a stop was asked for."""
-        family, dit = part(self.job.family, "sample"), self.dit
-        self.say(
-            Log(message=f"{label}: seed {request.seed}, {request.width}x{request.height}, {request.frames} frames")
+        latents_BCTHW = part(self.job.family, "sample").video_latents(
+            self.dit,
+            request,
+            texts=texts,
+            inputs=inputs,
+            denoise=Denoising(self, request, label),
+            device=self.device,
         )
-        shape = family.latent_shape(width=request.width, height=request.height, frames=request.frames)
-        noise = family.draw_noise(shape, seed=request.seed, device=self.device, on_cpu=self.job[Prompting].cpu_noise)
-        meter = Meter(self.say, total=request.steps, unit="steps", label=label)
+        return latents_BCTHW.cpu()
 
-        def seen(step: Step) -> None:
-            meter.advance()
-            if self.control.stop_requested and step.done < step.total:
-                raise Stopped("Stopped while denoising.")
-
-        def denoise(conditional: Any, unconditional: Any, noise_BCTHW: Tensor) -> Tensor:
-            velocity = guided(conditional, unconditional, request.guidance)
-            solver = self.job[Prompting].sample_solver
-            return sample(velocity, noise_BCTHW, solver=solver, steps=request.steps, shift=request.shift, on_step=seen)
-
-        negative = texts[request.negative_prompt].to(self.device) if request.guided else None
-        text = texts[request.prompt].to(self.device)
-        return family.video_latents(dit, text_LD=text, negative_LD=negative, noise_BCTHW=noise, denoise=denoise).cpu()
+    def pixels(self, latents_BCTHW: Tensor) -> tuple[int, int, int]:
+        """Width, height and frames of the video that such latents become."""
+        family = part(self.job.family, "vae")
+        latent_frames, height, width = latents_BCTHW.shape[2:]
+        return width * family.SPACE_STRIDE, height * family.SPACE_STRIDE, (latent_frames - 1) * family.TIME_STRIDE + 1
 
     def frames(self, latents_BCTHW: Tensor) -> Iterator[Tensor]:
         """Decoded frames HWC uint8 RGB, one after the other, without those that are trimmed."""
-        family, trim = part(self.job.family, "vae"), self.options.trim_tail_frames(self.job)
-        total = (latents_BCTHW.shape[2] - 1) * family.TIME_STRIDE + 1
+        family = part(self.job.family, "vae")
+        _, _, total = self.pixels(latents_BCTHW)
+        trim = min(self.options.trim_tail_frames(self.job), total - 1)
         meter = Meter(self.say, total=total, unit="frames", label="decoding")
         done = 0
-        for chunk_BCFHW in family.decode_frames(self.vae, latents_BCTHW):
+        arguments = self.options.decode_arguments(self.job)
+        for chunk_BCFHW in family.decode_frames(self.encoders.vae, latents_BCTHW, **arguments):
             pixels_FHWC = ((chunk_BCFHW[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
             for frame_HWC in pixels_FHWC:
                 done += 1
@@ -224,7 +183,8 @@ class Studio:
         """Write one result in the forms that the job asks for, latents first: they cannot be lost to the decoder."""
         output = self.job[Output]
         loras = [Path(path).name for path in self.job[LoraStack].lora_weight]
-        metadata = request.metadata() | ({"lora": loras} if loras else {})
+        width, height, frames = self.pixels(latents_BCTHW)
+        metadata = metadata_of(request, width=width, height=height, frames=frames) | ({"lora": loras} if loras else {})
         result = Result(output, request.seed, {} if output.no_metadata else metadata)
         if output.output_type in ("latent", "both", "latent_images"):
             write_latent_file(result, latents_BCTHW[0], say=self.say)
@@ -234,52 +194,61 @@ class Studio:
             write_pictures(result, self.frames(latents_BCTHW), as_images=True, say=self.say)
 
 
-def _requests(job: Job) -> list[Request]:
-    prompting = job[Prompting]
-    if prompting.from_file:
-        return [_request(job, line) for line in read_prompts(prompting.from_file)]
-    text = needed(prompting.prompt, "--prompt", "what the video shows (or --from_file, --interactive, --latent_path)")
-    return [_request(job, PromptLine(prompt=text, where="--prompt"))]
+class Denoising:
+    """What a family's sample.py is handed as `denoise` (families/contract.py)."""
 
+    def __init__(self, studio: Studio, request: Request, label: str):
+        self._studio, self._request, self._label = studio, request, label
 
-def _request(job: Job, line: PromptLine) -> Request:
-    """What a prompt line says, then the flags, then what the task was made for."""
-    prompting, defaults = job[Prompting], part(job.family, "options").generation_defaults(job)
-    height, width = line.height or prompting.video_size[0], line.width or prompting.video_size[1]
-    frames = _first(line.frame_count, prompting.video_length, defaults.video_length)
-    _check_size(line.where, width=width, height=height, frames=frames)
-    return Request(
-        prompt=line.prompt,
-        negative_prompt=_first(line.negative_prompt, prompting.negative_prompt, defaults.negative_prompt),
-        width=width,
-        height=height,
-        frames=frames,
-        steps=_first(line.sample_steps, prompting.infer_steps, defaults.infer_steps),
-        shift=_first(line.discrete_flow_shift, prompting.flow_shift, defaults.flow_shift),
-        guidance=_first(line.cfg_scale, prompting.guidance_scale, defaults.guidance_scale),
-        seed=_first(line.seed, prompting.seed, random.SystemRandom().randrange(2**32)),
-    )
+    def __call__(
+        self,
+        conditional: Any,
+        unconditional: Any,
+        noise_BCTHW: Tensor,
+        *,
+        both: Any = None,
+        clean_BCTHW: Tensor | None = None,
+        strength: float = 1.0,
+        shift: float | None = None,
+        solver: str | None = None,
+        rescale: float = 0.0,
+        label: str = "",
+    ) -> Tensor:
+        request, studio = self._request, self._studio
+        name = ", ".join(filter(None, (self._label, label)))
+        width, height, frames = studio.pixels(noise_BCTHW)
+        studio.say(Log(message=f"{name}: seed {request.seed}, {width}x{height}, {frames} frames"))
+        if both is not None and request.guided:
+            velocity = guided_batch(both, request.guidance, rescale=rescale)
+        else:
+            velocity = guided(conditional, unconditional, request.guidance, rescale=rescale)
+        meter: Meter | None = None
 
+        def seen(step: Step) -> None:
+            nonlocal meter
+            if meter is None:
+                meter = Meter(studio.say, total=step.total, unit="steps", label=name)
+            meter.advance()
+            if studio.control.stop_requested and step.done < step.total:
+                raise Stopped("Stopped while denoising.")
 
-def _first(*values: Any) -> Any:
-    """The first value that was given."""
-    return next(value for value in values if value is not None)
-
-
-def _check_size(where: str, *, width: int, height: int, frames: int) -> None:
-    """A prompt line's sizes go by the rules of `--video_size` and `--video_length`, whose check this is."""
-    try:
-        Prompting(video_size=(height, width), video_length=frames)
-    except OptionError as error:
-        if where.startswith("--"):
-            raise
-        raise OptionError(f"{where}: {error.message}", hint=error.hint) from None
+        return sample(
+            velocity,
+            noise_BCTHW,
+            solver=solver or studio.job[Prompting].sample_solver,
+            steps=request.steps,
+            shift=request.shift if shift is None else shift,
+            clean=clean_BCTHW,
+            strength=strength,
+            on_step=seen,
+        )
 
 
 def _converse(job: Job, studio: Studio) -> str:
     """Ask for prompts until the input ends."""
     if job[Run].events:
         raise OptionError("--interactive reads prompts from stdin, which --events uses for commands.", "Leave one out.")
+    studio.check_files()
     count = 0
     while not studio.control.stop_requested:
         try:
@@ -289,9 +258,10 @@ def _converse(job: Job, studio: Studio) -> str:
         if not typed:
             continue
         try:
-            request = _request(job, parse_line(typed))
-            latents_BCTHW = studio.latents(request, studio.encode_all([request]), label=f"video {count + 1}")
-        except OptionError as error:
+            request = typed_request(job, typed)
+            inputs, texts = studio.prepare(request), studio.encode_all([request])
+            latents_BCTHW = studio.latents(request, texts, inputs, label=f"video {count + 1}")
+        except (OptionError, DataError) as error:
             studio.say(Warning_(message=f"{error.message} {error.hint}".strip()))
             continue
         except Stopped:

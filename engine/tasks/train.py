@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..contract.errors import DataError
 from ..contract.events import Artifact, Control, Event, Log, Metric, Resource, Say, Stage
 from ..contract.job import Job
 from ..contract.options import (
@@ -31,7 +32,7 @@ from ..contract.options import (
     TrainingPrecision,
 )
 from ..contract.options import Schedule as ScheduleOptions
-from ..data.batches import BatchSampler, load_items
+from ..data.batches import BatchSampler, TrainItem, load_items
 from ..data.collate import Loader
 from ..data.config import DatasetConfig, load_config
 from ..families import part
@@ -88,6 +89,7 @@ def run(job: Job, say: Say, control: Control) -> str:
         scheduler=scheduler,
         velocity=model.velocity,
         conditioning=model.conditioning,
+        latent_scale=part(job.family, "options").LATENT_SCALE,
         batches=lambda epoch, first: loader.epoch(epoch, position=first),
         batches_per_epoch=len(loader),
         checkpoints=Checkpoints(
@@ -125,6 +127,7 @@ class _Trained:
 
     def __init__(self, job: Job, device: torch.device, seed: int, say: Say):
         self._model = part(job.family, "model")
+        self._arguments = part(job.family, "options").conditioning_arguments(job)
         memory, models, network = job[TrainingMemory], job[TrainingModels], job[Network]
         tune_backends(memory)
         merged = read_loras(
@@ -154,7 +157,7 @@ class _Trained:
         return self._model.velocity(self.dit, x_BCTHW, timestep_B, cond)
 
     def conditioning(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self._model.cond_from_batch(batch)
+        return self._model.cond_from_batch(batch, **self._arguments)
 
 
 class Recorder:
@@ -216,7 +219,9 @@ def _accelerator(precision: TrainingPrecision, device: torch.device) -> Accelera
 
 
 def _loader(job: Job, config: DatasetConfig, seed: int, *, say: Say, pin_memory: bool) -> Loader:
-    items = load_items(config, architecture=part(job.family, "options").ARCHITECTURE, say=say, family=job.family)
+    options = part(job.family, "options")
+    items = load_items(config, architecture=options.ARCHITECTURE, say=say, family=job.family)
+    _check_items(job, items)
     sampler = BatchSampler(
         items,
         batch_sizes=[dataset.batch_size for dataset in config.datasets],
@@ -224,6 +229,16 @@ def _loader(job: Job, config: DatasetConfig, seed: int, *, say: Say, pin_memory:
         num_timestep_buckets=job[Timesteps].num_timestep_buckets,
     )
     return Loader(sampler, workers=min(4, max(1, job[Training].max_data_loader_n_workers)), pin_memory=pin_memory)
+
+
+def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
+    """Caches may be good for another variant of the family. DataError names the first that will not do for this one."""
+    check = part(job.family, "model").check_cache
+    arguments = part(job.family, "options").conditioning_arguments(job)
+    for item in items:
+        lacks = check(item.shapes, **arguments)
+        if lacks:
+            raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")
 
 
 def _keep(saving: Saving) -> Keep:

@@ -221,7 +221,7 @@ class _Training:
         setup, device = self.setup, self.accelerator.device
         seed = step_seed(self.seed, self.step, micro_step, self.accelerator.process_index)
         torch.manual_seed(seed)  # dropout
-        latents_BCTHW = batch["latents"].to(device, torch.float32, non_blocking=True)
+        latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32, non_blocking=True)
         uniforms = batch.get("timesteps")
         sigma_B, timestep_B = draw(
             self.settings.sampling,

@@ -45,7 +45,8 @@ class Setup:
     `batches(epoch, first)` yields this process's micro-batches of an epoch (from 0) beginning with number `first`, in
     an order that depends on nothing but the epoch; of several processes some may have none in the last round.
     `batches_per_epoch` is that of the process that has most. A batch has "latents" (BCTHW), and may have "timesteps"
-    (uniforms 0..1 of `--num_timestep_buckets`). `item_names(epoch, first, count)` names what some batches hold.
+    (uniforms 0..1 of `--num_timestep_buckets`); its latents times `latent_scale` are what the model takes.
+    `item_names(epoch, first, count)` names what some batches hold.
     `velocity(noisy_BCTHW, timestep_B, cond)` runs the model. `on_sample(step, epoch)` draws samples;
     epoch (from 1, 0 before training) is None when a step is the reason.
     The accelerator must be made with gradient_accumulation_steps=1: the loop accumulates by itself.
@@ -62,6 +63,7 @@ class Setup:
     checkpoints: Checkpoints
     say: Say
     control: Control
+    latent_scale: float = 1.0
     trackers: Sequence[Tracker] = ()
     on_sample: Callable[[int, int | None], None] | None = None
     item_names: Callable[[int, int, int], list[str]] | None = None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import OptionError
+from ..ops.sigmas import FLUX_LINE, Line, mu_on, shift_sigma
 
 MODES = (
     "sigma",
@@ -36,12 +37,12 @@ _ROUNDS = 1000
 _LEAST_ROUND = 64
 _EDGE = 1e-7
 
-# mode -> ((tokens, mu) at two points of the line, tokens counted in 2x2 latent patches)
-_LINES = {
-    "flux_shift": ((256, 0.5), (4096, 1.15), True),
-    "flux2_shift": ((256, 0.5), (4096, 1.15), False),
-    "qwen_shift": ((256, 0.5), (8192, 0.9), True),
-    "krea2_shift": ((256, 0.5), (6400, 1.15), True),
+# mode -> (line, whether tokens are counted in 2x2 latent patches)
+_LINES: dict[str, tuple[Line, bool]] = {
+    "flux_shift": (FLUX_LINE, True),
+    "flux2_shift": (FLUX_LINE, False),
+    "qwen_shift": (((256, 0.5), (8192, 0.9)), True),
+    "krea2_shift": (((256, 0.5), (6400, 1.15)), True),
 }
 _QINGLONG_LOGSNR = (5.36, 1.0)
 
@@ -152,18 +153,12 @@ def loss_weight(weighting_scheme: str, timestep_B: Tensor) -> Tensor | None:
     return 2.0 / (math.pi * (1.0 - 2.0 * sigma_B + 2.0 * sigma_B**2))
 
 
-def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Move noise levels towards 1 (shift > 1) or towards 0 (shift < 1)."""
-    return sigma * shift / (1.0 + (shift - 1.0) * sigma)
-
-
 def resolution_shift(mode: str, latent_size: tuple[int, int]) -> float:
     """The shift e^mu of a `*_shift` mode for latents of (H, W); the number of frames plays no part."""
-    (left, mu_left), (right, mu_right), packed = _LINES[mode]
+    line, packed = _LINES[mode]
     height, width = latent_size
     tokens = (height // 2) * (width // 2) if packed else height * width
-    slope = (mu_right - mu_left) / (right - left)
-    return math.exp(mu_left + slope * (tokens - left))
+    return math.exp(mu_on(line, tokens))
 
 
 def _levels(sampling: SigmaSampling, draws: _Draws, latent_size: tuple[int, int]) -> Tensor:

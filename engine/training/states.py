@@ -9,23 +9,23 @@ name and renamed, and `manifest.json` lists the sizes, so a half-written or trun
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..contract.errors import DiskError, OptionError, WeightsError
+from ..contract.errors import OptionError, WeightsError
+from ..contract.files import PREVIOUS_SUFFIX, whole_folder
 
 _LORA = "lora.safetensors"
 _PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
 _FORMAT = 1
+_ADVICE = "Free some space, choose another --output_dir, or train without --save_state."
+_NUMBERED = rf"(-step\d{{8}}|-\d{{6}})?-state({re.escape(PREVIOUS_SUFFIX)})?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +58,8 @@ class StateParts:
 
 def write_state(folder: Path, parts: StateParts, position: Position) -> None:
     """Write a state folder whole or not at all; an older one of the same name is replaced. DiskError when it fails."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    replaced = previous_name(folder)
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with whole_folder(folder, advice=_ADVICE, replace=True) as temporary:
         _write_parts(temporary, parts, position)
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(folder, replaced)
-        os.replace(temporary, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise DiskError(
-            f"The state {folder} could not be written ({error}).",
-            "Free some disk space, choose another --output_dir, or train without --save_state.",
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def previous_name(folder: Path) -> Path:
-    """Where the older state of the same name waits for the moment of the exchange."""
-    return folder.with_name(f"{folder.name}.previous")
 
 
 def _write_parts(folder: Path, parts: StateParts, position: Position) -> None:
@@ -91,11 +70,8 @@ def _write_parts(folder: Path, parts: StateParts, position: Position) -> None:
     progress = asdict(position) | {"optimizer": type(_bare(parts.optimizer)).__name__}
     (folder / _PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    for name in sizes:
-        _to_disk(folder / name)
     manifest = {"format": _FORMAT, "files": sizes}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _to_disk(folder / _MANIFEST)
 
 
 def _pickled(parts: StateParts) -> dict[str, Any]:
@@ -106,11 +82,6 @@ def _pickled(parts: StateParts) -> dict[str, Any]:
 def _bare(optimizer: Any) -> Any:
     """The optimizer behind accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def complaint(folder: Path) -> str:
@@ -195,7 +166,7 @@ def _check(folder: Path) -> None:
         raise WeightsError(f"--resume {folder}: {why}.", _older(folder))
 
 
-_NAME = re.compile(r"(?P<name>.+?)(-step\d{8}|-\d{6})?-state(\.previous)?")
+_NAME = re.compile(rf"(?P<name>.+?){_NUMBERED}")
 
 
 def _older(folder: Path) -> str:
@@ -210,7 +181,7 @@ def find_latest_state(output_dir: Path | str, name: str) -> Path | None:
     folder = Path(output_dir)
     if not folder.is_dir():
         return None
-    pattern = re.compile(re.escape(name) + r"(-step\d{8}|-\d{6})?-state(\.previous)?")
+    pattern = re.compile(re.escape(name) + _NUMBERED)
     complete = [path for path in folder.iterdir() if pattern.fullmatch(path.name) and not complaint(path)]
     return max(complete, key=_furthest, default=None)
 

@@ -126,8 +126,8 @@ def _kept(path: Path, text: str) -> Path:
 
 
 def test_scripts_of_families_to_come_say_so() -> None:
-    with pytest.raises(OptionError, match="hv_train_network belongs to a part that this version does not have"):
-        cli.parse(["accelerate", "launch", "src/musubi_tuner/hv_train_network.py", "--dit", "x"])
+    with pytest.raises(OptionError, match="hv_train belongs to a part that this version does not have"):
+        cli.parse(["accelerate", "launch", "src/musubi_tuner/hv_train.py", "--dit", "x"])
 
 
 @pytest.mark.parametrize("flag", ["--use_deepspeed", "--use_fsdp", "--tpu", "--num_machines 2"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.contract import cli, help
-from engine.contract.commands import COMMANDS, find, sections_of
+from engine.contract.commands import COMMANDS, example_of, family_names, find, sections_of
 from engine.contract.schema import options
 
 PACK = Path(cli.__file__).parents[2]
@@ -25,8 +25,8 @@ LINES = [
 
 def child(words: list[str], *, after: str = "pass") -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from engine.contract.cli import parse_or_exit\n"
-        f"try:\n    parse_or_exit({words!r})\nfinally:\n    {after}"
+        "import sys; from engine.__main__ import main\n"
+        f"assert main({words!r}) == 0\n{after}"
     )
     return subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True)
 
@@ -94,8 +94,11 @@ def test_the_examples_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
 
     for command in COMMANDS:
         if command.available and command.verb != "demo":
-            words = [*command.verb.split(), *(["wan"] if command.family else []), *shlex.split(command.example)]
-            assert cli.parse(words) is not None
+            for family in family_names() if command.family else [None]:
+                if command.family and not example_of(command, family):
+                    continue  # a family need not have examples
+                words = [*command.verb.split(), *filter(None, [family]), *shlex.split(example_of(command, family))]
+                assert cli.parse(words) is not None
     assert capsys.readouterr().out == ""
 
 

@@ -123,7 +123,7 @@ def test_load_job_refuses_what_it_cannot_know_or_do(tmp_path: Path) -> None:
     for text, message in (
         ("dit = 'd'", "does not say which command"),
         ("command = 'train'\ndit = 'd'", "does not say which model family"),
-        ("command = 'train'\nfamily = 'wan'\ndit = 'd'\ndataset_config = 'c'\nclip = 'x'", "Not available yet: --clip"),
+        ("command = 'train'\nfamily = 'wan'\ndit = 'd'\ndataset_config = 'c'\ndit_high_noise = 'x'", "Not available yet: --dit_high"),
         ("command = 'train'\nfamily = 'wan'\nevents = true", "events is about one run"),
         ("command = 3", "command in .* needs text"),
     ):
@@ -148,7 +148,7 @@ def test_commands_with_a_family_among_their_options() -> None:
 
 def test_a_printed_job_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     words = [*shlex.split("generate wan --dit d --vae v --t5 t --save_path o --print_config --prompt"), "猫 läuft"]
-    code = f"from engine.contract.cli import parse_or_exit; parse_or_exit({words!r})"
+    code = f"from engine.__main__ import main; main({words!r})"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     pack = Path(cli.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=pack, env=environment, capture_output=True, check=True)

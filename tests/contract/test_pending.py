@@ -24,14 +24,14 @@ GENERATE = "generate wan --dit d --vae v --t5 t --save_path out --prompt cat"
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        (f"{TRAIN} --task i2v-14B --clip c.pth", "--task i2v-14B, --clip (image-to-video)"),
+        (f"{TRAIN} --task i2v-A14B --dit_high_noise h", "--task i2v-A14B, --dit_high_noise (Wan 2.2"),
         (f"{TRAIN} --sample_prompts p.txt", "--sample_prompts"),
         (f"{TRAIN} --huggingface_repo_id a/b --async_upload", "--huggingface_repo_id, --async_upload"),
         (f"{TRAIN} --network_module networks.lokr", "--network_module networks.lokr"),
         (f"{TRAIN} --dit_high_noise h", "--dit_high_noise"),
         (f"{GENERATE} --slg_mode uncond --slg_layers 4", "--slg_layers, --slg_mode"),
         (f"{GENERATE} --lycoris", "--lycoris"),
-        ("cache-latents wan --dataset_config c --vae v --i2v", "--i2v (image-to-video)"),
+        ("cache-latents wan --dataset_config c --vae v --debug_mode video", "--debug_mode (showing clips"),
     ],
 )
 def test_using_it_is_one_error_that_names_it(line: str, named: str) -> None:
@@ -41,9 +41,9 @@ def test_using_it_is_one_error_that_names_it(line: str, named: str) -> None:
 
 
 def test_the_printed_config_shows_it_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.parse([*shlex.split(TRAIN), "--task", "i2v-14B", "--sample_at_first", "--print_config"])
+    cli.parse([*shlex.split(TRAIN), "--task", "i2v-A14B", "--sample_at_first", "--print_config"])
     printed = capsys.readouterr().out
-    assert 'task = "i2v-14B"  # not available yet: image-to-video' in printed
+    assert 'task = "i2v-A14B"  # not available yet: Wan 2.2' in printed
     assert "sample_at_first = true  # not available yet: samples" in printed and "async_upload" not in printed
 
 
@@ -54,7 +54,7 @@ def test_its_default_is_no_use_of_it() -> None:
 def test_help_tells() -> None:
     found = listed(sections_of(find("train"), "wan"))
     assert "(not available yet: " in explained(found["sample_at_first"])
-    assert "not available yet: i2v-14B" in explained(found["task"])
+    assert "not available yet: t2v-A14B" in explained(found["task"])
     assert "accepted, but changes nothing: " in explained(found["persistent_data_loader_workers"])
 
 

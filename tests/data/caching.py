@@ -96,7 +96,9 @@ def latents(config: DatasetConfig, *, say=None, control=None, encode=encode_clip
             config,
             architecture=ARCHITECTURE,
             native_fps=16.0,
-            encode=encode,
+            encode=lambda batch: encode(
+                batch.frames_BCFHW, **({"controls": batch.controls_BCFHW} if batch.controls_BCFHW else {})
+            ),
             say=Heard() if say is None else say,
             control=control or Control(),
             **options,

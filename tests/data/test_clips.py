@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine.contract.errors import DataError
 from engine.data import clips
 from engine.data.config import Dataset
 from engine.data.items import Source
 from engine.media import video
-from tests.clips import draw_image, draw_video, number_of
+from tests.clips import draw_image, draw_video, number_of, picture
 
 SIZE = (64, 48)
 
@@ -189,6 +190,18 @@ def test_image_controls_follow_the_control_settings(tmp_path, settings, size):
     item = source(path, media="image", controls=(control,), **settings)
     (found,) = clips.read(clips.plan(item, target_fps=16), target_fps=16)
     assert found.controls_FHWC[0].shape == (1, size[1], size[0], 3)
+
+
+def test_controls_of_images_bring_their_alpha_at_their_size(tmp_path):
+    alpha = np.zeros((80, 100), np.uint8)
+    alpha[:, 50:] = 255
+    Image.fromarray(np.dstack([picture(3, (100, 80)), alpha])).save(tmp_path / "c.png")
+    path, plain = draw_image(tmp_path / "a.png"), draw_image(tmp_path / "d.png")
+    item = source(path, media="image", controls=(tmp_path / "c.png", plain))
+    (found,) = clips.read(clips.plan(item, target_fps=16), target_fps=16)
+    assert [control.shape for control in found.controls_FHWC] == [(1, 48, 64, 3)] * 2
+    assert found.alphas_HW[0].shape == (48, 64) and found.alphas_HW[1] is None
+    assert not found.alphas_HW[0][:, :30].any() and (found.alphas_HW[0][:, 34:] == 255).all()
 
 
 def test_a_video_too_short_says_what_it_needs_where_the_reference_drops_it(tmp_path):

@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from engine.contract.errors import DataError
+from engine.contract.events import Control
 from engine.data import cache, clips, fingerprints, pipeline
+from engine.data.config import load_config
 
 from ..clips import draw_image, draw_item
 from . import caching
@@ -293,6 +296,56 @@ def test_controls_reach_the_encoder_only_when_asked_for(tmp_path):
         return encode_clips(clips_BCFHW)
 
     assert latents(config, encode=with_controls, use_controls=True, batch_size=2).done == 2
+
+
+def image_config(tmp_path, **settings):
+    """Two images, each with a control of which only the first has an alpha channel."""
+    for number in range(2):
+        draw_image(tmp_path / "images" / f"{number}.png", number=number).with_suffix(".txt").write_text("x")
+        control = draw_image(tmp_path / "controls" / f"{number}.png", number=number)
+    with Image.open(tmp_path / "controls" / "0.png") as image:
+        image.putalpha(51)
+        image.save(tmp_path / "controls" / "0.png")
+    lines = [
+        "[[datasets]]", f'image_directory = "{tmp_path / "images"}"', f'control_directory = "{control.parent}"',
+        f'cache_directory = "{tmp_path / "cache"}"', 'caption_extension = ".txt"', "resolution = [64, 48]",
+        *(f"{name} = {value}" for name, value in settings.items()),
+    ]  # fmt: skip
+    (tmp_path / "images.toml").write_text("\n".join(lines))
+    return load_config(tmp_path / "images.toml")
+
+
+def run(config, encode):
+    return pipeline.cache_latents(
+        config, architecture="wan", native_fps=16, encode=encode, identity="v", say=Heard(), control=Control(),
+        use_controls=True, batch_size=2,
+    )  # fmt: skip
+
+
+def test_the_encoder_is_told_the_dataset_and_the_alpha_of_controls(tmp_path):
+    seen = []
+
+    def encode(batch):
+        seen.append(batch)
+        return encode_clips(batch.frames_BCFHW)
+
+    config = image_config(tmp_path, fp_1f_clean_indices="[0]", fp_1f_target_index=1)
+    assert run(config, encode).done == 2
+    assert [batch.dataset for batch in seen] == [config.datasets[0]] * 2  # with and without alpha: two batches
+    alphas = sorted((batch.alphas_BHW[0] for batch in seen), key=lambda alpha: alpha is None)
+    assert alphas[0].shape == (1, 48, 64) and (alphas[0] - 0.2).abs().max() < 1e-6 and alphas[1] is None
+
+
+def test_other_places_in_time_make_caches_stale(tmp_path):
+    """The places are part of one-frame caches; musubi-tuner keeps caches made with others."""
+    assert run(image_config(tmp_path, fp_1f_clean_indices="[0]", fp_1f_target_index=1), encode_frames).done == 2
+    changed = image_config(tmp_path, fp_1f_clean_indices="[0]", fp_1f_target_index=9)
+    report = run(changed, encode_frames)
+    assert (report.done, report.skipped) == (2, 0)
+
+
+def encode_frames(batch):
+    return encode_clips(batch.frames_BCFHW)
 
 
 def test_planning_shows_progress_when_it_takes_long(tmp_path, monkeypatch):

@@ -54,14 +54,14 @@ def test_a_second_create_answers_at_once_and_starts_nothing(world: World) -> Non
     world.forget_calls()
     started = time.monotonic()
     assert world.main("create") == 0
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 0.25
     assert world.calls() == []
 
 
 def test_a_second_create_as_a_command_is_fast(world: World) -> None:
     world.main("create")
     best = 9.0
-    for _ in range(3):
+    for _ in range(6):
         started = time.monotonic()
         assert world.start("create").wait() == 0
         best = min(best, time.monotonic() - started)
@@ -187,6 +187,16 @@ def test_killed_after_everything_but_before_the_stamp(world: World, monkeypatch:
     assert not world.stamp()["ready"]
     world.forget_calls()
     assert world.main("create") == 0 and world.installs() == []
+
+
+def test_killed_while_a_damaged_package_is_cleared_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.main("create")
+    (world.packages() / "torch-2.13.0.dist-info" / "RECORD").unlink()
+    monkeypatch.setattr(maker.integrity, "forget", lambda *arguments: (_ for _ in ()).throw(SystemExit(9)))
+    with pytest.raises(SystemExit):
+        world.main("repair")
+    monkeypatch.undo()
+    assert set(world.stamp()["steps"]) == {"venv"} and not world.stamp()["ready"]
 
 
 def test_a_second_maker_waits_and_finds_it_done(world: World) -> None:

@@ -7,21 +7,36 @@ import inspect
 import pytest
 
 from engine.families import names, part
-from engine.families.contract import FILES
+from engine.families.contract import FILES, OPTIONAL_FILES
 
-OWED = [(family, file) for family in names() for file in FILES]
+ALL = {**FILES, **OPTIONAL_FILES}
+
+
+def owed_files(family: str) -> list[str]:
+    return [*FILES, *(["image"] if part(family, "options").IMAGE_FILES else [])]
+
+
+OWED = [(family, file) for family in names() for file in owed_files(family)]
 
 
 @pytest.mark.parametrize(("family", "file"), OWED, ids="/".join)
 def test_a_family_owes_its_functions(family, file):
-    module, owed = part(family, file), FILES[file]
+    module, owed = part(family, file), ALL[file]
     for name in owed.__annotations__:
         assert hasattr(module, name), f"{file}.py lacks {name}"
-    for name, function in vars(owed).items():
-        if name.startswith("_") or not inspect.isfunction(function):
-            continue
+    for name, arguments in owed_by(owed):
         assert hasattr(module, name), f"{file}.py lacks {name}"
-        assert not differences(list(inspect.signature(function).parameters.values())[1:], getattr(module, name))
+        assert not differences(arguments, getattr(module, name))
+
+
+def owed_by(owed: type) -> list[tuple[str, list[inspect.Parameter]]]:
+    """The functions of one file of the contract, with their arguments."""
+    functions = {name: function for name, function in vars(owed).items() if inspect.isfunction(function)}
+    return [
+        (name, list(inspect.signature(function).parameters.values())[1:])
+        for name, function in functions.items()
+        if not name.startswith("_")
+    ]
 
 
 def differences(owed: list[inspect.Parameter], function) -> list[str]:

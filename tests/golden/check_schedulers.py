@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from engine.ops.sigmas import framepack_mu
 from engine.sampling import samplers
 from engine.sampling.guidance import guided
 from engine.sampling.schedules import (
     Schedule,
     diffusers_schedule,
-    framepack_mu,
     framepack_schedule,
     linear_schedule,
     wan_dpm_schedule,

@@ -124,6 +124,35 @@ def clip_vision(layout: Shapes) -> list[str]:
     return differences(names_and_shapes(model), parts)
 
 
+def hunyuan_vae(layout: Shapes) -> list[str]:
+    from engine.parts import hunyuan_vae as vae
+
+    original = vae.original_shapes(layout)
+    return differences(names_and_shapes(vae.build(original)), original)
+
+
+def llama(layout: Shapes) -> list[str]:
+    """All blocks and the norm, of which loading takes what hidden state -3 needs."""
+    from engine.parts import llama_text
+
+    ours = llama_text.llama_shapes(layout)
+    return differences(names_and_shapes(llama_text.build(ours)), ours)
+
+
+def clip_text(layout: Shapes) -> list[str]:
+    from engine.parts import clip_text as text
+
+    ours = text.clip_shapes(layout)
+    return differences(names_and_shapes(text.build(ours)), ours)
+
+
+def siglip(layout: Shapes) -> list[str]:
+    from engine.parts import siglip as vision
+
+    ours = vision.siglip_shapes(layout)
+    return differences(names_and_shapes(vision.build(ours)), ours)
+
+
 def lora(layout: Shapes, *, base: Shapes, kind: str) -> list[str]:
     """A list of LoRA tensors, or of module names that a tool accepts, against our default LoRA on the base model."""
     family = dit_family(base)
@@ -176,6 +205,10 @@ MODELS: Mapping[str, Callable[[Shapes], list[str]]] = {
     "vae": wan_vae,
     "text-encoder": umt5,
     "clip-vision": clip_vision,
+    "hunyuan-video-vae": hunyuan_vae,
+    "llama-text-encoder": llama,
+    "clip-text-encoder": clip_text,
+    "siglip-vision": siglip,
 }
 
 

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.contract.errors import DiskError, WeightsError
-from engine.lora import files
 from engine.lora.files import LoraWeights, hashes, read_lora, to_kohya, to_other, write_lora
 from engine.lora.network import create
 from tests.lora.toy import EXCLUDE, toy
@@ -126,11 +125,10 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
     write_lora(path, to_kohya(weights()), metadata={})
     before = path.read_bytes()
 
-    def full(tensors, name, metadata) -> None:
-        Path(name).write_bytes(b"half")
+    def full(stream) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.safetensors.torch, "save_file", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DiskError, match="No space left"):
         write_lora(path, to_kohya(weights(alpha=3.0)), metadata={})
     assert path.read_bytes() == before

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from engine.contract.errors import DataError, DiskError
-from engine.media.images import image_size, read_image, write_image
+from engine.media.images import image_size, read_alpha, read_image, write_image
 from tests.clips import draw_image, number_of, picture
 
 
@@ -44,6 +44,22 @@ def test_alpha_is_dropped_not_blended(tmp_path):
     clear = np.dstack([picture(3), np.zeros((48, 64), np.uint8)])
     Image.fromarray(clear).save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png"), picture(3))
+
+
+def test_alpha_is_read_apart_and_turned_like_the_picture(tmp_path):
+    alpha = np.zeros((48, 64), np.uint8)
+    alpha[:, :10] = 200
+    image = Image.fromarray(np.dstack([picture(3), alpha]))
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_alpha(tmp_path / "a.png"), alpha)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter, clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_alpha(tmp_path / "turned.png"), np.rot90(alpha, -1))
+    assert read_alpha(draw_image(tmp_path / "b.png")) is None
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(DataError):
+        read_alpha(tmp_path / "text.png")
 
 
 def test_broken_and_missing_images_are_one_line(tmp_path):

@@ -10,8 +10,17 @@ import tokenizers as library
 
 from engine.contract.errors import WeightsError
 from engine.families.wan.tiny import train_tokenizer
-from engine.parts import tokenizers
-from engine.parts.tokenizers import HubFolder, Places, find_tokenizer, from_sentencepiece, open_tokenizer
+from engine.parts import tiny_encoders, tokenizers
+from engine.parts.tokenizers import (
+    CLIP,
+    LLAMA3,
+    HubFolder,
+    Places,
+    find_tokenizer,
+    from_json,
+    from_sentencepiece,
+    open_tokenizer,
+)
 
 TEXTS = ["a red circle moves right", "Ünknown 日本語 🐈 letters", "", "x", "a  b", "the quick brown fox, 4k!"]
 PLACES = Places(
@@ -180,3 +189,91 @@ def test_a_tokenizer_json_without_end_token_is_another_kind(tmp_path):
 
 def test_file_names_are_looked_for_in_one_order():
     assert tokenizers.T5.file_names == ("spiece.model", "tokenizer.json")
+
+
+LLAMA_PLACES = Places(beside=("tokenizer", "."), comfyui=("comfy/text_encoders/llama_tokenizer",))
+CLIP_PLACES = Places(beside=("tokenizer_2", "."), comfyui=("comfy/sd1_tokenizer",))
+
+
+@pytest.fixture(scope="module")
+def llama_json() -> str:
+    return tiny_encoders.llama_tokenizer()
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    tiny_encoders.write_clip(tmp_path / "clip" / "clip_l.safetensors", seed=1)
+    return tmp_path / "clip" / "tokenizer_2"
+
+
+def test_start_and_end_stay_when_a_text_is_cut(llama_json, clip_folder):
+    llama = from_json(llama_json, source="test", kind=LLAMA3)
+    assert llama.end_id is None and llama.ids("circle " * 300, limit=9)[0] == llama.start_id
+    assert llama.ids("circle " * 300, limit=9) == llama.ids("circle " * 300)[:9]
+    clip = open_tokenizer(clip_folder, kind=CLIP)
+    cut = clip.ids("circle " * 300, limit=77)
+    assert len(cut) == 77 and (cut[0], cut[-1]) == (clip.start_id, clip.end_id) and clip.end_id not in cut[:-1]
+    assert clip.ids("", limit=77) == [clip.start_id, clip.end_id]
+
+
+def test_special_tokens_of_a_template_are_read_as_such(llama_json):
+    llama = from_json(llama_json, source="test", kind=LLAMA3)
+    assert len(llama.ids("<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>")) <= 8
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "."])
+def test_a_llama_tokenizer_is_found_beside_embedded_and_in_comfyui(llama_json, tmp_path, monkeypatch, place):
+    rows = from_json(llama_json, source="test", kind=LLAMA3).size
+    weights = tmp_path / "models" / "llava.safetensors"
+    found = find_tokenizer(LLAMA_PLACES, rows=rows, embedded=llama_json.encode(), weights=weights, kind=LLAMA3)
+    assert "embedded" in found.source
+    checkout = tmp_path / "ComfyUI" / "comfy" / "text_encoders" / "llama_tokenizer"
+    for folder in (checkout, weights.parent / place):
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").write_text(llama_json, encoding="utf-8")
+        monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "ComfyUI"))
+        assert find_tokenizer(LLAMA_PLACES, rows=rows, weights=weights, kind=LLAMA3).source == str(
+            folder.resolve() / "tokenizer.json"
+        )
+
+
+def test_two_encoders_in_one_folder_do_not_take_each_others_tokenizer(llama_json, clip_folder):
+    """LLaMA's tokenizer.json lies where CLIP's may lie too; it has other special tokens, so the search goes on."""
+    rows = open_tokenizer(clip_folder, kind=CLIP).size
+    home = clip_folder.parent
+    (home / "tokenizer.json").write_text(llama_json, encoding="utf-8")
+    places = Places(beside=(".", "tokenizer_2"))
+    found = find_tokenizer(places, rows=rows, weights=home / "clip_l.safetensors", kind=CLIP)
+    assert found.source == str(clip_folder.resolve() / "vocab.json")
+    with pytest.raises(WeightsError, match="another kind of model") as caught:
+        open_tokenizer(home / "tokenizer.json", kind=CLIP)
+    assert "openai/clip-vit-large-patch14" in caught.value.hint
+
+
+def test_clip_in_comfyui_checkout(clip_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "ComfyUI" / "comfy" / "sd1_tokenizer"
+    shutil.copytree(clip_folder, folder)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "ComfyUI"))
+    rows = open_tokenizer(clip_folder, kind=CLIP).size
+    assert find_tokenizer(CLIP_PLACES, rows=rows, kind=CLIP).source == str(folder / "vocab.json")
+
+
+def test_a_vocabulary_needs_its_merges(clip_folder):
+    (clip_folder / "merges.txt").unlink()
+    with pytest.raises(WeightsError, match="needs merges.txt"):
+        open_tokenizer(clip_folder, kind=CLIP)
+    (clip_folder / "merges.txt").write_text("#version: 0.2\nno such pair here\n")
+    with pytest.raises(WeightsError, match="not a vocabulary"):
+        open_tokenizer(clip_folder / "vocab.json", kind=CLIP)
+
+
+def test_messages_name_the_kinds_files_and_flag(tmp_path):
+    with pytest.raises(WeightsError, match="holds no tokenizer.json") as caught:
+        open_tokenizer(tmp_path, kind=LLAMA3, flag="--tokenizer1")
+    assert "--tokenizer1 a tokenizer.json" in caught.value.hint
+    with pytest.raises(WeightsError, match="No tokenizer") as caught:
+        find_tokenizer(CLIP_PLACES, rows=9, weights=tmp_path / "x.safetensors", kind=CLIP, flag="--tokenizer2")
+    assert "tokenizer.json or vocab.json of openai/clip" in caught.value.hint and "--tokenizer2" in caught.value.hint
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(WeightsError, match="no UTF-8"):
+        open_tokenizer(tmp_path, kind=LLAMA3)

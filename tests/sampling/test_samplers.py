@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from engine.contract.errors import OptionError, Stopped
 from engine.sampling import samplers
-from engine.sampling.schedules import Schedule, linear_schedule, wan_unipc_schedule
+from engine.sampling.samplers import sample
+from engine.sampling.schedules import Schedule, linear_schedule, tail, wan_unipc_schedule
 
 
 def velocity(x, timestep_B):
@@ -152,3 +155,32 @@ def test_unknown_solver_names_the_flag_and_the_choices(noise):
     with pytest.raises(OptionError) as caught:
         samplers.sample(velocity, noise, solver="ddim", steps=5, shift=3.0)
     assert "ddim" in caught.value.message and "--sample_solver" in caught.value.hint and "unipc" in caught.value.hint
+
+
+def test_a_video_to_start_from_gets_the_noise_of_its_place_in_the_schedule():
+    """As diffusers' video-to-video: the same place, and the same mixture there."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanVideoToVideoPipeline
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=linear_schedule(10, 3.0).sigmas[:-1].tolist())
+    pipeline = SimpleNamespace(scheduler=scheduler)
+    clean, noise = torch.randn(1, 4, 2, 3, 3), torch.randn(1, 4, 2, 3, 3)
+    for strength in (0.35, 0.8, 1.0):
+        timesteps, steps = WanVideoToVideoPipeline.get_timesteps(pipeline, 10, scheduler.timesteps, strength, "cpu")
+        seen = []
+
+        def velocity(x, timestep_B, seen=seen):
+            seen.append((x, timestep_B))
+            return noise - clean
+
+        found = sample(velocity, noise, solver="euler", steps=10, shift=3.0, clean=clean, strength=strength)
+        wanted = scheduler.scale_noise(clean, timesteps[:1], noise)
+        assert len(seen) == steps and (seen[0][0] - wanted).abs().max() < 1e-6
+        assert abs(seen[0][1].item() - timesteps[0].item()) < 1e-3
+        assert (found - clean).abs().max() < 1e-5
+
+
+def test_a_strength_below_one_step_is_one_step():
+    """In the reference it takes the whole schedule: the last 0 timesteps are all of them."""
+    schedule = tail(linear_schedule(10, 3.0), 0.05)
+    assert len(schedule) == 1 and schedule.sigmas.tolist() == linear_schedule(10, 3.0).sigmas[-2:].tolist()

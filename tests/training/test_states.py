@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_a_failing_write_leaves_the_older_state_and_nothing_else(
     if broken == "save_file":
         monkeypatch.setattr(states, "save_file", full)
     elif broken == "fsync":
-        monkeypatch.setattr(states.os, "fsync", full)
+        monkeypatch.setattr("os.fsync", full)
     else:
         monkeypatch.setattr(states.json, "dumps", full)
     with pytest.raises(DiskError, match="No space left"):
@@ -126,14 +127,14 @@ def test_a_kill_between_the_two_renames_still_leaves_a_state_to_find(
     tmp_path: Path, some: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = put(some, tmp_path / "toy-state", step=10)
-    replace = states.os.replace
+    replace = os.replace
 
     def once(source, target) -> None:
         if Path(target) == folder:
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(states.os, "replace", once)
+    monkeypatch.setattr("os.replace", once)
     with pytest.raises(KeyboardInterrupt):
         put(some, folder, step=20)
     monkeypatch.undo()

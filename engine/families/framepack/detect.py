@@ -22,6 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 DEFAULT_HEAD_DIM = 128
 ROPE_THETA = 256.0
+_REFINER = "context_embedder.token_refiner.refiner_blocks"
 TASKS = ("i2v", "f1")
 """i2v: the first release, which makes a video from its end to its start. f1: forward in time."""
 
@@ -32,6 +33,7 @@ class FramePackConfig:
 
     dim: int
     ffn_dim: int
+    refiner_ffn_dim: int  # always four times dim in diffusers, whatever ffn_dim
     in_dim: int
     out_dim: int
     text_dim: int
@@ -96,13 +98,14 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> FramePac
         return FramePackConfig(
             dim=dim,
             ffn_dim=names["transformer_blocks.0.ff.net.0.proj.weight"][0],
+            refiner_ffn_dim=names[f"{_REFINER}.0.ff.net.0.proj.weight"][0],
             in_dim=in_dim,
             out_dim=names["proj_out.weight"][0] // (patch[0] * patch[1] * patch[2]),
             text_dim=names["context_embedder.proj_in.weight"][1],
             pooled_dim=names["time_text_embed.text_embedder.linear_1.weight"][1],
             num_layers=_count(names, "transformer_blocks"),
             num_single_layers=_count(names, "single_transformer_blocks"),
-            num_refiner_layers=_count(names, "context_embedder.token_refiner.refiner_blocks"),
+            num_refiner_layers=_count(names, _REFINER),
             num_heads=dim // head_dim,
             head_dim=head_dim,
             patch_size=(patch[0], patch[1], patch[2]),
@@ -149,7 +152,7 @@ _KINDS = (
         has_any(  # the token refiner, which Flux does not have
             "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
             "txt_in.individual_token_refiner.blocks.0.self_attn.qkv.weight",
-            "context_embedder.token_refiner.refiner_blocks.0.attn.to_q.weight",
+            f"{_REFINER}.0.attn.to_q.weight",
         ),
     ),
     Kind(

@@ -141,7 +141,7 @@ class RefinerBlock(nn.Module):
         self.backend = backend
         self.norm1, self.norm2 = (Float32LayerNorm(config.dim, eps=EPS) for _ in range(2))
         self.attn = SelfAttention(config.dim, config.head_dim, normed=False, projects=True)
-        self.ff = FeedForward(config.dim, config.ffn_dim, activation=nn.SiLU())
+        self.ff = FeedForward(config.dim, config.refiner_ffn_dim, activation=nn.SiLU())
         self.norm_out = Modulation(config.dim, 2)
 
     def forward(self, x_BLD: torch.Tensor, vector_BD: torch.Tensor, key_lengths_B: torch.Tensor | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ caches wrap `run_blocks`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from ...ops.attention import check_backend
 from ...parts.embeddings import Float32Linear, modulated_norm
 from ...parts.mmdit import EPS, Modulation, key_lengths, with_text
 from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
-from .detect import FramePackConfig, Variant, check_task, detect
+from .detect import FramePackConfig, Shapes, Variant, check_task, detect
 from .embedders import (
     ConditionEmbedding,
     HistoryEmbedding,
@@ -138,6 +138,8 @@ class FramePackModel(nn.Module):
             timestep_B=timestep_B,
             scaling=rope_scaling,
         )
+        if table[0].shape[-2] != tokens_BLD.shape[1]:
+            raise ValueError(f"places in time for {table[0].shape[-2]} tokens, but there are {tokens_BLD.shape[1]}")
         vector_BD = self.time_text_embed(timestep_B, pooled_BD, guidance_scale)
         text_BLD, lengths = self.context_embedder(text, timestep_B)
         if image_BLD is not None:
@@ -250,11 +252,16 @@ def velocity(
     )
 
 
-def cond_from_batch(batch: dict[str, Any], *, guidance_scale: float = GUIDANCE_SCALE) -> dict[str, Any]:
+def cond_from_batch(
+    batch: Mapping[str, Any],
+    *,
+    guidance_scale: float = GUIDANCE_SCALE,
+    rope_scaling: tuple[float, float] | None = None,
+) -> dict[str, Any]:
     """The conditioning in a training batch of cached tensors, which are on the CPU (see musubi-tuner's names there).
 
     "llama_vec" [B, 512, 4096] is cut to what "llama_attention_mask" counts. Where 2x or 4x indices are cached without
-    latents (one-frame training), the latents are zeros.
+    latents (one-frame training), the latents are zeros. `rope_scaling`: see `velocity`.
     """
     lengths = batch["llama_attention_mask"].sum(dim=1).tolist()
     cond: dict[str, Any] = {
@@ -263,6 +270,7 @@ def cond_from_batch(batch: dict[str, Any], *, guidance_scale: float = GUIDANCE_S
         "image": batch["image_embeddings"],
         "guidance": guidance_scale,
         "indices": batch["latent_indices"].tolist(),
+        "rope_scaling": rope_scaling,
     }
     clean = batch["latents_clean"]
     for name in ("clean", "clean_2x", "clean_4x"):
@@ -275,6 +283,21 @@ def cond_from_batch(batch: dict[str, Any], *, guidance_scale: float = GUIDANCE_S
         if cond[name] is None:
             cond[name] = clean.new_zeros(*clean.shape[:2], len(indices[0]), *clean.shape[3:])
     return cond
+
+
+CACHED_LATENTS = ("latents_clean", "latent_indices", "clean_latent_indices")
+CACHED_TEXT = ("llama_vec", "llama_attention_mask", "clip_l_pooler")
+
+
+def check_cache(shapes: Shapes, *, guidance_scale: float = GUIDANCE_SCALE) -> str:
+    """What a cache file of these tensors lacks for training, with the command that adds it; "" when it will do."""
+    if any(name not in shapes for name in CACHED_TEXT):
+        return "its text cache lacks LLaMA's or CLIP's part. Run cache-text framepack."
+    if any(name not in shapes for name in CACHED_LATENTS):
+        return "it has no history of a FramePack section. Run cache-latents framepack."
+    if "image_embeddings" not in shapes:
+        return "it lacks SigLIP's view of the start image. Run cache-latents framepack with --image_encoder."
+    return ""
 
 
 def _main_dtype(file: WeightFile) -> torch.dtype:

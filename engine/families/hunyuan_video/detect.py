@@ -71,6 +71,7 @@ _TASKS = {  # task -> variants that can do it
     "i2v": ("i2v",),
     "skyreels-i2v": ("skyreels-i2v",),
 }
+_HOW = {"skyreels-i2v": " --dit_in_channels 32 or --image_path asks for it;", "i2v": " no command does that yet;"}
 _WORDS = {
     "t2v": "text-to-video",
     "t2v-no-guidance": "text-to-video without embedded guidance",
@@ -112,7 +113,7 @@ def check_task(variant: Variant, task: str) -> None:
     raise WeightsError(
         f"This checkpoint takes {variant.config.in_dim} input channels ({_WORDS[variant.name]}) "
         f"but the job says {task}.",
-        f"It can do {fitting}; for {task} choose another --dit.",
+        f"It can do {fitting};{_HOW.get(fitting, '')} for {task} choose another --dit.",
     )
 
 

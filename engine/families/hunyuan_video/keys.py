@@ -193,8 +193,8 @@ def arrange(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Rows, ...]
         elif plain.startswith(_SWAPPED + ".") and shape:
             half = shape[0] // 2
             made[_FINAL_MODULATION + plain[len(_SWAPPED) :]] = (Rows(name, half), Rows(name, 0, half))
-        elif (ours := dit_name(name)) is not None:
-            made.setdefault(ours, (Rows(name),))
+        elif (translated := dit_name(name)) is not None:
+            made.setdefault(translated, (Rows(name),))
     for ours, parts in fused.items():
         if ours not in made:
             made |= {name: (Rows(name),) for name in parts.values()}

@@ -13,9 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...parts import mmdit
-from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, modulated_norm
+from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, modulated_norm
 from ...parts.mmdit import Heads, Layer, Modulation, Stream
 from .detect import HunyuanVideoConfig
+
+
+class PatchEmbedder(nn.Module):
+    """Latents to tokens."""
+
+    def __init__(self, config: HunyuanVideoConfig):
+        super().__init__()
+        self.proj = PatchConv3d(config.in_dim, config.dim, patch_size=config.patch_size)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """[B, T, H, W, D] of the token grid."""
+        return self.proj(x_BCTHW)
 
 
 class FeedForward(nn.Module):
@@ -98,6 +110,17 @@ class RefinerBlock(nn.Module):
         )
 
 
+class RefinerBlocks(nn.Module):
+    def __init__(self, config: HunyuanVideoConfig, *, backend: str):
+        super().__init__()
+        self.blocks = nn.ModuleList(RefinerBlock(config, backend=backend) for _ in range(config.num_refiner_blocks))
+
+    def forward(self, x_BLD: Tensor, vector_BD: Tensor, key_lengths_B: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            x_BLD = block(x_BLD, vector_BD, key_lengths_B)
+        return x_BLD
+
+
 class TokenRefiner(nn.Module):
     """LLaMA's hidden states to text tokens: they attend to each other, steered by time and by their own mean."""
 
@@ -106,18 +129,12 @@ class TokenRefiner(nn.Module):
         self.input_embedder = nn.Linear(config.text_dim, config.dim)
         self.t_embedder = ValueEmbedder(config)
         self.c_embedder = TextEmbedder(config)
-        self.individual_token_refiner = nn.Module()
-        self.individual_token_refiner.blocks = nn.ModuleList(
-            RefinerBlock(config, backend=backend) for _ in range(config.num_refiner_blocks)
-        )
+        self.individual_token_refiner = RefinerBlocks(config, backend=backend)
 
     def forward(self, text_BLD: Tensor, timestep_B: Tensor, lengths: Sequence[int]) -> Tensor:
         """[B, L, text_dim], the first `lengths[i]` tokens of each valid, to [B, L, D]. Beyond them: no meaning."""
         vector_BD = self.t_embedder(timestep_B) + self.c_embedder(mmdit.mean_of_valid(text_BLD, lengths))
-        x_BLD, key_lengths_B = self.input_embedder(text_BLD), mmdit.key_lengths(lengths)
-        for block in self.individual_token_refiner.blocks:
-            x_BLD = block(x_BLD, vector_BD, key_lengths_B)
-        return x_BLD
+        return self.individual_token_refiner(self.input_embedder(text_BLD), vector_BD, mmdit.key_lengths(lengths))
 
 
 class MMDoubleStreamBlock(nn.Module):

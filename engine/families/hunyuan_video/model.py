@@ -13,7 +13,7 @@ Tencent's second image-to-video release needs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.attention import check_backend
+from ...ops.device import dtype_of
 from ...parts import mmdit
-from ...parts.embeddings import PatchConv3d
+from ...parts.hunyuan_vae import SCALING_FACTOR
 from ...parts.weight_views import ArrangedWeights
 from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
 from .detect import HunyuanVideoConfig, Variant, check_task, detect
 from .keys import arrange, dit_name
-from .layers import FinalLayer, MMDoubleStreamBlock, MMSingleStreamBlock, PooledEmbedder, TokenRefiner, ValueEmbedder
+from .layers import (
+    FinalLayer,
+    MMDoubleStreamBlock,
+    MMSingleStreamBlock,
+    PatchEmbedder,
+    PooledEmbedder,
+    TokenRefiner,
+    ValueEmbedder,
+)
 
 GUIDANCE_UNIT = 1000.0
 """The model takes guidance times this, in training as in generation (musubi-tuner trains with it unscaled)."""
@@ -41,8 +50,7 @@ class HunyuanVideoModel(nn.Module):
         check_backend(attention_backend)
         self.config = config
         self.variant: Variant | None = None
-        self.img_in = nn.Module()
-        self.img_in.proj = PatchConv3d(config.in_dim, config.dim, patch_size=config.patch_size)
+        self.img_in = PatchEmbedder(config)
         self.txt_in = TokenRefiner(config, backend=attention_backend)
         self.time_in = ValueEmbedder(config)
         self.vector_in = PooledEmbedder(config)
@@ -82,7 +90,7 @@ class HunyuanVideoModel(nn.Module):
             x_BCTHW = torch.cat([x_BCTHW, concat_BCTHW.to(x_BCTHW.dtype)], dim=1)
         if x_BCTHW.shape[1] != self.config.in_dim:
             raise ValueError(f"{x_BCTHW.shape[1]} channels for a model that takes {self.config.in_dim}")
-        tokens_BTHWD = self.img_in.proj(x_BCTHW).to(self.dtype)
+        tokens_BTHWD = self.img_in(x_BCTHW).to(self.dtype)
         grid = tuple(tokens_BTHWD.shape[1:4])
         image_BLD = tokens_BTHWD.flatten(1, 3)
         text_BLD, lengths = mmdit.pad_text(text, dtype=self.dtype)
@@ -141,19 +149,21 @@ def load(
     dtype: torch.dtype | None = None,
     transform: Callable[[str, Tensor], Tensor] | None = None,
     attention_backend: str = "auto",
+    dit_dtype: str | None = None,
     role: str = "--dit",
 ) -> HunyuanVideoModel:
     """Load a checkpoint in any public layout; `.variant` of the result says what it is. Weights are frozen.
 
     `task` None skips the comparison with the job. dtype None takes the type that most of the file's weights have
-    (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor, under our name and whole, before it is cast.
+    (bfloat16 for an fp8 file); `dit_dtype` says it in a word, as --dit_dtype does. `transform(name, tensor)` sees each
+    tensor, under our name and whole, before it is cast.
     Raises WeightsError: no readable file, another kind of file, not the task's.
     """
     file = open_weights(path, role=role)
     variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
     if task is not None:
         check_task(variant, task)
-    dtype = _main_dtype(file) if dtype is None else dtype
+    dtype = dtype_of(dit_dtype, _main_dtype(file) if dtype is None else dtype, flag="--dit_dtype")
     model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
     arranged = ArrangedWeights(file, arrange(file.shapes))
     load_into(model, arranged, rename=dit_name, device=device, dtype=dtype, transform=transform)
@@ -186,18 +196,37 @@ def velocity(dit: HunyuanVideoModel, x_BCTHW: Tensor, timestep_B: Tensor, cond: 
     )
 
 
-def cond_from_batch(batch: dict[str, Any], *, guidance_scale: float = 1.0) -> dict[str, Any]:
-    """The conditioning in a training batch of cached tensors.
+def cond_from_batch(
+    batch: Mapping[str, Any], *, guidance_scale: float = 1.0, first_frame: bool = False
+) -> dict[str, Any]:
+    """The conditioning in a batch of cached tensors, in training and in generation.
 
     "llm" [B, 256, text_dim] with "llm_mask" [B, 256], "clipL" [B, pooled_dim]. `guidance_scale` is what the model is
-    told to have been guided by, in the unit of the options: it is multiplied by 1000 here, as in generation.
+    told to have been guided by, in the unit of the options: it is multiplied by 1000 here. `first_frame`, for SkyReels
+    image-to-video: the clip's own first latent frame ("latents", unscaled) is the image that it starts from.
     """
     pooled_BD = batch["clipL"]
-    return {
+    cond = {
         "text": valid_text(batch["llm"], batch["llm_mask"]),
         "pooled": pooled_BD,
         "guidance": embedded_guidance(guidance_scale, count=len(pooled_BD), device=pooled_BD.device),
     }
+    if first_frame:
+        cond["concat"] = first_frame_only(SCALING_FACTOR * batch["latents"].float())
+    return cond
+
+
+def check_cache(
+    shapes: Mapping[str, tuple[int, ...]], *, guidance_scale: float = 1.0, first_frame: bool = False
+) -> str:
+    """What the cache of a sample lacks, "" when it will do; every variant needs the same tensors.
+
+    musubi-tuner leaves text caches with one half when it is cut off between its two passes.
+    """
+    lacking = [name for name in ("llm", "llm_mask", "clipL") if name not in shapes]
+    if not lacking:
+        return ""
+    return f"its text cache lacks {' and '.join(lacking)}. Run cache-text with --text_encoder1 and --text_encoder2."
 
 
 def embedded_guidance(scale: float, *, count: int, device: torch.device | str) -> Tensor:

@@ -49,6 +49,11 @@ class WanConfig:
     def has_ref_conv(self) -> bool:
         return self.reference_dim is not None
 
+    @property
+    def is_control(self) -> bool:
+        """Fun-Control: the noise, a control and an image, of equally many channels each."""
+        return self.in_dim == 3 * self.out_dim
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

@@ -253,4 +253,3 @@ def _vae_up_block(rest: str) -> str:
     level, kind, index, tail = found.groups()
     offset = int(index) if kind == "resnets" else _VAE_STAGE_LENGTH - 1
     return f"upsamples.{int(level) * _VAE_STAGE_LENGTH + offset}.{tail}"
-

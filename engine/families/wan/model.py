@@ -12,7 +12,7 @@ per-token timesteps of Wan2.2 5B.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from ...parts.embeddings import (
 )
 from ...parts.rope import cached_wan_table, rotate
 from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from .conditions import control_condition
 from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
 from .keys import dit_name
+from .variants import DEFAULT_TASK, MASK_CHANNELS, VARIANTS, takes_two_images
 
 
 class SelfAttention(nn.Module):
@@ -308,41 +310,69 @@ def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, con
     """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
 
     cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
-    "reference" [B, C, H, W], "frame_indices" (a list of numbers for each sample).
+    "reference" [B, C, H, W], "frame_indices" (a list of numbers for each sample). A Fun-Control model without a start
+    image gets zeros for "clip", one without a reference image zeros for "reference", as in VideoX-Fun; musubi-tuner
+    sends half of the text through the image attention instead.
     """
+    config, clip_BLD, reference_BCHW = dit.config, cond.get("clip"), cond.get("reference")
+    if clip_BLD is None and config.image_dim is not None and config.is_control:
+        clip_BLD = x_BCTHW.new_zeros(len(x_BCTHW), config.image_tokens, config.image_dim)
+    if reference_BCHW is None and config.reference_dim is not None:
+        reference_BCHW = x_BCTHW.new_zeros(len(x_BCTHW), config.reference_dim, *x_BCTHW.shape[3:])
     return dit(
         x_BCTHW,
         timestep_B,
         cond["text"],
         y_BCTHW=cond.get("y"),
-        clip_BLD=cond.get("clip"),
-        reference_BCHW=cond.get("reference"),
+        clip_BLD=clip_BLD,
+        reference_BCHW=reference_BCHW,
         frame_indices=cond.get("frame_indices"),
     )
 
 
-def cond_from_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """The conditioning in a training batch of cached tensors.
+def cond_from_batch(batch: Mapping[str, Any], *, task: str | None = None) -> dict[str, Any]:
+    """The conditioning in a batch of cached tensors (samples.py), as far as the task takes it; None: all there is.
 
-    "t5" list of [L, D]; "latents_image" [B, 20, T, H, W] (mask, then image latents); "latents_control"
-    [B, 16, T, H, W]; "clip" [B, 257, 1280]. With a control the image part has no mask, and is zero after its first
-    frame, or everywhere when there is no image (musubi-tuner's Fun-Control layout). "f_indices" [B, T] is passed on;
-    musubi-tuner caches it for one-frame training and then forgets it.
+    "t5" list of [L, D]; "latents_image" [B, 20, T, H, W]; "latents_control" [B, 16, T, H, W]; "clip" [B, 257, 1280],
+    or [B, n, 257, 1280] of several images: first-and-last-frame models take two, others the first. "f_indices" [B, T]
+    is passed on; musubi-tuner caches it for one-frame training and then forgets it.
     """
+    wants = VARIANTS[task] if task else None
     cond: dict[str, Any] = {"text": batch["t5"]}
+    if wants and not (wants.takes_image or wants.takes_control):
+        return cond
     image, control = batch.get("latents_image"), batch.get("latents_control")
-    if control is not None:
-        first = torch.zeros_like(control)
-        if image is not None:
-            first[:, :, :1] = image[:, -control.shape[1] :, :1]
-        cond["y"] = torch.cat([control, first], dim=1)
+    if control is not None and not (wants and wants.takes_image):
+        bare_image = None if image is None else image[:, MASK_CHANNELS:]
+        cond["y"] = control_condition(control, bare_image)
     elif image is not None:
         cond["y"] = image
-    if "clip" in batch:
-        cond["clip"] = batch["clip"].flatten(1, -2)  # several images a sample follow each other
+    if "clip" in batch and (wants is None or wants.image_encoder):
+        several_BNLD = batch["clip"].unsqueeze(1) if batch["clip"].ndim == 3 else batch["clip"]
+        if task and not takes_two_images(task):
+            several_BNLD = several_BNLD[:, :1]
+        cond["clip"] = several_BNLD.flatten(1, 2)
     if "f_indices" in batch:
         cond["frame_indices"] = batch["f_indices"].tolist()
     return cond
+
+
+def check_cache(shapes: Mapping[str, tuple[int, ...]], *, task: str = DEFAULT_TASK) -> str:
+    """What a cache of these tensors lacks for the task, and how to add it; "" when it will do."""
+    wants = VARIANTS[task]
+    needs = "cache-latents with --i2v --clip" if wants.image_encoder else "cache-latents with --i2v"
+    if takes_two_images(task):
+        needs = "cache-latents with --flf2v --clip"
+    if wants.takes_control and "latents_control" not in shapes:
+        return f"{task} needs the latents of a control video. Set control_directory and run cache-latents again."
+    image_needed = wants.takes_image or (wants.takes_control and task.startswith("i2v"))
+    if image_needed and "latents_image" not in shapes:
+        return f"{task} needs the latents of its image. Run {needs}."
+    if image_needed and wants.image_encoder and "clip" not in shapes:
+        return f"{task} needs the CLIP features of its image. Run {needs}."
+    if takes_two_images(task) and (len(shapes["clip"]) != 3 or shapes["clip"][0] != 2):
+        return f"{task} needs the CLIP features of the first and the last frame. Run {needs}."
+    return ""
 
 
 def _main_dtype(file: WeightFile) -> torch.dtype:

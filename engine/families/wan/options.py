@@ -25,6 +25,8 @@ from ...contract.options import (
     TrainingPrecision,
 )
 from ...contract.schema import Section, opt, redefault, require
+from .image_options import WanImageCaching, WanImageTraining, WanInputs, settings_of
+from .variants import DEFAULT_TASK, TASKS, VARIANTS, TaskDefaults, task_defaults
 
 if TYPE_CHECKING:
     from ...contract.job import Job
@@ -33,86 +35,28 @@ TITLE = "Wan 2.1"
 ARCHITECTURE = "wan"
 ARCHITECTURE_FULL = "wan"
 NATIVE_FPS = 16
-DEFAULT_TASK = "t2v-14B"
+LATENT_SCALE = 1.0
 NETWORK_MODULE = "networks.lora_wan"
 MODELSPEC_ARCHITECTURE = "wan2.1"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Wan-Video/Wan2.1"
-NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
-    "杂乱的背景，三条腿，背景人很多，倒着走"
-)
-NEGATIVE_PROMPT_FLF2V = "镜头切换，" + NEGATIVE_PROMPT
-
 # The files of the folder that Wan-AI publishes; the DiT is the folder itself, in shards.
-OFFICIAL_FILES = {"dit": "", "vae": "Wan2.1_VAE.pth", "text_encoder": "models_t5_umt5-xxl-enc-bf16.pth"}
+OFFICIAL_FILES = {
+    "dit": "",
+    "vae": "Wan2.1_VAE.pth",
+    "t5": "models_t5_umt5-xxl-enc-bf16.pth",
+    "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+}
+TEXT_FILES = ("t5",)
+IMAGE_FILES = ("clip",)
+PROMPT_LETTERS: dict[str, str] = {}
 
-_SIZES_480 = ((480, 832), (832, 480))
-_SIZES_720 = ((720, 1280), (1280, 720), *_SIZES_480)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskDefaults:
-    """What a task was made for. Sizes are (height, width); `boundary` is the sigma where two experts meet."""
-
-    in_channels: int
-    image_encoder: bool
-    infer_steps: int
-    flow_shift: float
-    guidance_scale: float
-    guidance_scale_high_noise: float | None = None
-    boundary: float | None = None
-    video_length: int = 81
-    video_sizes: tuple[tuple[int, int], ...] = _SIZES_720
-    negative_prompt: str = NEGATIVE_PROMPT
-
-
-def _task(in_channels: int, steps: int, *, image: bool = False, **other: Any) -> TaskDefaults:
-    values = {"flow_shift": 5.0, "guidance_scale": 5.0, **other}
-    return TaskDefaults(in_channels=in_channels, image_encoder=image, infer_steps=steps, **values)
-
-
-VARIANTS: dict[str, TaskDefaults] = {
-    "t2v-1.3B": _task(16, 50, video_sizes=_SIZES_480),
-    "t2v-14B": _task(16, 50),
-    "t2i-14B": _task(16, 50, video_length=1, video_sizes=(*_SIZES_720, (1024, 1024))),
-    "i2v-14B": _task(36, 40, image=True),
-    "flf2v-14B": _task(36, 40, image=True, negative_prompt=NEGATIVE_PROMPT_FLF2V),
-    "t2v-1.3B-FC": _task(48, 50, image=True, video_sizes=_SIZES_480),
-    "t2v-14B-FC": _task(48, 50, image=True),
-    "i2v-14B-FC": _task(48, 40, image=True),
-    "t2v-A14B": _task(
-        16, 40, flow_shift=12.0, guidance_scale=3.0, guidance_scale_high_noise=4.0, boundary=0.875
-    ),
-    "i2v-A14B": _task(36, 40, guidance_scale=3.5, guidance_scale_high_noise=3.5, boundary=0.9),
-}  # fmt: skip
-TASKS = tuple(VARIANTS)
-
-_IMAGE = "image-to-video"
-_CONTROL = "Fun-Control"
-_ONE_FRAME = "one-frame inference and training"
 _EXPERTS = "Wan 2.2 with its two experts"
 _GUIDANCE = "skipping guidance and layer guidance"
 
 # What Wan cannot do yet: delete a row when the work is done. A key is an option, or `option=choice`.
 PENDING = {
-    "task=i2v-14B": _IMAGE,
-    "task=flf2v-14B": "first-and-last-frame-to-video",
-    "task=t2v-1.3B-FC": _CONTROL,
-    "task=t2v-14B-FC": _CONTROL,
-    "task=i2v-14B-FC": _CONTROL,
     "task=t2v-A14B": _EXPERTS,
     "task=i2v-A14B": _EXPERTS,
-    "i2v": _IMAGE,
-    "clip": _IMAGE,
-    "image_path": _IMAGE,
-    "end_image_path": _IMAGE,
-    "video_path": "video-to-video",
-    "control_path": _CONTROL,
-    "one_frame": _ONE_FRAME,
-    "one_frame_inference": _ONE_FRAME,
-    "control_image_path": _ONE_FRAME,
-    "control_image_mask_path": _ONE_FRAME,
     "dit_high_noise": _EXPERTS,
     "timestep_boundary": _EXPERTS,
     "offload_inactive_dit": _EXPERTS,
@@ -192,59 +136,6 @@ class WanOutput(Output, title="Output"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanImageCaching(Section, title="Images", late=True, pending=PENDING):
-    """What image-to-video models need in the caches."""
-
-    i2v: bool = opt(False, "Cache the first frame as the image that a clip starts from.", advanced=True)
-    clip: str | None = opt(
-        None, "CLIP vision file, for Wan 2.1 image-to-video; implies --i2v.", file_kind="clip_vision", advanced=True,
-        metavar="FILE",
-    )  # fmt: skip
-    one_frame: bool = opt(False, "Cache for one-frame training.", advanced=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanImageTraining(Section, title="Images", late=True, pending=PENDING):
-    """What samples of image-to-video models need."""
-
-    clip: str | None = opt(
-        None, "CLIP vision file, for samples of Wan 2.1 image-to-video.", file_kind="clip_vision", advanced=True,
-        metavar="FILE",
-    )  # fmt: skip
-    one_frame: bool = opt(False, "Make samples as single frames.", advanced=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanInputs(Section, title="Images and control", late=True, pending=PENDING):
-    """Pictures and videos that a generation starts from."""
-
-    image_path: str | None = opt(None, "Image that the video starts from.", file_kind="image", metavar="FILE")
-    end_image_path: str | None = opt(
-        None, "Image that the video ends with.", file_kind="image", advanced=True, metavar="FILE"
-    )
-    clip: str | None = opt(
-        None, "CLIP vision file, for Wan 2.1 image-to-video.", file_kind="clip_vision", metavar="FILE"
-    )
-    video_path: str | None = opt(None, "Video to start from.", file_kind="video", advanced=True, metavar="FILE")
-    control_path: str | None = opt(
-        None, "Control video, or a folder of images, for Fun-Control models.", file_kind="video", advanced=True,
-        metavar="PATH",
-    )  # fmt: skip
-    one_frame_inference: str | None = opt(
-        None, "Make one frame only, such as target_index=1,control_index=0;2.", advanced=True, metavar="SETTINGS"
-    )
-    control_image_path: tuple[str, ...] = opt(
-        (), "Control images of one-frame inference.", file_kind="image", advanced=True, metavar="FILE"
-    )
-    control_image_mask_path: tuple[str, ...] = opt(
-        (), "Masks of the control images.", file_kind="image", advanced=True, metavar="FILE"
-    )
-    trim_tail_frames: int = opt(
-        0, "Leave out so many frames at the end of the video.", low=0, unit="frames", advanced=True
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class WanExperts(Section, title="Wan 2.2 experts", late=True, pending=PENDING):
     """The expert for high noise beside the one for low noise, which is --dit."""
 
@@ -318,16 +209,14 @@ SCRIPTS = {
     "wan_generate_video": "generate",
 }
 
-
-def task_defaults(task: str, *, video_size: tuple[int, int] | None = None) -> TaskDefaults:
-    """What steps, shift, guidance, length and negative prompt are when they are not given.
-
-    `video_size` is (height, width). Source: the task tables of Wan 2.1 and 2.2; image-to-video at 480p has shift 3.
-    """
-    defaults = VARIANTS[task]
-    if task.startswith("i2v") and defaults.boundary is None and video_size in _SIZES_480:
-        return dataclasses.replace(defaults, flow_shift=3.0)
-    return defaults
+EXAMPLES = {
+    "cache-latents": "--dataset_config dataset.toml --vae wan_2.1_vae.safetensors",
+    "cache-text": "--dataset_config dataset.toml --t5 models_t5_umt5-xxl-enc-bf16.pth",
+    "train": "--dataset_config dataset.toml --dit wan2.1_t2v_1.3B_bf16.safetensors --task t2v-1.3B "
+    "--learning_rate 2e-4 --network_dim 32 --gradient_checkpointing",
+    "generate": "--dit wan2.1_t2v_1.3B_bf16.safetensors --vae wan_2.1_vae.safetensors "
+    '--t5 models_t5_umt5-xxl-enc-bf16.pth --task t2v-1.3B --prompt "a cat" --save_path videos',
+}
 
 
 def rules(job: Job) -> None:
@@ -348,13 +237,63 @@ def rules(job: Job) -> None:
         )
 
 
-def model_files(job: Job) -> dict[str, str | None]:
-    """The files that generation needs, "dit", "vae" and "text_encoder", with what `--ckpt_dir` has for them."""
-    models, folder = job[GenerationModels], job[WanCheckpoints].ckpt_dir
-    given = {"dit": models.dit, "vae": models.vae, "text_encoder": job[WanText].t5}
+def files(job: Job) -> dict[str, str | None]:
+    """The model files of this command by their options, with what `--ckpt_dir` has for them."""
+    given: dict[str, str | None] = {}
+    if Models in job:
+        given["vae"] = job[Models].vae
+    if GenerationModels in job:
+        given["dit"] = job[GenerationModels].dit
+    if WanText in job:
+        given["t5"] = job[WanText].t5
+    for section in (WanImageCaching, WanInputs):
+        if section in job:
+            given["clip"] = job[section].clip
+    folder = job[WanCheckpoints].ckpt_dir if WanCheckpoints in job else None
     if folder is None:
         return given
-    return {name: given[name] or "/".join(filter(None, (folder, file))) for name, file in OFFICIAL_FILES.items()}
+    return {name: path or "/".join(filter(None, (folder, OFFICIAL_FILES[name]))) for name, path in given.items()}
+
+
+def vae_arguments(job: Job) -> dict[str, Any]:
+    """For vae.load."""
+    return {"cache_on_cpu": job[WanVae].vae_cache_cpu}
+
+
+def text_arguments(job: Job) -> dict[str, Any]:
+    """For text.load."""
+    return {"fp8": job[WanText].fp8_t5, "tokenizer": job[WanText].tokenizer}
+
+
+def dit_arguments(job: Job) -> dict[str, Any]:
+    """For model.load."""
+    return {"task": job[Wan].task}
+
+
+def latent_settings(job: Job) -> dict[str, Any]:
+    """For vae.training_samples: which images are cached with a clip. Those that are not asked for are left out."""
+    images = job[WanImageCaching]
+    asked = {
+        "i2v": (images.i2v or images.clip is not None) and not (images.flf2v or images.one_frame),
+        "flf2v": images.flf2v,
+        "one_frame": images.one_frame,
+    }
+    return {name: True for name, wanted in asked.items() if wanted}
+
+
+def takes_controls(job: Job) -> bool:
+    """A dataset that has controls has them for Fun-Control, or for one-frame training."""
+    return True
+
+
+def conditioning_arguments(job: Job) -> dict[str, Any]:
+    """For model.cond_from_batch and model.check_cache."""
+    return {"task": job[Wan].task}
+
+
+def decode_arguments(job: Job) -> dict[str, Any]:
+    """For vae.decode_frames."""
+    return {}
 
 
 def trim_tail_frames(job: Job) -> int:
@@ -362,26 +301,15 @@ def trim_tail_frames(job: Job) -> int:
     return job[WanInputs].trim_tail_frames
 
 
-def dit_arguments(job: Job) -> dict[str, Any]:
-    """What `model.load` takes beyond what every family's does."""
-    return {"task": job[Wan].task}
+def generation_defaults(job: Job, line: Any) -> TaskDefaults:
+    """What the job's task was made for; one-frame inference makes one frame."""
+    height, width = job[Prompting].video_size
+    found = task_defaults(job[Wan].task, video_size=(line.height or height, line.width or width))
+    if line.one_frame or job[WanInputs].one_frame_inference:
+        return dataclasses.replace(found, video_length=1)
+    return found
 
 
-def vae_arguments(job: Job) -> dict[str, Any]:
-    """What `vae.load` takes beyond what every family's does."""
-    return {"cache_on_cpu": job[WanVae].vae_cache_cpu}
-
-
-def text_arguments(job: Job) -> dict[str, Any]:
-    """What `text.load` takes beyond what every family's does."""
-    return {"fp8": job[WanText].fp8_t5, "tokenizer": job[WanText].tokenizer}
-
-
-def text_encoder_file(job: Job) -> tuple[str, str | None]:
-    """The flag that names the text encoder, and the file given with it."""
-    return "--t5", job[WanText].t5
-
-
-def generation_defaults(job: Job) -> TaskDefaults:
-    """What the job's task was made for."""
-    return task_defaults(job[Wan].task, video_size=job[Prompting].video_size)
+def request_settings(job: Job, line: Any) -> dict[str, Any]:
+    """What a video starts from (image_options.py). Raises OptionError for what the task cannot do."""
+    return settings_of(job[WanInputs], line, task=job[Wan].task, has_clip=bool(files(job)["clip"]))

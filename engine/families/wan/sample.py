@@ -1,23 +1,146 @@
-"""How a Wan video comes about: the latent's shape, its noise, the conditioning.
+"""How a Wan video comes about: what its pictures become, the latent's shape, the noise, the conditioning.
 
-The denoising itself is handed in, because every family uses the same one (`engine/sampling`): Wan asks for it once for
-a whole video, other families once a section.
+`prepare` works with VAE and image encoder before the DiT is loaded; `video_latents` with the DiT. The denoising itself
+is handed in, because every family uses the same one (`engine/sampling`): Wan asks for it once for a whole video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import model
-from .vae import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
+from ...media.images import read_image
+from ...parts.batching import batch_of_one
+from ..contract import Denoise, Encoders, Request, Velocity
+from . import clip, conditions, model, pictures, vae
+from .one_frame import OneFrame
+from .vae import SPACE_STRIDE, TIME_STRIDE
+from .variants import LATENT_CHANNELS, MASK_CHANNELS, VARIANTS, takes_two_images
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-Denoise = Callable[[Velocity, "Velocity | None", Tensor], Tensor]
-"""`(conditional, unconditional or None, noise_BCTHW) -> latents_BCTHW`: solver, schedule and guidance are inside."""
+
+def texts(request: Request) -> list[str]:
+    """The prompt, and the negative prompt where guidance needs it."""
+    return [request.prompt, *([request.negative_prompt] if request.guided else [])]
+
+
+# ----------------------------------------------------------------------------------------- before the DiT is loaded
+
+
+@torch.no_grad()
+def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
+    """Tensors "y", "clip", "clean" (for video-to-video) and numbers "frame_indices", "target" (for one frame), where
+    they play a part; and "latent_size" (T, H, W)."""
+    asked, task = request.settings, VARIANTS[request.settings["task"]]
+    images = _Images(request, encoders)
+    if asked["one_frame"] is not None:
+        inputs = _one_frame(images, asked["one_frame"])
+    elif task.takes_control:
+        inputs = _control(images)
+    elif task.takes_image:
+        inputs = {"y": images.condition()}
+    else:
+        inputs = {}
+    if task.image_encoder and images.first_HWC is not None:
+        inputs["clip"] = images.features()
+    if "y" in inputs:
+        inputs["latent_size"] = tuple(inputs["y"].shape[2:])
+    else:
+        inputs["latent_size"] = latent_shape(width=images.size[0], height=images.size[1], frames=request.frames)[2:]
+    if asked["video_path"] is not None:
+        inputs["clean"] = images.video(inputs["latent_size"][0])
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+class _Images:
+    """The pictures of one request, read and measured; encoders are looked at only when something is encoded."""
+
+    def __init__(self, request: Request, encoders: Encoders):
+        self.request, self.encoders, self.asked = request, encoders, request.settings
+        self.task = self.asked["task"]
+        controls = self.asked["control_image_path"]
+        first = self.asked["image_path"] or next(iter(controls), None)
+        last = self.asked["end_image_path"]
+        if last is None and takes_two_images(self.task):
+            last = controls[-1] if len(controls) > 1 else None
+        self.first_HWC = read_image(first) if first else None
+        self.last_HWC = pictures.cut_to_shape(read_image(last), self.first_HWC) if last else None
+        self.size: pictures.Size = (request.width, request.height)
+        if self.first_HWC is not None:
+            self.size = pictures.size_by_area(self.first_HWC, area=request.width * request.height)
+
+    def encode(self, clip_BCFHW: Tensor) -> Tensor:
+        return vae.encode(self.encoders.vae, clip_BCFHW)
+
+    def pixels(self, picture_HWC: Any) -> Tensor:
+        """A picture at the video's size, [1, 3, H, W]."""
+        return pictures.as_image(pictures.stretched(picture_HWC, self.size))
+
+    def end_latents(self) -> Tensor:
+        return self.encode(self.pixels(self.last_HWC).unsqueeze(2))
+
+    @property
+    def two_ends(self) -> bool:
+        """Whether the end image is part of the clip, as first-and-last-frame models have it."""
+        return takes_two_images(self.task) and self.last_HWC is not None
+
+    @property
+    def extra_end(self) -> bool:
+        """Whether the end image is one latent frame more, in models that have no place for it."""
+        return self.last_HWC is not None and not takes_two_images(self.task)
+
+    def condition(self) -> Tensor:
+        """Mask and image latents, [1, 20, T, H, W]."""
+        last_BCHW = self.pixels(self.last_HWC) if self.two_ends else None
+        first_BCHW, frames = self.pixels(self.first_HWC), self.request.frames
+        condition_BCTHW = conditions.image_condition(self.encode, first_BCHW, frames=frames, last_BCHW=last_BCHW)
+        return conditions.append_end_image(condition_BCTHW, self.end_latents()) if self.extra_end else condition_BCTHW
+
+    def features(self) -> Tensor:
+        """CLIP features [1, 257, D] of the start image, [1, 514, D] of both ends where the model takes two."""
+        seen = [self.first_HWC, *([self.last_HWC] if takes_two_images(self.task) and self.last_HWC is not None else [])]
+        return torch.cat([clip.encode(self.encoders.image, pictures.as_image(picture)) for picture in seen], dim=1)
+
+    def video(self, latent_frames: int) -> Tensor:
+        """Latents of the video to start from; where there is one latent frame more, that of the end image."""
+        clip_BCFHW = pictures.read_clip(
+            self.asked["video_path"], size=self.size, frames=self.request.frames, flag="--video_path"
+        )
+        latents_BCTHW = self.encode(clip_BCFHW)
+        if latents_BCTHW.shape[2] < latent_frames:
+            latents_BCTHW = torch.cat([latents_BCTHW, self.end_latents()], dim=2)
+        return latents_BCTHW
+
+
+def _control(images: _Images) -> dict[str, Any]:
+    """Fun-Control: the control video, and the start image where there is one."""
+    frames, path = images.request.frames, images.asked["control_path"]
+    extra = 1 if images.extra_end else 0
+    clip_BCFHW = pictures.read_clip(path, size=images.size, frames=frames + extra, flag="--control_path")
+    control_BCTHW = images.encode(clip_BCFHW[:, :, :frames])
+    if extra:
+        control_BCTHW = torch.cat([control_BCTHW, images.encode(clip_BCFHW[:, :, frames:])], dim=2)
+    if images.first_HWC is None:
+        return {"y": conditions.control_condition(control_BCTHW)}
+    image_BCTHW = images.condition()[:, MASK_CHANNELS:]
+    keep = (0, -1) if extra else (0,)
+    return {"y": conditions.control_condition(control_BCTHW, image_BCTHW, keep=keep)}
+
+
+def _one_frame(images: _Images, one_frame: OneFrame) -> dict[str, Any]:
+    """A single image beside the control images (or the start image, where there are none)."""
+    paths = images.asked["control_image_path"]
+    shown = [pictures.resize_to_bucket(read_image(path), images.size) for path in paths]
+    controls_BCHW = [pictures.as_image(picture) for picture in shown] or [images.pixels(images.first_HWC)]
+    condition_BCTHW, _, places, target = conditions.one_frame_condition(
+        images.encode, controls_BCHW, one_frame.control_indices, one_frame.target_index
+    )
+    return {"y": condition_BCTHW, "frame_indices": [places], "target": target}
+
+
+# -------------------------------------------------------------------------------------------------- with the DiT
 
 
 def latent_shape(*, width: int, height: int, frames: int) -> tuple[int, int, int, int, int]:
@@ -47,9 +170,31 @@ def velocity_for(dit: nn.Module, cond: dict[str, Any]) -> Velocity:
 
 @torch.no_grad()
 def video_latents(
-    dit: nn.Module, *, text_LD: Tensor, negative_LD: Tensor | None, noise_BCTHW: Tensor, denoise: Denoise
+    dit: nn.Module,
+    request: Request,
+    *,
+    texts: Mapping[str, Mapping[str, Tensor]],
+    inputs: Mapping[str, Any],
+    denoise: Denoise,
+    device: torch.device,
 ) -> Tensor:
-    """The clean latents of one text-to-video sample, BCTHW float32. `negative_LD` None: no unconditional pass."""
-    conditional = velocity_for(dit, {"text": [text_LD]})
-    unconditional = None if negative_LD is None else velocity_for(dit, {"text": [negative_LD]})
-    return denoise(conditional, unconditional, noise_BCTHW)
+    """The clean latents of one video, BCTHW float32; of one-frame inference the wanted frame alone."""
+    shared = {name: inputs[name].to(device) for name in ("y", "clip") if name in inputs}
+    if "frame_indices" in inputs:
+        shared["frame_indices"] = inputs["frame_indices"]
+
+    def under(text: str) -> Velocity:
+        batch = batch_of_one(texts[text], device=device)
+        return velocity_for(dit, {"text": batch["t5"], **shared})
+
+    clean = inputs.get("clean")
+    shape = (1, LATENT_CHANNELS, *inputs["latent_size"])
+    latents_BCTHW = denoise(
+        under(request.prompt),
+        under(request.negative_prompt) if request.guided else None,
+        draw_noise(shape, seed=request.seed, device=device, on_cpu=request.cpu_noise),
+        clean_BCTHW=None if clean is None else clean.to(device),
+        strength=request.settings["strength"],
+    )
+    target = inputs.get("target")
+    return latents_BCTHW if target is None else latents_BCTHW[:, :, target : target + 1]

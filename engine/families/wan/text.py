@@ -56,7 +56,7 @@ class TextEncoder:
     dtype: torch.dtype
 
     def free(self) -> None:
-        """Give the weights' memory back. `encode` cannot be used afterwards."""
+        """Give the weights' memory back. Nothing can be encoded afterwards."""
         self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -110,6 +110,23 @@ def build(shapes: Mapping[str, tuple[int, ...]], *, fp8: bool = False) -> Any:
 
 
 def load(
+    files: Mapping[str, str],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.bfloat16,
+    fp8: bool = False,
+    tokenizer: str | None = None,
+) -> TextEncoder:
+    """The UMT5 encoder in `files["t5"]`: see `load_umt5`."""
+    return load_umt5(files["t5"], device=device, dtype=dtype, fp8=fp8, tokenizer=tokenizer)
+
+
+def encode(encoder: TextEncoder, captions: list[str]) -> list[dict[str, Tensor]]:
+    """What the cache keeps of each caption: "varlen_t5" [L tokens, D], unpadded."""
+    return [{"varlen_t5": states_LD} for states_LD in states(encoder, captions)]
+
+
+def load_umt5(
     path: str | Path,
     *,
     device: torch.device | str,
@@ -181,7 +198,7 @@ def _load_fp8(model: nn.Module, file: WeightFile, *, device: torch.device | str,
 
 
 @torch.no_grad()
-def encode(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
+def states(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
     """Encode captions in one batch: for each a tensor [L tokens, D], L ≤ 512 with the end token, on the encoder's
     device and in its dtype. An empty caption has L = 1."""
     if encoder.model is None:
@@ -202,8 +219,3 @@ def encode(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
 def encode_ids(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
     """The encoder itself: token ids and mask (1 counts, 0 is padding) to states_BLD."""
     return model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-
-
-def training_samples(encoder: TextEncoder, captions: list[str]) -> list[dict[str, Tensor]]:
-    """What the cache keeps of each caption: "varlen_t5" [L tokens, D], unpadded."""
-    return [{"varlen_t5": states_LD} for states_LD in encode(encoder, captions)]

@@ -13,9 +13,10 @@ Does not know the demo. Given up: any use as a real model.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...contract.files import write_bytes
 from ...parts.weights import write_weights
 from . import model as wan_model
+from . import tiny_clip
 from . import vae as wan_vae
 from .detect import WanConfig
 
 TASK = "t2v-1.3B"
-DIT_NAME, VAE_NAME, TEXT_NAME = (
-    "wan2.1_t2v_tiny.safetensors",
-    "Wan2.1_VAE_tiny.safetensors",
-    "models_t5_umt5-tiny-enc.pth",
-)
+VAE_NAME, TEXT_NAME = "Wan2.1_VAE_tiny.safetensors", "models_t5_umt5-tiny-enc.pth"
+CLIP_NAME = "models_clip_tiny.pth"
 TOKENIZER_NAME = "google/umt5-xxl/spiece.model"
 
 DIT_CONFIG = WanConfig(
     dim=256, ffn_dim=512, freq_dim=256, text_dim=64, in_dim=16, out_dim=16, num_layers=4, num_heads=2, head_dim=128
 )
+_IMAGE = {"image_dim": tiny_clip.WIDTH, "image_tokens": tiny_clip.TOKENS}
+CONFIGS = {
+    "t2v-1.3B": DIT_CONFIG,
+    "i2v-14B": dataclasses.replace(DIT_CONFIG, in_dim=36, **_IMAGE),
+    "flf2v-14B": dataclasses.replace(DIT_CONFIG, in_dim=36, **{**_IMAGE, "image_tokens": 2 * tiny_clip.TOKENS}),
+    "t2v-1.3B-FC": dataclasses.replace(DIT_CONFIG, in_dim=48, **_IMAGE),
+    "fun-v1.1": dataclasses.replace(DIT_CONFIG, in_dim=48, reference_dim=16, **_IMAGE),
+}
+"""The variants whose checkpoints differ, by a task that each does."""
+TASKS = {"fun-v1.1": "t2v-1.3B-FC"}
 TEXT_FFN, TEXT_LAYERS, TEXT_HEADS, TEXT_BUCKETS, VOCABULARY = 128, 2, 2, 32, 384
 VAE_WIDTHS = (8, 16, 32, 32)
 CHANNELS = wan_vae.LATENT_CHANNELS
@@ -235,7 +245,7 @@ def vae_tensors(seed: int) -> dict[str, Tensor]:
 
 
 def dit_tensors(seed: int, config: WanConfig = DIT_CONFIG) -> dict[str, Tensor]:
-    """A Wan text-to-video DiT under the original names, float32, which a LoRA on its blocks can teach a clip.
+    """A Wan DiT under the original names, float32, which a LoRA on its blocks can teach a clip.
 
     Learnable because: the patch embedding keeps every number of a patch (orthonormal columns) beside a constant, which
     norms cannot wash out; the head reads the same columns back, with room for more than the norm leaves of them; gates
@@ -247,9 +257,9 @@ def dit_tensors(seed: int, config: WanConfig = DIT_CONFIG) -> dict[str, Tensor]:
         shape = tuple(parameter.shape)
         if name.endswith(".bias"):
             tensors[name] = torch.zeros(shape)
-        elif "norm" in name:
+        elif "norm" in name or len(shape) == 1:
             tensors[name] = torch.ones(shape)
-        elif name.startswith(("text_embedding", "time_embedding", "time_projection")):
+        elif name.startswith(("text_embedding", "time_embedding", "time_projection", "img_emb.proj")):
             tensors[name] = tensors.normal(*shape, std=shape[1] ** -0.5)
         else:
             tensors[name] = tensors.normal(*shape, std=0.02)
@@ -262,18 +272,19 @@ def dit_tensors(seed: int, config: WanConfig = DIT_CONFIG) -> dict[str, Tensor]:
 
 
 def _join_ends(tensors: _Tensors, config: WanConfig) -> None:
-    """Make patch embedding and head each other's reverse, up to gain."""
+    """Make patch embedding and head each other's reverse, up to gain; other channels get axes of their own."""
     patch = (*config.patch_size, config.in_dim)  # the head's order; the patch embedding has channels first
-    values = math.prod(patch)
-    axes_DP, _ = torch.linalg.qr(tensors.normal(config.dim, values, std=1.0))
+    axes_DP, _ = torch.linalg.qr(tensors.normal(config.dim, math.prod(patch), std=1.0))
     aside_D = tensors.normal(config.dim, std=1.0)
     aside_D -= aside_D.mean()
     aside_D -= axes_DP @ (axes_DP.T @ aside_D)
+    values = math.prod(config.patch_size) * config.out_dim
     token_length = 0.25 * config.dim**0.5  # of a patch of unit variance; short beside what blocks can add
     gain = token_length / values**0.5
     tensors["patch_embedding.weight"] = (gain * axes_DP).reshape(config.dim, *patch).permute(0, 4, 1, 2, 3).contiguous()
     tensors["patch_embedding.bias"] = 2.0 * token_length * aside_D / aside_D.norm()
-    tensors["head.head.weight"] = (2.0 * (values / config.dim) ** 0.5) * axes_DP.T.contiguous()
+    noise_DP = axes_DP.reshape(config.dim, -1, config.in_dim)[..., : config.out_dim].flatten(1)
+    tensors["head.head.weight"] = (2.0 * (values / config.dim) ** 0.5) * noise_DP.T.contiguous()
 
 
 def text_tensors(seed: int, *, rows: int, width: int = DIT_CONFIG.text_dim) -> dict[str, Tensor]:
@@ -317,38 +328,50 @@ def train_tokenizer() -> bytes:
     return stream.getvalue()
 
 
-def write_tiny_models(folder: str | Path, *, seed: int = 42) -> dict[str, Path]:
-    """Write the four files into `folder` (made if missing); the same seed gives the same weights. Under 20 MB.
+def write_tiny_models(folder: str | Path, *, seed: int = 42, variant: str = TASK) -> dict[str, Path]:
+    """Write the files of a variant (see CONFIGS) into `folder`, made if missing. Under 20 MB.
 
-    Returns their paths: "dit", "vae", "t5" and "tokenizer". The tokenizer lies where Wan's own repository has it, so
+    The same seed gives the same weights; several variants can share a folder. Returns their paths: "dit", "vae", "t5",
+    "tokenizer", and "clip" where the variant sees images. The tokenizer lies where Wan's own repository has it, so
     that it is found beside the text encoder. Each file appears whole or not at all.
     """
-    folder = Path(folder)
-    paths = _paths(folder)
+    paths = _paths(Path(folder), variant)
     paths["tokenizer"].parent.mkdir(parents=True, exist_ok=True)
-    tokenizer, text = io.BytesIO(train_tokenizer()), io.BytesIO()
-    write_weights(paths["dit"], dit_tensors(seed), metadata={"format": "pt"})
-    write_weights(paths["vae"], vae_tensors(seed + 1), metadata={"format": "pt"})
-    torch.save(text_tensors(seed + 2, rows=VOCABULARY), text)
-    for name, stream in (("t5", text), ("tokenizer", tokenizer)):
-        temporary = paths[name].with_name(f".{paths[name].name}.{os.getpid()}.part")
-        temporary.write_bytes(stream.getvalue())
-        os.replace(temporary, paths[name])
+    makers: dict[str, Callable[[], Any]] = {
+        "dit": lambda: write_weights(paths["dit"], dit_tensors(seed, CONFIGS[variant]), metadata={"format": "pt"}),
+        "vae": lambda: write_weights(paths["vae"], vae_tensors(seed + 1), metadata={"format": "pt"}),
+        "t5": lambda: write_bytes(paths["t5"], _pickled(text_tensors(seed + 2, rows=VOCABULARY))),
+        "tokenizer": lambda: write_bytes(paths["tokenizer"], train_tokenizer()),
+        "clip": lambda: write_bytes(paths["clip"], _pickled(tiny_clip.clip_tensors(seed + 3))),
+    }
+    for name in paths:
+        makers[name]()
     return paths
 
 
-def tiny_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """What the job files of each verb must say to use the models in `folder`."""
-    paths = {name: str(path) for name, path in _paths(Path(folder)).items()}
-    denoiser = {"task": TASK, "dit": paths["dit"]}
+def _pickled(tensors: dict[str, Tensor]) -> bytes:
+    """As torch.save writes it: the original text and image encoders are .pth files."""
+    stream = io.BytesIO()
+    torch.save(tensors, stream)
+    return stream.getvalue()
+
+
+def tiny_model_options(folder: str | Path, *, variant: str = TASK) -> dict[str, dict[str, Any]]:
+    """What the job files of each verb must say to use a variant's models in `folder`."""
+    paths = {name: str(path) for name, path in _paths(Path(folder), variant).items()}
+    denoiser = {"task": TASKS.get(variant, variant), "dit": paths["dit"]}
+    clip = {"clip": paths["clip"]} if "clip" in paths else {}
     return {
-        "cache-latents": {"vae": paths["vae"]},
+        "cache-latents": {"vae": paths["vae"], **clip},
         "cache-text": {"t5": paths["t5"]},
         "train": denoiser,
-        "generate": {**denoiser, "vae": paths["vae"], "t5": paths["t5"]},
+        "generate": {**denoiser, "vae": paths["vae"], "t5": paths["t5"], **clip},
     }
 
 
-def _paths(folder: Path) -> dict[str, Path]:
-    names = {"dit": DIT_NAME, "vae": VAE_NAME, "t5": TEXT_NAME, "tokenizer": TOKENIZER_NAME}
+def _paths(folder: Path, variant: str) -> dict[str, Path]:
+    kind = variant.partition("-")[0] if variant == TASK else variant
+    names = {"dit": f"wan2.1_{kind}_tiny.safetensors", "vae": VAE_NAME, "t5": TEXT_NAME, "tokenizer": TOKENIZER_NAME}
+    if CONFIGS[variant].image_dim is not None:
+        names["clip"] = CLIP_NAME
     return {key: folder / name for key, name in names.items()}

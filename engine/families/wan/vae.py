@@ -28,12 +28,16 @@ from ...contract.errors import DataError, WeightsError
 from ...ops.attention import attention
 from ...parts.causal_conv import CausalConv3d, FrameMemory, batch_to_frames, frames_to_batch
 from ...parts.weights import WeightFile, load_into, open_weights
+from ..contract import Clips
+from . import samples
+from .clip import ClipVision
 from .detect import check_role
 from .keys import vae_name
+from .variants import LATENT_CHANNELS
 
-LATENT_CHANNELS = 16
 TIME_STRIDE = 4
 SPACE_STRIDE = 8
+CACHE_DTYPE = torch.bfloat16
 
 # fmt: off
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -331,6 +335,34 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def training_samples(vae: WanVae, clips_BCFHW: Tensor) -> list[dict[str, Tensor]]:
-    """What the cache keeps of each clip: "latents" CTHW. One sample a clip."""
-    return [{"latents": latents_CTHW} for latents_CTHW in encode(vae, clips_BCFHW)]
+def training_samples(
+    vae: WanVae,
+    clips: Clips,
+    *,
+    dtype: torch.dtype,
+    image_encoder: ClipVision | None = None,
+    i2v: bool = False,
+    flf2v: bool = False,
+    one_frame: bool = False,
+) -> list[list[dict[str, Tensor]]]:
+    """What the cache keeps of each clip (samples.py), one sample a clip. Latents get `dtype`."""
+
+    def encode_stored(clip_BCFHW: Tensor) -> Tensor:
+        return encode(vae, clip_BCFHW).to(dtype)
+
+    if one_frame:
+        if image_encoder is None:
+            raise DataError("--one_frame needs the image encoder.", "Add --clip.")
+        found = samples.one_frame_samples(encode_stored, clips, image_encoder=image_encoder)
+    else:
+        found = samples.clip_samples(encode_stored, clips, image_encoder=image_encoder, i2v=i2v, flf2v=flf2v)
+    word = str(dtype).removeprefix("torch.")
+    # The format's own oddity: the key of the CLIP features carries the latents' type, not theirs.
+    return [[{f"clip_{word}" if name == "clip" else name: value for name, value in one.items()}] for one in found]
+
+
+def sample_count(
+    frames: int, *, window: int, i2v: bool = False, flf2v: bool = False, one_frame: bool = False
+) -> int | None:
+    """None: a clip of any length is one sample."""
+    return None

@@ -24,9 +24,9 @@ def test_every_size_comes_from_shapes(name, prefix):
     variant = detect({prefix + key: shape for key, shape in layout(name).items()}, {})
     assert (variant.family, variant.name) == ("framepack", "i2v")
     assert variant.config == FramePackConfig(
-        dim=3072, ffn_dim=12288, in_dim=16, out_dim=16, text_dim=4096, pooled_dim=768, num_layers=20,
-        num_single_layers=40, num_refiner_layers=2, num_heads=24, head_dim=128, image_dim=1152, has_guidance=True,
-        rope_axes=(16, 56, 56), patch_size=(1, 2, 2),
+        dim=3072, ffn_dim=12288, refiner_ffn_dim=12288, in_dim=16, out_dim=16, text_dim=4096, pooled_dim=768,
+        num_layers=20, num_single_layers=40, num_refiner_layers=2, num_heads=24, head_dim=128, image_dim=1152,
+        has_guidance=True, rope_axes=(16, 56, 56), patch_size=(1, 2, 2),
     )  # fmt: skip
 
 

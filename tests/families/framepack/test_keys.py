@@ -27,7 +27,7 @@ def test_prefixes_come_off_and_nothing_else(prefix):
 
 
 def test_names_that_convert_lora_spoils_come_back():
-    """musubi-tuner's convert_lora turns every `_` of a FramePack name into `.`, unless a Qwen-Image name looks alike."""
+    """musubi-tuner's convert_lora turns `_` of a FramePack name into `.`, unless a Qwen-Image name looks alike."""
     spoilt = {
         "diffusion_model.transformer.blocks.3.ff.context.net.0.proj": "transformer_blocks.3.ff_context.net.0.proj",
         "diffusion_model.transformer.blocks.3.norm1.context.linear": "transformer_blocks.3.norm1_context.linear",
@@ -82,7 +82,11 @@ def hunyuan_lora(naming: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.
             continue
         if naming == "comfy":
             path = re.sub(r"_(attn)_(qkv|proj)", r"_\1.\2", path).replace("mod.linear", "mod.lin")
-            path = path.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.2").replace("modulation.linear", "modulation.lin")
+            path = (
+                path.replace("mlp.fc1", "mlp.0")
+                .replace("mlp.fc2", "mlp.2")
+                .replace("modulation.linear", "modulation.lin")
+            )
         prefix = {"diffusion-pipe": "transformer.", "comfy": "diffusion_model."}[naming]
         tensors |= {f"{prefix}{path}.lora_A.weight": down, f"{prefix}{path}.lora_B.weight": up}
     return tensors, changes
@@ -116,7 +120,8 @@ EXPECTED = {
 def test_hunyuan_loras_change_the_same_rows(tmp_path, naming):
     """Read back like any LoRA, each of our modules changes by the rows of the module that it was cut from."""
     tensors, changes = hunyuan_lora(naming)
-    save_file(keys.from_hunyuan_lora(tensors), tmp_path / "a.safetensors")
+    converted = {name: tensor.clone() for name, tensor in keys.from_hunyuan_lora(tensors).items()}
+    save_file(converted, tmp_path / "a.safetensors")
     read = read_lora(tmp_path / "a.safetensors", module_names=EXPECTED)
     assert read.modules.keys() == EXPECTED.keys() and read.unmatched == ()
     for path, (theirs, start) in EXPECTED.items():

@@ -13,6 +13,7 @@ from engine.contract.errors import OptionError, WeightsError
 from engine.families.hunyuan_video import keys
 from engine.families.hunyuan_video.layers import MMDoubleStreamBlock
 from engine.families.hunyuan_video.model import blocks, build, load, velocity
+from engine.lora.files import read_lora
 from engine.lora.network import create
 from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.fp8 import Fp8Linear, QuantizeOnLoad
@@ -125,6 +126,24 @@ def test_fp8_while_loading_takes_fused_matrices(tmp_path):
     assert isinstance(loaded.double_blocks[0].img_attn_qkv, Fp8Linear)
     wanted = velocity(model, *inputs())
     assert (velocity(loaded, *inputs()) - wanted).norm() / wanted.norm() < 0.1
+
+
+LORA_NAMES = {
+    "musubi": "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
+    "convert_lora": "diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight",
+    "diffusion-pipe": "transformer.double_blocks.0.img_attn_qkv.lora_A.weight",
+    "comfy": "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight",
+}
+
+
+@pytest.mark.parametrize("naming", LORA_NAMES)
+def test_loras_of_every_naming_find_their_module(tmp_path, naming):
+    name = LORA_NAMES[naming]
+    up = name.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
+    save_file({name: torch.ones(2, 64), up: torch.ones(192, 2)}, tmp_path / "lora.safetensors")
+    modules = [path for path, _ in build(TINY).named_modules()]
+    found = read_lora(tmp_path / "lora.safetensors", module_names=modules, rename=keys.dit_name)
+    assert list(found.modules) == ["double_blocks.0.img_attn_qkv"] and not found.unmatched
 
 
 def gradients(model) -> tuple[torch.Tensor, torch.Tensor]:

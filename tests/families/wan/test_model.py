@@ -173,7 +173,7 @@ def test_reference_image_is_a_frame_before_the_video():
         model.ref_conv.weight.copy_(model.patch_embedding.weight[:, :, 0])
         model.ref_conv.bias.copy_(model.patch_embedding.bias)
     x_BCTHW, timestep_B, cond = inputs(config, frames=4)
-    wanted = velocity(model, x_BCTHW, timestep_B, cond)[:, :, 1:]
+    wanted = model(x_BCTHW, timestep_B, cond["text"])[:, :, 1:]
     found = velocity(model, x_BCTHW[:, :, 1:], timestep_B, {**cond, "reference": x_BCTHW[:, :, 0]})
     assert found.shape == wanted.shape and (found - wanted).abs().max() < 1e-5
 

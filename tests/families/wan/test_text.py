@@ -27,11 +27,11 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(models):
-    return text.load(models[2] / tiny.TEXT_NAME, device="cpu", dtype=torch.float32)
+    return text.load_umt5(models[2] / tiny.TEXT_NAME, device="cpu", dtype=torch.float32)
 
 
 def load(path, **options):
-    return text.load(path, device="cpu", dtype=torch.float32, **options)
+    return text.load_umt5(path, device="cpu", dtype=torch.float32, **options)
 
 
 def equal(ours, theirs):
@@ -44,12 +44,12 @@ def test_transformers_files_give_the_same_numbers(models, encoder, tmp_path):
     """`shared.weight`, `encoder.embed_tokens.weight`, or both may be in the file."""
     weights, _, folder = models
     renamed = {text_name(name): value for name, value in weights.items()}
-    wanted = text.encode(encoder, CAPTIONS)
+    wanted = text.states(encoder, CAPTIONS)
     table = renamed.pop("shared.weight")
     for names in (["shared.weight"], ["encoder.embed_tokens.weight"], ["shared.weight", "encoder.embed_tokens.weight"]):
         path = tmp_path / "model.safetensors"
         write_weights(path, renamed | dict.fromkeys(names, table))
-        equal(text.encode(load(path, tokenizer=str(folder / tiny.TOKENIZER_NAME)), CAPTIONS), wanted)
+        equal(text.states(load(path, tokenizer=str(folder / tiny.TOKENIZER_NAME)), CAPTIONS), wanted)
 
 
 def test_comfyui_file_brings_its_tokenizer(models, encoder, tmp_path):
@@ -59,7 +59,7 @@ def test_comfyui_file_brings_its_tokenizer(models, encoder, tmp_path):
     write_weights(tmp_path / "umt5_xxl_fp16.safetensors", tensors)
     found = load(tmp_path / "umt5_xxl_fp16.safetensors")
     assert "embedded" in found.tokenizer.source
-    equal(text.encode(found, CAPTIONS), text.encode(encoder, CAPTIONS))
+    equal(text.states(found, CAPTIONS), text.states(encoder, CAPTIONS))
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def scaled_fp8(models, tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
 def test_scaled_fp8_file(scaled_fp8, models, tmp_path):
     path, meant = scaled_fp8
     write_weights(tmp_path / "meant.safetensors", meant)
-    wanted = text.encode(load(tmp_path / "meant.safetensors", tokenizer=str(models[2] / tiny.TOKENIZER_NAME)), CAPTIONS)
-    read = torch.cat(text.encode(load(path), CAPTIONS)) - torch.cat(wanted)
+    wanted = text.states(load(tmp_path / "meant.safetensors", tokenizer=str(models[2] / tiny.TOKENIZER_NAME)), CAPTIONS)
+    read = torch.cat(text.states(load(path), CAPTIONS)) - torch.cat(wanted)
     assert read.norm() / torch.cat(wanted).norm() < 0.01  # multiplied out to bf16
     kept = load(path, fp8=True)
-    equal(text.encode(kept, CAPTIONS), wanted)  # the file's own codes: nothing is rounded twice
+    equal(text.states(kept, CAPTIONS), wanted)  # the file's own codes: nothing is rounded twice
     assert kept.model.encoder.block[0].layer[0].SelfAttention.q.codes.dtype == torch.float8_e4m3fn
 
 
@@ -97,8 +97,8 @@ def test_fp8_t5_is_close_and_small(models, encoder):
     """Plain casts to fp8 (musubi-tuner's --fp8_t5) lose small weights; scaled rows do not."""
     path = models[2] / tiny.TEXT_NAME
     half = load(path, fp8=True)
-    wanted = torch.cat(text.encode(encoder, CAPTIONS))
-    error = (torch.cat(text.encode(half, CAPTIONS)) - wanted).norm() / wanted.norm()
+    wanted = torch.cat(text.states(encoder, CAPTIONS))
+    error = (torch.cat(text.states(half, CAPTIONS)) - wanted).norm() / wanted.norm()
     assert error < 0.1
     linears = [layer for layer in half.model.modules() if type(layer).__name__ == "StoredFp8Linear"]
     assert len(linears) == 7 * tiny.TEXT_LAYERS
@@ -107,17 +107,17 @@ def test_fp8_t5_is_close_and_small(models, encoder):
     small = {name: value * 0.01 if ".attn.v." in name else value for name, value in models[0].items()}
     small = {name: value * 100 if ".attn.o." in name else value for name, value in small.items()}
     torch.save(small, path.with_name("small.pth"))
-    found = torch.cat(text.encode(load(path.with_name("small.pth"), fp8=True), CAPTIONS))
+    found = torch.cat(text.states(load(path.with_name("small.pth"), fp8=True), CAPTIONS))
     assert (found - wanted).norm() / wanted.norm() < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_number_formats(models, encoder, dtype):
     for fp8 in (False, True):
-        found = text.load(models[2] / tiny.TEXT_NAME, device="cpu", dtype=dtype, fp8=fp8)
-        states = text.encode(found, CAPTIONS)
+        found = text.load_umt5(models[2] / tiny.TEXT_NAME, device="cpu", dtype=dtype, fp8=fp8)
+        states = text.states(found, CAPTIONS)
         assert all(one.dtype == dtype for one in states)
-        wanted = torch.cat(text.encode(encoder, CAPTIONS))
+        wanted = torch.cat(text.states(encoder, CAPTIONS))
         assert (torch.cat(states).float() - wanted).norm() / wanted.norm() < 0.1
 
 
@@ -129,16 +129,16 @@ def test_transformers_own_forward_agrees(models, encoder):
         ids[index, : len(row)] = torch.tensor(row)
     with torch.no_grad():
         states = text.encode_ids(encoder.model, ids, (ids != 0).long())
-    equal(text.encode(encoder, CAPTIONS), [states[i, : len(row)] for i, row in enumerate(rows)])
+    equal(text.states(encoder, CAPTIONS), [states[i, : len(row)] for i, row in enumerate(rows)])
 
 
 def test_a_batch_gives_what_its_captions_give_alone(encoder):
-    equal(text.encode(encoder, CAPTIONS), [text.encode(encoder, [caption])[0] for caption in CAPTIONS])
-    assert text.encode(encoder, []) == []
+    equal(text.states(encoder, CAPTIONS), [text.states(encoder, [caption])[0] for caption in CAPTIONS])
+    assert text.states(encoder, []) == []
 
 
 def test_samples_for_the_cache_are_whole_and_unpadded(encoder):
-    samples = text.training_samples(encoder, CAPTIONS)
+    samples = text.encode(encoder, CAPTIONS)
     assert [list(sample) for sample in samples] == [["varlen_t5"]] * 3
     assert samples[1]["varlen_t5"].shape == (1, tiny.DIT_CONFIG.text_dim)
     states = samples[0]["varlen_t5"]
@@ -148,7 +148,7 @@ def test_samples_for_the_cache_are_whole_and_unpadded(encoder):
 def test_long_captions_are_cut_at_512_with_the_end_token(encoder):
     row = encoder.tokenizer.ids("circle " * 2000, limit=text.MAX_TOKENS)
     assert len(row) == 512 and row[-1] == encoder.tokenizer.end_id and row.count(encoder.tokenizer.end_id) == 1
-    assert text.encode(encoder, ["circle " * 2000])[0].shape[0] == 512
+    assert text.states(encoder, ["circle " * 2000])[0].shape[0] == 512
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_freeing(models):
     one.free()
     assert one.model is None
     with pytest.raises(RuntimeError, match="freed"):
-        text.encode(one, ["x"])
+        text.states(one, ["x"])
 
 
 def test_other_files_are_named(models, tmp_path):

@@ -30,9 +30,9 @@ def test_every_file_loads_like_a_public_one(models):
     dit = model.load(paths["dit"], task=tiny.TASK, device="cpu")
     assert dit.config == tiny.DIT_CONFIG
     assert vae.load(paths["vae"], device="cpu", dtype=None).latent_channels == dit.config.in_dim
-    encoder = text.load(paths["t5"], device="cpu", dtype=torch.float32)
+    encoder = text.load_umt5(paths["t5"], device="cpu", dtype=torch.float32)
     assert encoder.tokenizer.source == str(paths["tokenizer"])
-    states = text.encode(encoder, ["a red circle"])[0]
+    states = text.states(encoder, ["a red circle"])[0]
     assert states.shape[1] == dit.config.text_dim and 0.5 < states.std() < 2
 
 

@@ -1,0 +1,248 @@
+"""FramePack's own options, section by section. Standard library only. `options.py` turns them into what files take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...contract.options import Network, Output, Prompting
+from ...contract.schema import Section, opt, redefault, require
+from .sections import WINDOW
+
+NATIVE_FPS = 30
+NETWORK_MODULE = "networks.lora_framepack"
+
+ONE_FRAME = "one-frame training"
+MAGCACHE = "MagCache"
+
+# What FramePack cannot do yet: delete a row when the work is done. A key is an option, or `option=choice`.
+PENDING = {
+    "one_frame": ONE_FRAME,
+    "one_frame_no_2x": ONE_FRAME,
+    "one_frame_no_4x": ONE_FRAME,
+    "magcache_mag_ratios": MAGCACHE,
+    "magcache_retention_ratio": MAGCACHE,
+    "magcache_threshold": MAGCACHE,
+    "magcache_k": MAGCACHE,
+    "magcache_calibration": MAGCACHE,
+}
+
+
+# -------------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePack(Section, title="FramePack"):
+    """Which FramePack it is; no file says so itself."""
+
+    f1: bool = opt(False, "The model is FramePack F1, which makes a video forward in time.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackWindow(FramePack, title="FramePack"):
+    """Which FramePack it is, and how its sections are made and decoded."""
+
+    latent_window_size: int = opt(
+        WINDOW, "Latent frames in a section; the published models have 9.", low=1, high=1000, advanced=True
+    )
+    bulk_decode: bool = opt(
+        False, "Decode the whole video at once, instead of fading section into section: smoother, more memory."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackVae(
+    Section,
+    title="VAE",
+    accepted={"vae_chunk_size": "the VAE always goes through a clip piece by piece"},
+):
+    """How the VAE works through a clip."""
+
+    vae_tiling: bool = opt(False, "Work in tiles of 256 x 256 pixels: less memory, slightly lower quality.")
+    vae_spatial_tile_sample_min_size: int | None = opt(
+        None, "Work in tiles of so many pixels a side, a multiple of 32; implies --vae_tiling.", low=32, high=8192,
+        unit="pixels", advanced=True,
+    )  # fmt: skip
+    vae_chunk_size: int | None = opt(
+        None, "Frames that the VAE's convolutions take at once.", low=1, unit="frames", advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackText(Section, title="Text encoders"):
+    """LLaMA for the details, CLIP for the gist."""
+
+    text_encoder1: str | None = opt(
+        None, "LLaVA-LLaMA-3-8B: a single file such as llava_llama3_fp16.safetensors, or a folder.",
+        file_kind="text_encoder", metavar="FILE",
+    )  # fmt: skip
+    text_encoder2: str | None = opt(
+        None, "CLIP-L: a single file such as clip_l.safetensors, or a folder.", file_kind="text_encoder",
+        metavar="FILE",
+    )  # fmt: skip
+    fp8_llm: bool = opt(False, "Keep LLaMA in fp8: half the memory.")
+    tokenizer1: str | None = opt(
+        None, "LLaMA's tokenizer.json or its folder. Default: looked for in the encoder's file, beside it and in the "
+        "local hub cache.", file_kind="tokenizer", advanced=True, metavar="PATH",
+    )  # fmt: skip
+    tokenizer2: str | None = opt(
+        None, "CLIP's tokenizer. Default: looked for beside the encoder and in the local hub cache.",
+        file_kind="tokenizer", advanced=True, metavar="PATH",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackTextCaching(FramePackText, title="Text encoders"):
+    """LLaMA for the details, CLIP for the gist."""
+
+    text_encoder1: str = require(FramePackText, "text_encoder1")
+    text_encoder2: str = require(FramePackText, "text_encoder2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackTextGeneration(FramePackText, title="Text encoders"):
+    """LLaMA for the details, CLIP for the gist."""
+
+    custom_system_prompt: str | None = opt(
+        None, "What LLaMA is told to look at in a prompt. Default: the text that the model was trained with.",
+        advanced=True, metavar="TEXT",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackImage(Section, title="Image encoder"):
+    """SigLIP, through which the model sees the start image."""
+
+    image_encoder: str | None = opt(
+        None, "SigLIP: a single file such as sigclip_vision_patch14_384.safetensors, or a folder.",
+        file_kind="clip_vision", metavar="FILE",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackImageCaching(FramePackImage, title="Image encoder"):
+    """SigLIP, through which the model sees the start image."""
+
+    image_encoder: str = require(FramePackImage, "image_encoder")
+
+
+# ------------------------------------------------------------------------------------------- training and one frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackNetwork(Network, title="LoRA"):
+    """FramePack's LoRA sits in the linear layers of every block."""
+
+    network_module: str = redefault(Network, "network_module", NETWORK_MODULE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackOneFrame(Section, title="One frame", late=True, pending=PENDING):
+    """Single images instead of videos."""
+
+    one_frame: bool = opt(False, "Work on single frames with control images.", advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackOneFrameCaching(FramePackOneFrame, title="One frame"):
+    """Single images instead of videos."""
+
+    one_frame_no_2x: bool = opt(False, "Leave out the zeros at 2x.", advanced=True)
+    one_frame_no_4x: bool = opt(False, "Leave out the zeros at 4x.", advanced=True)
+
+
+# ------------------------------------------------------------------------------------------------------- generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackPrompting(
+    Prompting, title="What to generate", accepted={"cpu_noise": "FramePack always draws its noise on the CPU"}
+):
+    """Prompt, size and the way through the noise. Prompts may change: 0:first part;;;1-2:then;;;-1:the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackLength(Section, title="Length and sections"):
+    """A video is made in sections of 36 frames."""
+
+    video_seconds: float = opt(
+        5.0, "How long, at 30 frames a second, to the nearest section.", low=0, high=600, unit="seconds"
+    )
+    video_sections: int | None = opt(None, "How many sections; wins over --video_seconds.", low=1, high=1000)
+    latent_paddings: str | None = opt(
+        None, "Distance of each section from the start, the last section first, such as 3,2,1,0. Not for F1.",
+        advanced=True, metavar="N,N",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackOutput(Output, title="Output"):
+    """FramePack was trained on 30 frames a second."""
+
+    fps: int = redefault(Output, "fps", NATIVE_FPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackInputs(Section, title="Images", late=True):
+    """Pictures that a generation starts from and ends with."""
+
+    image_path: str | None = opt(
+        None, "Image that the video starts from; sections may have their own: 0:a.png;;;-1:b.png.",
+        file_kind="image", metavar="FILE",
+    )  # fmt: skip
+    end_image_path: str | None = opt(
+        None, "Image that the video ends with. Not for F1.", file_kind="image", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackGuidance(Section, title="Guidance", late=True):
+    """How strongly the prompt pulls."""
+
+    embedded_cfg_scale: float = opt(10.0, "Guidance that the model itself applies; made for 10.", low=0, high=1000)
+    guidance_rescale: float = opt(
+        0.0, "Bring the contrast of --guidance_scale back, 0 to 1.", low=0, high=1, advanced=True
+    )
+    rope_scaling_factor: float = opt(
+        0.5, "Scale places in height and width, for high resolutions.", low=0.01, high=100, advanced=True
+    )
+    rope_scaling_timestep_threshold: int | None = opt(
+        None, "Scale them at this timestep (0 to 1000) and above; about 800 is a good start. Default: never.", low=0,
+        high=1000, advanced=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackSingle(Section, title="One frame", late=True):
+    """Single images instead of videos."""
+
+    one_frame_inference: str | None = opt(
+        None, "Make one frame only, such as target_index=1,control_index=0;10.", advanced=True, metavar="SETTINGS"
+    )
+    one_frame_auto_resize: bool = opt(
+        False, "Take the shape of the first control image, at about the area of --video_size.", advanced=True
+    )
+    control_image_path: tuple[str, ...] = opt(
+        (),
+        "Control images; where one has alpha, only its opaque parts count.",
+        file_kind="image",
+        advanced=True,
+        metavar="FILE",
+    )
+    control_image_mask_path: tuple[str, ...] = opt(
+        (), "Masks of the control images, white where they count.", file_kind="image", advanced=True, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePackMagCache(Section, title="MagCache", late=True, pending=PENDING):
+    """Skipping steps that would change little."""
+
+    magcache_mag_ratios: str | None = opt(
+        None, "Switch it on with these ratios of magnitudes; 0 for the usual ones.", advanced=True, metavar="X,X"
+    )
+    magcache_retention_ratio: float = opt(
+        0.2, "Share of the steps that are never skipped.", low=0, high=1, advanced=True
+    )
+    magcache_threshold: float = opt(0.24, "Error up to which steps are skipped.", low=0, advanced=True)
+    magcache_k: int = opt(6, "Skip at most so many steps in a row.", low=0, advanced=True)
+    magcache_calibration: bool = opt(False, "Measure the ratios of a model.", advanced=True)

@@ -1,0 +1,174 @@
+"""How a FramePack video comes about: section after section, each beside the history that was made so far.
+
+The first release makes the last section first and puts each new one in front of the history; F1 goes forward and puts
+it behind. Prompts and start images may differ from section to section (`;;;`, see `sections`). The noise of all
+sections comes from one generator on the CPU, so that a seed gives the same video on every machine.
+Does not know solvers: `denoise` is handed in and called once a section. Given up: MagCache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops.sigmas import framepack_mu
+from ...parts.batching import batch_of_one
+from ..contract import Denoise, Encoders, Request, Velocity
+from . import image, model, one_frame, pictures
+from .sections import HISTORY_FRAMES, Section, choose, f1_layout, parse_sections, plain_layout, plan
+from .vae import IMAGE_STATES, LATENT_CHANNELS, history_tensors
+
+PATCH_CELLS = 4  # latent pixels in a token
+Texts = Mapping[str, Mapping[str, Tensor]]
+
+
+def texts(request: Request) -> list[str]:
+    """The prompts of all sections; the negative prompt only where guidance needs it."""
+    wanted = list(dict.fromkeys(_prompts(request).values()))
+    return [*wanted, request.negative_prompt] if request.guided else wanted
+
+
+def _prompts(request: Request) -> dict[int, str]:
+    return parse_sections(request.prompt) or {0: ""}
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
+    """ "starts" and "images": latents [C, 1, H, W] and SigLIP states [L, D] for sections, keyed as in the `;;;` text;
+    "end": latents of the end image, or None. For one frame see `one_frame.prepare`.
+
+    Without a start image the VAE sees grey and SigLIP black, as in musubi-tuner.
+    """
+    settings, size = request.settings, (request.width, request.height)
+    if settings["one_frame"] is not None:
+        return one_frame.prepare(request, encoders)
+    paths: dict[int, Path] = dict(settings["image_path"])
+    shown = {path: pictures.picture(path, size) for path in paths.values()}
+    starts = {path: pictures.latent(picture, encoders) for path, picture in shown.items()}
+    states = {path: image.encode(encoders.image, [picture])[0].cpu() for path, picture in shown.items()}
+    given = {
+        "starts": {index: starts[path] for index, path in paths.items()},
+        "images": {index: states[path] for index, path in paths.items()},
+        "end": None,
+    }
+    if not paths:
+        given["starts"] = {0: pictures.grey_latent(size, encoders)}
+        given["images"] = {0: image.encode(encoders.image, [pictures.black(size)])[0].cpu()}
+    if settings["end_image_path"] is not None:
+        given["end"] = pictures.latent(pictures.picture(settings["end_image_path"], size), encoders)
+    return given
+
+
+# ---------------------------------------------------------------------------------------------------------- sections
+
+
+@torch.no_grad()
+def video_latents(
+    dit: nn.Module,
+    request: Request,
+    *,
+    texts: Texts,
+    inputs: Mapping[str, Any],
+    denoise: Denoise,
+    device: torch.device,
+) -> Tensor:
+    """Clean latents [1, C, 1 + sections * window, H, W]: the start frame and all sections, float32 in main memory; for
+    one frame [1, C, 1, H, W].
+    """
+    settings, prompts = request.settings, _prompts(request)
+    f1, window = settings["f1"], settings["latent_window_size"]
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+
+    def made_of(prompt: str, given: Mapping[str, Tensor], *, frames: int, label: str = "") -> Tensor:
+        """One call of `denoise`: clean latents [C, T, H, W]."""
+        size = given["latents_clean"].shape[2:]
+        noise_BCTHW = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator)
+        shift = request.shift
+        if shift is None:
+            shift = math.exp(framepack_mu(frames * size[0] * size[1] // PATCH_CELLS))
+        clean_BCTHW = denoise(
+            _velocity(dit, request, texts[prompt], given, device),
+            _velocity(dit, request, texts[request.negative_prompt], given, device) if request.guided else None,
+            noise_BCTHW.to(device),
+            shift=shift,
+            solver=settings["solver"],
+            rescale=settings["guidance_rescale"],
+            label=label,
+        )
+        return clean_BCTHW[0].float().cpu()
+
+    if settings["one_frame"] is not None:
+        return made_of(prompts[0], one_frame.conditioning(request, inputs), frames=1).unsqueeze(0)
+    order = plan(settings["video_sections"], f1=f1, paddings=settings["latent_paddings"])
+    made = _History(inputs, f1=f1)
+    for number, section in enumerate(order, 1):
+        label = f"section {number} of {len(order)}" if len(order) > 1 else ""
+        given = made.conditioning(section, window)
+        made.add(made_of(choose(prompts, section), given, frames=window, label=label))
+    return made.video(choose(inputs["starts"], order[-1])).unsqueeze(0)
+
+
+class _History:
+    """What was made so far, with zeros where nothing was; the end image, if there is one, stands right behind the end
+    of a video that is made backwards."""
+
+    def __init__(self, inputs: Mapping[str, Any], *, f1: bool):
+        self._inputs, self._f1, self._made = inputs, f1, 0
+        start_CTHW = inputs["starts"][0].float()
+        zeros_CTHW = start_CTHW.new_zeros(LATENT_CHANNELS, HISTORY_FRAMES, *start_CTHW.shape[2:])
+        if f1:
+            self._latents_CTHW = torch.cat([zeros_CTHW, start_CTHW], dim=1)
+        else:
+            self._latents_CTHW = zeros_CTHW
+            if inputs["end"] is not None:
+                self._latents_CTHW[:, :1] = inputs["end"]
+
+    def conditioning(self, section: Section, window: int) -> dict[str, Tensor]:
+        """One section's conditioning by the names of a cache file."""
+        start_CTHW = choose(self._inputs["starts"], section).float()
+        layout = f1_layout(window=window) if self._f1 else plain_layout(section.padding, window=window)
+        tensors = history_tensors(start_CTHW, self._latents_CTHW, layout, f1=self._f1)
+        return {**tensors, IMAGE_STATES: choose(self._inputs["images"], section)}
+
+    def add(self, section_CTHW: Tensor) -> None:
+        parts = [self._latents_CTHW, section_CTHW] if self._f1 else [section_CTHW, self._latents_CTHW]
+        self._latents_CTHW = torch.cat(parts, dim=1)
+        self._made += section_CTHW.shape[1]
+
+    def video(self, start_CTHW: Tensor) -> Tensor:
+        """The start frame and all sections in the order of time."""
+        if self._f1:
+            return self._latents_CTHW[:, HISTORY_FRAMES:]
+        return torch.cat([start_CTHW.float(), self._latents_CTHW[:, : self._made]], dim=1)
+
+
+def _velocity(
+    dit: nn.Module, request: Request, words: Mapping[str, Tensor], given: Mapping[str, Tensor], device: torch.device
+) -> Velocity:
+    """The DiT under one text and one section's history. Places and lengths are read here, once, in main memory."""
+    batch = batch_of_one({**words, **given}, device="cpu")
+    cond = model.cond_from_batch(
+        batch, guidance_scale=request.settings["embedded_cfg_scale"], rope_scaling=request.settings["rope_scaling"]
+    )
+    cond = {name: _moved(value, device) for name, value in cond.items()}
+
+    def velocity(x_BCTHW: Tensor, timestep_B: Tensor) -> Tensor:
+        return model.velocity(dit, x_BCTHW, timestep_B, cond)
+
+    return velocity
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, and lists of tensors, on `device`; numbers as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [tensor.to(device) for tensor in value]
+    return value

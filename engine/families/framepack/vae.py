@@ -1,0 +1,216 @@
+"""HunyuanVideo's VAE as FramePack uses it: latents times SCALING_FACTOR, training samples by section, and decoding.
+
+The network is `parts.hunyuan_vae`. A clip is trained on in sections (`sections`), each with the history that a
+generation would have when it comes to it: what follows for the first release, what came before for F1.
+Decoding section by section repeats what the published code does: every section is decoded together with its
+neighbour, and the pixels fade into each other where they overlap; `bulk` decodes everything at once.
+
+A cache holds one draw of the posterior, with a seed that follows from the clip, so that caching again gives the same
+file; what a generation starts from is the posterior's mean. Tiles in time keep memory bounded; tiles in space are made
+only when asked for.
+Given up: one-frame samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...contract.errors import DataError
+from ...parts import hunyuan_vae
+from ...parts.hunyuan_vae import LATENT_CHANNELS, SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
+from ...parts.hunyuan_vae_network import HunyuanVae
+from ...parts.weights import open_weights
+from ..contract import Clips
+from . import image
+from .detect import check_role
+from .sections import (
+    F1_HISTORY,
+    HISTORY_FRAMES,
+    PLAIN_HISTORY,
+    WINDOW,
+    Layout,
+    f1_layout,
+    frames_used,
+    plain_layout,
+    plan,
+    section_pixel_frames,
+    sections_in,
+)
+
+__all__ = [
+    "CACHE_DTYPE", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "FramePackVae", "compute_dtype", "decode",
+    "decode_frames", "encode", "history_tensors", "load", "sample_count", "training_samples",
+]  # fmt: skip
+
+CACHE_DTYPE = torch.float16
+TILE_FRAMES = 64
+SECTION_TILE_FRAMES = 80  # a section of 9 latent frames with its neighbour is decoded whole
+IMAGE_STATES = "image_embeddings"
+
+
+@dataclass(frozen=True)
+class FramePackVae:
+    """The network, and the size of tiles in space in pixels; None: no such tiles."""
+
+    network: HunyuanVae
+    tile_pixels: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def tiles(self, frames: int) -> Tiles:
+        return Tiles(frames=frames, pixels=self.tile_pixels)
+
+
+def load(
+    path: str | Path, *, device: torch.device | str, dtype: torch.dtype | None, tile_pixels: int | None = None
+) -> FramePackVae:
+    """Load a HunyuanVideo VAE of any public layout. `dtype` None keeps the file's.
+
+    `tile_pixels` (a multiple of 32): work in tiles of this height and width; None: whole pictures.
+    Raises WeightsError when the file is not such a VAE.
+    """
+    file = open_weights(path, role="--vae")
+    check_role(file.shapes, wanted="vae", flag="--vae", source=f"--vae {file.path.name}")
+    vae = FramePackVae(hunyuan_vae.load(file, device=device, dtype=dtype), tile_pixels)
+    vae.tiles(TILE_FRAMES)  # refuses sizes that do not divide, before anything is encoded
+    return vae
+
+
+def encode(vae: FramePackVae, clip_BCFHW: Tensor) -> Tensor:
+    """RGB in -1..1, 4n+1 frames, to float32 latents_BCTHW as the DiT takes them: the posterior's mean, scaled."""
+    return hunyuan_vae.encode(vae.network, clip_BCFHW, tiles=vae.tiles(TILE_FRAMES)).mean_BCTHW * SCALING_FACTOR
+
+
+def decode(vae: FramePackVae, latents_BCTHW: Tensor) -> Tensor:
+    """All at once to a clip_BCFHW in main memory, RGB in -1..1, clamped."""
+    return torch.cat([chunk.cpu() for chunk in decode_frames(vae, latents_BCTHW, bulk=True)], dim=2)
+
+
+# -------------------------------------------------------------------------------------------------- training samples
+
+
+def sample_count(frames: int, *, window: int, f1: bool = False) -> int:
+    """How many sections a clip of so many pixel frames has. DataError when there is none."""
+    if frames == 1:
+        raise DataError(
+            "An image has no sections, and FramePack trains on sections of videos.",
+            f"Use clips of {TIME_STRIDE * window + 1} frames or more; single images need one-frame training.",
+        )
+    return sections_in((frames - 1) // TIME_STRIDE + 1, window=window)
+
+
+def training_samples(
+    vae: FramePackVae, clips: Clips, *, dtype: torch.dtype, image_encoder: Any = None, f1: bool = False
+) -> list[list[dict[str, Tensor]]]:
+    """For each clip its sections in the order of time, each with history, places in time and SigLIP's states.
+
+    Frames behind the last whole section are left out. `f1`: history as F1 has it. DataError when a clip is too short.
+    """
+    frames = clips.frames_BCFHW.shape[2]
+    sample_count(frames, window=clips.window)
+    used = (frames_used((frames - 1) // TIME_STRIDE + 1, window=clips.window) - 1) * TIME_STRIDE + 1
+    if image_encoder is None:
+        raise DataError("FramePack's samples need SigLIP's view of the first frame.", "Give --image_encoder.")
+    pixels_BCFHW = clips.frames_BCFHW[:, :, :used]
+    drawn_BCTHW = hunyuan_vae.seeded_latents(vae.network, pixels_BCFHW, tiles=vae.tiles(TILE_FRAMES))
+    latents_BCTHW = (drawn_BCTHW * SCALING_FACTOR).to(dtype)
+    states_BLD = image.encode_pixels(image_encoder, clips.frames_BCFHW[:, :, 0]).to(dtype)
+    sections_of = _f1_sections if f1 else _plain_sections
+    return [
+        [{**section, IMAGE_STATES: states_LD} for section in sections_of(latents_CTHW, clips.window)]
+        for latents_CTHW, states_LD in zip(latents_BCTHW, states_BLD, strict=True)
+    ]
+
+
+def history_tensors(start_CTHW: Tensor, history_CTHW: Tensor, layout: Layout, *, f1: bool) -> dict[str, Tensor]:
+    """The conditioning of one section by the names of a cache file, from the start frame and at least 19 frames of
+    history: the newest first for the first release, last for F1."""
+    newest, middle, oldest = (history_CTHW[:, part] for part in (F1_HISTORY if f1 else PLAIN_HISTORY))
+    return {
+        "latents_clean": torch.cat([start_CTHW, newest], dim=1),
+        "latents_clean_2x": middle,
+        "latents_clean_4x": oldest,
+        "latent_indices": torch.tensor(layout.target),
+        "clean_latent_indices": torch.tensor(layout.clean),
+        "clean_latent_2x_indices": torch.tensor(layout.clean_2x),
+        "clean_latent_4x_indices": torch.tensor(layout.clean_4x),
+    }
+
+
+def _nothing_yet(latents_CTHW: Tensor) -> Tensor:
+    """History before anything was made: zeros."""
+    return latents_CTHW.new_zeros(latents_CTHW.shape[0], HISTORY_FRAMES, *latents_CTHW.shape[2:])
+
+
+def _plain_sections(latents_CTHW: Tensor, window: int) -> list[dict[str, Tensor]]:
+    """The first release: the history of a section is what follows it in time."""
+    padded_CTHW = torch.cat([latents_CTHW, _nothing_yet(latents_CTHW)], dim=1)
+    samples = {}
+    for section in plan((latents_CTHW.shape[1] - 1) // window):
+        first = section.first_frame(window)
+        layout = plain_layout(section.padding, window=window)
+        conditioning = history_tensors(latents_CTHW[:, :1], padded_CTHW[:, first + window :], layout, f1=False)
+        samples[section.index] = {"latents": latents_CTHW[:, first : first + window], **conditioning}
+    return [samples[index] for index in sorted(samples)]
+
+
+def _f1_sections(latents_CTHW: Tensor, window: int) -> list[dict[str, Tensor]]:
+    """F1: the history of a section is what came before it, the start frame included."""
+    padded_CTHW = torch.cat([_nothing_yet(latents_CTHW), latents_CTHW], dim=1)
+    samples = []
+    for section in plan((latents_CTHW.shape[1] - 1) // window, f1=True):
+        first = section.first_frame(window)
+        before_CTHW = padded_CTHW[:, : HISTORY_FRAMES + first]
+        conditioning = history_tensors(latents_CTHW[:, :1], before_CTHW, f1_layout(window=window), f1=True)
+        samples.append({"latents": latents_CTHW[:, first : first + window], **conditioning})
+    return samples
+
+
+# ----------------------------------------------------------------------------------------------------------- decoding
+
+
+def decode_frames(
+    vae: FramePackVae, latents_BCTHW: Tensor, *, window: int = WINDOW, bulk: bool = False
+) -> Iterator[Tensor]:
+    """clip_BCFHW pieces along F in order, float32 RGB in -1..1: n latent frames make 4n-3 frames.
+
+    Section by section, or with `bulk` in one go. How many sections there are is read off the latents (musubi-tuner
+    takes it from --video_seconds even where --video_sections was given). DataError when they are not whole sections.
+    """
+    latents_BCTHW = latents_BCTHW / SCALING_FACTOR
+    total = latents_BCTHW.shape[2]
+    if bulk or total == 1:
+        return hunyuan_vae.decode_frames(vae.network, latents_BCTHW, tiles=vae.tiles(TILE_FRAMES))
+    if (total - 1) % window:
+        raise DataError(
+            f"{total} latent frames are not a start frame and whole sections of {window}.",
+            "Give the --latent_window_size that they were made with, or --bulk_decode.",
+        )
+    return _decode_sections(vae, latents_BCTHW, window)
+
+
+def _decode_sections(vae: FramePackVae, latents_BCTHW: Tensor, window: int) -> Iterator[Tensor]:
+    """Each section with its neighbour; where two overlap the earlier one fades out, the later one in."""
+    overlap, tail = section_pixel_frames(window), None
+    count = (latents_BCTHW.shape[2] - 1) // window
+    for index in range(count):
+        first = 0 if index == 0 else 1 + index * window
+        piece = latents_BCTHW[:, :, first : 1 + (index + 2) * window]
+        tiles = vae.tiles(SECTION_TILE_FRAMES)
+        pixels = torch.cat([p.cpu() for p in hunyuan_vae.decode_frames(vae.network, piece, tiles=tiles)], dim=2)
+        if tail is not None:
+            later_F = torch.linspace(0, 1, overlap).view(1, 1, -1, 1, 1)
+            pixels[:, :, :overlap] = torch.lerp(tail, pixels[:, :, :overlap], later_F)
+        if index == count - 1:
+            yield pixels
+        else:
+            yield pixels[:, :, :-overlap]
+            tail = pixels[:, :, -overlap:]

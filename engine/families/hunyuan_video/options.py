@@ -1,0 +1,386 @@
+"""HunyuanVideo's own options and defaults, SkyReels V1's too. Standard library only: ComfyUI and `--help` read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...contract.errors import OptionError
+from ...contract.options import (
+    Attention,
+    AttentionMode,
+    Caching,
+    GenerationMemory,
+    GenerationModels,
+    GenerationPrecision,
+    LatentCaching,
+    LoraStack,
+    Models,
+    Network,
+    Output,
+    Prompting,
+    Timesteps,
+    TrainingMemory,
+    TrainingModels,
+    TrainingPrecision,
+)
+from ...contract.options.models import Dtype
+from ...contract.schema import Section, opt, redefault, require
+
+if TYPE_CHECKING:
+    from ...contract.job import Job
+
+TITLE = "HunyuanVideo"
+ARCHITECTURE = "hv"
+ARCHITECTURE_FULL = "hunyuan_video"
+NATIVE_FPS = 24
+LATENT_SCALE = 0.476986
+NETWORK_MODULE = "networks.lora"
+MODELSPEC_ARCHITECTURE = "hunyuan-video"
+MODELSPEC_IMPLEMENTATION = "https://github.com/Tencent/HunyuanVideo"
+TEXT_FILES = ("text_encoder1", "text_encoder2")
+IMAGE_FILES = ()
+PROMPT_LETTERS = {"g": "guidance_scale"}  # embedded guidance, as in musubi-tuner's sample prompts; --l is the other
+
+TILE_STEP = 32  # pixels: a quarter of a tile, which overlaps, is made of whole latents
+TILE = 256
+IMAGE_CHANNELS = 32  # of a DiT that takes an image's latents beside the noisy ones
+TASKS = {16: "t2v", IMAGE_CHANNELS: "skyreels-i2v"}
+ACCEPTED = {
+    "vae_chunk_size": "the VAE cuts long clips into pieces by itself, with the same result",
+    "img_in_txt_in_offloading": "the embedders, 0.6 GB, stay with the DiT",
+    "split_attn": "attention never pads the items of a batch, so there is nothing to split",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanDit(Section, title="HunyuanVideo", accepted=ACCEPTED):
+    """Which DiT it is; its sizes are read from the file."""
+
+    dit_in_channels: int | None = opt(
+        None, "Input channels: 32 for SkyReels V1 image-to-video, 16 for all others. Default: 32 in generation with "
+        "--image_path, else 16.", advanced=True,
+    )  # fmt: skip
+    img_in_txt_in_offloading: bool = opt(False, "Keep the embedders in main memory.", advanced=True)
+
+    def __post_init__(self) -> None:
+        if self.dit_in_channels not in (None, *TASKS):
+            raise OptionError(
+                f"--dit_in_channels {self.dit_in_channels}: HunyuanVideo DiTs take {' or '.join(map(str, TASKS))}.",
+                hint="Use 32 for SkyReels V1 image-to-video, else leave it out.",
+                names=("dit_in_channels",),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanTrainedDit(HunyuanDit, title="HunyuanVideo"):
+    """Which DiT it is; its sizes are read from the file."""
+
+    dit_dtype: Dtype | None = opt(None, "Number format of the DiT's weights. Default: the file's.", advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanText(Section, title="Text encoders"):
+    """LLaVA-LLaMA-3 and CLIP-L."""
+
+    text_encoder1: str | None = opt(
+        None, "LLaVA-LLaMA-3-8B: ComfyUI's llava_llama3_fp16.safetensors or a transformers folder.",
+        file_kind="text_encoder", metavar="FILE",
+    )  # fmt: skip
+    text_encoder2: str | None = opt(
+        None, "CLIP-L: ComfyUI's clip_l.safetensors or a transformers folder.", file_kind="text_encoder",
+        metavar="FILE",
+    )  # fmt: skip
+    text_encoder_dtype: Dtype | None = opt(
+        None, "Number format in which the text encoders compute. Default: float16.", advanced=True
+    )
+    fp8_llm: bool = opt(False, "Keep LLaVA-LLaMA-3 in fp8: 8 GB instead of 14.")
+    tokenizer1: str | None = opt(
+        None, "Tokenizer of --text_encoder1: tokenizer.json or its folder. Default: looked for in the file, beside it "
+        "and in the local hub cache.", file_kind="tokenizer", advanced=True, metavar="PATH",
+    )  # fmt: skip
+    tokenizer2: str | None = opt(
+        None, "Tokenizer of --text_encoder2: tokenizer.json, vocab.json with merges.txt, or their folder. Default: "
+        "looked for in the same way.", file_kind="tokenizer", advanced=True, metavar="PATH",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanTextCaching(HunyuanText, title="Text encoders"):
+    """LLaVA-LLaMA-3 and CLIP-L."""
+
+    text_encoder1: str = require(HunyuanText, "text_encoder1")
+    text_encoder2: str = require(HunyuanText, "text_encoder2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanVae(Section, title="VAE", accepted=ACCEPTED):
+    """How the VAE works through a clip: long ones always go through in pieces, large ones in tiles if wanted."""
+
+    vae_tiling: bool = opt(False, "Work in tiles of 256 pixels: less memory. Videos are always decoded so.")
+    vae_spatial_tile_sample_min_size: int | None = opt(
+        None, "Size of these tiles, a multiple of 32; smaller takes less memory.", low=TILE_STEP, unit="pixels"
+    )
+    vae_chunk_size: int | None = opt(None, "Frames that a convolution takes at once.", low=1, advanced=True)
+
+    def __post_init__(self) -> None:
+        size = self.vae_spatial_tile_sample_min_size
+        if size is not None and size % TILE_STEP:
+            below = size // TILE_STEP * TILE_STEP
+            raise OptionError(
+                f"--vae_spatial_tile_sample_min_size: {size} is not a multiple of {TILE_STEP}: use {below} or "
+                f"{below + TILE_STEP}.",
+                hint="Tiles overlap by a quarter, in whole latents of 8 pixels.",
+                names=("vae_spatial_tile_sample_min_size",),
+            )
+
+    @property
+    def encode_tile(self) -> int | None:
+        """Size of the tiles in which clips are encoded; None: whole."""
+        return self.vae_spatial_tile_sample_min_size or (TILE if self.vae_tiling else None)
+
+    @property
+    def decode_tile(self) -> int:
+        """Size of the tiles in which videos are decoded."""
+        return self.vae_spatial_tile_sample_min_size or TILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanNetwork(Network, title="LoRA"):
+    """HunyuanVideo's LoRA sits in all linear layers of every block but the modulation."""
+
+    network_module: str = redefault(Network, "network_module", NETWORK_MODULE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanOutput(Output, title="Output"):
+    """HunyuanVideo was trained on 24 frames a second."""
+
+    fps: int = redefault(Output, "fps", NATIVE_FPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanPrompting(Prompting, title="What to generate"):
+    """Prompt, size, length and the way through the noise."""
+
+    video_length: int = redefault(Prompting, "video_length", 129)
+    infer_steps: int = redefault(Prompting, "infer_steps", 50)
+    guidance_scale: float = redefault(Prompting, "guidance_scale", 1.0)
+    flow_shift: float = redefault(Prompting, "flow_shift", 7.0)
+    sample_solver: Literal["unipc", "dpm++", "euler", "vanilla"] = redefault(Prompting, "sample_solver", "euler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanLoraStack(LoraStack, title="LoRA"):
+    """LoRA files that are merged into the model."""
+
+    exclude_single_blocks: bool = opt(False, "Merge into the double-stream blocks only.", advanced=True)
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """`exclude_patterns`, one for each file, with the single-stream blocks where these are left out."""
+        if not self.exclude_single_blocks:
+            return self.exclude_patterns
+        given = (*self.exclude_patterns, *[""] * len(self.lora_weight))[: len(self.lora_weight)]
+        return tuple(f"(?:{pattern})|{SINGLE_BLOCKS}" if pattern else SINGLE_BLOCKS for pattern in given)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "exclude_patterns", self.excluded)
+        object.__setattr__(self, "exclude_single_blocks", False)
+
+
+SINGLE_BLOCKS = "single_blocks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanGuidance(Section, title="Guidance", accepted=ACCEPTED):
+    """The scale that the model is told (embedded), and how the other kind is worked out."""
+
+    embedded_cfg_scale: float = opt(
+        6.0, "Guidance that the model knows by itself, without doubling the time. SkyReels: 1.", low=0, high=100
+    )
+    split_uncond: bool = opt(
+        False, "With --guidance_scale: ask for the two predictions one after the other. Slower, less memory."
+    )
+    split_attn: bool = opt(False, "Compute attention one item of the batch at a time.", advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanInputs(Section, title="Image and video", late=True):
+    """A picture or a video that the generation starts from."""
+
+    image_path: str | None = opt(
+        None, "Image that the video starts from, for SkyReels V1 image-to-video.", file_kind="image", metavar="FILE"
+    )
+    video_path: str | None = opt(
+        None, "Video to be remade; its first frames are used.", file_kind="video", metavar="FILE"
+    )
+    strength: float = opt(
+        0.8, "How much of --video_path is remade: the share of the steps that is walked.", low=0.01, high=1
+    )
+
+    def __post_init__(self) -> None:
+        if self.image_path is not None and self.video_path is not None:
+            raise OptionError(
+                "--image_path and --video_path are two ways to begin a video.",
+                hint="Keep one of them.",
+                names=("image_path", "video_path"),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What HunyuanVideo was made for."""
+
+    video_length: int = 129
+    infer_steps: int = 50
+    flow_shift: float = 7.0
+    guidance_scale: float = 1.0
+    negative_prompt: str = ""
+
+
+# The family's part of each command. A subclass takes the place of the shared section it is made from.
+SECTIONS: dict[str, tuple[type[Section], ...]] = {
+    "cache-latents": (Models, HunyuanVae, LatentCaching),
+    "cache-text": (HunyuanTextCaching, Caching),
+    "train": (
+        TrainingModels, HunyuanTrainedDit, HunyuanVae, HunyuanText, TrainingPrecision, TrainingMemory, Attention,
+        HunyuanNetwork,
+    ),
+    "generate": (
+        HunyuanPrompting, GenerationModels, HunyuanDit, HunyuanVae, HunyuanText, GenerationPrecision, GenerationMemory,
+        AttentionMode, HunyuanGuidance, HunyuanLoraStack, HunyuanOutput, HunyuanInputs,
+    ),
+}  # fmt: skip
+
+# musubi-tuner's scripts for this family.
+SCRIPTS = {
+    "cache_latents": "cache-latents",
+    "cache_text_encoder_outputs": "cache-text",
+    "hv_train_network": "train",
+    "hv_generate_video": "generate",
+}
+
+EXAMPLES = {
+    "cache-latents": "--dataset_config dataset.toml --vae hunyuan_video_vae_bf16.safetensors",
+    "cache-text": "--dataset_config dataset.toml --text_encoder1 llava_llama3_fp16.safetensors "
+    "--text_encoder2 clip_l.safetensors",
+    "train": "--dataset_config dataset.toml --dit mp_rank_00_model_states.pt --timestep_sampling shift "
+    "--discrete_flow_shift 7 --learning_rate 2e-4 --network_dim 32 --gradient_checkpointing "
+    "--fp8_scaled",
+    "generate": "--dit mp_rank_00_model_states.pt --vae hunyuan_video_vae_bf16.safetensors "
+    "--text_encoder1 llava_llama3_fp16.safetensors --text_encoder2 clip_l.safetensors "
+    '--prompt "a cat" --save_path videos',
+}
+
+
+def rules(job: Job) -> None:
+    """What the options demand of each other. Raises OptionError."""
+    if job.command.verb != "generate" or job[Output].latent_path or job[LoraStack].save_merged_model is not None:
+        return
+    for name in TEXT_FILES:
+        if getattr(job[HunyuanText], name) is None:
+            raise OptionError(
+                f"--{name} is required to encode the prompt.",
+                hint="Add --text_encoder1 with LLaVA-LLaMA-3-8B and --text_encoder2 with CLIP-L.",
+                names=(name,),
+            )
+    if job[HunyuanInputs].image_path is not None and task(job) == "t2v":
+        raise OptionError(
+            "--image_path needs a DiT of 32 input channels, but --dit_in_channels is 16.",
+            hint="Leave out --dit_in_channels and give a SkyReels V1 image-to-video --dit.",
+            names=("image_path", "dit_in_channels"),
+        )
+
+
+def task(job: Job) -> str:
+    """What the job asks of the checkpoint: "t2v" or "skyreels-i2v"."""
+    given = job[HunyuanDit].dit_in_channels
+    if given is None:
+        given = IMAGE_CHANNELS if HunyuanInputs in job and job[HunyuanInputs].image_path else 16
+    return TASKS[given]
+
+
+def files(job: Job) -> dict[str, str | None]:
+    """Every model file of this command by the name of its option."""
+    values = job.values()
+    return {name: values[name] for name in ("dit", "vae", *TEXT_FILES) if name in values}
+
+
+def vae_arguments(job: Job) -> dict[str, Any]:
+    """The VAE is read off its file."""
+    return {}
+
+
+def text_arguments(job: Job) -> dict[str, Any]:
+    """For text.load."""
+    text = job[HunyuanText]
+    return {"dtype": text.text_encoder_dtype, "fp8": text.fp8_llm, "tokenizer": (text.tokenizer1, text.tokenizer2)}
+
+
+def dit_arguments(job: Job) -> dict[str, Any]:
+    """For model.load."""
+    precise = job[HunyuanTrainedDit].dit_dtype if HunyuanTrainedDit in job else None
+    return {"task": task(job), "dit_dtype": precise}
+
+
+def latent_settings(job: Job) -> dict[str, Any]:
+    """What is cached depends on the tiles, a little."""
+    return {"tile_pixels": job[HunyuanVae].encode_tile}
+
+
+def takes_controls(job: Job) -> bool:
+    """HunyuanVideo has no controls."""
+    return False
+
+
+def conditioning_arguments(job: Job) -> dict[str, Any]:
+    """For model.cond_from_batch, in training."""
+    return {"guidance_scale": job[Timesteps].guidance_scale, "first_frame": task(job) == "skyreels-i2v"}
+
+
+def decode_arguments(job: Job) -> dict[str, Any]:
+    """For vae.decode_frames."""
+    return {"tile_pixels": job[HunyuanVae].decode_tile}
+
+
+def generation_defaults(job: Job, line: Any) -> Defaults:
+    """The same for every prompt."""
+    return Defaults()
+
+
+def request_settings(job: Job, line: Any) -> dict[str, Any]:
+    """What sample.py wants to know beside the prompt. OptionError for what HunyuanVideo cannot do."""
+    for name in ("end_image_path", "control_video_path", "control_image_path", "control_image_mask_path", "one_frame"):
+        if getattr(line, name):
+            raise OptionError(f"{line.where}: HunyuanVideo takes no {name}.", hint="Take it out of the prompt.")
+    inputs, guidance = job[HunyuanInputs], job[HunyuanGuidance]
+    image = line.image_path or inputs.image_path
+    _check_image(line.where, image, task(job))
+    scale = guidance.embedded_cfg_scale if line.guidance_scale is None else line.guidance_scale
+    settings = {"embedded_cfg_scale": scale, "split_uncond": guidance.split_uncond}
+    if image:
+        settings |= {"image_path": Path(image)}
+    if inputs.video_path:
+        settings |= {"video_path": Path(inputs.video_path), "strength": inputs.strength}
+    if image or inputs.video_path:
+        settings |= {"tile_pixels": job[HunyuanVae].encode_tile}
+    return settings
+
+
+def _check_image(where: str, image: str | None, wanted: str) -> None:
+    if image and wanted == "t2v":
+        raise OptionError(
+            f"{where}: an image needs a SkyReels V1 image-to-video --dit.", hint="Add --dit_in_channels 32 with it."
+        )
+    if not image and wanted == "skyreels-i2v":
+        raise OptionError(
+            f"{where}: --dit_in_channels 32 starts a video from an image, and none is given.", hint="Add --image_path."
+        )
+
+
+def trim_tail_frames(job: Job) -> int:
+    """No frames are left out."""
+    return 0

@@ -1,0 +1,62 @@
+"""The header of a safetensors file: what it says about its tensors, without reading any.
+
+Raises plain OSError and ValueError; who asks knows what the file is for and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LIMIT_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Described:
+    """One tensor as the header has it: the format's word for its numbers, and where its bytes lie in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """`size` is the file's length in bytes, `end` where the header says that it should end."""
+
+    tensors: dict[str, Described]
+    metadata: dict[str, str]
+    size: int
+    end: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and take apart a header. ValueError when the file is no safetensors file or the header itself is cut."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(size - 8, LIMIT_BYTES):
+            raise ValueError("its header is cut short")
+        text = file.read(length)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        tensors = {name: _described(told, 8 + length) for name, told in header.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its header is damaged ({error!r})") from error
+    end = max((tensor.start + tensor.length for tensor in tensors.values()), default=8 + length)
+    return Header(tensors, metadata, size, end)
+
+
+def _described(told: dict[str, Any], data_start: int) -> Described:
+    begin, end = told["data_offsets"]
+    shape = tuple(told["shape"])
+    if not all(isinstance(number, int) for number in (begin, end, *shape)) or not 0 <= begin <= end:
+        raise ValueError(f"its header is damaged (a tensor {shape} from byte {begin} to {end})")
+    return Described(str(told["dtype"]), shape, data_start + begin, end - begin)

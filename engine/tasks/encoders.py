@@ -1,0 +1,77 @@
+"""The models around the DiT: text encoders, VAE, image encoder. Each is loaded when it is first needed.
+
+Caching and generation load the same files in the same way, so they do it here. With nothing to encode, nothing is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..contract.events import Say, Stage
+from ..contract.job import Job
+from ..contract.options import Models, Run
+from ..families import part
+from ..ops.device import choose_device, dtype_of, free_memory
+from ..parts.weights import open_weights
+from .needs import needed
+
+
+class Encoders:
+    """The encoders of one job (`families/contract.py`, Encoders), loaded at first use and forgotten when told."""
+
+    def __init__(self, job: Job, say: Say):
+        self._job, self._say = job, say
+        self.options = part(job.family, "options")
+        self.device = choose_device(job[Run].device)
+        self._files = self.options.files(job)
+
+    def file(self, name: str, what: str) -> str:
+        """The path that `--name` gives, or the error that it is missing. `what` says in words what it is."""
+        return needed(self._files.get(name), f"--{name}", what)
+
+    def has_image_encoder(self) -> bool:
+        """Whether the job names the files of an image encoder."""
+        names = self.options.IMAGE_FILES
+        return bool(names) and all(self._files.get(name) for name in names)
+
+    @cached_property
+    def vae_dtype(self) -> torch.dtype:
+        """What the VAE computes in."""
+        default = part(self._job.family, "vae").compute_dtype(self.device)
+        return dtype_of(self._job[Models].vae_dtype, default, flag="--vae_dtype")
+
+    @cached_property
+    def vae(self) -> Any:
+        path = self.file("vae", "the VAE file")
+        self._say(Stage(name="Loading the VAE", message=f"{path} on {self.device}"))
+        arguments = self.options.vae_arguments(self._job)
+        return part(self._job.family, "vae").load(path, device=self.device, dtype=self.vae_dtype, **arguments)
+
+    @cached_property
+    def image(self) -> Any:
+        files = {name: self.file(name, "the image encoder file") for name in self.options.IMAGE_FILES}
+        self._say(Stage(name="Loading the image encoder", message=f"{', '.join(files.values())} on {self.device}"))
+        return part(self._job.family, "image").load(files, device=self.device)
+
+    @cached_property
+    def text(self) -> Any:
+        files = {name: self.file(name, "the text encoder file") for name in self.options.TEXT_FILES}
+        self._say(Stage(name="Loading the text encoder", message=f"{', '.join(files.values())} on {self.device}"))
+        arguments = self.options.text_arguments(self._job)
+        return part(self._job.family, "text").load(files, device=self.device, **arguments)
+
+    def identity(self, names: Iterable[str], what: str) -> str:
+        """What tells the weights in these files from all others. Reads headers only; WeightsError."""
+        found = [open_weights(self.file(name, what), role=f"--{name}").identity() for name in names]
+        return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+
+    def forget(self, *names: str) -> None:
+        """Let go of "text", "vae", "image" (those that were loaded) and give their memory back."""
+        loaded = [name for name in names if self.__dict__.pop(name, None) is not None]
+        if loaded:
+            free_memory(self.device)

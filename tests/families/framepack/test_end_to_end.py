@@ -1,0 +1,127 @@
+"""FramePack's whole way on small models, through the commands that a person types: caches, training, a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from engine.__main__ import main
+from engine.families.framepack import tiny
+from engine.media.video import probe, read_frames
+
+from ...clips import draw_image, draw_item
+
+WINDOW = 2  # latent frames in a section: a clip of 17 frames has two
+SHORT = ("--latent_window_size", WINDOW, "--infer_steps", 2, "--seed", 7, "--video_size", 48, 64)
+LATENTS = {
+    "latents", "latents_clean", "latents_clean_2x", "latents_clean_4x", "latent_indices", "clean_latent_indices",
+    "clean_latent_2x_indices", "clean_latent_4x_indices", "image_embeddings",
+}  # fmt: skip
+
+
+def words(options: dict[str, object]) -> list[str]:
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, list[str]]:
+    """The flags that name the small models, for each verb."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.write_tiny_models(folder)
+    return {verb: words(options) for verb, options in tiny.tiny_model_options(folder).items()}
+
+
+@pytest.fixture(scope="module", params=["plain", "f1"])
+def cached(request, tmp_path_factory, models) -> Path:
+    """A folder with a dataset of one clip and both its caches; its name says whether they are F1's."""
+    folder = tmp_path_factory.mktemp(f"{request.param} ")
+    draw_item(folder / "clips", "bar.mp4", size=(64, 48), frames=20, fps=30)
+    (folder / "dataset.toml").write_text(
+        "[general]\nresolution = [64, 48]\ncaption_extension = '.txt'\nenable_bucket = true\n[[datasets]]\n"
+        f"video_directory = '{(folder / 'clips').as_posix()}'\ncache_directory = '{(folder / 'cache').as_posix()}'\n"
+        f"target_frames = [20]\nfp_latent_window_size = {WINDOW}\n"
+    )
+    for verb, more in (("cache-latents", f1(folder)), ("cache-text", ())):
+        command = [verb, "framepack", *models[verb], "--dataset_config", str(folder / "dataset.toml"), *more]
+        assert main([*command, "--device", "cpu", "--job_dir", str(folder / verb)]) == 0
+    return folder
+
+
+def f1(folder: Path) -> tuple[str, ...]:
+    return ("--f1",) if folder.name.startswith("f1") else ()
+
+
+def plain_names(path: Path) -> set[str]:
+    from engine.data.cache import plain_name
+
+    with safe_open(path, "pt") as file:
+        return {plain_name(name) for name in file.keys()}
+
+
+def test_caches_have_the_names_and_keys_of_the_reference(cached) -> None:
+    first, second = sorted((cached / "cache").glob("*_fp.safetensors"))
+    assert first.name == "bar_00000-017-0000_0064x0048_fp.safetensors" and "-0001_" in second.name
+    assert plain_names(first) == LATENTS
+    with safe_open(first, "pt") as file:
+        assert "latents_clean_4x_2x6x8_float16" in file.keys()  # the size is the target's
+        assert file.metadata()["architecture"] == "framepack"
+    (text,) = (cached / "cache").glob("*_fp_te.safetensors")
+    assert load_file(text)["llama_attention_mask"].dtype == torch.bool
+    assert set(load_file(text)) == {"llama_vec_float16", "llama_attention_mask", "clip_l_pooler_float16"}
+
+
+def test_training_and_generation_with_its_lora(cached, models, engine, tmp_path) -> None:
+    trained = engine(
+        "train", "framepack", *models["train"], "--dataset_config", cached / "dataset.toml", "--max_train_steps", 2,
+        "--network_dim", 4, "--guidance_scale", 10, "--mixed_precision", "no", "--output_dir", tmp_path / "out",
+        "--output_name", "bar", "--device", "cpu", *f1(cached),
+    )  # fmt: skip
+    assert trained.status == 0, trained.err
+    lora = tmp_path / "out" / "bar.safetensors"
+    assert any(name.startswith("lora_unet_single_transformer_blocks_1_attn_to_q.") for name in load_file(lora))
+    with safe_open(lora, "pt") as file:
+        assert file.metadata()["ss_network_module"] == "networks.lora_framepack"
+    start = draw_image(tmp_path / "start.png", size=(80, 60))
+    made = engine(
+        "generate", "framepack", *models["generate"], *SHORT, "--prompt", "0:a bar;;;-1:a bar that waits",
+        "--image_path", start, "--video_sections", 2, "--lora_weight", lora, "--output_type", "both", "--save_path",
+        tmp_path / "video", "--device", "cpu", *f1(cached),
+    )  # fmt: skip
+    assert made.status == 0, made.err
+    (video,) = (tmp_path / "video").glob("*.mp4")
+    info = probe(video)
+    assert (info.width, info.height, info.frames, round(info.fps)) == (64, 48, 17, 30)
+    (latent,) = (tmp_path / "video").glob("*_latent.safetensors")
+    with safe_open(latent, "pt") as file:
+        said = file.metadata()
+    assert (said["video_sections"], said["embedded_cfg_scale"], said["video_length"]) == ("2", "10.0", "17"), said
+    again = engine(
+        "generate", "framepack", *models["generate"], "--latent_window_size", WINDOW, "--latent_path", latent,
+        "--save_path", tmp_path / "again", "--device", "cpu",
+    )  # fmt: skip
+    assert again.status == 0, again.err
+    (second,) = (tmp_path / "again").glob("*.mp4")
+    assert all((a == b).all() for a, b in zip(read_frames(video), read_frames(second), strict=True))
+
+
+def test_two_batched_prompts_with_their_own_lengths_and_guidance(models, engine, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("a bar --vs 1 --d 1\na bar --f 0.5 --d 2 --g 2 --n blurry\n")
+    made = engine(
+        "generate", "framepack", *models["generate"], *SHORT, "--from_file", tmp_path / "prompts.txt", "--save_path",
+        tmp_path / "video", "--output_type", "latent", "--device", "cpu",
+    )  # fmt: skip
+    assert made.status == 0, made.err
+    lengths = sorted(load_file(path)["latent"].shape[1] for path in (tmp_path / "video").glob("*.safetensors"))
+    assert lengths == [3, 5]  # half a second at 30 frames a second is two sections of 8 frames
+
+
+def test_finished_text_caches_are_not_made_again(cached, models, engine) -> None:
+    command = ["cache-text", "framepack", *models["cache-text"], "--dataset_config", cached / "dataset.toml"]
+    again = engine(*command, "--device", "cpu", "--events")
+    assert again.status == 0
+    assert any("1 were there" in json.loads(line).get("message", "") for line in again.out.splitlines())

@@ -1,0 +1,160 @@
+"""FramePack's options: musubi-tuner's command lines, lengths, and contradictions."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from engine.contract.cli import parse
+from engine.contract.errors import OptionError
+from engine.families.framepack import options
+from engine.sampling.prompts import GENERATE, GENERATE_SECONDS, PromptLine, parse_line
+from engine.tasks.requests import letters, make_request
+
+MODELS = "--vae v --text_encoder1 a --text_encoder2 b --image_encoder i"
+GENERATING = f"python fpack_generate_video.py --dit d {MODELS} --save_path out"
+FLAGS = PromptLine(prompt="a bar", where="--prompt")
+
+
+def job(line: str):
+    found = parse(shlex.split(line))
+    assert found is not None
+    return found
+
+
+def generating(more: str = ""):
+    return job(f"{GENERATING} --prompt bar {more}")
+
+
+LINES = {
+    "cache-latents framepack": (
+        "python src/musubi_tuner/fpack_cache_latents.py --dataset_config path/to/toml --vae v --image_encoder i "
+        "--vae_chunk_size 32 --vae_spatial_tile_sample_min_size 128 --f1",
+        {"vae_chunk_size": 32, "f1": True, "image_encoder": "i"},
+    ),
+    "cache-text framepack": (
+        "python src/musubi_tuner/fpack_cache_text_encoder_outputs.py --dataset_config path/to/toml "
+        "--text_encoder1 a --text_encoder2 b --batch_size 16 --fp8_llm",
+        {"text_encoder1": "a", "text_encoder2": "b", "fp8_llm": True},
+    ),
+    "train framepack": (
+        "accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 "
+        f"src/musubi_tuner/fpack_train_network.py --dit d {MODELS} --dataset_config path/to/toml --sdpa "
+        "--mixed_precision bf16 --optimizer_type adamw8bit --learning_rate 2e-4 --gradient_checkpointing "
+        "--timestep_sampling shift --weighting_scheme none --discrete_flow_shift 3.0 --max_data_loader_n_workers 2 "
+        "--persistent_data_loader_workers --network_module networks.lora_framepack --network_dim 32 "
+        "--max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir o --output_name name",
+        {"network_module": "networks.lora_framepack", "guidance_scale": 1.0, "latent_window_size": 9},
+    ),
+    "generate framepack": (
+        f"{GENERATING} --prompt 'A cat walks on the grass, realistic style.' --video_size 512 768 --video_seconds 5 "
+        "--fps 30 --infer_steps 25 --attn_mode sdpa --fp8_scaled --vae_chunk_size 32 "
+        "--vae_spatial_tile_sample_min_size 128 --image_path start.jpg --output_type both --seed 1234 "
+        "--lora_multiplier 1.0 --lora_weight lora.safetensors",
+        {"video_seconds": 5.0, "fps": 30, "embedded_cfg_scale": 10.0, "latent_window_size": 9, "fp8_scaled": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_of_the_reference_mean_the_same(name):
+    line, values = LINES[name]
+    found = job(line)
+    assert found.name == name and {key: found.values()[key] for key in values} == values
+
+
+def test_defaults_of_a_generation():
+    made = make_request(generating(), FLAGS)
+    assert (made.steps, made.guidance, made.shift, made.negative_prompt, made.frames) == (25, 1.0, None, "", 145)
+    assert made.settings["embedded_cfg_scale"] == 10.0 and made.settings["video_sections"] == 4
+    assert made.settings["solver"] == "unipc-3" and made.settings["rope_scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "line", "sections"),
+    [
+        ("--video_seconds 10", "bar", 8),
+        ("--video_sections 3", "bar", 3),
+        ("--video_sections 3 --fps 16", "bar", 3),
+        ("--video_sections 3 --video_seconds 10", "bar", 3),
+        ("--video_sections 3", "bar --f 2.5", 2),
+        ("--video_seconds 10", "bar --vs 1", 1),
+        ("--video_length 73", "bar", 2),
+        ("--video_seconds 1 --latent_window_size 4", "bar", 2),
+    ],
+)
+def test_sections_and_seconds_are_both_right(flags, line, sections):
+    """Fault 17 of the reference: it counts sections anew from --video_seconds and --fps."""
+    asked = generating(flags)
+    made = make_request(asked, parse_line(line, letters=letters(asked)))
+    window = made.settings["latent_window_size"]
+    assert made.settings["video_sections"] == sections and made.frames == sections * 4 * window + 1
+    assert options.decode_arguments(asked) == {"window": window, "bulk": False}
+
+
+def test_letters_of_prompt_lines_are_those_of_the_reference():
+    assert {**GENERATE, **options.PROMPT_LETTERS} == GENERATE_SECONDS
+
+
+def test_images_by_section():
+    made = make_request(generating("--image_path '0:C:/a.png;;;-1:b.png' --end_image_path e.png"), FLAGS)
+    assert made.settings["image_path"] == ((-1, Path("b.png")), (0, Path("C:/a.png")))
+    assert made.settings["end_image_path"] == Path("e.png")
+    line = PromptLine(prompt="a", where="line 1", image_path="C:\\x.png")
+    assert make_request(generating("--image_path y.png"), line).settings["image_path"] == ((0, Path("C:\\x.png")),)
+
+
+def test_rope_scaling_only_with_a_threshold():
+    made = make_request(generating("--rope_scaling_timestep_threshold 800"), FLAGS)
+    assert made.settings["rope_scaling"] == (0.5, 800.0)
+    assert make_request(generating("--rope_scaling_factor 0.7"), FLAGS).settings["rope_scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"{GENERATING} --prompt a --f1 --latent_paddings 1,0", "--latent_paddings"),
+        (f"{GENERATING} --prompt a --f1 --end_image_path e.png", "--end_image_path"),
+        (f"{GENERATING} --prompt a --video_length 81", "73 or 109"),
+        (f"{GENERATING} --prompt a --video_length 73 --video_sections 2", "both"),
+        (
+            "python fpack_generate_video.py --dit d --vae v --text_encoder1 a --prompt a --save_path o",
+            "--text_encoder2",
+        ),
+        ("python fpack_cache_latents.py --dataset_config d --vae v", "--image_encoder"),
+    ],
+)
+def test_contradictions_and_gaps_are_one_clear_error(line, told):
+    with pytest.raises(OptionError) as caught:
+        job(line)
+    assert told in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_latents_are_decoded_without_text_and_image_encoders():
+    """The reference's parser demands them all the same."""
+    asked = job("python fpack_generate_video.py --vae v --latent_path a.safetensors --save_path o --bulk_decode")
+    assert options.decode_arguments(asked)["bulk"]
+
+
+def test_tiles():
+    assert options.vae_arguments(generating()) == {"tile_pixels": None}
+    assert options.vae_arguments(generating("--vae_tiling")) == {"tile_pixels": 256}
+    assert options.vae_arguments(generating("--vae_spatial_tile_sample_min_size 64")) == {"tile_pixels": 64}
+
+
+def test_f1_tells_the_model_and_the_caches():
+    assert options.dit_arguments(generating("--f1")) == {"task": "f1"}
+    assert options.dit_arguments(generating()) == {"task": "i2v"}
+    caching = LINES["cache-latents framepack"][0]
+    assert options.latent_settings(job(caching))["f1"]
+    assert options.conditioning_arguments(job(LINES["train framepack"][0])) == {"guidance_scale": 1.0}
+
+
+def test_what_is_not_there_yet_is_said():
+    with pytest.raises(OptionError, match="MagCache"):
+        generating("--magcache_mag_ratios 0")
+    asked = generating()
+    with pytest.raises(OptionError, match="MagCache"):
+        make_request(asked, parse_line("bar --mct 0.2", letters=letters(asked)))

@@ -1,0 +1,172 @@
+"""What a request's pictures become, and what reaches the DiT under which prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.families.contract import Request
+from engine.families.wan import clip, model, pictures, sample, tiny, vae
+from engine.families.wan.one_frame import OneFrame
+from engine.media.images import read_image
+from tests.clips import draw_image, draw_video
+
+CPU = {"device": "cpu", "dtype": torch.float32}
+NOTHING = {
+    "image_path": None, "end_image_path": None, "video_path": None, "strength": 0.8, "control_path": None,
+    "control_image_path": (), "one_frame": None,
+}  # fmt: skip
+
+
+class Shelf:
+    """Encoders that tell which of them was used."""
+
+    def __init__(self, folder: Path):
+        self.paths = {**tiny.write_tiny_models(folder, variant="i2v-14B")}
+        self.device, self.used = torch.device("cpu"), set()
+        self._vae = vae.load(self.paths["vae"], **CPU)
+        self._image = clip.load(self.paths["clip"], **CPU)
+
+    @property
+    def vae(self):
+        self.used.add("vae")
+        return self._vae
+
+    @property
+    def image(self):
+        self.used.add("image")
+        return self._image
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return Shelf(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    return {
+        "start": draw_image(folder / "start.png", number=5, size=(80, 60)),
+        "end": draw_image(folder / "end.png", number=60000, size=(60, 60)),
+        "video": draw_video(folder / "long.mp4", size=(80, 60), frames=12, first_number=77),
+    }
+
+
+def request(task: str, **changed) -> Request:
+    settings = {**NOTHING, "task": task, **changed.pop("settings", {})}
+    given = {
+        "prompt": "a", "negative_prompt": "b", "width": 64, "height": 48, "frames": 9, "steps": 2, "shift": 3.0,
+        "guidance": 5.0, "seed": 1, "settings": settings,
+    }  # fmt: skip
+    return Request(**{**given, **changed})
+
+
+def prepared(shelf, task: str, **settings):
+    shelf.used.clear()
+    return sample.prepare(request(task, settings=settings), shelf)
+
+
+def test_words_alone_need_no_encoder(shelf):
+    assert prepared(shelf, "t2v-14B") == {"latent_size": (3, 6, 8)} and not shelf.used
+
+
+def test_the_negative_prompt_is_encoded_only_for_guidance():
+    assert sample.texts(request("t2v-14B")) == ["a", "b"]
+    assert sample.texts(request("t2v-14B", guidance=1.0)) == ["a"]
+
+
+def test_an_image_gives_size_condition_and_features(shelf, media):
+    found = prepared(shelf, "i2v-14B", image_path=media["start"])
+    assert found["latent_size"] == (3, 6, 8) and found["y"].shape == (1, 20, 3, 6, 8)
+    picture = pictures.as_image(pictures.stretched(read_image(media["start"]), (64, 48)))
+    assert torch.equal(found["y"][:, 4:, :1], vae.encode(shelf.vae, picture.unsqueeze(2)))
+    whole = pictures.as_image(read_image(media["start"]))
+    assert torch.equal(found["clip"], clip.encode(shelf.image, whole))  # CLIP sees the image at its own size
+
+
+def test_an_end_image_of_an_i2v_model_is_not_shown_to_clip(shelf, media):
+    """In its batch mode musubi-tuner shows it to CLIP, in single mode not."""
+    plain = prepared(shelf, "i2v-14B", image_path=media["start"])
+    ended = prepared(shelf, "i2v-14B", image_path=media["start"], end_image_path=media["end"])
+    assert torch.equal(ended["clip"], plain["clip"])
+    assert ended["latent_size"] == (4, 6, 8) and ended["y"][:, :4, 3].eq(1).all()
+
+
+def test_first_and_last_frame_are_both_shown_to_clip(shelf, media):
+    found = prepared(shelf, "flf2v-14B", image_path=media["start"], end_image_path=media["end"])
+    assert found["latent_size"] == (3, 6, 8) and found["clip"].shape[1] == 514
+    first = prepared(shelf, "i2v-14B", image_path=media["start"])["clip"]
+    assert torch.equal(found["clip"][:, :257], first)
+    last = pictures.cut_to_shape(read_image(media["end"]), read_image(media["start"]))
+    assert torch.equal(found["clip"][:, 257:], clip.encode(shelf.image, pictures.as_image(last)))
+
+
+def test_control_video_and_images(shelf, media):
+    control = {"control_path": media["video"]}
+    plain = prepared(shelf, "t2v-14B-FC", **control)
+    assert set(plain) == {"y", "latent_size"} and "image" not in shelf.used
+    assert plain["y"].shape == (1, 32, 3, 6, 8) and not plain["y"][:, 16:].any()
+    started = prepared(shelf, "i2v-14B-FC", **control, image_path=media["start"])
+    assert torch.equal(started["y"][:, :16], plain["y"][:, :16])
+    assert started["y"][:, 16:, 0].any() and not started["y"][:, 16:, 1:].any() and "clip" in started
+    ended = prepared(shelf, "i2v-14B-FC", **control, image_path=media["start"], end_image_path=media["end"])
+    assert ended["y"].shape == (1, 32, 4, 6, 8)
+    assert ended["y"][:, 16:, 3].any() and not ended["y"][:, 16:, 1:3].any()
+
+
+def test_control_and_target_places_reach_the_model(shelf, media):
+    found = prepared(
+        shelf, "flf2v-14B", control_image_path=(media["start"], media["end"]), one_frame=OneFrame(4, (9, 0))
+    )
+    assert (found["frame_indices"], found["target"]) == ([[0, 4, 9]], 1)
+    assert found["latent_size"] == (3, 6, 8) and found["clip"].shape[1] == 514
+    assert found["y"][0, 0, :, 0, 0].tolist() == [1, 0, 1]
+
+
+def test_one_frame_without_control_images_takes_the_start_image(shelf, media):
+    found = prepared(shelf, "i2v-14B", image_path=media["start"], one_frame=OneFrame(3, (0,)))
+    assert found["frame_indices"] == [[0, 3]] and found["clip"].shape[1] == 257
+
+
+def test_a_video_to_start_from_has_the_latents_of_its_frames(shelf, media):
+    found = prepared(shelf, "t2v-14B", video_path=media["video"])
+    clip_BCFHW = pictures.read_clip(media["video"], size=(64, 48), frames=9, flag="--video_path")
+    assert torch.equal(found["clean"], vae.encode(shelf.vae, clip_BCFHW))
+    ends = {"image_path": media["start"], "end_image_path": media["end"]}
+    assert prepared(shelf, "i2v-14B", video_path=media["video"], **ends)["clean"].shape[2] == 4
+
+
+def latents_of(shelf, given: Request, seen: list, **inputs):
+    """Run `video_latents` with a denoiser that asks once under each prompt and answers with the noise."""
+    dit = model.load(shelf.paths["dit"], task="i2v-14B", device="cpu")
+    texts = {"a": {"varlen_t5": torch.ones(2, 64)}, "b": {"varlen_t5": torch.zeros(1, 64)}}
+
+    def denoise(conditional, unconditional, noise, **more):
+        seen.append((conditional(noise, torch.tensor([500.0])), more))
+        assert (unconditional is not None) == given.guided
+        return noise
+
+    return sample.video_latents(
+        dit, given, texts=texts, inputs=sample.prepare(given, shelf), denoise=denoise, device=torch.device("cpu")
+    )
+
+
+def test_places_in_time_change_what_the_model_says(shelf, media):
+    """musubi-tuner passes them when sampling but not when training; here both go through one function."""
+    seen: list = []
+    for target in (1, 30):
+        settings = {"image_path": media["start"], "one_frame": OneFrame(target, (0,))}
+        found = latents_of(shelf, request("i2v-14B", settings=settings), seen)
+        assert found.shape == (1, 16, 1, 6, 8)
+    assert (seen[0][0] - seen[1][0]).abs().max() > 1e-4
+
+
+def test_the_noise_is_drawn_for_all_latent_frames(shelf, media):
+    seen: list = []
+    given = request("i2v-14B", settings={"image_path": media["start"]}, guidance=1.0, cpu_noise=True)
+    found = latents_of(shelf, given, seen)
+    wanted = torch.randn((1, 16, 3, 6, 8), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found, wanted) and seen[0][1] == {"clean_BCTHW": None, "strength": 0.8}
