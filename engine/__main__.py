@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         event, status = as_failed(failure)
         if status == STATUS["bug"]:
             traceback.print_exception(failure)
+            event = replace(event, hint="This is a bug in the engine: please report it, with what stands above.")
         say_failure(event, version=__version__, events="--events" in words)
         return status
 

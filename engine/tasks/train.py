@@ -91,6 +91,7 @@ def run(job: Job, say: Say, control: Control) -> str:
         conditioning=model.conditioning,
         latent_scale=part(job.family, "options").LATENT_SCALE,
         batches=lambda epoch, first: loader.epoch(epoch, position=first),
+        item_names=lambda epoch, first, count: _item_names(loader, epoch, first, count),
         batches_per_epoch=len(loader),
         checkpoints=Checkpoints(
             job[Saving].output_dir,
@@ -239,6 +240,12 @@ def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
         lacks = check(item.shapes, **arguments)
         if lacks:
             raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")
+
+
+def _item_names(loader: Loader, epoch: int, first: int, count: int) -> list[str]:
+    """The cache files in some batches, for messages about them."""
+    batches = loader.sampler.epoch(epoch, position=first)[:count]
+    return [item.latent_path.name for batch in batches for item in batch.items]
 
 
 def _keep(saving: Saving) -> Keep:

@@ -24,10 +24,7 @@ LINES = [
 
 
 def child(words: list[str], *, after: str = "pass") -> subprocess.CompletedProcess[str]:
-    code = (
-        "import sys; from engine.__main__ import main\n"
-        f"assert main({words!r}) == 0\n{after}"
-    )
+    code = f"import sys; from engine.__main__ import main\nassert main({words!r}) == 0\n{after}"
     return subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True)
 
 

@@ -123,7 +123,10 @@ def test_load_job_refuses_what_it_cannot_know_or_do(tmp_path: Path) -> None:
     for text, message in (
         ("dit = 'd'", "does not say which command"),
         ("command = 'train'\ndit = 'd'", "does not say which model family"),
-        ("command = 'train'\nfamily = 'wan'\ndit = 'd'\ndataset_config = 'c'\ndit_high_noise = 'x'", "Not available yet: --dit_high"),
+        (
+            "command = 'train'\nfamily = 'wan'\ndit = 'd'\ndataset_config = 'c'\ndit_high_noise = 'x'",
+            "Not available yet: --dit_high",
+        ),
         ("command = 'train'\nfamily = 'wan'\nevents = true", "events is about one run"),
         ("command = 3", "command in .* needs text"),
     ):

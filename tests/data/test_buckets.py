@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from engine.data import buckets
@@ -31,7 +31,7 @@ def test_no_side_is_ever_zero_where_the_reference_gives_zero(size, resolution, n
         assert width * height <= resolution[0] * resolution[1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(size=st.tuples(sides, sides), resolution=resolutions)
 def test_no_upscale_never_enlarges_a_picture_within_the_area(size, resolution):
     assume(size[0] * size[1] <= resolution[0] * resolution[1] and min(size) >= 16)

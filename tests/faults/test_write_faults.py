@@ -54,7 +54,7 @@ def test_killed_while_writing_a_folder_of_images(tmp_path: Path, how: str) -> No
 @pytest.mark.parametrize("name", WRITERS, ids=lambda value: value.replace(" ", "_"))
 def test_no_room_left(tmp_path: Path, name: str) -> None:
     writer = WRITERS[name]
-    with small_disk(tmp_path / "disk", kib=1024) as disk:
+    with small_disk(tmp_path / "disk", kib=8192) as disk:
         path = disk / writer.name
         writer.write(path, 1, nothing)
         filler = fill(disk, spare=4096)

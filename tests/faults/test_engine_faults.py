@@ -1,0 +1,174 @@
+"""A running training that is killed, stopped, told to save, or left alone: what it leaves, and that it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from engine.contract.events import Artifact, Done, Failed, Log, Warning_
+from engine.training.states import complaint, find_latest_state, read_position
+
+from .engine_child import EngineChild, train_words
+from .kit import LEFTOVERS, needs_kill, small_disk
+
+pytestmark = [pytest.mark.slow, needs_kill]
+
+# The front door, but with libraries that print: from Python, from below Python, from a process of their own.
+NOISY = """
+import os, subprocess, sys
+import torch
+
+real = torch.optim.AdamW.step
+def step(self, *arguments, **options):
+    print("a library prints")
+    os.write(1, b"so does its C code\\n")
+    subprocess.run([sys.executable, "-c", "print('and its child')"], check=True)
+    sys.stdout.flush()
+    return real(self, *arguments, **options)
+torch.optim.AdamW.step = step
+
+from engine.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
+    """The demo with both caches made."""
+    from engine.__main__ import main
+
+    for step in prepared.steps[:2]:
+        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
+    return prepared
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def check_whole(out: Path) -> None:
+    """Every LoRA and every state under a final name is complete."""
+    loras = list(out.glob("*.safetensors"))
+    assert loras
+    for path in loras:
+        assert load_file(path)
+    for folder in out.glob("*-state"):
+        assert complaint(folder) == "", folder
+
+
+def test_killed_in_the_middle_of_training_and_started_again(cached, tmp_path: Path) -> None:
+    before, out = digests(cached.folder / "cache"), tmp_path / "out"
+    often = ("--save_every_n_steps", 1, "--save_state", "--save_last_n_steps", 2)
+    with EngineChild(*train_words(cached, out, *often), folder=tmp_path) as child:
+        child.until(lambda event: isinstance(event, Artifact) and event.kind == "LoRA" and "00000004" in event.path)
+        child.signal(signal.SIGKILL)  # while the state that belongs to that LoRA is written, or a moment later
+        child.process.wait()
+    check_whole(out)
+    state = find_latest_state(out, "demo-lora")
+    assert state is not None and digests(cached.folder / "cache") == before
+    step = read_position(state).step
+    more = (*often, "--max_train_steps", step + 2, "--resume", state)
+    with EngineChild(*train_words(cached, out, *more), folder=tmp_path) as child:
+        assert child.end() == 0, child.last
+        assert child.steps == [step + 1, step + 2]
+    check_whole(out)
+    assert not list(out.glob(LEFTOVERS)) and digests(cached.folder / "cache") == before
+    assert (out / "demo-lora.safetensors").exists() and (out / "demo-lora_loss.png").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_saves_and_resuming_goes_on_at_the_next_step(cached, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out"
+    with EngineChild(*train_words(cached, out), folder=tmp_path) as child:
+        child.step(3)
+        child.signal(number)
+        assert child.end() == 0
+        last = child.steps[-1]
+        assert child.last == Done(message=child.last.message, stopped=True) and f"after {last} steps" in str(child.last)
+        assert any(isinstance(event, Log) and event.message.startswith("Stopping") for event in child.heard)
+        assert child.artifacts("LoRA") == [out / f"demo-lora-step{last:08d}.safetensors"]
+        assert child.artifacts("state") == [out / f"demo-lora-step{last:08d}-state"]
+    check_whole(out)
+    more = ("--resume", out / f"demo-lora-step{last:08d}-state", "--max_train_steps", last + 1)
+    with EngineChild(*train_words(cached, out, *more), folder=tmp_path) as child:
+        assert child.end() == 0 and child.steps == [last + 1] and child.last == Done(message=child.last.message)
+
+
+def test_commands_on_stdin(cached, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with EngineChild(*train_words(cached, out), folder=tmp_path) as child:
+        child.step(1)
+        child.tell("save")
+        saved = child.until(lambda event: isinstance(event, Artifact) and event.kind == "state")
+        child.tell('{"command": "dance"}')
+        warning = child.until(lambda event: isinstance(event, Warning_))
+        assert "dance" in warning.message and "stop, save, sample" in warning.message
+        child.tell('{"command": "stop"}')
+        assert child.end() == 0 and child.last == Done(message=child.last.message, stopped=True)
+        assert Path(saved.path) in child.artifacts("state") and len(child.artifacts("LoRA")) == 2
+    check_whole(out)
+
+
+def test_the_end_of_stdin_is_a_stop(cached, tmp_path: Path) -> None:
+    """Whoever started the engine is gone: it leaves no orphan, and loses nothing."""
+    out = tmp_path / "out"
+    with EngineChild(*train_words(cached, out), folder=tmp_path) as child:
+        child.step(2)
+        child.process.stdin.close()
+        assert child.end() == 0 and child.last == Done(message=child.last.message, stopped=True)
+        assert len(child.artifacts("state")) == 1
+    check_whole(out)
+
+
+def test_nothing_but_events_on_stdout_even_when_a_library_prints(cached, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = train_words(cached, out, "--max_train_steps", 2, "--job_dir", tmp_path / "job")
+    with EngineChild(*words, folder=tmp_path, code=NOISY) as child:
+        assert child.end() == 0, child.errors.read_text()  # every line was an event, hello first and done last
+        assert child.steps == [1, 2]
+    said = child.errors.read_text()
+    for words in ("a library prints", "so does its C code", "and its child"):
+        assert said.count(words) == 2
+    record = (tmp_path / "job" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert '"event": "hello"' in record[0] and '"event": "done"' in record[-1]
+
+
+def test_a_job_that_cannot_begin_says_so_in_events(tmp_path: Path) -> None:
+    with EngineChild("train", "wan", "--dti", "x", folder=tmp_path) as child:
+        assert child.end() == 2
+    assert child.last == Failed(kind="option", message="There is no option --dti.", hint="Did you mean --dit?")
+
+
+def test_a_full_disk_ends_a_training_with_status_4_and_what_was_saved_stays(cached, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "out", kib=2048) as out:
+        words = train_words(cached, out, "--save_every_n_steps", 1, "--logging_dir", tmp_path / "logs")
+        with EngineChild(*words, folder=tmp_path) as child:
+            assert child.end() == 4
+            assert isinstance(child.last, Failed) and child.last.kind == "disk"
+            assert "disk is full" in child.last.message and "--output_dir" in child.last.hint
+        check_whole(out)
+        assert len(list(out.glob("*.safetensors"))) == len(child.artifacts("LoRA")) and not list(out.glob(LEFTOVERS))
+
+
+def test_a_record_that_the_disk_does_not_take_ends_no_training(cached, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "job", kib=16) as record:
+        words = train_words(cached, tmp_path / "out", "--max_train_steps", 60, "--job_dir", record)
+        with EngineChild(*words, folder=tmp_path) as child:
+            assert child.end() == 0, child.last
+        warnings = [event for event in child.heard if isinstance(event, Warning_)]
+        assert len(warnings) == 1 and "ends here" in warnings[0].message, warnings
+    assert (tmp_path / "out" / "demo-lora.safetensors").exists()
+
+
+def test_a_folder_for_the_record_that_cannot_be_made_is_one_clear_line(cached, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = train_words(cached, tmp_path / "out", "--job_dir", tmp_path / "file" / "job")
+    with EngineChild(*words, folder=tmp_path) as child:
+        assert child.end() == 4
+    assert isinstance(child.last, Failed) and child.last.kind == "disk" and os.sep in child.last.message
+    assert "Traceback" not in child.errors.read_text()
