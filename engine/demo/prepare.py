@@ -30,7 +30,7 @@ video_directory = "{clips}"
 cache_directory = "{cache}"
 target_frames = [17]         # latent frames are groups of four: always 4n + 1
 frame_extraction = "head"
-"""
+{more}"""
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,19 @@ def prepare(folder: Path, family: str = "wan") -> Prepared:
         write_clips(folder / "clips")
         tiny.write_tiny_models(models_folder, seed=SEED)
         clips, cache = (folder / "clips").as_posix(), (folder / "cache").as_posix()
-        write_text(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache))
+        more = tomli_w.dumps(getattr(tiny, "DATASET_KEYS", {}))
+        write_text(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache, more=more))
     prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder)))
     write_text(folder / "ready", "The clips and the models in this folder are complete.\n")
     return prepared
 
 
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tuple[Step, ...]:
-    """The four job files. `models` holds, for each verb, the family's own model options."""
+    """The four job files. `models` holds, for each verb, what the family says; None takes an option out."""
     dataset = {"dataset_config": str(folder / "dataset.toml")}
     trained = folder / "output" / "demo-lora.safetensors"
     training = {
@@ -121,5 +126,5 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tupl
         _job_file(folder / "3_train.toml", "train", family, "Train a LoRA on the caches.",
                   {**dataset, **models["train"], **training}),
         _job_file(folder / "4_generate.toml", "generate", family, "A new video with that LoRA.",
-                  {**models["generate"], **generation}),
+                  _said({**generation, **models["generate"]})),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a family owes: the page to read first.
 
-A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample`, and
-`image` where it has an image encoder. There is no base class and nothing to override; a file is imported when it is
+A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample tiny`,
+and `image` where it has an image encoder. There is no base class and nothing to override; a file is imported when it is
 needed (`families.part("wan", "vae")`), so caching never loads the DiT and training never loads the text encoder. The
 Protocols below are those files: attributes are module constants, methods are module functions. `FILES` maps file names
 to them, and a test compares every family. A family may give a function further keyword arguments with defaults: a
@@ -152,7 +152,8 @@ class Options(Protocol):
     """options.py: variants, own options, own defaults. Standard library only; ComfyUI and --help read it.
 
     Its functions turn a job into what the other files take. `line` is a prompt line (engine/sampling/prompts.py),
-    whose values are None where it says nothing.
+    whose values are None where it says nothing. It may also have `rules(job)`, what its options demand of each other,
+    `SCRIPTS` (musubi-tuner's script names -> verbs) and `EXAMPLES` (verb -> an example's options, for help and pages).
     """
 
     TITLE: str
@@ -166,6 +167,7 @@ class Options(Protocol):
     TEXT_FILES: tuple[str, ...]  # options that name the text encoders, all needed
     IMAGE_FILES: tuple[str, ...]  # options that name the image encoder; empty: there is none, and no image.py
     PROMPT_LETTERS: Mapping[str, str]  # letters of prompt lines that mean something else in this family
+    SECTIONS: Mapping[str, tuple[type, ...]]  # its part of each command: verb -> option sections (contract/commands.py)
 
     def files(self, job: Job) -> dict[str, str | None]:
         """Every model file of this command by the name of its option; None where none is given."""
@@ -353,6 +355,19 @@ class Sample(Protocol):
         """
 
 
+class Tiny(Protocol):
+    """tiny.py: small models in the files and under the names of the real ones, for the demo and the tests.
+
+    Where the demo's dataset file needs more for this family: `DATASET_KEYS`.
+    """
+
+    def write_tiny_models(self, folder: str | Path, *, seed: int = 42) -> dict[str, Path]:
+        """Write all files into `folder`, made if missing; the same seed gives the same weights. Paths by option."""
+
+    def tiny_model_options(self, folder: str | Path) -> dict[str, dict[str, Any]]:
+        """For each verb what its job file must say to use the models in `folder`."""
+
+
 FILES: dict[str, type] = {
     "options": Options,
     "detect": Detect,
@@ -361,5 +376,6 @@ FILES: dict[str, type] = {
     "model": Model,
     "keys": Keys,
     "sample": Sample,
+    "tiny": Tiny,
 }
 OPTIONAL_FILES: dict[str, type] = {"image": Image}

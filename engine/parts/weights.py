@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -127,6 +128,16 @@ def open_weights(path: str | Path, *, role: str, dequantize: bool = True) -> Wei
         raise WeightsError(f"{role}: no file was given.", f"Name the weights with {role} PATH.")
     path = Path(path).expanduser()
     return WeightFile(path, find_files(path, role=role), role=role, dequantize=dequantize)
+
+
+def main_dtype(file: WeightFile) -> torch.dtype:
+    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
+    count: Counter[torch.dtype] = Counter()
+    for name, shape in file.shapes.items():
+        if file.dtypes[name].is_floating_point:
+            count[file.dtypes[name]] += torch.Size(shape).numel()
+    dtype = count.most_common(1)[0][0]
+    return torch.bfloat16 if dtype in FP8_DTYPES else dtype
 
 
 def load_into(

@@ -13,7 +13,6 @@ caches wrap `run_blocks`).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 from ...ops.attention import check_backend
 from ...parts.embeddings import Float32Linear, modulated_norm
 from ...parts.mmdit import EPS, Modulation, key_lengths, with_text
-from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from ...parts.weights import load_into, main_dtype, open_weights
 from .detect import FramePackConfig, Shapes, Variant, check_task, detect
 from .embedders import (
     ConditionEmbedding,
@@ -205,7 +204,7 @@ def load(
     if task is not None:
         check_task(variant, task)
         variant = replace(variant, name=task)
-    dtype = _main_dtype(file) if dtype is None else dtype
+    dtype = main_dtype(file) if dtype is None else dtype
     model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
     load_into(model, file, rename=dit_name, device=device, dtype=dtype, transform=transform)
     model.variant = variant
@@ -298,13 +297,3 @@ def check_cache(shapes: Shapes, *, guidance_scale: float = GUIDANCE_SCALE) -> st
     if "image_embeddings" not in shapes:
         return "it lacks SigLIP's view of the start image. Run cache-latents framepack with --image_encoder."
     return ""
-
-
-def _main_dtype(file: WeightFile) -> torch.dtype:
-    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
-    count: Counter[torch.dtype] = Counter()
-    for name, shape in file.shapes.items():
-        if file.dtypes[name].is_floating_point:
-            count[file.dtypes[name]] += torch.Size(shape).numel()
-    dtype = count.most_common(1)[0][0]
-    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

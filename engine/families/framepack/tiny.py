@@ -59,6 +59,10 @@ def write_tiny_models(folder: str | Path, *, seed: int = 42) -> dict[str, Path]:
     return paths
 
 
+DEMO_WINDOW = 2  # latent frames in a section: the demo's clips of 17 frames make two of them
+DATASET_KEYS = {"fp_latent_window_size": DEMO_WINDOW}
+
+
 def tiny_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
     """What the job files of each verb must say to use the models in `folder`."""
     folder = Path(folder)
@@ -69,5 +73,8 @@ def tiny_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
         "cache-latents": {**vae, **image},
         "cache-text": text,
         "train": dit,
-        "generate": {**dit, **vae, **text, **image},
+        "generate": {
+            **{**dit, **vae, **text, **image},
+            **{"latent_window_size": DEMO_WINDOW, "video_sections": 2, "video_length": None},
+        },
     }

@@ -12,7 +12,6 @@ Tencent's second image-to-video release needs.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ...ops.device import dtype_of
 from ...parts import mmdit
 from ...parts.hunyuan_vae import SCALING_FACTOR
 from ...parts.weight_views import ArrangedWeights
-from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from ...parts.weights import load_into, main_dtype, open_weights
 from .detect import HunyuanVideoConfig, Variant, check_task, detect
 from .keys import arrange, dit_name
 from .layers import (
@@ -163,7 +162,7 @@ def load(
     variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
     if task is not None:
         check_task(variant, task)
-    dtype = dtype_of(dit_dtype, _main_dtype(file) if dtype is None else dtype, flag="--dit_dtype")
+    dtype = dtype_of(dit_dtype, main_dtype(file) if dtype is None else dtype, flag="--dit_dtype")
     model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
     arranged = ArrangedWeights(file, arrange(file.shapes))
     load_into(model, arranged, rename=dit_name, device=device, dtype=dtype, transform=transform)
@@ -246,13 +245,3 @@ def valid_text(text: Tensor | Sequence[Tensor], mask: Tensor | None) -> list[Ten
     if mask is None:
         return list(text)
     return [sample[valid] for sample, valid in zip(text, mask.bool(), strict=True)]
-
-
-def _main_dtype(file: WeightFile) -> torch.dtype:
-    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
-    count: Counter[torch.dtype] = Counter()
-    for name, shape in file.shapes.items():
-        if file.dtypes[name].is_floating_point:
-            count[file.dtypes[name]] += torch.Size(shape).numel()
-    dtype = count.most_common(1)[0][0]
-    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

@@ -8,10 +8,12 @@ layout), 480p and 720p, t2v- and i2v-FC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...contract.errors import WeightsError
+from ...parts import file_kinds
+from ...parts.file_kinds import Kind, has, has_any, is_lora
 from .keys import dit_name
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -64,16 +66,6 @@ class Variant:
     config: WanConfig
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of file that somebody may hand us: its role, what it is called, and where it belongs."""
-
-    role: str
-    words: str
-    advice: str
-    fits: Callable[[Shapes], bool]
-
-
 _SIZES = {1536: "1.3B", 5120: "14B"}
 _TASKS = {  # task -> (kind of checkpoint, its size)
     "t2v-1.3B": ("t2v", "1.3B"),
@@ -115,22 +107,13 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
 
 def role_of(shapes: Shapes) -> str | None:
     """One of "dit", "vae", "text-encoder", "clip-vision", "lora", a kind of another family's file; None if unknown."""
-    kind = _kind_of(shapes)
+    kind = file_kinds.kind_of(_KINDS, shapes)
     return kind.role if kind else None
 
 
 def check_role(shapes: Shapes, *, wanted: str, flag: str, source: str = "This file") -> None:
     """WeightsError unless the file has the role `wanted`; the message says what it looks like and where to give it."""
-    kind = _kind_of(shapes)
-    if kind is not None and kind.role == wanted:
-        return
-    words = {known.role: known.words for known in _KINDS}[wanted]
-    if kind is not None:
-        raise WeightsError(f"{source} looks like {kind.words}, not {words}.", f"{kind.advice} {flag} takes {words}.")
-    shown = ", ".join(list(shapes)[:3]) or "nothing"
-    raise WeightsError(
-        f"{source} is not {words}: it holds {len(shapes)} tensors ({shown}, …).", f"Give another {flag}."
-    )
+    file_kinds.check_role(_KINDS, shapes, wanted=wanted, flag=flag, source=source)
 
 
 def check_task(variant: Variant, task: str) -> None:
@@ -213,28 +196,6 @@ def _variant_name(config: WanConfig) -> str:
     return f"{kind}-{size}" if size else kind
 
 
-def _kind_of(shapes: Shapes) -> _Kind | None:
-    return next((kind for kind in _KINDS if kind.fits(shapes)), None)
-
-
-def _has(*ends: str) -> Callable[[Shapes], bool]:
-    """Whether each of the names is there, alone or after a prefix that ends in a dot."""
-
-    def fits(shapes: Shapes) -> bool:
-        return all(any(name == end or name.endswith("." + end) for name in shapes) for end in ends)
-
-    return fits
-
-
-def _has_any(*ends: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: any(_has(end)(shapes) for end in ends)
-
-
-def _is_lora(shapes: Shapes) -> bool:
-    marks = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")
-    return any(mark in name for name in shapes for mark in marks)
-
-
 def _is_wan_dit(shapes: Shapes) -> bool:
     names = {dit_name(name) for name in shapes}
     return {"blocks.0.self_attn.q.weight", "blocks.0.cross_attn.q.weight"} <= names or {
@@ -246,71 +207,71 @@ def _is_wan_dit(shapes: Shapes) -> bool:
 def _is_plain_t5(shapes: Shapes) -> bool:
     """T5 keeps its position biases in the first block only; UMT5, which Wan needs, has them in every block."""
     layer = "encoder.block.1.layer.0.SelfAttention"
-    return _has(f"{layer}.q.weight")(shapes) and not _has(f"{layer}.relative_attention_bias.weight")(shapes)
+    return has(f"{layer}.q.weight")(shapes) and not has(f"{layer}.relative_attention_bias.weight")(shapes)
 
 
 _KINDS = (
-    _Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", _is_lora),
-    _Kind("dit", "a Wan DiT", "Give it as --dit.", _is_wan_dit),
-    _Kind(
+    Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora),
+    Kind("dit", "a Wan DiT", "Give it as --dit.", _is_wan_dit),
+    Kind(
         "vae",
         "a Wan VAE",
         "Give it as --vae.",
-        _has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
+        has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
     ),
-    _Kind("t5-text-encoder", "a T5 text encoder", "Wan needs UMT5, a multilingual relative of it.", _is_plain_t5),
-    _Kind(
+    Kind("t5-text-encoder", "a T5 text encoder", "Wan needs UMT5, a multilingual relative of it.", _is_plain_t5),
+    Kind(
         "text-encoder",
         "a UMT5 text encoder",
         "Give it as --t5.",
-        _has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+        has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
     ),
-    _Kind(
+    Kind(
         "clip-vision",
         "a CLIP image encoder",
         "Give it as --clip.",
-        _has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding"),
+        has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding"),
     ),
-    _Kind(
+    Kind(
         "framepack-dit",
         "a FramePack DiT",
         "Use the framepack commands for it.",
-        _has("clean_x_embedder.proj.weight", "transformer_blocks.0.attn.to_q.weight"),
+        has("clean_x_embedder.proj.weight", "transformer_blocks.0.attn.to_q.weight"),
     ),
-    _Kind(
+    Kind(
         "hunyuan-video-dit",
         "a HunyuanVideo DiT",
         "Use the hunyuan-video commands for it.",
-        _has_any("double_blocks.0.img_attn_qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
+        has_any("double_blocks.0.img_attn_qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
     ),
-    _Kind(
+    Kind(
         "hunyuan-video-vae",
         "a HunyuanVideo VAE",
         "Use the hunyuan-video or framepack commands for it.",
-        _has("encoder.conv_in.conv.weight"),
+        has("encoder.conv_in.conv.weight"),
     ),
-    _Kind(
+    Kind(
         "llama-text-encoder",
         "a LLaMA text encoder",
         "HunyuanVideo and FramePack take it as --text_encoder1.",
-        _has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
+        has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
     ),
-    _Kind(
+    Kind(
         "clip-text-encoder",
         "a CLIP text encoder",
         "HunyuanVideo and FramePack take it as --text_encoder2.",
-        _has("text_model.embeddings.token_embedding.weight"),
+        has("text_model.embeddings.token_embedding.weight"),
     ),
-    _Kind(
+    Kind(
         "siglip-vision",
         "a SigLIP image encoder",
         "FramePack takes it as --image_encoder.",
-        _has("vision_model.embeddings.patch_embedding.weight"),
+        has("vision_model.embeddings.patch_embedding.weight"),
     ),
-    _Kind(
+    Kind(
         "tiny-vae",
         "a tiny autoencoder for previews",
         "It cannot replace the VAE.",
-        _has("encoder.2.conv.weight", "decoder.1.weight"),
+        has("encoder.2.conv.weight", "decoder.1.weight"),
     ),
 )

@@ -11,7 +11,6 @@ per-token timesteps of Wan2.2 5B.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ...parts.embeddings import (
     timestep_features,
 )
 from ...parts.rope import cached_wan_table, rotate
-from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from ...parts.weights import load_into, main_dtype, open_weights
 from .conditions import control_condition
 from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
 from .keys import dit_name
@@ -294,7 +293,7 @@ def load(
     variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
     if task is not None:
         check_task(variant, task)
-    dtype = _main_dtype(file) if dtype is None else dtype
+    dtype = main_dtype(file) if dtype is None else dtype
     model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
     load_into(model, file, rename=dit_name, device=device, dtype=dtype, transform=transform)
     model.variant = variant
@@ -373,13 +372,3 @@ def check_cache(shapes: Mapping[str, tuple[int, ...]], *, task: str = DEFAULT_TA
     if takes_two_images(task) and (len(shapes["clip"]) != 3 or shapes["clip"][0] != 2):
         return f"{task} needs the CLIP features of the first and the last frame. Run {needs}."
     return ""
-
-
-def _main_dtype(file: WeightFile) -> torch.dtype:
-    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
-    count: Counter[torch.dtype] = Counter()
-    for name, shape in file.shapes.items():
-        if file.dtypes[name].is_floating_point:
-            count[file.dtypes[name]] += torch.Size(shape).numel()
-    dtype = count.most_common(1)[0][0]
-    return torch.bfloat16 if dtype in FP8_DTYPES else dtype

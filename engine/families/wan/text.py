@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.errors import WeightsError
-from ...parts.fp8_linear import quantize_rows, store_linears_in_fp8
+from ...parts.fp8_linear import store_linears_in_fp8
+from ...parts.fp8_loading import load_into_fp8
 from ...parts.tokenizers import HubFolder, Places, Tokenizer, find_tokenizer
-from ...parts.weights import FP8_DTYPES, WeightFile, load_into, open_weights
+from ...parts.weights import WeightFile, load_into, open_weights
 from .detect import check_role
 from .keys import text_name
 
@@ -151,7 +152,7 @@ def load_umt5(
         weights=file.path,
     )
     if fp8:
-        _load_fp8(model, file, device=device, dtype=dtype)
+        load_into_fp8(model, file, rename=text_name, device=device, dtype=dtype)
     else:
         load_into(model, file, rename=text_name, device=device, dtype=dtype)
     return TextEncoder(model, found, torch.device(device), dtype)
@@ -159,42 +160,6 @@ def load_umt5(
 
 def _embedded_tokenizer(file: WeightFile) -> bytes | None:
     return file.read(TOKENIZER_TENSOR).numpy().tobytes() if TOKENIZER_TENSOR in file.shapes else None
-
-
-def _load_fp8(model: nn.Module, file: WeightFile, *, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Fill a model with StoredFp8Linear layers, rounding each weight as it is read: never two copies of the model.
-
-    The codes of a scaled fp8 file are kept as they are, with their scales: rounding twice would lose more.
-    """
-    stored = open_weights(file.path, role=file.role, dequantize=False)
-    scales = {  # what `file` hides because it multiplies it out
-        name.rpartition(".")[0]: name
-        for name in stored.shapes.keys() - file.shapes.keys()
-        if "weight" in name.rpartition(".")[2]
-    }
-    linears = {name for name, _ in model.named_parameters() if name.endswith(".codes")}
-    sources: dict[str, str] = {}
-
-    def rename(name: str) -> str | None:
-        ours = text_name(name) if name in file.shapes else None
-        codes = (ours or "").removesuffix("weight") + "codes"
-        if codes not in linears:
-            return ours
-        sources[codes] = name
-        return codes
-
-    def store(name: str, tensor: Tensor) -> Tensor:
-        if name not in linears:
-            return tensor.to(dtype)
-        layer = model.get_submodule(name.removesuffix(".codes"))
-        if tensor.dtype in FP8_DTYPES:
-            scale = scales.get(sources[name].rpartition(".")[0])
-            layer.scale = torch.ones((), device=device) if scale is None else stored.read(scale, device=device).float()
-            return tensor
-        codes, layer.scale = quantize_rows(tensor)
-        return codes
-
-    load_into(model, stored, rename=rename, device=device, transform=store)
 
 
 @torch.no_grad()
