@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,7 +68,7 @@ def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool,
     if second is None:
         say(Artifact(kind="image", path=str(write_png(result.named(".png"), first, metadata=result.metadata))))
         return
-    rest = _chain(first, second, arrays)
+    rest = itertools.chain([first, second], arrays)
     if as_images:
         paths = write_images(result.named(""), rest, metadata=result.metadata)
         say(Artifact(kind="images", path=str(paths[0].parent)))
@@ -87,9 +88,3 @@ def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool,
         metadata=result.metadata,
     )
     say(Artifact(kind="video", path=str(path)))
-
-
-def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield second
-    yield from rest

@@ -125,6 +125,18 @@ def test_the_end_of_stdin_is_a_stop(cached, tmp_path: Path) -> None:
     check_whole(out)
 
 
+def test_a_node_that_was_killed_takes_both_pipes_with_it(cached, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with EngineChild(*train_words(cached, out), folder=tmp_path) as child:
+        child.step(2)
+        child.process.stdout.close()
+        child.process.stdin.close()
+        assert child.process.wait(60) == 0
+        assert "Traceback" not in child.errors.read_text()
+    check_whole(out)
+    assert find_latest_state(out, "demo-lora") is not None
+
+
 def test_nothing_but_events_on_stdout_even_when_a_library_prints(cached, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = train_words(cached, out, "--max_train_steps", 2, "--job_dir", tmp_path / "job")
