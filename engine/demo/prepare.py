@@ -93,21 +93,18 @@ def prepare(folder: Path, family: str = "wan") -> Prepared:
         clips, cache = (folder / "clips").as_posix(), (folder / "cache").as_posix()
         more = tomli_w.dumps(getattr(tiny, "DATASET_KEYS", {}))
         write_text(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache, more=more))
-    prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder)))
+    without = getattr(tiny, "NOT_IN_DEMO", ())
+    prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder), without))
     write_text(folder / "ready", "The clips and the models in this folder are complete.\n")
     return prepared
 
 
-def _said(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tuple[Step, ...]:
-    """The four job files. `models` holds, for each verb, what the family says; None takes an option out."""
+def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]], without: tuple[str, ...]) -> tuple[Step, ...]:
+    """The four job files. `models` holds, for each verb, what the family says; `without` names what it cannot say."""
     dataset = {"dataset_config": str(folder / "dataset.toml")}
     trained = folder / "output" / "demo-lora.safetensors"
     training = {
-        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 100, "save_state": True, "learning_rate": 2e-3,
+        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 50, "save_state": True, "learning_rate": 2e-3,
         "mixed_precision": "no",
         "network_dim": 16, "network_alpha": 16.0, "timestep_sampling": "uniform", "seed": SEED,
         "output_dir": str(folder / "output"), "output_name": "demo-lora", "logging_dir": str(folder / "tensorboard"),
@@ -118,6 +115,7 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tupl
         "output_type": "both",
         "lora_weight": [str(trained)], "lora_multiplier": [1.0],
     }  # fmt: skip
+    generation = {name: value for name, value in generation.items() if name not in without}
     return (
         _job_file(folder / "1_latents.toml", "cache-latents", family, "Clips to latents, once.",
                   {**dataset, **models["cache-latents"]}),
@@ -126,5 +124,5 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]]) -> tupl
         _job_file(folder / "3_train.toml", "train", family, "Train a LoRA on the caches.",
                   {**dataset, **models["train"], **training}),
         _job_file(folder / "4_generate.toml", "generate", family, "A new video with that LoRA.",
-                  _said({**generation, **models["generate"]})),
+                  {**generation, **models["generate"]}),
     )  # fmt: skip

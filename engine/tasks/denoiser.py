@@ -23,7 +23,7 @@ from ..memory.fp8 import QuantizeOnLoad, has_fp8_products
 from ..memory.streaming import stream_blocks
 from ..parts.weights import open_weights
 
-LoraStack = Sequence[tuple[LoraFile, float]]
+Loras = Sequence[tuple[LoraFile, float]]
 
 
 def tune_backends(memory: Memory) -> None:
@@ -53,7 +53,7 @@ def read_loras(
     say: Say,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> LoraStack:
+) -> Loras:
     """A stack of LoRA files for this DiT. `include`, `exclude`: a regular expression for each file, or fewer."""
     if not paths:
         return []
@@ -71,7 +71,7 @@ def load_dit(
     path: str,
     *,
     device: torch.device,
-    loras: LoraStack = (),
+    loras: Loras = (),
     weight_format: str = "stored",
     attention_backend: str = "auto",
     say: Say,

@@ -34,7 +34,7 @@ from ..ops.device import free_memory
 from ..parts.weights import write_weights
 from ..sampling.guidance import guided, guided_batch
 from ..sampling.samplers import Step, sample
-from .denoiser import arrange_blocks, load_dit, meta_dit, read_loras, tune_backends
+from .denoiser import Loras, arrange_blocks, load_dit, meta_dit, read_loras, tune_backends
 from .encoders import Encoders
 from .needs import needed
 from .requests import metadata_of, requests_of, typed_request
@@ -88,12 +88,12 @@ class Studio:
         tune_backends(job[GenerationMemory])
 
     @cached_property
-    def dit(self) -> Any:
+    def loras(self) -> Loras:
+        """The LoRA stack, read whole: small files, so a wrong one is known before anything large is loaded."""
         stack = self.job[LoraStack]
-        path = self.encoders.file("dit", "the DiT file")
-        loras = read_loras(
+        return read_loras(
             self.job,
-            path,
+            self.encoders.file("dit", "the DiT file"),
             stack.lora_weight,
             stack.multipliers,
             role="--lora_weight",
@@ -101,12 +101,16 @@ class Studio:
             include=stack.include_patterns,
             exclude=stack.exclude_patterns,
         )
+
+    @cached_property
+    def dit(self) -> Any:
+        path = self.encoders.file("dit", "the DiT file")
         precision = self.job[GenerationPrecision]
         dit = load_dit(
             self.job,
             path,
             device=self.device,
-            loras=loras,
+            loras=self.loras,
             weight_format=precision.weight_format,
             attention_backend=self.job[AttentionMode].backend,
             say=self.say,
@@ -115,8 +119,9 @@ class Studio:
         return dit
 
     def check_files(self) -> None:
-        """A file that is missing, damaged or of another kind is refused now, not when it is reached. Reads headers."""
+        """A file that is missing, damaged or of another kind is refused now, not when it is reached."""
         meta_dit(self.job, self.encoders.file("dit", "the DiT file"))
+        _ = self.loras
         self.encoders.identity(self.options.TEXT_FILES, "the text encoder file")
         if self.job[Output].output_type != "latent":
             self.encoders.identity(("vae",), "the VAE file")

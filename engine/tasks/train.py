@@ -78,8 +78,9 @@ def run(job: Job, say: Say, control: Control) -> str:
         max_train_epochs=training.max_train_epochs,
     )
     checkpoints_ready = _keep(job[Saving])
+    _rehearse_optimizer(job, steps)
     model = _Trained(job, device, seed, say)
-    optimizer, scheduler = _optimizer(job, model.network, steps, say)
+    optimizer, scheduler = _optimizer(job, model.network.parameter_groups, steps, say)
     recorder = Recorder(say, device)
     facts = _facts(job, config, loader, optimizer, steps=steps, epochs=epochs, seed=seed)
     setup = Setup(
@@ -297,13 +298,25 @@ def _network_arguments(options: Network) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in NOT_FOR_CREATE}
 
 
-def _optimizer(job: Job, network: lora.LoraNetwork, steps: int, say: Say) -> tuple[BuiltOptimizer, Any]:
+def _rehearse_optimizer(job: Job, steps: int) -> None:
+    """Make optimizer and schedule for a single number: a mistake in their options shows before the DiT is loaded."""
+
+    def groups(lr: float, loraplus_lr_ratio: float | None) -> list[dict[str, Any]]:
+        return [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr}]
+
+    _optimizer(job, groups, steps, lambda event: None)
+
+
+Groups = Callable[[float, "float | None"], list[dict[str, Any]]]
+
+
+def _optimizer(job: Job, groups: Groups, steps: int, say: Say) -> tuple[BuiltOptimizer, Any]:
     options, schedule = job[Optimizer], job[ScheduleOptions]
     ratio = lora.parse_network_args(job[Network].network_args).get("loraplus_lr_ratio")
     built = create_optimizer(
         options.optimizer_type,
         options.optimizer_args,
-        network.parameter_groups(options.learning_rate, ratio),
+        groups(options.learning_rate, ratio),
         lr=options.learning_rate,
         lr_scheduler=schedule.lr_scheduler,
         max_grad_norm=options.max_grad_norm,

@@ -60,6 +60,7 @@ def write_tiny_models(folder: str | Path, *, seed: int = 42) -> dict[str, Path]:
 
 
 DEMO_WINDOW = 2  # latent frames in a section: the demo's clips of 17 frames make two of them
+NOT_IN_DEMO = ("video_length",)  # a video is measured in sections
 DATASET_KEYS = {"fp_latent_window_size": DEMO_WINDOW}
 
 
@@ -75,6 +76,6 @@ def tiny_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
         "train": dit,
         "generate": {
             **{**dit, **vae, **text, **image},
-            **{"latent_window_size": DEMO_WINDOW, "video_sections": 2, "video_length": None},
+            **{"latent_window_size": DEMO_WINDOW, "video_sections": 2},
         },
     }
