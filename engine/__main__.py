@@ -15,18 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from . import processes
 from .contract import cli
-from .contract.errors import STATUS, EngineError, Stopped, as_failed
-from .contract.events import Done, Failed, Hello, write
-from .contract.files import clean_leftovers
+from .contract.errors import STATUS, EngineError, OptionError, Stopped, as_failed
+from .contract.events import Control, Done, Failed, Hello, write
+from .contract.files import clean_leftovers, in_the_way
 from .contract.job import Job
-from .contract.options import Run
+from .contract.options import Launch, Run
 
 
 def results_folder(job: Job, task: ModuleType) -> Path | None:
     """Where a task puts its results; None when it has none."""
     home = getattr(task, "home", None)
-    return None if home is None else Path(home(job))
+    folder: Path | None = None if home is None else home(job)
+    return folder
 
 
 def job_folder(job: Job, results: Path | None) -> Path | None:
@@ -42,6 +44,17 @@ def job_folder(job: Job, results: Path | None) -> Path | None:
         number += 1
         unique = folder.with_name(f"{folder.name}-{number}")
     return unique
+
+
+def refuse_file(name: str, folder: Path) -> None:
+    """OptionError where the option `name` names a folder and a file stands in its place."""
+    obstacle = in_the_way(folder)
+    if obstacle is not None:
+        raise OptionError(
+            f"--{name}: {obstacle} is a file, but a folder is needed there.",
+            hint=f"Choose another --{name}, or move that file away.",
+            names=(name,),
+        )
 
 
 def say_failure(failure: Failed, *, version: str, events: bool) -> None:
@@ -65,25 +78,45 @@ def _keep_traceback(failure: BaseException, *, has_log: bool) -> None:
 
 def run(job: Job) -> int:
     """Run a job to its end and return the exit status."""
+    with processes.placed(job) as place:
+        if place.number == 0:
+            return lead(job, place)
+        if Launch not in job:
+            return 0  # a command that one process does alone
+        return processes.follow(lambda: _task(job).run(job, lambda event: None, Control()), job[Run].log_level)
+
+
+def _task(job: Job) -> ModuleType:
+    return importlib.import_module(f".tasks.{job.command.module}", __package__)
+
+
+def lead(job: Job, place: processes.Place) -> int:
+    """Run a job as its only process, or as the one that talks, and return the exit status."""
     from . import __version__
     from .talk import JobFolder, conversation
 
-    task = importlib.import_module(f".tasks.{job.command.module}", __package__)
+    task = _task(job)
     results = results_folder(job, task)
     if results is not None:
+        refuse_file(task.HOME, results)
         clean_leftovers(results)  # of runs that were killed
+    if job[Run].job_dir:
+        refuse_file("job_dir", Path(job[Run].job_dir))
     path = job_folder(job, results)
     folder = JobFolder(path, job.to_toml()) if path else None
     options = job[Run]
     hello = Hello(version=__version__, job=str(path or ""))
-    with conversation(hello, events=options.events, folder=folder, log_level=options.log_level) as (say, control):
+    with (
+        conversation(hello, events=options.events, folder=folder, log_level=options.log_level) as (say, control),
+        processes.others(place, job, folder, say) as company,
+    ):
         try:
             message = task.run(job, say, control)
         except Stopped as stop:
             say(Done(message=stop.message, stopped=True))
             return stop.exit_status
         except (Exception, KeyboardInterrupt) as failure:  # whatever it is, it becomes one event and one status
-            event, status = as_failed(failure)
+            event, status = company.cause(*as_failed(failure))
             if not isinstance(failure, EngineError):
                 _keep_traceback(failure, has_log=folder is not None)
             say(event)
@@ -102,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if job is None else run(job)
     except Exception as failure:  # the job did not come as far as its conversation
         event, status = as_failed(failure)
+        if processes.place_around().number:
+            return status  # number 0 says the same
         if status == STATUS["bug"]:
             traceback.print_exception(failure)
             event = replace(event, hint="This is a bug in the engine: please report it, with what stands above.")

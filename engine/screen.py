@@ -56,6 +56,7 @@ class Screen:
     def _line(self, event: Event) -> str:
         if isinstance(event, Stage):
             self.close()
+            self._postfix = ""
             return f"[bold]{escape(event.name)}[/]" + (f"  {escape(event.message)}" if event.message else "")
         if isinstance(event, Log):
             return f"  {escape(event.message)}" if event.level != "debug" else ""

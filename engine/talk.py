@@ -20,7 +20,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from .contract.events import Control, Done, Event, Failed, Hello, Log, Progress, Say, Warning_, write
+from .contract.errors import DiskError
+from .contract.events import (
+    Artifact,
+    Control,
+    Done,
+    Event,
+    Failed,
+    Hello,
+    Log,
+    Progress,
+    Say,
+    Stage,
+    Warning_,
+    write,
+)
 from .contract.files import write_text
 
 PROGRESS_LINES_S = 1.0
@@ -31,7 +45,13 @@ class JobFolder:
     """The record of one job: `job.toml`, `events.jsonl`, `log.txt`. Appends only, so a killed job keeps its record."""
 
     def __init__(self, path: Path, job_toml: str):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(
+                f"The job's folder {path} cannot be made: {error.strerror or error}.",
+                "Choose another place for the results or another --job_dir, where you may write.",
+            ) from error
         self.path = path
         write_text(path / "job.toml", job_toml)
         self._events = open(path / "events.jsonl", "a", encoding="utf-8")
@@ -54,21 +74,50 @@ class JobFolder:
         try:
             self._events.write(write(event) + "\n")
             self._events.flush()
+            self._write_log(event)
         except OSError as error:
             self._given_up = True
             return f"The job's record in {self.path} ends here: {error.strerror or error}."
         return ""
 
+    def _write_log(self, event: Event) -> None:
+        level, line = in_words(event)
+        if line and logging.getLogger().isEnabledFor(level):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {logging.getLevelName(level)} {line}\n")
+            self._log.flush()
+
     def handler(self) -> logging.Handler:
         """Where Python's loggers and warnings of this process are kept."""
-        handler = logging.StreamHandler(self._log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        return handler
+        return log_handler(self._log)
 
     def close(self) -> None:
         for stream in (self._events, self._log):
             with contextlib.suppress(OSError):  # said already, when the record was given up
                 stream.close()
+
+
+def in_words(event: Event) -> tuple[int, str]:
+    """Level and line of an event in `log.txt`; the line is empty for numbers and pictures."""
+    if isinstance(event, Stage):
+        return logging.INFO, f"{event.name} {event.message}".strip()
+    if isinstance(event, Log):
+        return getattr(logging, event.level.upper()), event.message
+    if isinstance(event, Warning_):
+        return logging.WARNING, event.message
+    if isinstance(event, Artifact):
+        return logging.INFO, f"saved {event.kind}: {event.path}"
+    if isinstance(event, Done):
+        return logging.INFO, f"{'stopped' if event.stopped else 'done'} {event.message}".strip()
+    if isinstance(event, Failed):
+        return logging.ERROR, f"{event.message} {event.hint}".strip()
+    return logging.NOTSET, ""
+
+
+def log_handler(stream: IO[str], source: str = "") -> logging.Handler:
+    """Writes what is logged, one line a record; `source` is put before each."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {source}%(name)s: %(message)s"))
+    return handler
 
 
 def take_stdout() -> IO[str]:
@@ -143,12 +192,13 @@ def signals_ask_to_stop(control: Control, say: Say) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _quiet_libraries(folder: JobFolder | None, level: str) -> None:
+def quiet_libraries(handler: logging.Handler, level: str) -> None:
+    """What libraries log and warn of goes to the handler alone."""
     logging.captureWarnings(True)
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(level.upper())
-    root.addHandler(folder.handler() if folder else logging.NullHandler())
+    root.addHandler(handler)
     for name in NOISY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -169,7 +219,7 @@ def conversation(
 
         screen = Screen()
         outward, close = screen.show, screen.close
-    _quiet_libraries(folder, log_level)
+    quiet_libraries(folder.handler() if folder else logging.NullHandler(), log_level)
 
     lock, ended = threading.Lock(), False
 

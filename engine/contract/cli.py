@@ -7,17 +7,18 @@ answers `--help` at once.
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import toml
-from .commands import COMMANDS, Command, family_names, find_family, for_family, sections_of
+from .commands import COMMANDS, Command, family_names, find, find_family, for_family, sections_of
 from .errors import OptionError
-from .job import Job, make_job, refuse_pending, split_header
-from .launch import launched
+from .job import Job, changed, make_job, refuse_pending, split_header
+from .launch import launched, surrounding
 from .options import Run
 from .schema import Option, by_any_name, listed, options, unknown
 from .values import Place, closest, from_words
@@ -39,23 +40,33 @@ def parse(argv: list[str]) -> Job | None:
     """The job of a command line (without the program's name). None when help or the config was printed instead."""
     words = list(argv)
     if not words or words[0] in (*_HELP, "help"):
-        _print(_help().overview())
+        write_result(_help().overview())
         return None
+    if words[0] == "plan" and len(words) > 1 and not words[1].startswith("-"):
+        planned = parse(words[1:])
+        return planned if planned is None else _to_be_planned(planned)
     line = None if _is_verb(words) else launched(words)
     if line is not None:
-        return _parse_command(line.command, line.family, line.words, line.data)
+        return _parse_command(line.command, line.family, line.words, {**surrounding(os.environ), **line.data})
     command, rest = _command(words)
     if command is None:
-        _print(_help().group(words[0]))
+        write_result(_help().group(words[0]))
         return None
     family, rest = _family(command, rest)
     if command.family and family is None and any(word in _HELP for word in rest):
-        _print(_help().families_of(command))
+        write_result(_help().families_of(command))
         return None
-    return _parse_command(command, family, rest, {})
+    return _parse_command(command, family, rest, surrounding(os.environ))
 
 
-def _print(text: str) -> None:
+def _to_be_planned(job: Job) -> Job:
+    """The same job, of which only the memory is predicted: in one process, and without a record."""
+    alone = {name: value for name, value in (("job_dir", None), ("num_processes", 1)) if name in job.values()}
+    found = changed(job, alone)
+    return Job(replace(found.command, module=find("plan").module), found.family, found.sections)
+
+
+def write_result(text: str) -> None:
     """Write a result to stdout: in UTF-8 to a file or pipe, so that a printed job can be read again; a terminal that
     lacks a sign shows another for it.
     """
@@ -63,6 +74,7 @@ def _print(text: str) -> None:
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="replace")
     sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _help() -> Any:
@@ -111,7 +123,7 @@ def _parse_command(command: Command, family: str | None, words: list[str], launc
     if not command.available:
         raise OptionError(f"`{command.verb}` is not available yet.", hint="See --help for what is.")
     if any(word in _HELP for word in words) and (family is not None or not command.family):
-        _print(_help().command(command, family))
+        write_result(_help().command(command, family))
         return None
     data, source, family = _from_config_file(command, family, words)
     if command.family and family is None:
@@ -127,7 +139,7 @@ def _parse_command(command: Command, family: str | None, words: list[str], launc
     source = {name: path for name, path in source.items() if name not in flags}
     job = make_job(command, family, merged, source=source, elsewhere=lambda name: _elsewhere(name, command, family))
     if job[Run].print_config:
-        _print(job.to_toml())
+        write_result(job.to_toml())
         return None
     refuse_pending(job)
     return job

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import options as shared
 from . import rules
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Command:
     """One verb. `module` is the file in `tasks/`; `scripts` are musubi-tuner's names for it, without folder and .py.
 
-    `family`: a family follows the verb. `available` False: declared, but its task does not exist yet.
+    `family`: a family follows the verb. `available` False: declared, but its task does not exist yet. `rules` are what
+    options of different sections demand of each other, `resolved` gives values of open ones that follow from others.
     """
 
     verb: str
@@ -37,6 +38,7 @@ class Command:
     scripts: tuple[str, ...] = ()
     available: bool = True
     rules: Callable[[Job], None] | None = None
+    resolved: Callable[[Job], dict[str, Any]] | None = None
     example: str = ""
 
 
@@ -45,7 +47,7 @@ COMMANDS: tuple[Command, ...] = (
         verb="cache-latents",
         help="Encode the clips of a dataset with the VAE, once.",
         module="cache_latents",
-        sections=(shared.Data, shared.Models, shared.LatentCaching, shared.Run),
+        sections=(shared.Data, shared.Models, shared.LatentCaching, shared.MemoryPlan, shared.Run),
         family=True,
         rules=rules.cache_latents,
     ),
@@ -73,6 +75,7 @@ COMMANDS: tuple[Command, ...] = (
             shared.Attention,
             shared.Saving,
             shared.Samples,
+            shared.Validation,
             shared.Logging,
             shared.Metadata,
             shared.HuggingFace,
@@ -81,6 +84,7 @@ COMMANDS: tuple[Command, ...] = (
         ),
         family=True,
         rules=rules.train,
+        resolved=rules.resolved_training,
     ),
     Command(
         verb="generate",
@@ -115,26 +119,26 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         verb="lora convert",
-        help="Convert a LoRA between musubi-tuner's and ComfyUI's names.",
+        help="Convert a LoRA between the names of musubi-tuner, ComfyUI and diffusers.",
         module="lora_convert",
         sections=(shared.LoraConvert, shared.Run),
         scripts=("convert_lora",),
-        available=False,
+        example="--input lora.safetensors --output lora-comfy.safetensors --target other",
     ),
     Command(
         verb="lora merge",
-        help="Merge LoRAs into a model file.",
+        help="Merge LoRAs into a model file, or into one LoRA.",
         module="lora_merge",
         sections=(shared.LoraMerge, shared.Run),
         scripts=("merge_lora",),
-        available=False,
+        example="--dit dit.safetensors --lora_weight lora.safetensors --save_merged_model merged.safetensors",
     ),
     Command(
         verb="lora info",
-        help="Show what is in a LoRA file.",
+        help="Show what is in a LoRA file, and which models it loads into.",
         module="lora_info",
         sections=(shared.LoraInfo, shared.Run),
-        available=False,
+        example="lora.safetensors",
     ),
     Command(
         verb="lora ema",
@@ -142,7 +146,14 @@ COMMANDS: tuple[Command, ...] = (
         module="lora_ema",
         sections=(shared.LoraEma, shared.Run),
         scripts=("lora_post_hoc_ema",),
-        available=False,
+        example="lora-step00000100.safetensors lora-step00000200.safetensors --output_file lora-ema.safetensors",
+    ),
+    Command(
+        verb="plan",
+        help="Predict the memory that a command needs, and choose what makes it fit: `plan train wan …same options…`.",
+        module="plan",
+        sections=(shared.Run,),
+        example="train wan --dataset_config dataset.toml --dit wan2.1_t2v_14B_bf16.safetensors --vram 12GB",
     ),
     Command(
         verb="doctor",

@@ -82,6 +82,13 @@ class DiskError(EngineError):
     exit_status = STATUS["disk"]
 
 
+class ProcessLost(EngineError):
+    """Another process of the same job is gone. What happened to that one is the news, so it is told instead if known.
+
+    Of the kind "bug", because nobody knows better.
+    """
+
+
 class Stopped(EngineError):
     """Unwinds a job after a stop request; everything is saved."""
 
@@ -94,7 +101,7 @@ def as_failed(exception: BaseException) -> tuple[Failed, int]:
     for link in _chain(exception):
         if isinstance(link, EngineError):
             return Failed(kind=link.kind, message=link.message, hint=link.hint), link.exit_status
-        if _is_memory(link):
+        if is_out_of_memory(link):
             message = f"Out of memory: {_first_line(link)}"
             return Failed(kind="memory", message=message, hint=_MEMORY_HINT), STATUS["memory"]
         if is_disk(link):
@@ -122,7 +129,8 @@ def _first_line(exception: BaseException) -> str:
     return next((line.strip() for line in str(exception).splitlines() if line.strip()), type(exception).__name__)
 
 
-def _is_memory(exception: BaseException) -> bool:
+def is_out_of_memory(exception: BaseException) -> bool:
+    """Whether a library ran out of memory; our own OutOfMemoryError has that name too."""
     if type(exception).__name__ in _MEMORY_NAMES:
         return True
     return isinstance(exception, RuntimeError) and any(word in str(exception).lower() for word in _MEMORY_WORDS)

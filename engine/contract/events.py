@@ -13,7 +13,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,26 @@ class Resource:
     values: dict[str, float]
 
 
+PlannedStage = dict[str, Any]
+"""`name`, `needed_mib`, and what takes memory in words: `device_mib` and `main_mib`, name -> MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a job will take, before it runs. `needed_mib` has to be free on the GPU with `options` added to the job's,
+    `asked_mib` without; `limit_mib` is what there is, None where that is not known. `ram_mib`: of main memory.
+    """
+
+    stages: list[PlannedStage]
+    asked_mib: float
+    needed_mib: float
+    limit_mib: float | None
+    ram_mib: float
+    fits: bool
+    options: dict[str, Any]
+    message: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Log:
     """A line for the log; `level` is debug, info, warning or error."""
@@ -116,12 +137,12 @@ class Failed:
     hint: str = ""
 
 
-Event = Hello | Stage | Progress | Metric | Preview | Artifact | Resource | Log | Warning_ | Done | Failed
+Event = Hello | Stage | Progress | Metric | Preview | Artifact | Resource | Plan | Log | Warning_ | Done | Failed
 Say = Callable[[Event], None]
 
 EVENTS: dict[str, type[Any]] = {
     "hello": Hello, "stage": Stage, "progress": Progress, "metric": Metric, "preview": Preview, "artifact": Artifact,
-    "resource": Resource, "log": Log, "warning": Warning_, "done": Done, "failed": Failed,
+    "resource": Resource, "plan": Plan, "log": Log, "warning": Warning_, "done": Done, "failed": Failed,
 }  # fmt: skip
 _NAMES = {event: name for name, event in EVENTS.items()}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -191,10 +212,21 @@ class Meter:
             if last or self._said_at is None or now - self._said_at >= PROGRESS_INTERVAL_S:
                 self._tell(now)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that counts neither for the rate nor for the time left, since something else is done in it."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                gone = time.monotonic() - began
+                self._history = deque((moment + gone, done) for moment, done in self._history)
+
     def close(self) -> None:
-        """Say how far it came, unless that was said already."""
+        """Say how far it came, unless that was said already or there was nothing to do."""
         with self._lock:
-            if self._said_done != self._done:
+            if self._said_done != self._done and self._total != 0:
                 self._tell(time.monotonic())
 
     def _tell(self, now: float) -> None:

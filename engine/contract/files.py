@@ -96,6 +96,14 @@ def disk_error(path: Path, error: Exception, *, advice: str = ADVICE) -> DiskErr
     return DiskError(f"{path} could not be written: {reason}.", "Check the folder and its permissions.")
 
 
+def in_the_way(folder: Path) -> Path | None:
+    """The file that stands where this folder, or one above it, would have to be; None when there is none."""
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            return None if os.path.isdir(path) else path
+    return None
+
+
 def clean_leftovers(folder: Path) -> int:
     """Remove what killed writers left in a folder, and say how many. A running writer's stays, unless an hour old."""
     removed = 0

@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from .commands import COMMANDS, Command, example_of, family_names, find, sections_of
@@ -100,10 +101,10 @@ def command(command: Command, family: str | None) -> str:
     sections = sections_of(command, family)
     name = " ".join(filter(None, (command.verb, (family or "").replace("_", "-"))))
     needed = [option for section in sections for option in options(section) if option.required]
-    given = " ".join(_usage(option) for option in needed)
+    words = [PROGRAM, name, *(_usage(option) for option in needed), "[options]"]
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
-        usage=" ".join(filter(None, (f"{PROGRAM} {name}", given, "[options]"))).replace("%", "%%"),
+        usage=_usage_lines(words).replace("%", "%%"),
         description=command.help,
         epilog="Dashes may stand for underscores. --no_NAME switches an on/off option off. (+) marks advanced options.",
         formatter_class=_formatter(),
@@ -116,6 +117,19 @@ def command(command: Command, family: str | None) -> str:
         if section is Run:
             heading.add_argument("-h", "--help", action="help", help="Show this.")
     return parser.format_help()
+
+
+def _usage_lines(words: Sequence[str]) -> str:
+    """On as many lines as the width asks for, never broken between an option and its value."""
+    room = columns() - 2 - len("usage: ")
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and len(longer) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return ("\n" + " " * len("usage: ")).join(lines)
 
 
 def _usage(option: Option) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -45,11 +46,16 @@ class Job:
 
     def values(self) -> dict[str, Any]:
         """Every option by its name."""
-        return {
-            option.name: getattr(instance, option.name)
-            for instance in self.sections.values()
-            for option in options(type(instance))
-        }
+        return {option.name: value for option, value in self._given()}
+
+    def shown(self) -> dict[str, Any]:
+        """What may be shown to others: every option by its name, but no secrets and nothing about this run only."""
+        return {option.name: value for option, value in self._given() if not (option.secret or option.transient)}
+
+    def _given(self) -> Iterator[tuple[Option, Any]]:
+        for instance in self.sections.values():
+            for option in options(type(instance)):
+                yield option, getattr(instance, option.name)
 
     def to_toml(self) -> str:
         """The resolved job. As --config_file it gives the identical job, so it can be run again by hand."""
@@ -68,18 +74,16 @@ class Job:
     def pending(self) -> list[tuple[str, str]]:
         """What the job asks for that cannot be done yet: (as it is typed, why), such as ("--i2v", "image-to-video")."""
         found = []
-        for instance in self.sections.values():
-            for option in options(type(instance)):
-                value = getattr(instance, option.name)
-                if option.pending and value != option.default:
-                    found.append((option.flag, option.pending))
-                elif isinstance(value, str) and value in option.pending_choices:
-                    found.append((f"{option.flag} {value}", option.pending_choices[value]))
+        for option, value in self._given():
+            if option.pending and value != option.default:
+                found.append((option.flag, option.pending))
+            elif isinstance(value, str) and value in option.pending_choices:
+                found.append((f"{option.flag} {value}", option.pending_choices[value]))
         return found
 
 
 def _lines(option: Option, value: Any) -> list[str]:
-    if option.transient or value is None or (option.pending and value == option.default):
+    if option.transient or option.secret or value is None or (option.pending and value == option.default):
         return []
     why = option.pending or (option.pending_choices.get(value, "") if isinstance(value, str) else "")
     return [toml.line(option.name, value) + (f"  # not available yet: {why}" if why else "")]
@@ -95,6 +99,7 @@ def make_job(
 ) -> Job:
     """Check `data` (option name -> value) and freeze it into a job. `source` and `elsewhere` as in `schema.build`.
 
+    What the data leaves open and follows from the rest is filled in, so that the job says what will be done.
     Options that cannot be used yet are not refused here, so that such a job can still be printed: see
     `refuse_pending`. Raises OptionError.
     """
@@ -111,7 +116,33 @@ def make_job(
             check(job)
         except OptionError as error:
             raise placed(error, source) from None
-    return job
+    tellers = [command.resolved]
+    if family is not None:
+        tellers.append(getattr(family_options(family), "resolved", None))
+    return filled(job, {name: value for tell in filter(None, tellers) for name, value in tell(job).items()})
+
+
+def filled(job: Job, found: Mapping[str, Any]) -> Job:
+    """The job with those of its open options (None) that `found` knows, unless they cannot be used yet."""
+    sections = {}
+    for kind, section in job.sections.items():
+        usable = [option.name for option in options(kind) if not option.pending]
+        now = {name: found[name] for name in usable if name in found and getattr(section, name) is None}
+        sections[kind] = dataclasses.replace(cast(Any, section), **now) if now else section
+    return Job(job.command, job.family, sections)
+
+
+def changed(job: Job, values: Mapping[str, Any]) -> Job:
+    """The job with other values of some of its options, which are checked again. KeyError for one it does not have."""
+    left = set(values)
+    sections = {}
+    for kind, section in job.sections.items():
+        now = {option.name: values[option.name] for option in options(kind) if option.name in values}
+        left -= now.keys()
+        sections[kind] = dataclasses.replace(cast(Any, section), **now) if now else section
+    if left:
+        raise KeyError(f"`{job.name}` has no options {', '.join(sorted(left))}")
+    return Job(job.command, job.family, sections)
 
 
 def refuse_pending(job: Job) -> None:

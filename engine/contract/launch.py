@@ -1,12 +1,14 @@
 """What stands before the first flag: `python`, `uv run`, `accelerate launch` with its own flags, a script's path.
 
 A musubi-tuner command line names a script, and maybe a launcher before it. This file finds the script and reads those
-launcher flags that mean something to a job. Knows no option beyond their names.
+launcher flags that mean something to a job, also those of a launcher that stands around us. Knows no option beyond
+their names.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .commands import Command, find_script, script_names
@@ -36,6 +38,19 @@ SWITCHES = {
 REFUSED = {
     "use_deepspeed": "DeepSpeed", "use_fsdp": "FSDP", "use_megatron_lm": "Megatron-LM", "tpu": "TPUs",
     "use_parallelism_config": "parallelism configs",
+}  # fmt: skip
+# The same as variables, which accelerate's launcher sets in what it starts.
+AROUND = {
+    "ACCELERATE_MIXED_PRECISION": "mixed_precision",
+    "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend",
+    "ACCELERATE_DYNAMO_MODE": "dynamo_mode",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "dynamo_fullgraph",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "dynamo_dynamic",
+}
+SILENCE = ("", "no", "false", "default")
+REFUSED_AROUND = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism configs",
 }  # fmt: skip
 
 
@@ -88,6 +103,7 @@ def _unknown_script(word: str) -> OptionError:
 def _accelerate(words: list[str]) -> dict[str, str]:
     """The options that accelerate's own flags set, as text. Refuses what the engine cannot do."""
     data: dict[str, str] = {}
+    several = False
     queue = list(words)
     while queue:
         word = queue.pop(0)
@@ -104,10 +120,45 @@ def _accelerate(words: list[str]) -> dict[str, str]:
             )
         if name in ("cpu", "use_cpu"):
             data["device"] = "cpu"
-        elif name == "gpu_ids" and value.isdigit():
-            data["device"] = f"cuda:{value}"
+        elif name == "multi_gpu":
+            several = True
         elif name in TAKEN:
-            data[TAKEN[name]] = value.upper() if name == "dynamo_backend" else (value or "true")
-    if data.get("num_processes", "1") == "1":  # with one process these say nothing
+            data[TAKEN[name]] = value or "true"
+    return _resolved(data, several=several)
+
+
+def _resolved(data: dict[str, str], *, several: bool) -> dict[str, str]:
+    """What the flags come to together. `several`: --multi_gpu was among them."""
+    gpus = data.get("gpu_ids", "all")
+    if several and "num_processes" not in data:
+        if gpus == "all":
+            raise OptionError(
+                "accelerate's --multi_gpu needs to know how many processes to start.",
+                hint="Add --num_processes with the number of GPUs.",
+                names=("num_processes",),
+            )
+        data["num_processes"] = str(len(gpus.split(",")))
+    if "dynamo_backend" in data:
+        data["dynamo_backend"] = data["dynamo_backend"].upper()
+    if data.get("num_processes", "1") == "1":  # one process has one GPU, and nobody to meet
         data = {name: value for name, value in data.items() if name not in ("gpu_ids", "main_process_port")}
+        if gpus != "all":
+            data.setdefault("device", f"cuda:{gpus.partition(',')[0]}")
     return data
+
+
+def surrounding(environment: Mapping[str, str]) -> dict[str, str]:
+    """The options that an outer `accelerate launch … -m engine …` has set, which it passes on as variables.
+
+    It passes on its defaults too, which cannot be told from what the person said, so they say nothing here.
+    """
+    for variable, what in REFUSED_AROUND.items():
+        if environment.get(variable, "").lower() == "true":
+            raise OptionError(f"accelerate launch asks for {what}, which the engine cannot do.", hint="Leave it out.")
+    said = {option: environment.get(variable, "") for variable, option in AROUND.items()}
+    data = {option: value for option, value in said.items() if value.lower() not in SILENCE}
+    if "dynamo_backend" not in data:
+        data = {option: value for option, value in data.items() if not option.startswith("dynamo_")}
+    if environment.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        data["device"] = "cpu"
+    return _resolved(data, several=False)

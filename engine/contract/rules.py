@@ -1,14 +1,29 @@
 """What options of different sections demand of each other, one function a command. Rules within a section stand there.
 
-Each raises an OptionError that names the flag to change.
+Each raises an OptionError that names the flag to change. What a family's options demand stands in its `options.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
-from .options import Attention, LatentCaching, LoraStack, Memory, Output, Prompting
+from .options import (
+    Attention,
+    HuggingFace,
+    LatentCaching,
+    Launch,
+    LoraStack,
+    Memory,
+    Optimizer,
+    Output,
+    Prompting,
+    Run,
+    Samples,
+    Saving,
+    Training,
+    TrainingPrecision,
+)
 from .schema import options
 
 if TYPE_CHECKING:
@@ -37,11 +52,100 @@ def train(job: Job) -> None:
             hint="Leave out --split_attn or --compile_fullgraph.",
             names=("split_attn", "compile_fullgraph"),
         )
+    device, processes = job[Run].device, job[Launch].num_processes
+    if processes > 1 and device is not None and ":" in device:
+        raise OptionError(
+            f"--device {device} is one GPU, but --num_processes {processes} needs one for each process.",
+            hint="Leave out --device, and choose with --gpu_ids.",
+            names=("device", "num_processes"),
+        )
+    if job[Optimizer].fused_backward_pass:
+        _fused_backward_pass(job)
+    precision = job[TrainingPrecision].mixed_precision
+    if job[Optimizer].full_bf16 and precision in ("no", "fp16"):
+        raise OptionError(
+            f"--full_bf16 keeps the LoRA in bf16, but --mixed_precision {precision} computes in another format.",
+            hint="Use --mixed_precision bf16, or leave out --full_bf16.",
+            names=("full_bf16", "mixed_precision"),
+        )
+    if job[Samples].sample_prompts is not None:
+        need(job, "vae", "to make samples (--sample_prompts)")
+    if job[HuggingFace].resume_from_huggingface and job[Saving].resume == "auto":
+        raise OptionError(
+            "--resume_from_huggingface needs to know which state.",
+            hint="Add --resume owner/name/path-of-the-state.",
+            names=("resume_from_huggingface", "resume"),
+        )
+
+
+def _fused_backward_pass(job: Job) -> None:
+    """Where a gradient is not whole when it is ready."""
+    accumulation, processes = job[Training].gradient_accumulation_steps, job[Launch].num_processes
+    for clashes, name, given, other in (
+        (accumulation > 1, "gradient_accumulation_steps", f"{accumulation} adds up the gradients of batches", "1"),
+        (processes > 1, "num_processes", f"{processes} adds up the gradients of processes", "1"),
+        (job[TrainingPrecision].mixed_precision == "fp16", "mixed_precision", "fp16 scales the gradients", "bf16"),
+    ):
+        if clashes:
+            raise OptionError(
+                f"--fused_backward_pass uses each gradient at once, but --{name} {given}.",
+                hint=f"Use --{name} {other}, or leave out --fused_backward_pass.",
+                names=("fused_backward_pass", name),
+            )
+
+
+def resolved_training(job: Job) -> dict[str, Any]:
+    """What a training's options are when they are left out and others decide."""
+    return {"metadata_title": job[Saving].output_name}
+
+
+def generates(job: Job) -> bool:
+    """Whether a `generate` job makes something new, rather than decode a latent or merge LoRAs."""
+    return not job[Output].latent_path and job[LoraStack].save_merged_model is None
+
+
+def need_models(job: Job) -> None:
+    """DiT and VAE, to make something new. For a family's `rules`, since it may have other ways to name them."""
+    need(job, "dit", "to generate")
+    if job[Output].output_type != "latent":
+        need(job, "vae", "to decode the video (without it, use --output_type latent)")
+
+
+def check_video_size(*, height: int, width: int, frames: int | None, size_step: int, frame_step: int) -> None:
+    """Height and width are multiples of `size_step`, frames one more than a multiple of `frame_step`: what a family
+    says of its model (families/contract.py)."""
+    for what, pixels in (("height", height), ("width", width)):
+        if pixels % size_step:
+            below = pixels // size_step * size_step
+            raise OptionError(
+                f"--video_size: a {what} of {pixels} is not a multiple of {size_step}: "
+                f"use {below} or {below + size_step}.",
+                hint=f"The model works on squares of {size_step} x {size_step} pixels.",
+                names=("video_size",),
+            )
+    if frames is not None and (frames - 1) % frame_step:
+        below = (frames - 1) // frame_step * frame_step + 1
+        raise OptionError(
+            f"--video_length: {frames} is not {frame_step}n+1: use {below} or {below + frame_step}.",
+            hint=f"After the first frame, the model makes frames {frame_step} at a time.",
+            names=("video_length",),
+        )
 
 
 def generate(job: Job) -> None:
-    """Something to generate, the models it takes, and a place for the result."""
+    """Something to generate, of a size that the model can make, and a place for the result."""
+    from .commands import family_options  # which imports this module
+
     output, prompting = job[Output], job[Prompting]
+    if job.family is not None:
+        facts, (height, width) = family_options(job.family), prompting.video_size
+        check_video_size(
+            height=height,
+            width=width,
+            frames=prompting.video_length,
+            size_step=facts.SIZE_STEP,
+            frame_step=facts.frame_step(job),
+        )
     if job[LoraStack].save_merged_model is not None:
         need(job, "dit", "to merge LoRAs into it")
         return
@@ -56,8 +160,3 @@ def generate(job: Job) -> None:
             hint='Add --prompt "what the video shows".',
             names=("prompt",),
         )
-    if job.values().get("ckpt_dir"):
-        return  # a folder that holds all models
-    need(job, "dit", "to generate")
-    if output.output_type != "latent":
-        need(job, "vae", "to decode the video (without it, use --output_type latent)")

@@ -50,6 +50,7 @@ class Option:
     metavar: str | tuple[str, ...] = ""
     positional: bool = False
     transient: bool = False
+    secret: bool = False
     key_values: bool = False
     pending: str = ""
     accepted: str = ""
@@ -106,20 +107,23 @@ def opt(
     metavar: str | tuple[str, ...] = "",
     positional: bool = False,
     transient: bool = False,
+    secret: bool = False,
     key_values: bool = False,
 ) -> Any:
     """Declare an option: a dataclass field whose type is the annotation beside it.
 
     `low`, `high`: limits, both included. `file_kind`: what the file is ("dit", "vae", "lora", …), for pick lists.
-    `positional`: given without a flag. `transient`: about this run only, never part of a job file.
-    `key_values`: every value reads `key=value`. With `required` the default is ignored.
+    `positional`: given without a flag. `transient`: about this run only, never part of a job file. `secret`: may
+    stand in a job file, but is never written into one, nor logged. `key_values`: every value reads `key=value`. With
+    `required` the default is ignored.
     """
     if not help.strip():
         raise TypeError("An option needs a help text")
     told = {
         "help": help.strip(), "low": low, "high": high, "choices": tuple(choices), "unit": unit,
         "aliases": tuple(aliases), "file_kind": file_kind, "advanced": advanced, "required": required,
-        "metavar": metavar, "positional": positional, "transient": transient, "key_values": key_values,
+        "metavar": metavar, "positional": positional, "transient": transient, "secret": secret,
+        "key_values": key_values,
     }  # fmt: skip
     return _field(told, default)
 
@@ -135,10 +139,9 @@ def require(section: type[Section], name: str) -> Any:
 
 
 def _field(told: dict[str, Any], default: Any) -> Any:
-    compare = not told["transient"]
-    if told["required"]:
-        return dataclasses.field(metadata={_KEY: told}, compare=compare)
-    return dataclasses.field(default=default, metadata={_KEY: told}, compare=compare)
+    compare = not (told["transient"] or told["secret"])
+    default = dataclasses.MISSING if told["required"] else default
+    return dataclasses.field(default=default, metadata={_KEY: told}, compare=compare, repr=not told["secret"])
 
 
 def _told(section: type[Section], name: str) -> dict[str, Any]:
@@ -252,7 +255,9 @@ def build(
     missing = [option.flag for option in found.values() if option.required and option.name not in values]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise OptionError(f"{', '.join(missing)} {verb} required.", hint=found[missing[0].lstrip("-")].help)
+        what = {flag: found[flag.lstrip("-")].help for flag in missing}
+        hint = what[missing[0]] if len(missing) == 1 else " ".join(f"{flag}: {help}" for flag, help in what.items())
+        raise OptionError(f"{', '.join(missing)} {verb} required.", hint=hint)
     try:
         return {
             section: section(**{o.name: values[o.name] for o in options(section) if o.name in values})

@@ -39,17 +39,23 @@ def find(path: str) -> Path:
 
 def load(path: str | Path) -> dict[str, Any]:
     """A TOML file as nested dicts. OptionError names file and line of a mistake."""
-    parser = _parser()
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
-        data: dict[str, Any] = parser.loads(text)
     except UnicodeDecodeError as error:
         raise OptionError(f"{path} is not a text file in UTF-8.", hint="Save it again as UTF-8.") from error
     except OSError as error:
         raise OptionError(f"{path} cannot be read: {error.strerror}.") from error
+    return loads(text, str(path))
+
+
+def loads(text: str, place: str) -> dict[str, Any]:
+    """TOML text as nested dicts. OptionError names `place`, where the text stands, and the line of a mistake."""
+    parser = _parser()
+    try:
+        data: dict[str, Any] = parser.loads(text)
     except parser.TOMLDecodeError as error:
         hint = "On Windows, write paths as 'C:\\folder' in single quotes." if "\\" in text else ""
-        raise OptionError(f"{path} is not valid TOML: {error}.", hint=hint) from error
+        raise OptionError(f"{place} is not valid TOML: {error}.", hint=hint) from error
     return data
 
 

@@ -13,7 +13,7 @@ batch (`rounds` counts rounds, `len` this rank's batches), which the loop has to
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -278,22 +278,25 @@ class BatchSampler:
         self._seed, self._rank, self._world = seed, rank, world
         self._strata = num_timestep_buckets or 0
         self.num_items = sum(map(len, self._buckets.values()))  # repeats counted, all ranks
-        self.total = sum(-(-len(bucket) // batch_sizes[key[0]]) for key, bucket in self._buckets.items())
 
     def __len__(self) -> int:
-        """This rank's batches in one epoch."""
-        return len(range(self._rank, self.total, self._world))
+        """Batches in an epoch, of all ranks together."""
+        return sum(-(-len(bucket) // self._batch_sizes[key[0]]) for key, bucket in self._buckets.items())
 
     @property
-    def rounds(self) -> int:
-        """Batches of the rank that has most: steps in an epoch."""
-        return -(-self.total // self._world)
+    def largest_size(self) -> tuple[int, int]:
+        """Latent width and height of the largest clips; of equally large shapes the more frequent."""
+        counts: Counter[tuple[int, int]] = Counter()
+        for (_, (width, height, *_)), bucket in self._buckets.items():
+            counts[width, height] += len(bucket)
+        return max(counts, key=lambda size: (size[0] * size[1], counts[size]))
 
     def epoch(self, epoch: int, *, position: int = 0) -> list[Batch]:
-        """This rank's batches of an epoch (counted from 0), from `position` on."""
-        return self._all(epoch)[self._rank :: self._world][position:]
+        """This rank's batches of an epoch (counted from 0): of all that are left after `position`, every `world`-th."""
+        return self.together(epoch)[position + self._rank :: self._world]
 
-    def _all(self, epoch: int) -> list[Batch]:
+    def together(self, epoch: int) -> list[Batch]:
+        """The batches of all ranks, in order."""
         # A text seed: seed 1, epoch 2 must not be seed 2, epoch 1.
         rng = random.Random(f"batches {self._seed} {epoch}")
         groups: list[tuple[TrainItem, ...]] = []

@@ -76,11 +76,11 @@ class Loader:
         self._workers, self._prefetch, self._pin_memory = max(1, workers), max(1, prefetch), pin_memory
 
     def __len__(self) -> int:
-        """Batches in an epoch on this rank."""
+        """Batches in an epoch, of all ranks together."""
         return len(self.sampler)
 
     def epoch(self, epoch: int, *, position: int = 0) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch (from 0) from `position` on. Closing the iterator ends the threads."""
+        """This rank's batches of an epoch (from 0), from `position` on. Closing the iterator ends the threads."""
         ahead: deque[Future[dict[str, Any]]] = deque()
         pool = ThreadPoolExecutor(max_workers=self._workers, thread_name_prefix="batches")
         try:

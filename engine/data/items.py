@@ -49,7 +49,7 @@ def sources(dataset: Dataset, *, say: Say | None = None) -> list[Source]:
         more = f" ({len(problems) - 1} more problems; `dataset check` lists them all)" if len(problems) > 1 else ""
         raise DataError(first.message + more, first.hint)
     if say is not None:
-        say(Log(message=f"{dataset.table}: {len(found)} {dataset.kind}s"))
+        say(Log(message=f"{dataset.table}: {len(found)} {dataset.kind}{'' if len(found) == 1 else 's'}"))
     return found
 
 
@@ -104,9 +104,9 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     media = [path for path in files if path.suffix.lower() in suffixes]
     if not media:
         looked_for = " ".join(f"*{suffix}" for suffix in suffixes)
+        found = f"found {len(files)} other files" if files else "found no file at all"
         raise DataError(
-            f"{folder}: there is no {dataset.kind} in this folder; looked for {looked_for}; "
-            f"found {len(files)} other files.",
+            f"{folder}: there is no {dataset.kind} in this folder; looked for {looked_for}; {found}.",
             f"Correct {dataset.kind}_directory in {dataset.table}.",
         )
     captions: dict[Path, str] = {}

@@ -28,7 +28,7 @@ from .clips import Clip, Window
 from .config import Dataset, DatasetConfig
 from .fingerprints import Fingerprint
 from .items import Source, sources
-from .report import CacheReport, Failure, Ledger, announce, one_at_a_time, reason_of, summed_up
+from .report import CacheReport, Failure, Ledger, announce, one_at_a_time, reason_of, usable
 from .stages import GIB, ClipQueue, Decoders, Queued, Run, Writer
 from .survey import Job, Recipe, Rules, latent_jobs, survey, tidy_latents, tidy_texts
 
@@ -129,7 +129,7 @@ def _cache_windows(
     purged = tidy_latents(config.datasets, surveyed, jobs, recipe, keep=rules.keep_cache)
     skipped = len(jobs) - len(wanted)
     report = CacheReport(done=ledger.done, skipped=skipped, failed=tuple(ledger.failed), purged=purged)
-    return summed_up(report, ledger.say, unit="windows", config=config)
+    return usable(report, config)
 
 
 class Encoder:
@@ -338,7 +338,7 @@ def cache_text(
     purged = tidy_texts(config.datasets, set(owners), architecture, keep=keep_cache)
     skipped = len(owners) - len(wanted)
     report = CacheReport(done=ledger.done, skipped=skipped, failed=tuple(ledger.failed), purged=purged)
-    return summed_up(report, ledger.say, unit="captions", config=config)
+    return usable(report, config)
 
 
 def _caption_fingerprint(caption: str, identity: str, settings: Mapping[str, Any] | None) -> Fingerprint:

@@ -61,7 +61,8 @@ def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, contro
         items.extend(found)
         problems.extend(faults)
         _warn_of_empty_captions(found, dataset, say)
-    say(Stage(name="Probing", message=f"{len(items)} files"))
+    if items:
+        say(Stage(name="Probing", message=f"{len(items)} files"))
     meter = Meter(say, total=len(items), unit="files", label="probing")
     windows: list[Window] = []
     warned = 0

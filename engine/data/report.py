@@ -34,6 +34,11 @@ class CacheReport:
     failed: tuple[Failure, ...] = ()
     purged: int = 0
 
+    def summary(self, unit: str) -> str:
+        """One line for the person."""
+        purged = f", {self.purged} orphaned caches removed" if self.purged else ""
+        return f"{self.done} {unit} cached, {self.skipped} were there, {len(self.failed)} left out{purged}"
+
 
 @dataclass
 class Ledger:
@@ -60,14 +65,13 @@ class Ledger:
 
     def fail(self, source: Source, reason: str, windows: Sequence[Window] = ()) -> None:
         """A source (before the work started, without windows), or some of its windows, cannot be cached."""
-        name = source.path.name
         spans = tuple((window.start, window.count) for window in windows) if source.media != "image" else ()
         place = ""
         if len(spans) == 1:
             place = f", {spans[0][1]} frames from frame {spans[0][0]}"
         elif spans:
             place = f", {len(spans)} windows"
-        message = reason if name in reason and not place else f"{name}{place}: {reason}"
+        message = f"{source.path}{place}: {_bare(reason, source.path)}"
         if self.strict:
             self.run.fail(DataError(message, "Without --strict, what cannot be cached is left out."))
             return
@@ -92,33 +96,40 @@ class Ledger:
             raise Stopped(f"Stopped with {self.done} of {total} {unit} cached.", "The next run goes on from there.")
 
 
+def _bare(reason: str, path: Path) -> str:
+    """A reason without the path that it may begin with."""
+    return reason.removeprefix(f"{path}: ")
+
+
 def reason_of(error: Exception) -> str:
     """An error as one sentence or two: what is wrong, and what to do about it."""
-    return f"{error.message} {error.hint}".strip() if isinstance(error, EngineError) else str(error)
+    if isinstance(error, EngineError):
+        return f"{error.message} {error.hint}".strip()
+    if isinstance(error, OSError) and error.strerror:
+        return f"the file cannot be read ({error.strerror}). Check its permissions."
+    return str(error)
 
 
 def announce(say: Say, states: Sequence[str], wanted: int, *, unit: str) -> None:
-    """Say how much there is to do, and why."""
+    """Say how much there is to do, and why; nothing when nothing was found."""
+    if not states:
+        return
     words = {"missing": "new", "stale": "changed", "foreign": "without a fingerprint"}
     counts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
     detail = f" ({', '.join(counts)})" if counts else ""
     say(Log(message=f"{len(states)} {unit}: {states.count('fresh')} fresh, {wanted} to do{detail}."))
 
 
-def summed_up(report: CacheReport, say: Say, *, unit: str, config: DatasetConfig) -> CacheReport:
-    """Say what was done. DataError when there is nothing to train on."""
+def usable(report: CacheReport, config: DatasetConfig) -> CacheReport:
+    """The same report. DataError when there is nothing to train on."""
     if report.done == 0 and report.skipped == 0:
-        first = report.failed[0] if report.failed else None
-        detail = f": {len(report.failed)} left out, the first is {first.path}: {first.reason}" if first else "."
-        raise DataError(
-            f"Nothing of {config.path} could be cached{detail}", "Each warning above names a file and what is wrong."
-        )
-    say(
-        Log(
-            message=f"{report.done} {unit} cached, {report.skipped} kept as they were, {len(report.failed)} left out, "
-            f"{report.purged} orphaned caches removed."
-        )
-    )
+        what = f"Nothing of {config.path} could be cached"
+        if not report.failed:
+            raise DataError(f"{what}.", "Look at the folders that it names.")
+        first, count = report.failed[0], len(report.failed)
+        detail = f"{first.path}: {_bare(first.reason, first.path)}"
+        many = f": {count} left out, the first is" if count > 1 else "."
+        raise DataError(f"{what}{many} {detail}", "Each warning above names a file and what is wrong.")
     return report
 
 

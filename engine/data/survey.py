@@ -148,8 +148,9 @@ def expected_fingerprint(window: Window, contents: tuple[Content, ...], recipe: 
         settings |= {"source_fps": dataset.source_fps, "native_fps": recipe.native_fps}
     if recipe.use_controls and window.source.controls:
         settings["controls"] = [dataset.control_resolution, dataset.no_resize_control]
-    if dataset.fp_1f_target_index is not None or dataset.fp_1f_clean_indices is not None:
-        settings["one_frame"] = [dataset.fp_1f_clean_indices, dataset.fp_1f_target_index, dataset.fp_1f_no_post]
+    one_frame = [dataset.fp_1f_clean_indices, dataset.fp_1f_target_index, dataset.fp_1f_no_post]
+    if one_frame != [None, None, False]:
+        settings["one_frame"] = one_frame
     if recipe.sections is not None and recipe.sections(window) is not None:
         settings["window"] = dataset.fp_latent_window_size
     return Fingerprint(

@@ -30,18 +30,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from ..contract.job import Job
+    from ..parts.arrangement import Rows
+    from ..parts.workload import VaeWork, Work
 
 Shapes = Mapping[str, tuple[int, ...]]
 Files = Mapping[str, str]
 Velocity = Callable[["Tensor", "Tensor"], "Tensor"]
 """`(x_BCTHW, timestep_B) -> velocity_BCTHW`: the DiT under one conditioning."""
+StepCache = Callable[["Tensor", Callable[[], "Tensor"]], "Tensor"]
+"""`(tokens before the blocks, run) -> tokens after them`: runs the blocks, or knows what they would add."""
 
 
 # ------------------------------------------------------------------------------------------- what is handed around
@@ -89,11 +93,14 @@ class Request:
     guidance: float  # classifier-free; 1 is none
     seed: int
     cpu_noise: bool = False
+    skip_layers: tuple[int, ...] = ()  # blocks that skip layer guidance leaves out, see `Denoise`
+    further_guidance: tuple[float, ...] = ()  # of the experts beside the first
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
-        return self.guidance != 1.0
+        """Whether the negative prompt plays a part."""
+        return bool(self.skip_layers) or any(scale != 1.0 for scale in (self.guidance, *self.further_guidance))
 
 
 class Encoders(Protocol):
@@ -120,6 +127,7 @@ class Denoise(Protocol):
         noise_BCTHW: Tensor,
         *,
         both: Velocity | None = None,
+        skipped: Velocity | None = None,
         clean_BCTHW: Tensor | None = None,
         strength: float = 1.0,
         shift: float | None = None,
@@ -130,9 +138,51 @@ class Denoise(Protocol):
         """Clean latents, float32, where noise_BCTHW is.
 
         `both` takes a batch of twice the size, conditional first, and replaces the two others where guidance is on.
+        `skipped`: the unconditional velocity without the request's `skip_layers`, where it has any.
         `clean_BCTHW` with `strength` below 1: begin that far up the schedule, from these latents under as much noise.
         `shift`, `solver` None: the request's and the job's. `label` tells several calls of one video apart.
         """
+
+    def step_cache(
+        self,
+        *,
+        ratios: Sequence[float],
+        retention_ratio: float,
+        threshold: float,
+        most_in_a_row: int,
+        calibrate: bool = False,
+        label: str = "",
+    ) -> StepCache:
+        """MagCache (sampling/magcache.py) for one of the velocities of the next call; each needs one of its own.
+
+        `calibrate`: leave nothing out, and report the ratios after the call; `label` says of which velocity.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    """One of the DiTs of a job, which share the noise levels and take turns. Most families have one for all of them.
+
+    `ending` is what its options end with, and its LoRA's file name in a training: "" or such as "_high_noise".
+    """
+
+    dit: str  # the file that `--dit` + ending names
+    ending: str = ""
+    starts_at: float = 0.0  # the lowest sigma that it works at; the next expert's ends its range
+    loras: tuple[str, ...] = ()  # files that are merged into it
+    multipliers: tuple[float, ...] = ()
+    network_weights: str | None = None  # the LoRA that its training begins with
+    guidance: float | None = None  # None: the request's
+    waits: Literal["device", "memory", "file"] = "device"  # where its weights are while another one works
+
+    @property
+    def flag(self) -> str:
+        return f"--dit{self.ending}"
+
+    @property
+    def name(self) -> str:
+        """For the log, states and events."""
+        return self.ending.strip("_") or "low_noise"
 
 
 class Defaults(Protocol):
@@ -152,7 +202,11 @@ class Options(Protocol):
     """options.py: variants, own options, own defaults. Standard library only; ComfyUI and --help read it.
 
     Its functions turn a job into what the other files take. `line` is a prompt line (engine/sampling/prompts.py),
-    whose values are None where it says nothing. It may also have `rules(job)`, what its options demand of each other,
+    whose values are None where it says nothing. It may also have `rules(job)`, what its options demand of each other
+    and of model files; `resolved(job)`, values by option for what a job leaves open (None) and no prompt line changes;
+    `further_experts(job)`, the DiTs for higher noise levels beside `--dit`, ascending; `notes(job)`, sentences that
+    warn of what is allowed but hardly meant;
+    `NODE_NAME`, what it is called in the ids of its ComfyUI nodes, for ever (else its folder's name in capitals);
     `SCRIPTS` (musubi-tuner's script names -> verbs) and `EXAMPLES` (verb -> an example's options, for help and pages).
     """
 
@@ -160,12 +214,14 @@ class Options(Protocol):
     ARCHITECTURE: str  # in cache file names: "wan"
     ARCHITECTURE_FULL: str  # in cache metadata
     NATIVE_FPS: int  # what clips are resampled to
+    SIZE_STEP: int  # pixels: heights and widths are multiples of it
     LATENT_SCALE: float  # cached latents times this are what the DiT takes
     NETWORK_MODULE: str  # musubi-tuner's name of the LoRA module, for the LoRA's metadata
     MODELSPEC_ARCHITECTURE: str
     MODELSPEC_IMPLEMENTATION: str
     TEXT_FILES: tuple[str, ...]  # options that name the text encoders, all needed
     IMAGE_FILES: tuple[str, ...]  # options that name the image encoder; empty: there is none, and no image.py
+    LIGHTER: Mapping[str, Sequence[Mapping[str, Any]]]  # "text", "vae" -> options that take less memory, best first
     PROMPT_LETTERS: Mapping[str, str]  # letters of prompt lines that mean something else in this family
     SECTIONS: Mapping[str, tuple[type, ...]]  # its part of each command: verb -> option sections (contract/commands.py)
 
@@ -199,8 +255,24 @@ class Options(Protocol):
     def request_settings(self, job: Job, line: Any) -> dict[str, Any]:
         """`Request.settings` of one prompt line. OptionError when the family cannot make such a video."""
 
+    def latent_size(self, job: Job, *, width: int, height: int, frames: int) -> tuple[int, int, int]:
+        """(T, H, W) of the latents that the DiT works on at once for a video of this size in pixels."""
+
+    def dit_work(self, job: Job, config: Any, latent_size: tuple[int, int, int]) -> Work:
+        """How many tokens the blocks of a DiT of this `config` (detect.py) work on: for the memory planner."""
+
+    def vae_work(self, job: Job, *, decoding: bool) -> VaeWork:
+        """How the VAE goes through a clip: for the memory planner."""
+
     def trim_tail_frames(self, job: Job) -> int:
         """How many frames are left out at the end of a video."""
+
+    def frame_step(self, job: Job) -> int:
+        """Videos have a multiple of so many frames, and one; `job` is one that generates."""
+
+    def sample_options(self, job: Job) -> dict[str, Any]:
+        """What `generate` is told for the samples of this training, by option, where that is not `SAMPLE_DEFAULTS`
+        (contract/options/saving.py) nor what the same option says here. None: left to the family."""
 
 
 class Detect(Protocol):
@@ -208,6 +280,9 @@ class Detect(Protocol):
 
     def detect(self, shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This file") -> Variant:
         """The variant of a DiT in any public layout. WeightsError names what the file looks like instead."""
+
+    def fullest(self) -> Any:
+        """`config` of a public size with every module that any variant has: for tools that have no checkpoint."""
 
     def role_of(self, shapes: Shapes) -> str | None:
         """One of "dit", "vae", "text-encoder", "clip-vision", "lora", another family's kind; None if unknown."""
@@ -294,8 +369,12 @@ class Model(Protocol):
         dtype: torch.dtype | None = None,
         transform: Callable[[str, Tensor], Tensor] | None = None,
         attention_backend: str = "auto",
+        role: str = "--dit",
     ) -> nn.Module:
-        """A frozen model with `.variant` set. `transform(name, tensor)` sees each weight first: LoRA merging."""
+        """A frozen model with `.variant` and `.dtype`, what it computes in. `role` is the flag that names the file.
+
+        `transform(name, tensor)` sees each weight first: LoRA merging.
+        """
 
     def blocks(self, dit: nn.Module) -> Sequence[nn.Module]:
         """The blocks in the order in which they run. They take and return plain tensors (or None)."""
@@ -326,12 +405,31 @@ class Keys(Protocol):
     def dit_name(self, name: str) -> str | None:
         """Our name, which is the original checkpoint's, for a name in any public layout; None drops it."""
 
+    def arrange(self, shapes: Shapes) -> Mapping[str, tuple[Rows, ...]]:
+        """For a file's names: our name -> the rows that its tensor is made of (parts/weight_views.py)."""
+
+    def diffusers_parts(self, path: str) -> tuple[str, ...]:
+        """diffusers' layers that make up a module of ours, from the first row on: one where it has the same layer.
+
+        Of several, each but the last has as many rows as the module has columns.
+        """
+
+    def lora_pieces(self, name: str) -> tuple[str, ...]:
+        """Our modules, from the first row on, that one layer of another layout holds, for LoRAs of that layout.
+
+        `name` has every dot turned into an underscore, as kohya writes it. () where `dit_name` and `diffusers_parts`
+        say all there is to say, and for a name that is unknown.
+        """
+
     def is_fp8_weight(self, name: str) -> bool:
         """Whether this layer may be kept in fp8."""
 
 
 class Sample(Protocol):
-    """sample.py: how a whole video comes about."""
+    """sample.py: how a whole video comes about.
+
+    It may also have `check_request(request, dit)`: OptionError for what this DiT, still without weights, cannot do.
+    """
 
     def texts(self, request: Request) -> list[str]:
         """Every text of a request that has to be encoded; the negative prompt only where guidance needs it."""

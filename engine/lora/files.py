@@ -1,15 +1,14 @@
-"""LoRA files: reading every public naming, writing musubi-tuner's and diffusion-pipe's.
+"""LoRA files: reading every public naming and kind, and writing a file whole with the hashes that browsers index by.
 
-A name is matched against the names of the model's own modules, never guessed from underscores, so `proj_mlp` and
-`to_out.0` come out right. Knows no family: diffusers names are translated by the `rename` that a family passes in.
-Given up: LoHa and LoKr, which come with a later release, and DoRA.
+Which names and kinds there are is told by names.py and weights.py; here they are put together for the modules of one
+model, so that what comes out no longer depends on the tool that wrote the file. Layers that a layout keeps apart are
+joined, layers that it keeps together are cut. Knows no family. Given up: OFT, BOFT, GLoRA, (IA)^3, AdaLoRA.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,46 +19,14 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from ..contract.files import write_bytes
+from .names import UNREADABLE, LoraTarget, Place, split
+from .peft import find_weights, peft_settings
+from .pieces import cut, joined
+from .weights import PARTS, AdapterWeights, understand
 
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "unet.")
-_KOHYA_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_")
-_PARTS = {
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".alpha": "alpha",
-    ".diff_b": "diff_b",
-    ".diff": "diff",
-}
-_ADVICE = "Free some space, or choose another --output_dir."
-_OTHER_KINDS = {".hada_w": "LoHa", ".lokr_w": "LoKr", ".dora_scale": "DoRA", ".lora_mid.": "LoCon (CP)", ".oft_": "OFT"}
-
-Rename = Callable[[str], "str | None"]
-
-
-@dataclass(frozen=True)
-class LoraWeights:
-    """One adapted module: down [rank, in, …kernel], up [out, rank, …1]; the weight changes by alpha/rank up @ down."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    def change(self, device: torch.device | str = "cpu") -> Tensor:
-        """The change of the module's weight, float32, in the weight's shape (a kernel larger than 1 included)."""
-        down = self.down.to(device, torch.float32)
-        up = self.up.to(device, torch.float32)
-        change = up.flatten(1) @ down.flatten(1)
-        return (change * (self.alpha / self.rank)).reshape(up.shape[0], *down.shape[1:])
+ADVICE = "Free some space, or choose another folder."
+AlphaOf = Callable[[str, int], "float | None"]
+_DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
 
 
 @dataclass(frozen=True)
@@ -67,65 +34,153 @@ class LoraFile:
     """A LoRA file understood in terms of one model's modules.
 
     `differences` are full changes of single parameters ("path.weight", "path.bias") that some files hold besides.
-    `unmatched` are keys that belong to no module of the model.
+    `unmatched` are keys that belong to no module of the model, `dtype` is the number format of the first weight.
     """
 
     path: Path
-    modules: dict[str, LoraWeights]
+    modules: dict[str, AdapterWeights]
     differences: dict[str, Tensor] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def dims(self) -> dict[str, tuple[int, float]]:
-        """Path -> (rank, alpha), for `network.create(dims=…)`."""
-        return {path: (weights.rank, weights.alpha) for path, weights in self.modules.items()}
-
-    def kohya(self, name_prefix: str = "lora_unet_") -> dict[str, Tensor]:
-        """The weights under musubi-tuner's names, for `LoraNetwork.load_state` or a file."""
-        return to_kohya(self.modules, name_prefix=name_prefix)
+    dtype: torch.dtype = torch.float32
 
 
-def read_lora(
-    path: Path | str, *, module_names: Iterable[str], role: str = "--lora_weight", rename: Rename | None = None
-) -> LoraFile:
-    """Read a LoRA for the model that has these modules.
+def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weight") -> LoraFile:
+    """Read a LoRA for the model that has the target's modules. `role` is the flag that named the file.
 
-    `role` is the flag that named the file. `rename` translates a public weight name ("….weight") to ours, or None.
-    WeightsError: not readable, not a LoRA, another family's LoRA (no name fits), or an incomplete pair.
+    `path` may be a folder that PEFT wrote. WeightsError: not readable, not a LoRA, another family's (no name fits),
+    parts missing, or a layer that has to be cut or joined and is of another size.
     """
-    path = Path(path)
-    tensors, metadata = _tensors(path, role)
-    names = list(module_names)
-    exact = set(names)
-    flat = {name.replace(".", "_"): name for name in names}
-    parts: dict[str, dict[str, Tensor]] = {}
-    unmatched = []
-    for key, tensor in tensors.items():
-        stem, part = _split(key, path)
-        name = None if part is None else _module_of(stem, exact, flat, rename)
-        if part is None or name is None:
-            unmatched.append(key)
-        else:
-            parts.setdefault(name, {})[part] = tensor
-    if not parts:
+    path = find_weights(Path(path), role=role)
+    tensors, metadata = read_tensors(path, role=role)
+    settings = peft_settings(path, metadata)
+    reader = _Reader(path, target)
+    for stem, keys in _grouped(tensors, path).items():
+        parts = {part: tensors[key] for part, key in keys.items()}
+        place = target.find(stem)
+        if place is None or not reader.take(stem, parts, place, settings.alpha_of):
+            reader.unmatched += keys.values()
+    if not reader.found:
         first = next(iter(tensors))
         raise WeightsError(
             f"{role} {path.name}: none of its {len(tensors)} tensors belongs to this model (first: {first}).",
             "It is a LoRA of another model family, or no LoRA at all.",
         )
-    modules = {name: _pair(path, name, found) for name, found in parts.items() if {"down", "up"} & found.keys()}
-    differences = {}
-    for name, found in parts.items():
-        for part, parameter in (("diff", "weight"), ("diff_b", "bias")):
-            if part in found:
-                differences[f"{name}.{parameter}"] = found[part]
-    return LoraFile(path, modules, differences, tuple(unmatched), metadata)
+    dtype = next((value.dtype for key, value in tensors.items() if not key.endswith("alpha")), torch.float32)
+    return LoraFile(path, reader.modules(), reader.differences, tuple(reader.unmatched), metadata, dtype)
 
 
-def _tensors(path: Path, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _grouped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, str]]:
+    """Module as the file calls it -> part -> key. A key of no known form stands for itself."""
+    groups: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        found = split(key)
+        if found is None and (kind := next((kind for mark, kind in UNREADABLE.items() if mark in key), None)):
+            raise WeightsError(f"{path.name} is a {kind} file ({key}), which this engine does not read.")
+        stem, part = found or (key, "")
+        groups.setdefault(stem, {})[part] = key
+    return groups
+
+
+class _Reader:
+    """Puts together what the groups of a file's tensors mean for a target."""
+
+    def __init__(self, path: Path, target: LoraTarget) -> None:
+        self._path, self._target = path, target
+        self.differences: dict[str, Tensor] = {}
+        self.unmatched: list[str] = []
+        self._whole: dict[str, AdapterWeights] = {}
+        self._partial: dict[str, dict[int, tuple[AdapterWeights, Place]]] = {}
+
+    @property
+    def found(self) -> bool:
+        return bool(self._whole or self._partial or self.differences)
+
+    def take(self, stem: str, parts: Mapping[str, Tensor], place: Place, alpha_of: AlphaOf) -> bool:
+        """One module of the file. False when it says nothing that is known, or what another name has said already."""
+        if any(part in _DIFFERENCES for part in parts):
+            for part, parameter in _DIFFERENCES.items():
+                if part in parts:
+                    self._differ(place, parameter, parts[part])
+        if not any(part in PARTS for part in parts):
+            return any(part in _DIFFERENCES for part in parts)
+        if any(path in self._whole for path in place.modules) or place.part in self._partial.get(place.modules[0], {}):
+            return False
+        alpha = float(parts["alpha"]) if "alpha" in parts else None
+        where = f"{self._path.name}: {stem}"
+        weights = understand(parts, alpha=alpha, where=where)
+        if alpha is None and (told := alpha_of(stem, weights.rank)):
+            weights = understand(parts, alpha=told, where=where)
+        if place.of > 1:
+            self._partial.setdefault(place.modules[0], {})[place.part] = (weights, place)
+        elif len(place.modules) == 1:
+            self._whole[place.modules[0]] = weights
+        else:
+            for path, (start, stop) in self._cuts(place, weights.out_features).items():
+                self._whole[path] = cut(weights, start, stop)
+        return True
+
+    def modules(self) -> dict[str, AdapterWeights]:
+        """Everything, layers that the file has in parts joined."""
+        return self._whole | {path: self._join(path, found) for path, found in self._partial.items()}
+
+    def _join(self, path: str, found: Mapping[int, tuple[AdapterWeights, Place]]) -> AdapterWeights:
+        total, row = self._rows(path), 0
+        parts: list[tuple[AdapterWeights | None, int]] = []
+        for part, (weights, place) in sorted(found.items()):
+            start = self._start(path, part, place.of, weights.out_features)
+            parts += [(None, start - row)] if start > row else []
+            parts.append((weights, weights.out_features))
+            row = start + weights.out_features
+        parts += [(None, total - row)] if total > row else []
+        if sum(rows for _, rows in parts) != total:
+            raise self._misfit(path, row)
+        return joined(parts)
+
+    def _start(self, path: str, part: int, of: int, rows: int) -> int:
+        """All parts are alike but the last, which takes what remains."""
+        return self._rows(path) - rows if part == of - 1 else part * rows
+
+    def _cuts(self, place: Place, rows: int) -> dict[str, tuple[int, int]]:
+        """Module -> the rows that are its own, of a layer of so many that holds several."""
+        found, row = {}, 0
+        for path in place.modules:
+            found[path] = (row, row + self._rows(path))
+            row += self._rows(path)
+        if row != rows:
+            raise self._misfit(", ".join(place.modules), rows)
+        return found
+
+    def _rows(self, path: str) -> int:
+        return self._target.shapes[path][0]
+
+    def _misfit(self, path: str, rows: int) -> WeightsError:
+        return WeightsError(
+            f"{self._path.name}: {rows} output features are meant for {path}, which has another number.",
+            "This LoRA was made for another size of the model: name that model's file.",
+        )
+
+    def _differ(self, place: Place, parameter: str, difference: Tensor) -> None:
+        """A full change of a weight, a bias, or of what a file calls the modulation of a block."""
+        path = place.modules[0]
+        if path in self._target.bare:
+            self.differences[path] = difference
+        elif len(place.modules) > 1:
+            for one, (start, stop) in self._cuts(place, difference.shape[0]).items():
+                self.differences[f"{one}.{parameter}"] = difference[start:stop]
+        elif place.of > 1:
+            name, rows = f"{path}.{parameter}", difference.shape[0]
+            whole = self.differences.setdefault(name, difference.new_zeros(self._rows(path), *difference.shape[1:]))
+            start = self._start(path, place.part, place.of, rows)
+            whole[start : start + rows] = difference
+        else:
+            self.differences[f"{path}.{parameter}"] = difference
+
+
+def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a LoRA file under its own names, and its metadata. WeightsError when it is not readable."""
     if not path.is_file():
-        raise WeightsError(f"{role} {path}: there is no such file.")
+        raise WeightsError(f"{role} {path}: there is no such file.", f"Correct the path, or leave out {role}.")
     if path.suffix != ".safetensors":
         return _pickled(path, role), {}
     try:
@@ -154,71 +209,6 @@ def _pickled(path: Path, role: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _split(key: str, path: Path) -> tuple[str, str | None]:
-    """Key -> (module part, which tensor it is)."""
-    for suffix, part in _PARTS.items():
-        if key.endswith(suffix):
-            return key.removesuffix(suffix), part
-    for marker, kind in _OTHER_KINDS.items():
-        if marker in key:
-            raise WeightsError(f"{path.name} is a {kind} file ({key}); reading these comes with a later release.")
-    return key, None
-
-
-def _module_of(stem: str, exact: set[str], flat: Mapping[str, str], rename: Rename | None) -> str | None:
-    for prefix in _KOHYA_PREFIXES:
-        if stem.startswith(prefix):
-            return flat.get(stem.removeprefix(prefix))
-    candidate = stem
-    while True:
-        if candidate in exact:
-            return candidate
-        if rename is not None:
-            renamed = rename(f"{candidate}.weight")
-            if renamed is not None and renamed.removesuffix(".weight") in exact:
-                return renamed.removesuffix(".weight")
-        before = next((prefix for prefix in _PREFIXES if candidate.startswith(prefix)), None)
-        if before is None:
-            return None
-        candidate = candidate.removeprefix(before)
-
-
-def _pair(path: Path, name: str, found: Mapping[str, Tensor]) -> LoraWeights:
-    if "down" not in found or "up" not in found:
-        raise WeightsError(f"{path.name}: {name} has only one half of its LoRA pair.", "The file is incomplete.")
-    down, up = found["down"], found["up"]
-    if down.shape[0] != up.shape[1]:
-        raise WeightsError(f"{path.name}: the two halves of {name} have ranks {down.shape[0]} and {up.shape[1]}.")
-    if any(size != 1 for size in up.shape[2:]):
-        raise WeightsError(f"{path.name}: {name} has an up half with a kernel {tuple(up.shape[2:])}, which is unknown.")
-    alpha = float(found["alpha"]) if "alpha" in found else float(down.shape[0])
-    return LoraWeights(down, up, alpha)
-
-
-def to_kohya(modules: Mapping[str, LoraWeights], *, name_prefix: str = "lora_unet_") -> dict[str, Tensor]:
-    """musubi-tuner's naming: `lora_unet_…` with `.alpha`, `.lora_down.weight`, `.lora_up.weight`."""
-    tensors = {}
-    for path, weights in modules.items():
-        name = name_prefix + path.replace(".", "_")
-        tensors[f"{name}.alpha"] = torch.tensor(weights.alpha, dtype=torch.float32)
-        tensors[f"{name}.lora_down.weight"] = weights.down
-        tensors[f"{name}.lora_up.weight"] = weights.up
-    return tensors
-
-
-def to_other(modules: Mapping[str, LoraWeights], *, prefix: str = "diffusion_model") -> dict[str, Tensor]:
-    """The naming of diffusion-pipe and ComfyUI: `{prefix}.path.lora_A/B.weight`, no alpha.
-
-    sqrt(alpha / rank) is folded into both halves, in float32, so that readers that know no alpha get it right.
-    """
-    tensors = {}
-    for path, weights in modules.items():
-        root = math.sqrt(weights.alpha / weights.rank)
-        for half, value in (("A", weights.down), ("B", weights.up)):
-            tensors[f"{prefix}.{path}.lora_{half}.weight"] = (value.float() * root).to(value.dtype)
-    return tensors
-
-
 def write_lora(
     path: Path | str,
     tensors: Mapping[str, Tensor],
@@ -231,10 +221,16 @@ def write_lora(
     `dtype` None keeps each tensor's. DiskError when the disk is full or cannot be written.
     """
     path = Path(path)
-    ready = {name: value.detach().to("cpu", dtype).contiguous().clone() for name, value in tensors.items()}
+    ready = {name: _stored(value, dtype) for name, value in tensors.items()}
     model_hash, legacy_hash = hashes(ready, metadata)
     metadata = {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
-    write_bytes(path, safetensors.torch.save(ready, metadata), advice=_ADVICE)
+    write_bytes(path, safetensors.torch.save(ready, metadata), advice=ADVICE)
+
+
+def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if not value.is_floating_point():
+        dtype = None
+    return value.detach().to("cpu", dtype).contiguous().clone()
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

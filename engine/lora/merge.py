@@ -1,13 +1,14 @@
-"""Adding LoRAs to weights while they are loaded: W += multiplier * alpha / rank * up @ down.
+"""Adding LoRAs to weights while they are loaded: W += multiplier * change(W), and DoRA's lengths where there are any.
 
-Made for the `transform` of `parts.weights.load_into`: it sees each parameter once, under our names, before it is
-quantised. Knows no family and opens no checkpoint.
+A multiplier m of a DoRA goes m of the way from W to what it makes of W, as in ComfyUI; lycoris keeps the change whole
+and lets m act on the lengths alone. Made for the `transform` of `parts.weights.load_into`: it sees each parameter once,
+under our names, before it is quantised. Knows no family and opens no checkpoint.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from ..contract.errors import OptionError, WeightsError
 from ..contract.events import Say, Warning_
-from .files import LoraFile, Rename, read_lora
+from .files import LoraFile, read_lora
+from .names import LoraTarget
+from .weights import decomposed
 
 Transform = Callable[[str, Tensor], Tensor]
 _SHOWN = 5
@@ -26,20 +29,18 @@ def load_loras(
     paths: Sequence[Path | str],
     multipliers: Sequence[float] = (),
     *,
-    module_names: Iterable[str],
+    target: LoraTarget,
     say: Say,
     role: str = "--lora_weight",
-    rename: Rename | None = None,
 ) -> list[tuple[LoraFile, float]]:
     """Read a stack of LoRAs; a missing multiplier is 1. Keys that fit no module are reported in one warning a file."""
     if len(multipliers) > len(paths):
         raise OptionError(
             f"{len(multipliers)} multipliers are given for {len(paths)} files.", f"Give one for each {role}."
         )
-    names = list(module_names)
     loaded = []
     for number, path in enumerate(paths):
-        file = read_lora(path, module_names=names, role=role, rename=rename)
+        file = read_lora(path, target, role=role)
         report_unmatched(file, say)
         loaded.append((file, float(multipliers[number]) if number < len(multipliers) else 1.0))
     return loaded
@@ -107,17 +108,25 @@ def merger(loras: Sequence[tuple[LoraFile, float]], *, device: torch.device | st
 
 
 def _add(weight: Tensor, name: str, file: LoraFile, multiplier: float) -> Tensor:
+    """`weight` float32 with what one file changes of it."""
     path, _, parameter = name.rpartition(".")
-    changes = []
-    if parameter == "weight" and path in file.modules:
-        changes.append(file.modules[path].change(weight.device))
+    before = weight
     if name in file.differences:
-        changes.append(file.differences[name].to(weight.device, torch.float32))
-    for change in changes:
-        if change.numel() != weight.numel():
-            raise WeightsError(
-                f"{file.path.name}: {name} would change by {tuple(change.shape)}, the model has {tuple(weight.shape)}.",
-                "This LoRA was made for another size of the model.",
-            )
-        weight = weight + multiplier * change.reshape(weight.shape)
-    return weight
+        change = file.differences[name].to(weight.device, torch.float32)
+        weight = weight + multiplier * _shaped(change, before, name, file)
+    if parameter != "weight" or path not in file.modules:
+        return weight
+    adapter = file.modules[path]
+    change = _shaped(adapter.change(weight.device), before, name, file)
+    if adapter.dora is not None:
+        change = decomposed(before + change, adapter.dora) - before
+    return weight + multiplier * change
+
+
+def _shaped(change: Tensor, weight: Tensor, name: str, file: LoraFile) -> Tensor:
+    if change.numel() != weight.numel() or change.shape[0] != weight.shape[0]:
+        raise WeightsError(
+            f"{file.path.name}: {name} would change by {tuple(change.shape)}, the model has {tuple(weight.shape)}.",
+            "This LoRA was made for another size of the model.",
+        )
+    return change.reshape(weight.shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..contract.files import whole_file
 
-_LOSS, _RATE, _INK, _GRID = "#2563eb", "#d97706", "#1f2937", "#e5e7eb"
+_LOSS, _RATE, _HELD, _INK, _GRID = "#2563eb", "#d97706", "#059669", "#1f2937", "#e5e7eb"
 
 
 def smooth(values: Sequence[float], *, share: float = 0.05) -> list[float]:
@@ -34,10 +34,12 @@ def loss_curve(
     smoothed: bool = True,
     title: str = "Training loss",
     lr: Sequence[float] | None = None,
+    validation: Sequence[tuple[int, float]] = (),
 ) -> Path:
     """Draw the loss over the steps as a PNG: each step faint, the moving average bold; `lr` on an axis of its own.
 
-    `losses` and `lr` have one value a step. Returns the path. Raises DiskError when it cannot be written.
+    `losses` and `lr` have one value a step, `validation` (step, loss) where it was measured. Returns the path. Raises
+    DiskError when it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -51,6 +53,10 @@ def loss_curve(
         axes.plot(steps, smooth(losses), color=_LOSS, linewidth=2.2, label="moving average")
     else:
         axes.plot(steps, losses, color=_LOSS, linewidth=1.4, label="each step")
+    if validation:
+        axes.plot(
+            *zip(*validation, strict=True), color=_HELD, linewidth=1.8, marker="o", markersize=4, label="validation"
+        )
     handles = list(axes.lines)
     if lr is not None:
         rate_axes = axes.twinx()
@@ -67,7 +73,7 @@ def loss_curve(
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel("loss", color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axes.set_ylim(*_limits(losses))
+    axes.set_ylim(*_limits([*losses, *(loss for _, loss in validation)]))
     axes.margins(x=0.01)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -76,6 +82,40 @@ def loss_curve(
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
     axes.legend(handles=handles, frameon=False, loc="upper right", labelcolor=_INK)
+    with whole_file(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+def density_chart(counts: Sequence[int], weights: Sequence[float], path: str | Path, *, title: str) -> Path:
+    """Draw as a PNG how often each range of timesteps 0..1000 is drawn, and its loss weight on an axis of its own.
+
+    The ranges are equal parts. Returns the path. Raises DiskError when it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    width = 1000 / len(counts)
+    middles = [(number + 0.5) * width for number in range(len(counts))]
+    total = sum(counts) or 1
+    axes.bar(middles, [100 * count / total for count in counts], width=0.92 * width, color=_LOSS)
+    weight_axes = axes.twinx()
+    weight_axes.plot(middles, weights, color=_RATE, linewidth=1.8, label="loss weight")
+    weight_axes.set_ylim(bottom=0)
+    weight_axes.set_ylabel("loss weight", color=_RATE)
+    weight_axes.tick_params(axis="y", colors=_RATE, length=0)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_xlabel("timestep (0 clean, 1000 noise)", color=_INK)
+    axes.set_ylabel("% of the draws", color=_INK)
+    axes.set_xlim(0, 1000)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    for spine in (*axes.spines.values(), *weight_axes.spines.values()):
+        spine.set_visible(False)
     with whole_file(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)

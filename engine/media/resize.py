@@ -33,15 +33,6 @@ def resize_to_bucket(image_HWC: np.ndarray, bucket: tuple[int, int]) -> np.ndarr
     return np.ascontiguousarray(scaled[top : top + bucket[1], left : left + bucket[0]])
 
 
-def cut_to_shape(image: np.ndarray, shape: Size) -> np.ndarray:
-    """The middle of a picture [H, W, …] that has the aspect ratio of `shape`: what `resize_to_bucket` would keep."""
-    height, width = image.shape[:2]
-    scale = max(shape[0] / width, shape[1] / height)
-    wanted = min(width, round(shape[0] / scale)), min(height, round(shape[1] / scale))
-    left, top = (width - wanted[0]) // 2, (height - wanted[1]) // 2
-    return image[top : top + wanted[1], left : left + wanted[0]]
-
-
 def fit_size(max_resolution: Size, size: Size, step: int = STEP) -> Size:
     """The size nearest in aspect ratio to `size` within the area of `max_resolution` (for control pictures)."""
     area = max_resolution[0] * max_resolution[1]

@@ -46,6 +46,15 @@ def contact_sheet(
     return path
 
 
+def strip(frames: Sequence[np.ndarray], *, thumbnail: int) -> Image.Image:
+    """Frames (uint8 RGB, of one size) side by side, each shrunk until neither side is above `thumbnail` pixels."""
+    pictures = [_shrunk(frame, thumbnail) for frame in frames]
+    row = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (number * picture.width, 0))
+    return row
+
+
 def draw_sheet(rows: Rows, *, title: str = "", thumbnail: int = 160, columns: int | None = None) -> Image.Image:
     """The sheet as an image; see contact_sheet."""
     strips = [(label, [_shrunk(frame, thumbnail) for frame in frames]) for label, frames in rows]

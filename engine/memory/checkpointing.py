@@ -1,54 +1,93 @@
 """Gradient checkpointing of blocks: keep a block's inputs, compute the rest again in the backward pass.
 
-With offload the inputs that carry gradients (the tokens) wait in main memory: copied there by a stream of their own
-while later blocks compute, and fetched one block ahead in the backward pass.
-Given up: choosing what inside a block is kept.
+What is kept besides is the result of attention to many tokens (ops/kept_attention.py), which costs most to compute
+again: always where it waits in main memory, else where the device has room for it.
+With offload the inputs that carry gradients (the tokens) and the results of attention wait in main memory: copied there
+by a stream of their own while later blocks compute, and fetched one block ahead in the backward pass.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.device import free_bytes
+from ..ops.kept_attention import KEEP_FROM, Shelf
 from .host import host_bytes
+from .rules import keeps_attention
 from .streaming import CHECKPOINTED
 
 FLAG = "--gradient_checkpointing_cpu_offload"
 SMALLEST_OFFLOAD = 1 << 20
 """Bytes: smaller inputs are not worth a copy."""
 
+Attention = Literal["auto", "keep", "recompute"]
+
 
 def checkpoint_blocks(
-    blocks: nn.ModuleList, *, offload: bool = False, smallest_offload: int = SMALLEST_OFFLOAD
+    blocks: nn.ModuleList,
+    *,
+    offload: bool = False,
+    attention: Attention = "auto",
+    smallest_offload: int = SMALLEST_OFFLOAD,
+    keep_from: int = KEEP_FROM,
 ) -> Offload | None:
     """Wrap each block's forward in a checkpoint; without gradients (sampling) nothing changes.
 
-    Call it last, after `stream_blocks`. Random numbers (dropout) are the same in the recomputation.
+    Call it last, after `stream_blocks`. Random numbers (dropout) are the same in the recomputation. `attention` says
+    what happens to results of attention to at least `keep_from` keys; "auto" keeps them where there is room.
     Returns the offload when there is one.
     """
     store = Offload(smallest_bytes=smallest_offload) if offload else None
+    keeps = Keeping(attention, blocks=len(blocks), offloaded=offload)
     for block in blocks:
         if hasattr(block, CHECKPOINTED):
             raise ValueError("these blocks are checkpointed already")
-        block.forward = _checkpointed(block.forward, store)  # type: ignore[method-assign]
+        block.forward = _checkpointed(block.forward, store, keeps, keep_from)  # type: ignore[method-assign]
         setattr(block, CHECKPOINTED, True)
     return store
 
 
-def _checkpointed(inner: Callable[..., Any], store: Offload | None) -> Callable[..., Any]:
+class Keeping:
+    """Whether results of attention are kept: asked for each block, decided once for each size of its input."""
+
+    def __init__(self, attention: Attention, *, blocks: int, offloaded: bool) -> None:
+        self._attention, self._blocks, self._offloaded = attention, blocks, offloaded
+        self._decided: dict[torch.Size, bool] = {}
+
+    def __call__(self, inputs: Sequence[Tensor]) -> bool:
+        if self._attention != "auto" or self._offloaded:
+            return self._attention != "recompute"
+        largest = max(inputs, key=lambda value: value.nbytes)
+        if largest.shape not in self._decided:
+            self._decided[largest.shape] = self._fits(largest)
+        return self._decided[largest.shape]
+
+    def _fits(self, tokens: Tensor) -> bool:
+        free = free_bytes(tokens.device)
+        return free is None or keeps_attention(tokens.nbytes, blocks=self._blocks, free=free)
+
+
+def _checkpointed(
+    inner: Callable[..., Any], store: Offload | None, keeps: Keeping, keep_from: int
+) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        how: dict[str, Any] = {"use_reentrant": False}
+        if keeps(tensors):
+            how["context_fn"] = Shelf(store, keep_from=keep_from).contexts
         if store is None:
-            return checkpoint(inner, *args, use_reentrant=False, **kwargs)
+            return checkpoint(inner, *args, **how, **kwargs)
         # the checkpoint saves its inputs under these hooks; what the block saves is under the checkpoint's own
-        with store.hooks([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]):
-            return checkpoint(inner, *args, use_reentrant=False, **kwargs)
+        with store.hooks(tensors):
+            return checkpoint(inner, *args, **how, **kwargs)
 
     return forward
 
@@ -65,17 +104,22 @@ class Offload:
         self.moved = 0
         """Tensors sent to main memory so far."""
         self._free: dict[tuple[torch.device, int], list[Tensor]] = {}
-        self._parked: list[weakref.ref[_Parked]] = []
+        self._runs: list[list[weakref.ref[_Parked]]] = []  # of each run of a block what was parked, oldest run first
         self._lanes: dict[torch.device, _Lane] = {}
 
     def hooks(self, inputs: list[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
         """Hooks that move those of `inputs` which carry gradients; shared inputs (text, time) stay."""
         moving = {_identity(value) for value in inputs if value.requires_grad and value.nbytes >= self.smallest_bytes}
+        self._runs.append([])
 
         def pack(tensor: Tensor) -> Tensor | _Parked:
             return self._park(tensor) if _identity(tensor) in moving else tensor
 
-        return torch.autograd.graph.saved_tensors_hooks(pack, self._fetch)
+        return torch.autograd.graph.saved_tensors_hooks(pack, self.take)
+
+    def put(self, tensor: Tensor) -> Tensor | _Parked:
+        """Send a result of the block that runs now to main memory; small ones stay."""
+        return self._park(tensor) if tensor.nbytes >= self.smallest_bytes else tensor
 
     def _park(self, tensor: Tensor) -> _Parked:
         lane = self._lane(tensor.device)
@@ -85,34 +129,36 @@ class Offload:
         parked = _Parked(host, tensor)
         lane.copy(parked.on_host, tensor.detach())
         weakref.finalize(parked, free.append, host).atexit = False
-        self._parked.append(weakref.ref(parked))
+        self._runs[-1].append(weakref.ref(parked))
         self.moved += 1
         return parked
 
-    def _fetch(self, saved: Tensor | _Parked) -> Tensor:
-        if not isinstance(saved, _Parked):
-            return saved
-        lane = self._lane(saved.device)
-        self._start(saved)
-        tensor, saved.arriving = saved.arriving, None
+    def take(self, kept: Tensor | _Parked) -> Tensor:
+        """The tensor again. What the block before had parked is fetched meanwhile: backward asks for it next."""
+        if not isinstance(kept, _Parked):
+            return kept
+        lane = self._lane(kept.device)
+        self._start(kept)
+        tensor, kept.arriving = kept.arriving, None
         assert tensor is not None
         lane.settle()
-        if before := self._before(saved):
-            self._start(before)
+        for parked in self._due_after(kept):
+            self._start(parked)
         return tensor
 
-    def _start(self, saved: _Parked) -> None:
-        if saved.arriving is None:
-            saved.arriving = torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
-            self._lane(saved.device).copy(saved.arriving, saved.on_host)
+    def _start(self, parked: _Parked) -> None:
+        if parked.arriving is None:
+            parked.arriving = torch.empty(parked.shape, dtype=parked.dtype, device=parked.device)
+            self._lane(parked.device).copy(parked.arriving, parked.on_host)
 
-    def _before(self, saved: _Parked) -> _Parked | None:
-        """What was parked just before: backward asks for it next."""
-        alive = [(reference, parked) for reference in self._parked if (parked := reference()) is not None]
-        self._parked = [reference for reference, _ in alive]
-        order = [parked for _, parked in alive]
-        place = order.index(saved)
-        return order[place - 1] if place > 0 else None
+    def _due_after(self, kept: _Parked) -> list[_Parked]:
+        """What was parked in the same run after this, else all of the run before. Forgets runs that are over."""
+        alive = [[parked for reference in run if (parked := reference()) is not None] for run in self._runs]
+        self._runs = [run for run, left in zip(self._runs, alive, strict=True) if left]
+        alive = [run for run in alive if run]
+        place = next(index for index, run in enumerate(alive) if kept in run)
+        rest = alive[place][alive[place].index(kept) + 1 :]
+        return rest or (alive[place - 1] if place > 0 else [])
 
     def _lane(self, device: torch.device) -> _Lane:
         if device not in self._lanes:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..contract.errors import WeightsError
 from ..ops.fp8 import CODES, dequantize, quantize
+from ..ops.quantize_rows import quantize_rows
 
 Transform = Callable[[str, Tensor], Tensor]
 
@@ -81,7 +82,7 @@ class _FrozenProduct(torch.autograd.Function):
         if not real_fp8:
             return functional.linear(x, dequantize(codes, scale, x.dtype), bias)
         scale_1N = scale.reshape(1, -1).expand(1, codes.shape[0])
-        y = _fp8_product(x.reshape(-1, x.shape[-1]).float(), codes.t(), scale_1N, bias)
+        y = _fp8_product(x.reshape(-1, x.shape[-1]), None, codes.t(), scale_1N, bias)
         return y.view(*x.shape[:-1], codes.shape[0])
 
     @staticmethod
@@ -92,18 +93,18 @@ class _FrozenProduct(torch.autograd.Function):
         if not ctx.real_fp8:
             return grad @ dequantize(codes, scale, grad.dtype), None, None, None, None
         # the row scales lie along the summed axis here: they go into the gradient before it is quantised
-        scaled = grad.reshape(-1, grad.shape[-1]).float() * scale.reshape(1, -1)
+        factors_N = scale.reshape(-1).expand(codes.shape[0])
         columns = codes.t().contiguous().t()  # the product wants its second factor column by column
         ones = torch.ones(1, codes.shape[1], device=grad.device)
-        x_grad = _fp8_product(scaled, columns, ones, None)
+        x_grad = _fp8_product(grad.reshape(-1, grad.shape[-1]), factors_N, columns, ones, None)
         return x_grad.view(*grad.shape[:-1], codes.shape[1]), None, None, None, None
 
 
-def _fp8_product(rows_MK: Tensor, codes_KN: Tensor, scale_1N: Tensor, bias: Tensor | None) -> Tensor:
-    """bf16 [M, N] = rows·codes: float32 rows are quantised with a scale each."""
-    largest = torch.finfo(CODES).max
-    scale_M1 = (rows_MK.abs().amax(dim=-1, keepdim=True) / largest).clamp(min=1e-12)
-    quantized = (rows_MK / scale_M1).clamp(-largest, largest).to(CODES)
+def _fp8_product(
+    rows_MK: Tensor, factors_K: Tensor | None, codes_KN: Tensor, scale_1N: Tensor, bias: Tensor | None
+) -> Tensor:
+    """bf16 [M, N] = (rows·factors)·codes·scale, the rows quantised with a scale each."""
+    quantized, scale_M1 = quantize_rows(rows_MK, factors_K)
     return torch._scaled_mm(
         quantized,
         codes_KN,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..contract.errors import OptionError
 from .host import host_bytes
+from .rules import spread as spread
 
 _ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
 FLAG = "--blocks_to_swap"
@@ -73,11 +74,6 @@ def _check(block: nn.Module) -> None:
         )
 
 
-def spread(count: int, total: int) -> list[int]:
-    """`count` of the indices 0..total-1, evenly spread, ascending."""
-    return [(2 * step + 1) * total // (2 * count) for step in range(count)]
-
-
 @dataclass(frozen=True)
 class _Piece:
     """One frozen parameter and where it lies in its block's buffer."""
@@ -121,6 +117,7 @@ class BlockStream:
         self._masters = [
             _to_host(pieces, size, pinned=pinned and cuda) for pieces, size in zip(self._pieces, sizes, strict=True)
         ]
+        self._pinned = pinned and cuda
         slots = min(slots, len(blocks))
         self._slots = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(slots)]
         # made here once and for all: a view made under inference_mode could never be used in training again
@@ -159,6 +156,35 @@ class BlockStream:
         for index, following in enumerate(ahead):
             if following not in self._held:
                 self._fetch(following, {position, *ahead[: index + 1]})
+
+    def pack_blocks(self, blocks: nn.ModuleList) -> list[Tensor]:
+        """The weights of other blocks of the same kind as `trade` takes them; they move to where streaming wants them.
+
+        `blocks` are all of that model's; those at `indices` are taken.
+        """
+        masters = []
+        for index, ours in zip(self.indices, self._pieces, strict=True):
+            pieces, size = _pieces(blocks[index])
+            if [(piece.shape, piece.dtype) for piece in pieces] != [(piece.shape, piece.dtype) for piece in ours]:
+                raise ValueError("these blocks are of another kind than the streamed ones")
+            masters.append(_to_host(pieces, size, pinned=self._pinned))
+        return masters
+
+    def trade(self, masters: list[Tensor]) -> list[Tensor]:
+        """Stream these weights (of `pack_blocks`) from now on; gives those that were streamed before. Not in a step.
+
+        With no weights at all the blocks are left empty until the next trade.
+        """
+        if self._side is not None:
+            torch.cuda.synchronize(self.device)  # nothing may still read or write a slot
+        leaving, self._masters = self._masters, masters
+        self._held, self._current = [None] * len(self._slots), None
+        for position, pieces in enumerate(self._pieces):
+            for piece in pieces:
+                piece.parameter.data = piece.view(masters[position]) if masters else self._slots[0].new_empty(0)
+        for position in range(min(len(self._slots), len(masters))):
+            self._fetch(position, set(range(len(self._slots))))
+        return leaving
 
     def _ahead(self, position: int) -> list[int]:
         """The positions that come next, as many as there are other slots."""

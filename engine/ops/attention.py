@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..contract.errors import OptionError
+from .kept_attention import is_kept, kept_attention
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn")
 
@@ -108,12 +109,14 @@ def _find_kernel(backend: str) -> Kernel:
 
 
 def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+    if is_kept(q_BLHD, k_BLHD):
+        return kept_attention(q_BLHD, k_BLHD, v_BLHD)
     q_BHLD, k_BHLD, v_BHLD = (part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2)
 
 
 def _auto(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    if q_BLHD.device.type != "cuda":
+    if q_BLHD.device.type != "cuda" or is_kept(q_BLHD, k_BLHD):
         return _sdpa(q_BLHD, k_BLHD, v_BLHD)
     with sdpa_kernel(_CUDA_ORDER, set_priority=True):
         return _sdpa(q_BLHD, k_BLHD, v_BLHD)

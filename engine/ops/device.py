@@ -55,3 +55,23 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
         found["vram_peak_mib"] = torch.cuda.max_memory_allocated(device) / mib
         found["vram_reserved_peak_mib"] = torch.cuda.max_memory_reserved(device) / mib
     return found
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What this process could still allocate, its own cache included; None where that is not known (CPU, MPS)."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    limit = _limits.get(torch.device("cuda", device.index or 0))
+    return free if limit is None else min(free, limit - torch.cuda.memory_allocated(device))
+
+
+_limits: dict[torch.device, int] = {}
+
+
+def limit_memory(device: torch.device, limit: int) -> None:
+    """Let torch take at most so many bytes of this GPU; what is unused goes back to the driver before it gives up."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    _limits[torch.device("cuda", device.index or 0)] = limit

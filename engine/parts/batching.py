@@ -1,4 +1,4 @@
-"""One sample's cached tensors as a batch, for models that know batches only.
+"""One sample's cached tensors as a batch, for models that know batches only, and what a model is given, moved.
 
 What training reads from cache files and what generation has just encoded go the same way into a model's conditioning;
 `engine/data/collate.py` does this for many samples. Knows no family.
@@ -25,3 +25,14 @@ def batch_of_one(tensors: Mapping[str, Tensor], *, device: torch.device | str) -
         else:
             batch[name] = moved.unsqueeze(0)
     return batch
+
+
+def moved(cond: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A conditioning on `device`: tensors, and lists of tensors; numbers as they are."""
+
+    def place(value: Any) -> Any:
+        if isinstance(value, list):
+            return [place(one) for one in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return {name: place(value) for name, value in cond.items()}

@@ -9,8 +9,12 @@ Knows nothing of any model. Given up: gradients through a chunk's past (nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
+
+Entrance = Callable[[Tensor, Tensor], object]
 
 
 class FrameMemory:
@@ -37,7 +41,27 @@ class FrameMemory:
 
     def keep(self, layer: nn.Module, frames_BCFHW: Tensor) -> None:
         """Keep a copy (a view would hold the whole chunk in memory) in place of what `layer` kept before."""
-        self._frames[layer] = frames_BCFHW.to("cpu", copy=True) if self._on_cpu else frames_BCFHW.clone()
+        self._frames[layer] = frames_BCFHW.to("cpu", copy=True) if self._on_cpu else _copy(frames_BCFHW)
+
+
+def _copy(x_BCFHW: Tensor) -> Tensor:
+    """A copy in x's order of dimensions, which `clone` forgets for a part of several videos."""
+    return empty_like_order(x_BCFHW, x_BCFHW.shape).copy_(x_BCFHW)
+
+
+def empty_like_order(x_BCFHW: Tensor, shape: Sequence[int]) -> Tensor:
+    """Room for a tensor of this shape, with x's type, device and order of dimensions (channels last or first)."""
+    channels_last = x_BCFHW.stride(1) == 1 and x_BCFHW.shape[1] > 1
+    order = torch.channels_last_3d if channels_last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=x_BCFHW.dtype, device=x_BCFHW.device, memory_format=order)
+
+
+def lay_channels_last(network: nn.Module) -> None:
+    """Turn the weights of all convolutions, after which cuDNN's fast kernels need no copies in another order."""
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data = module.weight.data.to(memory_format=orders[module.weight.ndim])
 
 
 class CausalConv3d(nn.Conv3d):
@@ -50,16 +74,22 @@ class CausalConv3d(nn.Conv3d):
         _, height, width = kernel_size
         super().__init__(in_channels, out_channels, kernel_size, padding=(0, height // 2, width // 2))
 
-    def forward(self, x_BCFHW: Tensor, memory: FrameMemory) -> Tensor:
+    def forward(self, x_BCFHW: Tensor, memory: FrameMemory, *, entrance: Entrance | None = None) -> Tensor:
+        """`entrance(x, out)` is what x goes through first; it writes into `out`, which saves a pass over the clip."""
         past_frames = self.kernel_size[0] - 1
-        if past_frames == 0:
-            return super().forward(x_BCFHW)
+        batch, channels, frames, height, width = x_BCFHW.shape
+        joined_BCFHW = empty_like_order(x_BCFHW, (batch, channels, past_frames + frames, height, width))
         past_BCFHW = memory.recall(self, device=x_BCFHW.device)
         if past_BCFHW is None:
-            batch, channels, _, height, width = x_BCFHW.shape
-            past_BCFHW = x_BCFHW.new_zeros(batch, channels, past_frames, height, width)
-        joined_BCFHW = torch.cat([past_BCFHW, x_BCFHW], dim=2)
-        memory.keep(self, joined_BCFHW[:, :, -past_frames:])
+            joined_BCFHW[:, :, :past_frames].zero_()
+        else:
+            joined_BCFHW[:, :, :past_frames].copy_(past_BCFHW)
+        if entrance is None:
+            joined_BCFHW[:, :, past_frames:].copy_(x_BCFHW)
+        else:
+            entrance(x_BCFHW, joined_BCFHW[:, :, past_frames:])
+        if past_frames:
+            memory.keep(self, joined_BCFHW[:, :, -past_frames:])
         return super().forward(joined_BCFHW)
 
 

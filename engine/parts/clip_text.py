@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from .tokenizers import CLIP, HubFolder, Places, Tokenizer, find_tokenizer
-from .weights import WeightFile, load_into
+from .weights import WeightFile, load_into, metadata_number
 
 MAX_TOKENS = 77
 DEFAULT_HEAD_DIM = 64
@@ -47,12 +47,6 @@ class ClipText:
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
-
-    def free(self) -> None:
-        """Give the weights' memory back. `encode` cannot be used afterwards."""
-        self.model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def clip_name(name: str) -> str | None:
@@ -116,10 +110,7 @@ def load(
     have 64 numbers unless the safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
     """
     shapes = clip_shapes(file.shapes)
-    told = file.metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 1:
-        raise WeightsError(f"{file.role}: the metadata key head_dim of {file.path.name} is {told!r}, not a head size.")
-    model = build(shapes, head_dim=int(told))
+    model = build(shapes, head_dim=metadata_number(file, "head_dim", default=DEFAULT_HEAD_DIM))
     found = find_tokenizer(
         TOKENIZER_PLACES,
         rows=shapes["embeddings.token_embedding.weight"][0],
@@ -147,8 +138,6 @@ def encode(encoder: ClipText, captions: list[str]) -> Tensor:
 
     The state of the first end token; earlier tokens cannot see later ones, so nothing is padded to 77 or masked.
     """
-    if encoder.model is None:
-        raise RuntimeError("The text encoder was freed.")
     if not captions:
         return encoder.model.final_layer_norm.weight.new_empty(0, len(encoder.model.final_layer_norm.weight))
     rows = token_rows(encoder, captions)

@@ -1,7 +1,7 @@
 """Telling by its tensor names what a file is, so that a wrong file is answered by a sentence.
 
 A family lists the kinds of files that a person may hand over (`Kind`), the most particular first; `check_role` writes
-the message. Knows the form of such a list, and the names of LoRA tensors, which are the same for every model.
+the message. Knows the form of such a list, and the files that several families know.
 """
 
 from __future__ import annotations
@@ -44,6 +44,45 @@ def has_any(*ends: str) -> Fits:
 def is_lora(shapes: Shapes) -> bool:
     """Whether these are adapters: LoRA, LoHa or LoKr, in any naming."""
     return any(mark in name for name in shapes for mark in _LORA_MARKS)
+
+
+is_framepack_dit = has_any(
+    "clean_x_embedder.proj.weight", "clean_x_embedder.proj_4x.weight", "image_projection.up.weight"
+)
+is_wan_vae = has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma")
+is_t5 = has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")
+is_clip_vision = has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding")
+is_siglip = has("vision_model.embeddings.patch_embedding.weight")  # CLIP's image encoder has it too: ask for that first
+
+LORA = Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora)
+WAN_DIT = Kind(
+    "wan-dit",
+    "a Wan DiT",
+    "Use the wan commands for it.",
+    has_any("blocks.0.cross_attn.q.weight", "blocks.0.attn2.to_q.weight"),
+)
+HUNYUAN_FILES = (
+    Kind("vae", "a HunyuanVideo VAE", "Give it as --vae.", has("encoder.conv_in.conv.weight")),
+    Kind(
+        "text-encoder",
+        "a LLaMA text encoder",
+        "Give it as --text_encoder1.",
+        has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
+    ),
+    Kind(
+        "clip-text-encoder",
+        "a CLIP text encoder",
+        "Give it as --text_encoder2.",
+        has("text_model.embeddings.token_embedding.weight"),
+    ),
+    Kind(
+        "tiny-vae",
+        "a tiny autoencoder for previews",
+        "It cannot replace the VAE.",
+        has_any("encoder.2.conv.weight", "decoder.1.weight"),
+    ),
+)
+"""What stands beside the DiT in the families that are built on HunyuanVideo."""
 
 
 def kind_of(kinds: Sequence[Kind], shapes: Shapes) -> Kind | None:

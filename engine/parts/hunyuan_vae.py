@@ -25,7 +25,7 @@ from torch import Tensor
 from ..contract.errors import DataError, WeightsError
 from .hunyuan_vae_network import HunyuanVae
 from .tiles import Run, Tiling, tiled_in_space, tiled_in_time
-from .weights import WeightFile, load_into
+from .weights import WeightFile, load_into, metadata_number
 
 LATENT_CHANNELS = 16
 TIME_STRIDE = 4
@@ -179,10 +179,7 @@ def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype | N
     file is not such a VAE, lacks something, or holds something more.
     """
     renamed = _Renamed(file)
-    groups = file.metadata.get("norm_num_groups", str(NORM_GROUPS))
-    if not groups.isdigit() or int(groups) < 1:
-        raise WeightsError(f"{file.path}: the metadata key norm_num_groups is {groups!r}, not a number of groups.")
-    vae = build(renamed.shapes, groups=int(groups))
+    vae = build(renamed.shapes, groups=metadata_number(file, "norm_num_groups", default=NORM_GROUPS))
     load_into(vae, renamed, rename=lambda name: name, device=device, dtype=dtype)
     return vae
 
@@ -209,7 +206,8 @@ def encode(vae: HunyuanVae, clip_BCFHW: Tensor, *, tiles: Tiles = ENCODE_TILES) 
 def pixel_seed(clip_CFHW: Tensor) -> int:
     """A seed that follows from the pixels of a clip (RGB in -1..1) alone: for draws that come out alike again.
 
-    Neither the batch that the clip is in nor the device plays a part: pixels count in 256 steps, frame by frame.
+    Neither the batch that the clip is in nor the device plays a part: pixels count in 256 steps, frame by frame. Those
+    of files are whole numbers 0..255, where rounding leaves room; half-way between two the last bit would decide.
     """
     checksum = zlib.crc32(repr(tuple(clip_CFHW.shape)).encode())
     for frame_CHW in clip_CFHW.unbind(1):

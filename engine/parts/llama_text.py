@@ -23,7 +23,7 @@ from ..contract.errors import WeightsError
 from .fp8_linear import store_linears_in_fp8
 from .fp8_loading import load_into_fp8
 from .tokenizers import LLAMA3, HubFolder, Places, Tokenizer, find_tokenizer
-from .weights import WeightFile, load_into
+from .weights import WeightFile, load_into, metadata_number
 
 MAX_TOKENS = 256
 """Of a caption, the template's closing token included; the rest is cut off."""
@@ -65,16 +65,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 class LlamaText:
     """The language model up to the state that is taken, with its tokenizer. `dtype`: what it computes in."""
 
-    model: nn.Module | None
+    model: nn.Module
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
-
-    def free(self) -> None:
-        """Give the weights' memory back. `encode` cannot be used afterwards."""
-        self.model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def llama_name(name: str) -> str | None:
@@ -162,11 +156,12 @@ def load(
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     shapes = llama_shapes(file.shapes)
+    columns = metadata_number(file, "head_dim", default=DEFAULT_HEAD_DIM)
     kept = _block_count(shapes) - SKIPPED_BLOCKS if "layers.0.self_attn.q_proj.weight" in shapes else 0
     if 0 < kept:
-        model = build(shapes, head_dim=_head_dim(file), blocks=kept, fp8=fp8)
+        model = build(shapes, head_dim=columns, blocks=kept, fp8=fp8)
     else:
-        build(shapes, head_dim=_head_dim(file))  # names what is missing, if anything is
+        build(shapes, head_dim=columns)  # names what is missing, if anything is
         raise WeightsError(f"{file.role}: {file.path.name} has {kept + SKIPPED_BLOCKS} blocks; at least 3 are needed.")
     found = find_tokenizer(
         TOKENIZER_PLACES,
@@ -190,13 +185,6 @@ def load(
     with torch.device(device):
         model.rotary_emb = LlamaRotaryEmbedding(model.config)  # no weights: made with the module, so empty on "meta"
     return LlamaText(model, found, torch.device(device), dtype)
-
-
-def _head_dim(file: WeightFile) -> int:
-    told = file.metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 2:
-        raise WeightsError(f"{file.role}: the metadata key head_dim of {file.path.name} is {told!r}, not a head size.")
-    return int(told)
 
 
 def _embedded_tokenizer(file: WeightFile) -> bytes | None:
@@ -235,8 +223,6 @@ def encode(encoder: LlamaText, captions: list[str], *, system_prompt: str | None
 
     `system_prompt` (--custom_system_prompt) replaces Tencent's description of what to look at.
     """
-    if encoder.model is None:
-        raise RuntimeError("The text encoder was freed.")
     if not captions:
         return []
     rows, crop = token_rows(encoder.tokenizer, captions, system_prompt=system_prompt)

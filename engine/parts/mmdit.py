@@ -188,12 +188,6 @@ def key_lengths(lengths: Sequence[int], *, before: int = 0) -> Tensor | None:
     return torch.tensor(lengths) + before
 
 
-def rope_axes(head_dim: int) -> tuple[int, int, int]:
-    """How a head's columns are split between t, h and w: 16, 56, 56 for the published 128."""
-    side = 2 * (7 * head_dim // 32)
-    return head_dim - 2 * side, side, side
-
-
 @lru_cache(maxsize=8)
 def cached_table(
     grid: tuple[int, int, int], *, axes: tuple[int, int, int], theta: float = 256.0, device: torch.device
@@ -208,6 +202,13 @@ def with_text(table: Table, count: int) -> Table:
     """A table of image tokens, [L, D/2] or [B, L, D/2], lengthened by `count` text tokens that do not turn."""
     cos, sin = table
     return F.pad(cos, (0, 0, 0, count), value=1.0), F.pad(sin, (0, 0, 0, count))
+
+
+def from_patches(values_BLP: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """Tokens of (channel, pt, ph, pw) values in t, h, w order back to [B, C, T, H, W]; `grid` counts tokens."""
+    cells = values_BLP.unflatten(2, (-1, *patch)).unflatten(1, tuple(grid))
+    sizes = (count * side for count, side in zip(grid, patch, strict=True))
+    return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(values_BLP), cells.shape[4], *sizes)
 
 
 def _modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

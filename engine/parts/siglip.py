@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import DataError, WeightsError
-from .weights import WeightFile, load_into
+from .weights import WeightFile, load_into, metadata_number
 
 DEFAULT_HEAD_DIM = 72
 PUBLISHED_IMAGE_SIZE, PUBLISHED_PATCHES = 384, 27  # 384 is no multiple of 14: the last 6 pixels are not seen
@@ -34,16 +34,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Siglip:
     """The vision model. `image_size`: it sees squares of so many pixels. `dtype`: what it computes in and returns."""
 
-    model: nn.Module | None
+    model: nn.Module
     image_size: int
     device: torch.device
     dtype: torch.dtype
-
-    def free(self) -> None:
-        """Give the weights' memory back. `encode` cannot be used afterwards."""
-        self.model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def siglip_name(name: str) -> str | None:
@@ -98,10 +92,7 @@ def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype) ->
 
     Heads have 72 numbers unless the safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
     """
-    told = file.metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 1:
-        raise WeightsError(f"{file.role}: the metadata key head_dim of {file.path.name} is {told!r}, not a head size.")
-    model = build(siglip_shapes(file.shapes), head_dim=int(told))
+    model = build(siglip_shapes(file.shapes), head_dim=metadata_number(file, "head_dim", default=DEFAULT_HEAD_DIM))
     load_into(model, file, rename=siglip_name, device=device, dtype=dtype)
     embeddings = model.embeddings  # no weights: made with the module, so empty on "meta"
     embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).unsqueeze(0)
@@ -126,7 +117,5 @@ def preprocess(images: Sequence[np.ndarray], *, image_size: int) -> Tensor:
 @torch.no_grad()
 def encode(encoder: Siglip, images: Sequence[np.ndarray]) -> Tensor:
     """Features [B, patches, D] (729 x 1152 in the published model) of 0..255 uint8 RGB images [H, W, 3]."""
-    if encoder.model is None:
-        raise RuntimeError("The image encoder was freed.")
     pixels_BCHW = preprocess(images, image_size=encoder.image_size)
     return encoder.model(pixel_values=pixels_BCHW.to(encoder.device, encoder.dtype)).last_hidden_state

@@ -1,18 +1,14 @@
-"""Where a checkpoint's bytes are: from what a person typed to files on disk, and from a file to its list of tensors.
+"""Where a checkpoint's bytes are: from a file (see `weight_paths`) to its list of tensors.
 
-Accepts one `.safetensors`, shards (a folder, the index file, or any one shard), a diffusers folder, and PyTorch
-files through `torch.load(weights_only=True)` only. Everything that is not a checkpoint (a web page, a git-lfs
-pointer, half a download) is recognised by its first bytes and named in the message.
+Accepts `.safetensors`, and PyTorch files through `torch.load(weights_only=True)` only. Everything that is not a
+checkpoint (a web page, a git-lfs pointer, half a download) is recognised by its first bytes and named in the message.
 Knows nothing of models. Given up: GGUF, TensorFlow and ONNX files; pickles that hold more than tensors.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +17,7 @@ import torch
 
 from ..contract.errors import WeightsError
 from .safetensors_header import Described, read_header
+from .weight_paths import DOWNLOAD_HINT
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -36,19 +33,6 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_PIPELINE_FOLDERS = {
-    "--dit": "transformer",
-    "--dit_high_noise": "transformer",
-    "--vae": "vae",
-    "--t5": "text_encoder",
-    "--text_encoder1": "text_encoder",
-    "--text_encoder2": "text_encoder_2",
-    "--clip": "image_encoder",
-    "--image_encoder": "image_encoder",
-}
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
-_DOWNLOAD_HINT = "Download the file again and compare its size with the one on the download page."
 
 
 @dataclass(frozen=True)
@@ -59,32 +43,6 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     length: int
-
-
-def find_files(path: Path, *, role: str) -> list[Path]:
-    """The weight files that `path` stands for, in shard order.
-
-    Raises WeightsError when there is nothing there, when several files could be meant, or when a shard is missing.
-    """
-    try:
-        if path.is_dir():
-            return _files_in_folder(path, role=role)
-        if not path.exists():
-            raise _missing(path, role=role)
-    except PermissionError as error:
-        raise WeightsError(f"{role}: {path} cannot be read: permission denied.", "Change its permissions.") from error
-    if path.name.endswith(".index.json"):
-        return _files_in_index(path, role=role)
-    if path.suffix.lower() != ".safetensors" and path.suffix.lower() not in PICKLE_SUFFIXES:
-        raise WeightsError(
-            f"{role}: {path.name} is not a weight file that is known here (suffix {path.suffix or 'none'}).",
-            "Give a .safetensors file (or .pt, .pth, .bin), a folder of shards, or a *.safetensors.index.json.",
-        )
-    if found := _SHARD.fullmatch(path.name):
-        count = int(found["count"])
-        names = [f"{found['stem']}-{index:05d}-of-{count:05d}{found['suffix']}" for index in range(1, count + 1)]
-        return _all_present([path.with_name(name) for name in names], whole=path.name, role=role)
-    return [path]
 
 
 def read_safetensors_header(path: Path, *, role: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
@@ -100,7 +58,7 @@ def read_safetensors_header(path: Path, *, role: str) -> tuple[dict[str, TensorE
     if header.size < header.end:
         raise WeightsError(
             f"{role}: {path.name} is cut short: it has {header.size:,} bytes of {header.end:,} expected.",
-            _DOWNLOAD_HINT,
+            DOWNLOAD_HINT,
         )
     return entries, header.metadata
 
@@ -148,76 +106,6 @@ def _entry(name: str, told: Described, path: Path, role: str) -> TensorEntry:
     return TensorEntry(dtype=dtype, shape=told.shape, start=told.start, length=told.length)
 
 
-def _files_in_folder(folder: Path, *, role: str) -> list[Path]:
-    part = _PIPELINE_FOLDERS.get(role)
-    if part and (folder / "model_index.json").exists() and (folder / part).is_dir():
-        if part == "transformer" and (folder / "transformer_2").is_dir():
-            raise WeightsError(
-                f"{role}: {folder} is a pipeline with two transformers, transformer and transformer_2.",
-                "Give one of the two folders (Wan2.2: transformer is the high-noise one, transformer_2 the low-noise).",
-            )
-        return _files_in_folder(folder / part, role=role)
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    plain = [path for path in indexes if path.name.count(".") == 3] or indexes
-    if len(plain) == 1:
-        return _files_in_index(plain[0], role=role)
-    if indexes:
-        raise _several(folder, indexes, role=role)
-    candidates = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".safetensors")
-    if not candidates:
-        candidates = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES)
-    wholes = {(match["stem"], match["count"]) if (match := _SHARD.fullmatch(c.name)) else c for c in candidates}
-    if not candidates:
-        raise WeightsError(
-            f"{role}: the folder {folder} has no weight file in it.",
-            "Give the folder that holds the .safetensors files, or one such file.",
-        )
-    if len(wholes) > 1:
-        raise _several(folder, candidates, role=role)
-    return find_files(candidates[0], role=role)
-
-
-def _files_in_index(path: Path, *, role: str) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{role}: {path.name} is not a weight index (no weight_map).", _DOWNLOAD_HINT) from error
-    return _all_present([path.parent / name for name in names], whole=path.name, role=role)
-
-
-def _all_present(paths: list[Path], *, whole: str, role: str) -> list[Path]:
-    absent = [path.name for path in paths if not path.exists()]
-    if absent:
-        raise WeightsError(
-            f"{role}: {whole} is one of {len(paths)} parts, and {len(absent)} are missing: {', '.join(absent[:4])}.",
-            f"Put all parts into {paths[0].parent}.",
-        )
-    return paths
-
-
-def _several(folder: Path, paths: list[Path], *, role: str) -> WeightsError:
-    names = ", ".join(path.name for path in paths[:6])
-    return WeightsError(
-        f"{role}: the folder {folder} has several weight files: {names}{', …' if len(paths) > 6 else ''}.",
-        "Give one of them instead of the folder.",
-    )
-
-
-def _missing(path: Path, *, role: str) -> WeightsError:
-    folder = path.parent
-    if not folder.is_dir():
-        while not folder.is_dir() and folder != folder.parent:
-            folder = folder.parent
-        return WeightsError(f"{role}: no such file: {path}", f"Its folder does not exist; {folder} does.")
-    names = sorted(child.name for child in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    others = [name for name in names if name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))][:5]
-    if near:
-        return WeightsError(f"{role}: no such file: {path}", f"Did you mean {' or '.join(near)}?")
-    known = f"The weight files in {folder}: {', '.join(others)}." if others else f"{folder} holds no weight files."
-    return WeightsError(f"{role}: no such file: {path}", known)
-
-
 def _looks_like_text(path: Path) -> bool:
     with path.open("rb") as stream:
         start = stream.read(512)
@@ -237,7 +125,7 @@ def _not_weights(path: Path, *, role: str) -> WeightsError:
     lowered = start.lstrip().lower()
     what = f"{role}: {path.name}"
     if not start:
-        return WeightsError(f"{what} is empty (0 bytes).", _DOWNLOAD_HINT)
+        return WeightsError(f"{what} is empty (0 bytes).", DOWNLOAD_HINT)
     if start.startswith(b"version https://git-lfs"):
         return WeightsError(
             f"{what} is a git-lfs pointer, not the weights ({path.stat().st_size} bytes).",
@@ -254,6 +142,6 @@ def _not_weights(path: Path, *, role: str) -> WeightsError:
         )
     if _looks_like_text(path):
         shown = start[:60].decode("utf-8", "replace").splitlines()[0]
-        return WeightsError(f"{what} is a text file, not weights; it begins with: {shown}", _DOWNLOAD_HINT)
+        return WeightsError(f"{what} is a text file, not weights; it begins with: {shown}", DOWNLOAD_HINT)
     kind = "safetensors" if path.suffix.lower() == ".safetensors" else "PyTorch"
-    return WeightsError(f"{what} is not a readable {kind} file: its beginning is damaged.", _DOWNLOAD_HINT)
+    return WeightsError(f"{what} is not a readable {kind} file: its beginning is damaged.", DOWNLOAD_HINT)

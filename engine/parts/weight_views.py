@@ -8,50 +8,10 @@ Knows nothing of families: which rows go where is told by a family's keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 
-from ..contract.errors import WeightsError
+from .arrangement import Arrangement, arranged_shapes
 from .weights import WeightFile
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows `start` to `stop` (as in a slice; all by default) of the tensor `name` in the file."""
-
-    name: str
-    start: int | None = None
-    stop: int | None = None
-
-    @property
-    def whole(self) -> bool:
-        return self.start is None and self.stop is None
-
-
-Arrangement = Mapping[str, tuple[Rows, ...]]
-"""Our name -> what its tensor is made of, from the first row on."""
-
-
-def arranged_shapes(arrangement: Arrangement, shapes: Shapes, *, source: str = "This file") -> dict[str, tuple]:
-    """The shape that each of our tensors will have. WeightsError when parts that belong together do not fit."""
-    found = {}
-    for ours, parts in arrangement.items():
-        if len(parts) == 1 and parts[0].whole:
-            found[ours] = tuple(shapes[parts[0].name])
-            continue
-        if len({shapes[part.name][1:] for part in parts}) != 1 or not all(shapes[part.name] for part in parts):
-            told = ", ".join(f"{part.name} {list(shapes[part.name])}" for part in parts)
-            raise WeightsError(
-                f"{source}: tensors that make up {ours} have shapes that do not fit together: {told}.",
-                "Is the file damaged, or of a model that is not supported?",
-            )
-        rows = sum(len(range(shapes[part.name][0])[part.start : part.stop]) for part in parts)
-        found[ours] = (rows, *shapes[parts[0].name][1:])
-    return found
 
 
 class ArrangedWeights(WeightFile):

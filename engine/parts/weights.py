@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,14 +27,13 @@ from ..ops.fp8 import dequantize
 from .weight_files import (
     SAFETENSORS_DTYPES,
     TensorEntry,
-    find_files,
     read_pickle,
     read_safetensors_header,
 )
+from .weight_headers import FP8_NOTES, SCALES
+from .weight_paths import find_files
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
-_SCALES = (("scale_weight", "weight"), ("weight_scale", "weight"))
-_FP8_NOTES = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -119,7 +119,7 @@ class WeightFile:
 
 
 def open_weights(path: str | Path, *, role: str, dequantize: bool = True) -> WeightFile:
-    """Open a checkpoint: a file, shards, a folder (see `weight_files`). `role` is the flag, e.g. "--dit".
+    """Open a checkpoint: a file, shards, a folder (see `weight_paths`). `role` is the flag, e.g. "--dit".
 
     `dequantize` False shows scaled fp8 files as they are stored, scales and markers included.
     Raises WeightsError when there is no readable checkpoint.
@@ -138,6 +138,14 @@ def main_dtype(file: WeightFile) -> torch.dtype:
             count[file.dtypes[name]] += torch.Size(shape).numel()
     dtype = count.most_common(1)[0][0]
     return torch.bfloat16 if dtype in FP8_DTYPES else dtype
+
+
+def metadata_number(file: WeightFile, key: str, *, default: int) -> int:
+    """What the file's metadata say of something that no shape tells, 1 or more. WeightsError for anything else."""
+    told = file.metadata.get(key, str(default))
+    if not told.isdigit() or int(told) < 1:
+        raise WeightsError(f"{file.role}: the metadata key {key} of {file.path.name} is {told!r}, not a number.")
+    return int(told)
 
 
 def load_into(
@@ -179,37 +187,56 @@ def write_weights(
 
     Raises DiskError when the disk is full or not writable.
     """
-    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stream_weights(path, layout, tensors.__getitem__, metadata=metadata)
+
+
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def stream_weights(
+    path: str | Path,
+    layout: Layout,
+    read: Callable[[str], torch.Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """The same for tensors that need not be in memory together: `read(name)` is called once for each, in file order.
+
+    `layout` says beforehand what each will be. Of one number format, names are asked for in alphabetical order.
+    """
+    need = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
     advice = f"The file takes {need / 2**20:.0f} MiB: free some space, or choose another folder."
     with whole_file(Path(path), advice=advice) as temporary, temporary.open("wb") as stream:
-        _write_safetensors(stream, tensors, metadata or {})
+        order = _write_header(stream, layout, metadata or {})
+        for name in order:
+            tensor = read(name).detach().cpu().contiguous().reshape(-1)
+            if (tensor.dtype, tensor.numel()) != (layout[name][0], math.prod(layout[name][1])):
+                raise ValueError(f"{name} is {tensor.dtype} of {tensor.numel()} numbers, announced were {layout[name]}")
+            if tensor.numel():
+                stream.write(memoryview(tensor.view(torch.uint8).numpy()))
 
 
-def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def _write_header(stream: BinaryIO, layout: Layout, metadata: Mapping[str, str]) -> list[str]:
+    """Write what comes before the weights; returns the names in the order in which these follow."""
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
+    order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # keeps every tensor aligned
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in order:
-        length = tensors[name].numel() * tensors[name].element_size()
-        header[name] = {
-            "dtype": names[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [offset, offset + length],
-        }
+        dtype, shape = layout[name]
+        length = dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, offset + length]}
         offset += length
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(struct.pack("<Q", len(text)) + text)
-    for name in order:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            stream.write(memoryview(flat.view(torch.uint8).numpy()))
+    return order
 
 
 def _is_note(name: str) -> bool:
     """Names that say how fp8 was made and hold no weights."""
-    return name.rpartition(".")[2] in _FP8_NOTES
+    return name.rpartition(".")[2] in FP8_NOTES
 
 
 def _pair_scales(dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
@@ -217,7 +244,7 @@ def _pair_scales(dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
     pairs = {}
     for name in dtypes:
         stem, _, last = name.rpartition(".")
-        for scale, weight in _SCALES:
+        for scale, weight in SCALES:
             target = f"{stem}.{weight}"
             if last == scale and dtypes.get(target) in FP8_DTYPES:
                 pairs[target] = name

@@ -232,6 +232,14 @@ SOLVERS: dict[str, Solver] = {
 family may choose in place of "unipc"."""
 
 
+def schedule_of(solver: str, *, steps: int, shift: float, strength: float = 1.0) -> Schedule:
+    """The schedule that a named solver walks; of a `strength` below 1 only its end."""
+    if solver not in SOLVERS:
+        raise OptionError(f"There is no solver {solver!r}.", hint=f"Choose --sample_solver from {', '.join(SOLVERS)}.")
+    schedule = SOLVERS[solver].schedule(steps, shift)
+    return schedule if strength == 1 else tail(schedule, strength)
+
+
 def sample(
     velocity: Velocity,
     x: Tensor,
@@ -243,17 +251,13 @@ def sample(
     strength: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Solve from noise `x_BCTHW` to a clean latent with a named solver on its own schedule.
+    """Solve from noise `x_BCTHW` to a clean latent with a named solver on its own schedule (`schedule_of`).
 
     With `clean` (latents of x's shape) only the last `strength` of the schedule is walked, from these latents under
     the noise of the level where that begins (SDEdit, 2108.01073).
     """
-    if solver not in SOLVERS:
-        raise OptionError(f"There is no solver {solver!r}.", hint=f"Choose --sample_solver from {', '.join(SOLVERS)}.")
-    chosen = SOLVERS[solver]
-    schedule = chosen.schedule(steps, shift)
+    schedule = schedule_of(solver, steps=steps, shift=shift, strength=1.0 if clean is None else strength)
     if clean is not None:
-        schedule = tail(schedule, strength)
         sigma = schedule.sigmas[0].item()
         x = (1 - sigma) * clean.float() + sigma * x.float()
-    return chosen.sample(velocity, x, schedule, on_step=on_step)
+    return SOLVERS[solver].sample(velocity, x, schedule, on_step=on_step)

@@ -19,16 +19,27 @@ from ..families import part
 from ..families.contract import Clips
 from ..ops.device import dtype_of
 from .encoders import Encoders
+from .needs import folder_of
+from .showing import show
+from .within_memory import within_memory
+
+HOME = "dataset_config"  # the option that says where results go
 
 
-def home(job: Job) -> Path:
-    return Path(job[Data].dataset_config).resolve().parent
+def home(job: Job) -> Path | None:
+    return folder_of(job[Data].dataset_config)
 
 
 def run(job: Job, say: Say, control: Control) -> str:
+    return within_memory(job, say, control, _cache)
+
+
+def _cache(job: Job, say: Say, control: Control) -> str:
     caching, options = job[LatentCaching], part(job.family, "options")
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
+    if caching.debug_mode is not None:
+        return show(job, config, say, control)
     encoders = Encoders(job, say)
     image_files = options.IMAGE_FILES if encoders.has_image_encoder() else ()
     settings = options.latent_settings(job)
@@ -55,7 +66,7 @@ def run(job: Job, say: Say, control: Control) -> str:
         say=say,
         control=control,
     )
-    return f"{report.done} windows cached, {report.skipped} were there, {len(report.failed)} left out"
+    return report.summary("windows")
 
 
 def _sample_maker(

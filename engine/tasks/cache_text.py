@@ -13,10 +13,13 @@ from ..data.config import load_config
 from ..data.pipeline import cache_text
 from ..families import part
 from .encoders import Encoders
+from .needs import folder_of
+
+HOME = "dataset_config"  # the option that says where results go
 
 
-def home(job: Job) -> Path:
-    return Path(job[Data].dataset_config).resolve().parent
+def home(job: Job) -> Path | None:
+    return folder_of(job[Data].dataset_config)
 
 
 def run(job: Job, say: Say, control: Control) -> str:
@@ -43,4 +46,4 @@ def run(job: Job, say: Say, control: Control) -> str:
         say=say,
         control=control,
     )
-    return f"{report.done} captions cached, {report.skipped} were there, {len(report.failed)} left out"
+    return report.summary("captions")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..contract.errors import DataError
-from ..contract.events import Artifact, Control, Log, Preview, Say, Stage
+from ..contract.events import Control, Say
 from ..contract.job import Job
 from ..contract.options import Data, DatasetTools
-from ..data.preview import draw_preview
 from .dataset_check import inspected, summary
+from .showing import draw_sheet
 
 
 def run(job: Job, say: Say, control: Control) -> str:
@@ -20,8 +20,7 @@ def run(job: Job, say: Say, control: Control) -> str:
         first = inspection.problems[0]
         raise DataError(f"There is nothing to show: {first.message}", first.hint)
     default = config_path.with_name(f"{config_path.stem}_preview.png")
-    say(Stage(name="Drawing the contact sheet"))
-    path, faults = draw_preview(
+    faults = draw_sheet(
         inspection.windows,
         Path(options.sheet_path) if options.sheet_path else default,
         items=options.sheet_items,
@@ -29,9 +28,5 @@ def run(job: Job, say: Say, control: Control) -> str:
         title=config_path.name,
         say=say,
     )
-    for fault in faults:
-        say(Log(message=f"{fault.message} {fault.hint}".rstrip(), level="error"))
-    say(Artifact(kind="contact sheet", path=str(path)))
-    say(Preview(path=str(path), label="contact sheet"))
-    broken = len(inspection.problems) + len(faults)
+    broken = len(inspection.problems) + faults
     return summary(inspection) + (f"; {broken} problems, listed above" if broken else "")

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..contract.errors import DataError, Stopped
+from ..contract.errors import DataError, DiskError, EngineError, OutOfMemoryError, Stopped
 from ..contract.events import Artifact, Control, Log, Say, Stage
 from ..contract.files import write_text
 from ..contract.job import Job
@@ -30,6 +30,10 @@ def default_folder() -> Path:
     """Beside the engine's environment where there is one, else in the current folder."""
     home = os.environ.get("MUSUBI_HOME")
     return Path(home) / "demo" if home else Path("musubi-demo")
+
+
+HOME = "out"  # the option that says where results go
+_OF_STATUS = {error.exit_status: error for error in (DataError, OutOfMemoryError, DiskError)}
 
 
 def home(job: Job) -> Path:
@@ -86,7 +90,7 @@ def _going_on(step: Step, prepared: Prepared, progressed: Progressed) -> list[st
     if step.verb != "train":
         return []
     state = find_latest_state(prepared.lora.parent, prepared.lora.stem)
-    return ["--resume", str(state)] if state and state.stat().st_mtime >= progressed.began_s else []
+    return ["--resume", str(state)] if state and state.stat().st_mtime >= progressed.began_s else ["--fresh"]
 
 
 def _run_step(command: list[str], say: Say, control: Control) -> None:
@@ -97,7 +101,7 @@ def _run_step(command: list[str], say: Say, control: Control) -> None:
     if control.stop_requested:
         raise Stopped("The demo was stopped. The same command goes on where it was.")
     if status:
-        raise DataError(
+        raise _OF_STATUS.get(status, EngineError)(
             f"The step `{command[0]} {command[1]}` ended with status {status}; its own message stands above.",
             hint="Run the same demo command again: finished steps are not repeated.",
         )

@@ -5,7 +5,7 @@ Training and generation do the same things to the same blocks in the same order,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..memory.compile import compile_blocks
 from ..memory.fp8 import QuantizeOnLoad, has_fp8_products
 from ..memory.streaming import stream_blocks
 from ..parts.weights import open_weights
+from .lora_targets import lora_target
 
 Loras = Sequence[tuple[LoraFile, float]]
 
@@ -33,10 +34,13 @@ def tune_backends(memory: Memory) -> None:
     torch.backends.cudnn.benchmark = memory.cuda_cudnn_benchmark
 
 
-def meta_dit(job: Job, dit_path: str) -> nn.Module:
-    """The DiT without weights: names and shapes, read off the checkpoint's. A wrong file is refused here, early."""
-    file, detect = open_weights(dit_path, role="--dit"), part(job.family, "detect")
-    variant = detect.detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
+def meta_dit(job: Job, dit_path: str, *, role: str = "--dit") -> nn.Module:
+    """The DiT without weights: names and shapes, read off the checkpoint's. A wrong file is refused here, early.
+
+    `role` is the flag that names the file.
+    """
+    file, detect = open_weights(dit_path, role=role), part(job.family, "detect")
+    variant = detect.detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
     task = part(job.family, "options").dit_arguments(job)["task"]
     if task is not None:
         detect.check_task(variant, task)
@@ -57,9 +61,8 @@ def read_loras(
     """A stack of LoRA files for this DiT. `include`, `exclude`: a regular expression for each file, or fewer."""
     if not paths:
         return []
-    names = [name for name, _ in meta_dit(job, dit_path).named_modules()]
-    keys = part(job.family, "keys")
-    stack = load_loras(paths, multipliers, module_names=names, say=say, role=role, rename=keys.dit_name)
+    target = lora_target(job.family, meta_dit(job, dit_path))
+    stack = load_loras(paths, multipliers, target=target, say=say, role=role)
     return [
         (select(file, include=include[index : index + 1], exclude=exclude[index : index + 1]), multiplier)
         for index, (file, multiplier) in enumerate(stack)
@@ -75,10 +78,14 @@ def load_dit(
     weight_format: str = "stored",
     attention_backend: str = "auto",
     say: Say,
+    dtype: torch.dtype | None = None,
+    waiting: bool = False,
+    role: str = "--dit",
 ) -> nn.Module:
     """The frozen DiT on `device`, or in main memory where blocks are to be streamed (see `arrange_blocks`).
 
-    `weight_format`: "stored", "fp8" or "fp8_scaled". LoRAs are merged before weights become fp8.
+    `weight_format`: "stored", "fp8" or "fp8_scaled". LoRAs are merged before weights become fp8. `dtype` None: the
+    file's. `waiting`: for use on `device`, but in main memory for now. `role` is the flag that names the file.
     """
     model = part(job.family, "model")
     say(Stage(name="Loading the DiT", message=f"{path} on {device}"))
@@ -88,14 +95,16 @@ def load_dit(
     quantizer = None
     if weight_format != "stored":
         quantizer = QuantizeOnLoad(
-            meta_dit(job, path),
+            meta_dit(job, path, role=role),
             wanted=part(job.family, "keys").is_fp8_weight,
             mode=_fp8_mode(weight_format, device),
             before=transform,
         )
     dit = model.load(
         path,
-        device="cpu" if job[Memory].blocks_to_swap else device,
+        device="cpu" if waiting or job[Memory].blocks_to_swap else device,
+        dtype=dtype,
+        role=role,
         transform=quantizer or transform,
         attention_backend=attention_backend,
         **part(job.family, "options").dit_arguments(job),
@@ -119,12 +128,18 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def arrange_blocks(
-    job: Job, dit: nn.Module, *, device: torch.device, slots: int = 2, pinned: bool = False, checkpointing: str = ""
+    job: Job,
+    dit: nn.Module,
+    *,
+    device: torch.device,
+    slots: int = 2,
+    pinned: bool = False,
+    checkpointing: Mapping[str, Any] | None = None,
 ) -> Any:
     """Compile, stream and checkpoint the blocks, in the order that this has to happen, after adapters are attached.
 
-    `checkpointing`: "" for none, "keep" or "offload" for where block inputs wait. Returns what keeps the streaming
-    alive, None without.
+    `checkpointing`: how, for `checkpoint_blocks`; None for not at all. Returns what keeps the streaming alive, None
+    without.
     """
     memory, blocks = job[Memory], part(job.family, "model").blocks(dit)
     if memory.compile:
@@ -132,7 +147,7 @@ def arrange_blocks(
             blocks,
             backend=memory.compile_backend,
             mode=memory.compile_mode,
-            dynamic={"true": True, "false": False}.get(memory.compile_dynamic or "auto"),
+            dynamic={"true": True, "false": False}.get(memory.compile_dynamic),
             fullgraph=memory.compile_fullgraph,
             cache_size_limit=memory.compile_cache_size_limit,
         )
@@ -145,5 +160,5 @@ def arrange_blocks(
         pinned = pinned or memory.use_pinned_memory_for_block_swap
         stream = stream_blocks(blocks, memory.blocks_to_swap, device=device, slots=slots, pinned=pinned)
     if checkpointing:
-        checkpoint_blocks(blocks, offload=checkpointing == "offload")
+        checkpoint_blocks(blocks, **checkpointing)
     return stream

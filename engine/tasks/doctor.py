@@ -10,6 +10,7 @@ import sys
 
 import psutil
 import torch
+from torch import distributed
 
 from .. import __version__
 from ..contract.events import Control, Log, Say, Stage
@@ -41,7 +42,18 @@ def _gpus() -> list[str]:
         fp8 = "fp8 products" if (facts.major, facts.minor) >= (8, 9) else "no fp8 products"
         memory = f"{total / GIB:.1f} GiB ({free / GIB:.1f} free)"
         found.append(f"{index}: {facts.name}, {memory}, sm_{facts.major}{facts.minor}, {fp8}")
+    if torch.cuda.device_count() > 1:
+        found.append(f"train on all of them with --num_processes {torch.cuda.device_count()}: {_exchange()}")
     return found
+
+
+def _exchange() -> str:
+    """What processes on several GPUs would talk through; Windows has no NCCL, and gloo goes through main memory."""
+    if not distributed.is_available():
+        return "not with this torch, which has no torch.distributed"
+    if not distributed.is_nccl_available():
+        return "not with this torch, which has no NCCL"
+    return f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
 
 
 def run(job: Job, say: Say, control: Control) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 from ..contract.errors import OptionError
 from ..contract.job import Job
-from ..contract.options import Prompting
+from ..contract.options import GuidanceSteps, Prompting
+from ..contract.rules import check_video_size
 from ..families import part
 from ..families.contract import Request
 from ..sampling.prompts import GENERATE, PromptLine, parse_line, read_prompts
+from .experts import further_experts
 from .needs import needed
 
 
@@ -42,7 +44,8 @@ def make_request(job: Job, line: PromptLine) -> Request:
     defaults = options.generation_defaults(job, line)
     height, width = line.height or prompting.video_size[0], line.width or prompting.video_size[1]
     frames = _first(line.frame_count, prompting.video_length, defaults.video_length)
-    _check_size(line.where, width=width, height=height, frames=frames)
+    guidance = _first(line.cfg_scale, prompting.guidance_scale, defaults.guidance_scale)
+    _check_size(job, line.where, width=width, height=height, frames=frames)
     return Request(
         prompt=line.prompt,
         negative_prompt=_first(line.negative_prompt, prompting.negative_prompt, defaults.negative_prompt),
@@ -51,9 +54,11 @@ def make_request(job: Job, line: PromptLine) -> Request:
         frames=frames,
         steps=_first(line.sample_steps, prompting.infer_steps, defaults.infer_steps),
         shift=_first(line.discrete_flow_shift, prompting.flow_shift, defaults.flow_shift),
-        guidance=_first(line.cfg_scale, prompting.guidance_scale, defaults.guidance_scale),
+        guidance=guidance,
         seed=_first(line.seed, prompting.seed, random.SystemRandom().randrange(2**32)),
         cpu_noise=prompting.cpu_noise,
+        skip_layers=job[GuidanceSteps].layers if GuidanceSteps in job else (),
+        further_guidance=tuple(_first(expert.guidance, guidance) for expert in further_experts(job)),
         settings=options.request_settings(job, line),
     )
 
@@ -89,10 +94,12 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _check_size(where: str, *, width: int, height: int, frames: int) -> None:
+def _check_size(job: Job, where: str, *, width: int, height: int, frames: int) -> None:
     """A prompt line's sizes go by the rules of `--video_size` and `--video_length`, whose check this is."""
+    facts = part(job.family, "options")
+    steps = {"size_step": facts.SIZE_STEP, "frame_step": facts.frame_step(job)}
     try:
-        Prompting(video_size=(height, width), video_length=frames)
+        check_video_size(height=height, width=width, frames=frames, **steps)
     except OptionError as error:
         if where.startswith("--"):
             raise

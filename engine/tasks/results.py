@@ -26,17 +26,23 @@ def is_file_name(save_path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """One result's place and what it says about itself. `source`: name of the latent file that it was decoded from."""
+    """One result's place and what it says about itself. `source`: name of the latent file that it was decoded from.
+
+    `name`: what the file is called, without ending, in the folder `--save_path`; otherwise time and seed are its name.
+    """
 
     output: Output
     seed: int
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    name: str = ""
 
     @cached_property
     def stem(self) -> Path:
         """The path to which endings are added. A file name given as `--save_path` is kept, unless it is taken."""
         given = Path(self.output.save_path or ".")
+        if self.name:
+            return given / self.name
         if not is_file_name(given):
             return output_stem(given, self.seed, source=self.source)
         stem, number = given.with_suffix(""), 0
@@ -56,23 +62,26 @@ def _literal(name: str) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
-def write_latent_file(result: Result, latent_CTHW: Tensor, *, say: Say) -> None:
-    say(Artifact(kind="latent", path=str(save_latent(result.named(SUFFIX), latent_CTHW, metadata=result.metadata))))
+def write_latent_file(result: Result, latent_CTHW: Tensor, *, say: Say) -> Path:
+    path = save_latent(result.named(SUFFIX), latent_CTHW, metadata=result.metadata)
+    say(Artifact(kind="latent", path=str(path)))
+    return path
 
 
-def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool, say: Say) -> None:
+def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool, say: Say) -> Path:
     """Write frames (HWC uint8 RGB): a video, a folder of images, or one PNG where there is a single frame."""
     arrays = (frame.numpy() for frame in frames)
     first = next(arrays)
     second = next(arrays, None)
     if second is None:
-        say(Artifact(kind="image", path=str(write_png(result.named(".png"), first, metadata=result.metadata))))
-        return
+        path = write_png(result.named(".png"), first, metadata=result.metadata)
+        say(Artifact(kind="image", path=str(path)))
+        return path
     rest = itertools.chain([first, second], arrays)
     if as_images:
-        paths = write_images(result.named(""), rest, metadata=result.metadata)
-        say(Artifact(kind="images", path=str(paths[0].parent)))
-        return
+        path = write_images(result.named(""), rest, metadata=result.metadata)[0].parent
+        say(Artifact(kind="images", path=str(path)))
+        return path
     output = result.output
     given = Path(output.save_path or "")
     suffix = given.suffix if is_file_name(given) else ".mp4"
@@ -88,3 +97,4 @@ def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool,
         metadata=result.metadata,
     )
     say(Artifact(kind="video", path=str(path)))
+    return path

@@ -2,55 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..contract.errors import DataError
-from ..contract.events import Artifact, Control, Event, Log, Metric, Resource, Say, Stage
+from ..contract.errors import OptionError
+from ..contract.events import Artifact, Control, Log, Say, Stage
 from ..contract.job import Job
 from ..contract.options import (
     Attention,
     Data,
+    HuggingFace,
+    Launch,
     Logging,
-    Metadata,
     Network,
     Optimizer,
     Run,
+    Samples,
     Saving,
     Timesteps,
     Training,
     TrainingMemory,
-    TrainingModels,
     TrainingPrecision,
 )
 from ..contract.options import Schedule as ScheduleOptions
-from ..data.batches import BatchSampler, TrainItem, load_items
-from ..data.collate import Loader
-from ..data.config import DatasetConfig, load_config
+from ..data.config import load_config
 from ..families import part
+from ..families.contract import Expert
 from ..lora import network as lora
-from ..lora.files import read_lora, write_lora
-from ..media.charts import loss_curve
-from ..ops.device import choose_device, dtype_of, memory_in_use
+from ..lora.arguments import read_network_arguments
+from ..lora.files import read_lora
+from ..lora.formats import to_default
+from ..lora.merge import report_unmatched
+from ..ops.device import choose_device
+from ..training import upload
 from ..training.checkpoints import Checkpoints, Keep
+from ..training.group import Group, device_of_process, join
 from ..training.loop import Settings, Setup, count_steps, train
-from ..training.metadata import ModelSpec, TrainingFacts, lora_metadata
-from ..training.optimizers import BuiltOptimizer, create_optimizer
-from ..training.schedules import Schedule, create_scheduler
-from ..training.sigmas import SigmaSampling, describe
-from ..training.states import read_position, read_state
-from ..training.trackers import Tracker, open_trackers
-from .denoiser import arrange_blocks, load_dit, meta_dit, read_loras, tune_backends
+from ..training.optimizers import BuiltOptimizer, OptimizerChoice, choose_optimizer
+from ..training.schedules import HeldRate, Schedule, create_scheduler, take_rates
+from ..training.states import Position, read_owner, read_state
+from ..training.trackers import OpenTracker, choose_trackers
+from . import noise_levels, resuming
+from .denoiser import tune_backends
+from .experts import Experts
+from .lora_targets import lora_target
+from .recorder import Recorder
+from .resuming import Start
+from .samples import TrainingSamples
+from .training_data import item_names, loader_of, training_items
+from .training_facts import lora_writer, trained_size, training_facts
+from .within_memory import within_memory
 
-RESOURCES_EVERY_S = 5.0
+HOME = "output_dir"  # the option that says where results go
 
 
 def home(job: Job) -> Path:
@@ -58,52 +68,91 @@ def home(job: Job) -> Path:
 
 
 def run(job: Job, say: Say, control: Control) -> str:
-    sampling = sigma_sampling(job[Timesteps])
+    return within_memory(job, say, control, _train, go_on=resuming.going_on(job, say))
+
+
+def _train(job: Job, say: Say, control: Control) -> str:
+    sampling = noise_levels.sigma_sampling(job[Timesteps])
     if job[Training].show_timesteps:
-        for line in describe(sampling):
-            say(Log(message=line))
-        return "Nothing was trained: --show_timesteps only draws."
-    meta_dit(job, job[TrainingModels].dit)
+        return noise_levels.show(job, say)
+    device = device_of_process(choose_device(job[Run].device))
+    experts = Experts(
+        job,
+        device=device,
+        weight_format=job[TrainingPrecision].weight_format,
+        attention_backend=job[Attention].backend,
+        say=say,
+    )
+    experts.check()
+    samples = TrainingSamples(job, say, control) if job[Samples].sample_prompts is not None else None
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
     training = job[Training]
-    seed = _seed(job)
-    device = choose_device(job[Run].device)
-    accelerator = _accelerator(job[TrainingPrecision], device)
-    loader = _loader(job, config, seed, say=say, pin_memory=device.type == "cuda")
+    accelerator = _accelerator(job, device)
+    group = Group(accelerator)
+    start = group.told_by_first(resuming.find_start(job, say) if group.leads else resuming.Start())
+    seed = group.told_by_first(_seed(job, start))
+    items, validation = training_items(job, config, say)
+    loader = loader_of(job, config, items, seed, group, pin_memory=device.type == "cuda")
     steps, epochs = count_steps(
         len(loader),
-        accumulation=training.gradient_accumulation_steps,
+        accumulation=training.gradient_accumulation_steps * group.count,
         max_train_steps=training.max_train_steps,
         max_train_epochs=training.max_train_epochs,
     )
+    asked_seed = seed if training.seed is None else training.seed
+    sizes = [dataset.batch_size for dataset in config.datasets]
+    binding = resuming.binding_options(job, items, batch_sizes=sizes, seed=asked_seed)
+    done = group.told_by_first(resuming.finished_already(job, start, binding, steps=steps) if group.leads else "")
+    if done:
+        say(Artifact(kind="LoRA", path=str(resuming.final_lora(job))))  # whoever started it wants to know where it is
+        group.leave()
+        return done
+    record = resuming.new_record(job, start, binding)
     checkpoints_ready = _keep(job[Saving])
-    _rehearse_optimizer(job, steps)
-    model = _Trained(job, device, seed, say)
-    optimizer, scheduler = _optimizer(job, model.network.parameter_groups, steps, say)
+    chosen = _chosen_optimizer(job, group, device, say)
+    _scheduler(job, chosen.trial(), steps)  # a mistake shows now, before the DiT is loaded
+    trackers = _trackers(job, record.started, first_step=start.first_step) if group.leads else ()
+    uploader = _uploader(job, say) if group.leads else None
+    if samples is not None and group.leads:
+        samples.encode()
+    model = _Trained(job, experts, device, seed, say)
+    groups = model.network.parameter_groups(job[Optimizer].learning_rate, _loraplus_ratio(job[Network]))
+    optimizer = chosen.build(groups, full_bf16=job[Optimizer].full_bf16)
     recorder = Recorder(say, device)
-    facts = _facts(job, config, loader, optimizer, steps=steps, epochs=epochs, seed=seed)
+    facts = training_facts(job, config, loader, optimizer, steps=steps, epochs=epochs, seed=seed)
+    writer, *writers = (
+        lora_writer(job, network, facts, size=trained_size(job, loader), expert=expert, levels=experts.levels(number))
+        for number, (expert, network) in enumerate(zip(experts.members, model.networks, strict=True))
+    )
     setup = Setup(
         accelerator=accelerator,
         network=model.network,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=_scheduler(job, optimizer, steps),
         velocity=model.velocity,
         conditioning=model.conditioning,
         latent_scale=part(job.family, "options").LATENT_SCALE,
         batches=lambda epoch, first: loader.epoch(epoch, position=first),
-        item_names=lambda epoch, first, count: _item_names(loader, epoch, first, count),
+        item_names=lambda epoch, first, count: item_names(loader, epoch, first, count),
         batches_per_epoch=len(loader),
         checkpoints=Checkpoints(
             job[Saving].output_dir,
             job[Saving].output_name,
             keep=checkpoints_ready,
-            write_lora=_writer(job, model.network, facts),
+            write_lora=writer,
+            beside={e.ending: write for e, write in zip(experts.members[1:], writers, strict=True)},
+            on_saved=_upload_of(job, uploader),
+            owner=resuming.owner_of(record),
             say=say,
         ),
         say=recorder,
         control=control,
-        trackers=_trackers(job),
+        trackers=[open_tracker() for open_tracker in trackers],
+        history=recorder,
+        experts=experts.trained(),
+        validation=validation,
+        on_sample=None if samples is None else lambda *when: samples.make(experts, *when, trackers=setup.trackers),
     )
     settings = Settings(
         max_steps=steps,
@@ -111,15 +160,30 @@ def run(job: Job, say: Say, control: Control) -> str:
         sampling=sampling,
         accumulation=training.gradient_accumulation_steps,
         max_grad_norm=job[Optimizer].max_grad_norm,
+        fused_backward_pass=job[Optimizer].fused_backward_pass,
         scale_weight_norms=job[Network].scale_weight_norms,
+        sample_every_n_steps=job[Samples].sample_every_n_steps,
+        sample_every_n_epochs=job[Samples].sample_every_n_epochs,
+        sample_at_first=job[Samples].sample_at_first,
+        max_not_finite_steps=training.max_not_finite_steps,
+        max_minutes=training.max_train_minutes,
+        save_state_every_minutes=job[Saving].save_state_every_minutes,
     )
-    start = read_state(Path(job[Saving].resume), setup.parts) if job[Saving].resume else None
+    position = _taken_up(start, setup, binding, say)
+    if group.leads:
+        resuming.write_record(job, record)
     try:
-        outcome = train(setup, settings, start=start)
+        outcome = train(setup, settings, start=position)
+        if group.leads and not outcome.stopped:
+            resuming.write_finished(job, record, steps=outcome.step)
+        group.leave()
     finally:
         for tracker in setup.trackers:
             tracker.close()
-        recorder.draw(Path(job[Saving].output_dir) / f"{job[Saving].output_name}_loss.png")
+        if uploader is not None:
+            uploader.close()
+        if group.leads:
+            recorder.draw(Path(job[Saving].output_dir) / f"{job[Saving].output_name}_loss.png")
     verb = "Stopped after" if outcome.stopped else "Trained"
     return f"{verb} {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
 
@@ -127,32 +191,20 @@ def run(job: Job, say: Say, control: Control) -> str:
 class _Trained:
     """The frozen DiT with its adapters, wrapped as the job says."""
 
-    def __init__(self, job: Job, device: torch.device, seed: int, say: Say):
+    def __init__(self, job: Job, experts: Experts, device: torch.device, seed: int, say: Say):
         self._model = part(job.family, "model")
         self._arguments = part(job.family, "options").conditioning_arguments(job)
-        memory, models, network = job[TrainingMemory], job[TrainingModels], job[Network]
+        memory = job[TrainingMemory]
         tune_backends(memory)
-        merged = read_loras(
-            job, models.dit, network.base_weights, network.base_weights_multiplier, role="--base_weights", say=say
-        )
-        self.dit = load_dit(
-            job,
-            models.dit,
-            device=device,
-            loras=merged,
-            weight_format=job[TrainingPrecision].weight_format,
-            attention_backend=job[Attention].backend,
-            say=say,
-        )
-        self.network = _network(job, self.dit, seed, say).to(device)
-        offload = "offload" if memory.gradient_checkpointing_cpu_offload else "keep"
-        self._stream = arrange_blocks(
-            job,
-            self.dit,
-            device=device,
-            slots=memory.block_swap_ring_size,
-            pinned=memory.block_swap_h2d_only,
-            checkpointing=offload if memory.gradient_checkpointing else "",
+        self.experts = experts
+        self.dit = experts.dit
+        self.networks = [
+            _network(job, expert, self.dit, seed + number, say).to(device)
+            for number, expert in enumerate(experts.members)
+        ]
+        self.network = experts.adapt(self.networks)
+        experts.arrange(
+            slots=memory.block_swap_ring_size, pinned=memory.block_swap_h2d_only, checkpointing=memory.checkpointing
         )
 
     def velocity(self, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
@@ -162,91 +214,32 @@ class _Trained:
         return self._model.cond_from_batch(batch, **self._arguments)
 
 
-class Recorder:
-    """Passes events on, adds what memory is in use, and remembers the losses for the curve at the end."""
-
-    def __init__(self, say: Say, device: torch.device):
-        self._say, self._device = say, device
-        self._looked_at_s = -RESOURCES_EVERY_S
-        self._steps: list[int] = []
-        self._losses: list[float] = []
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Metric) and "loss/current" in event.values:
-            self._steps.append(event.step)
-            self._losses.append(event.values["loss/current"])
-            self._look()
-        self._say(event)
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        if now - self._looked_at_s >= RESOURCES_EVERY_S:
-            self._looked_at_s = now
-            self._say(Resource(values=memory_in_use(self._device)))
-
-    def draw(self, path: Path) -> None:
-        """The loss curve as a PNG; nothing when there are too few steps to make a line."""
-        if len(self._steps) > 1:
-            loss_curve(self._steps, self._losses, path, title=path.stem.removesuffix("_loss"))
-            self._say(Artifact(kind="loss curve", path=str(path)))
+def _taken_up(start: Start, setup: Setup, binding: Mapping[str, Any], say: Say) -> Position | None:
+    """Fill the parts from the state that the training goes on from, if any."""
+    if start.state is None:
+        return None
+    optimizer = setup.optimizer.optimizer
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    resuming.told_changes(start, binding, say)
+    position = read_state(start.state, setup.parts)
+    before = read_owner(start.state).options
+    if before and before["learning_rate"] != binding["learning_rate"]:
+        take_rates(setup.scheduler, optimizer, rates)
+    return position
 
 
-def _seed(job: Job) -> int:
-    """The job's seed; that of the state when it goes on from one; else a new one."""
-    if job[Saving].resume:
-        return read_position(Path(job[Saving].resume)).seed
+def _seed(job: Job, start: Start) -> int:
+    """That of the state where the training goes on; else the job's, or that of an earlier try, or a new one."""
     given = job[Training].seed
+    if start.seed is not None and (start.state is not None or given is None):
+        return start.seed
     return random.SystemRandom().randrange(2**32) if given is None else given
 
 
-def sigma_sampling(options: Timesteps) -> SigmaSampling:
-    """The noise levels that the options describe."""
-    return SigmaSampling(
-        mode=options.timestep_sampling,
-        weighting_scheme=options.weighting_scheme,
-        discrete_flow_shift=options.discrete_flow_shift,
-        sigmoid_scale=options.sigmoid_scale,
-        logit_mean=options.logit_mean,
-        logit_std=options.logit_std,
-        mode_scale=options.mode_scale,
-        min_timestep=options.min_timestep,
-        max_timestep=options.max_timestep,
-        preserve_shape=options.preserve_distribution_shape,
-    )
-
-
-def _accelerator(precision: TrainingPrecision, device: torch.device) -> Accelerator:
-    chosen = precision.mixed_precision or ("bf16" if device.type == "cuda" else "no")
-    return Accelerator(mixed_precision=chosen, cpu=device.type == "cpu")
-
-
-def _loader(job: Job, config: DatasetConfig, seed: int, *, say: Say, pin_memory: bool) -> Loader:
-    options = part(job.family, "options")
-    items = load_items(config, architecture=options.ARCHITECTURE, say=say, family=job.family)
-    _check_items(job, items)
-    sampler = BatchSampler(
-        items,
-        batch_sizes=[dataset.batch_size for dataset in config.datasets],
-        seed=seed,
-        num_timestep_buckets=job[Timesteps].num_timestep_buckets,
-    )
-    return Loader(sampler, workers=min(4, max(1, job[Training].max_data_loader_n_workers)), pin_memory=pin_memory)
-
-
-def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
-    """Caches may be good for another variant of the family. DataError names the first that will not do for this one."""
-    check = part(job.family, "model").check_cache
-    arguments = part(job.family, "options").conditioning_arguments(job)
-    for item in items:
-        lacks = check(item.shapes, **arguments)
-        if lacks:
-            raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")
-
-
-def _item_names(loader: Loader, epoch: int, first: int, count: int) -> list[str]:
-    """The cache files in some batches, for messages about them."""
-    batches = loader.sampler.epoch(epoch, position=first)[:count]
-    return [item.latent_path.name for batch in batches for item in batch.items]
+def _accelerator(job: Job, device: torch.device) -> Accelerator:
+    bf16 = device.type == "cuda" or job[Optimizer].full_bf16
+    chosen = job[TrainingPrecision].mixed_precision or ("bf16" if bf16 else "no")
+    return join(device, mixed_precision=chosen, timeout_minutes=job[Launch].ddp_timeout)
 
 
 def _keep(saving: Saving) -> Keep:
@@ -259,182 +252,128 @@ def _keep(saving: Saving) -> Keep:
         save_last_n_epochs_state=saving.save_last_n_epochs_state,
         save_state=saving.save_state,
         save_state_on_train_end=saving.save_state_on_train_end,
+        save_last_n_states=saving.save_last_n_states,
     )
 
 
-def _network(job: Job, dit: nn.Module, seed: int, say: Say) -> lora.LoraNetwork:
-    """New adapters, or those of `--network_weights`."""
+def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> lora.LoraNetwork:
+    """New adapters for one expert, or those of its `--network_weights`."""
     options, keys = job[Network], part(job.family, "keys")
-    lora.check_network_module(options.network_module)
-    arguments = _network_arguments(options)
+    arguments = read_network_arguments(options.network_module, options.network_args)
     given = None
-    if options.network_weights:
-        names = [name for name, _ in dit.named_modules()]
-        given = read_lora(options.network_weights, module_names=names, role="--network_weights", rename=keys.dit_name)
-    network = lora.create(
-        dit,
-        block_classes=keys.LORA_BLOCKS,
-        exclude=[keys.LORA_EXCLUDE, *arguments.pop("exclude_patterns", [])],
-        include=arguments.pop("include_patterns", []),
-        dim=options.rank,
-        alpha=options.network_alpha,
-        dropout=options.network_dropout,
-        dims=given.dims if given and options.dim_from_weights else None,
-        seed=seed,
-        **arguments,
-    )
+    if expert.network_weights:
+        role = f"--network_weights{expert.ending}"
+        given = read_lora(expert.network_weights, lora_target(job.family, dit), role=role)
+    if given and options.dim_from_weights:
+        network = lora.create_like(dit, given.modules, dropout=options.network_dropout, seed=seed, **arguments.like)
+    else:
+        network = lora.create(
+            dit,
+            block_classes=keys.LORA_BLOCKS,
+            exclude="" if arguments.all_linear else keys.LORA_EXCLUDE,
+            dim=options.rank,
+            alpha=options.network_alpha,
+            dropout=options.network_dropout,
+            seed=seed,
+            **arguments.create,
+        )
     if given:
-        network.load_state(given.kohya())
+        report_unmatched(given, say)
+        network.load_state(to_default(given.modules))
     count = sum(parameter.numel() for parameter in network.parameters())
-    say(Log(message=f"LoRA of rank {options.rank} on {len(network.paths)} modules, {count / 1e6:.1f} M parameters."))
+    kinds, ranks = " and ".join(network.kinds), ", ".join(map(str, network.ranks))
+    say(Log(message=f"{kinds} of rank {ranks} on {len(network.paths)} modules, {count / 1e6:.1f} M parameters."))
+    if arguments.values.get("verbose"):
+        for name, path in network.paths.items():
+            say(Log(message=f"{name}: {path}"))
     return network
 
 
-NOT_FOR_CREATE = ("loraplus_lr_ratio", "verbose")
-
-
-def _network_arguments(options: Network) -> dict[str, Any]:
-    values = lora.parse_network_args(options.network_args)
-    return {key: value for key, value in values.items() if key not in NOT_FOR_CREATE}
-
-
-def _rehearse_optimizer(job: Job, steps: int) -> None:
-    """Make optimizer and schedule for a single number: a mistake in their options shows before the DiT is loaded."""
-
-    def groups(lr: float, loraplus_lr_ratio: float | None) -> list[dict[str, Any]]:
-        return [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr}]
-
-    _optimizer(job, groups, steps, lambda event: None)
-
-
-Groups = Callable[[float, "float | None"], list[dict[str, Any]]]
-
-
-def _optimizer(job: Job, groups: Groups, steps: int, say: Say) -> tuple[BuiltOptimizer, Any]:
-    options, schedule = job[Optimizer], job[ScheduleOptions]
-    ratio = lora.parse_network_args(job[Network].network_args).get("loraplus_lr_ratio")
-    built = create_optimizer(
+def _chosen_optimizer(job: Job, group: Group, device: torch.device, say: Say) -> OptimizerChoice:
+    options = job[Optimizer]
+    if options.fused_backward_pass and group.count > 1:
+        raise OptionError(
+            f"--fused_backward_pass uses each gradient at once, but {group.count} processes add theirs up.",
+            "Leave it out, or train in one process.",
+        )
+    chosen = choose_optimizer(
         options.optimizer_type,
         options.optimizer_args,
-        groups(options.learning_rate, ratio),
         lr=options.learning_rate,
-        lr_scheduler=schedule.lr_scheduler,
+        lr_scheduler=job[ScheduleOptions].lr_scheduler,
         max_grad_norm=options.max_grad_norm,
+        rates=_rates(job),
+        device=device,
+        fused=options.fused_backward_pass,
     )
-    for note in built.notes:
+    for note in chosen.notes:
         say(Log(message=note))
-    scheduler = create_scheduler(
-        Schedule(
-            name=built.forced_schedule or schedule.lr_scheduler,
-            warmup=schedule.lr_warmup_steps,
-            decay=schedule.lr_decay_steps,
-            cycles=schedule.lr_scheduler_num_cycles,
-            power=schedule.lr_scheduler_power,
-            timescale=schedule.lr_scheduler_timescale,
-            min_ratio=schedule.lr_scheduler_min_lr_ratio,
-            arguments=schedule.lr_scheduler_args,
-            class_path=schedule.lr_scheduler_type,
-        ),
-        built.optimizer,
-        total_steps=steps,
-        schedule_free=built.schedule_free,
+    return chosen
+
+
+def _scheduler(job: Job, built: BuiltOptimizer, steps: int) -> LRScheduler | HeldRate:
+    options = job[ScheduleOptions]
+    schedule = Schedule(
+        name=built.forced_schedule or options.lr_scheduler,
+        warmup=options.lr_warmup_steps,
+        decay=options.lr_decay_steps,
+        cycles=options.lr_scheduler_num_cycles,
+        power=options.lr_scheduler_power,
+        timescale=options.lr_scheduler_timescale,
+        min_ratio=options.lr_scheduler_min_lr_ratio,
+        arguments=options.lr_scheduler_args,
+        class_path=options.lr_scheduler_type,
     )
-    return built, scheduler
+    return create_scheduler(schedule, built.optimizer, total_steps=steps, schedule_free=built.schedule_free)
 
 
-def _trackers(job: Job) -> Sequence[Tracker]:
+def _rates(job: Job) -> list[float]:
+    """The learning rates of the groups that there will be."""
+    rate, options = job[Optimizer].learning_rate, job[Network]
+    arguments = read_network_arguments(options.network_module, options.network_args)
+    return [rate, rate * (arguments.loraplus_lr_ratio or 1.0), *arguments.create["rates"].values()]
+
+
+def _loraplus_ratio(network: Network) -> float | None:
+    return read_network_arguments(network.network_module, network.network_args).loraplus_lr_ratio
+
+
+def _uploader(job: Job, say: Say) -> upload.Uploader | None:
+    """What uploads saved files, when the job names a repository for them."""
+    options = job[HuggingFace]
+    if options.huggingface_repo_id is None:
+        return None
+    repository = upload.Repository(
+        name=options.huggingface_repo_id,
+        kind=options.huggingface_repo_type,
+        folder=options.huggingface_path_in_repo or "",
+        private=options.huggingface_repo_visibility == "private",
+    )
+    api = upload.hub(options.huggingface_token)
+    return upload.open_uploader(api, repository, in_background=options.async_upload, say=say)
+
+
+def _upload_of(job: Job, uploader: upload.Uploader | None) -> Callable[[Path], None]:
+    """What happens to a LoRA file or a state folder that was just saved."""
+
+    def on_saved(path: Path) -> None:
+        if uploader is not None and (path.is_file() or job[HuggingFace].save_state_to_huggingface):
+            uploader.upload(path)
+
+    return on_saved
+
+
+def _trackers(job: Job, started: str, *, first_step: int) -> Sequence[OpenTracker]:
     options = job[Logging]
-    return open_trackers(
+    return choose_trackers(
         options.log_with,
         logging_dir=options.logging_dir,
         log_prefix=options.log_prefix or "",
-        tracker_name=options.log_tracker_name or "network_train",
+        tracker_name=options.log_tracker_name,
         wandb_run_name=options.wandb_run_name or "",
         wandb_api_key=options.wandb_api_key or "",
-        config=job.values() if options.log_config else None,
+        config=job.shown() if options.log_config else None,
+        tracker_config=options.log_tracker_config,
+        started=started,
+        first_step=first_step,
     )
-
-
-def _facts(
-    job: Job,
-    config: DatasetConfig,
-    loader: Loader,
-    optimizer: BuiltOptimizer,
-    *,
-    steps: int,
-    epochs: int,
-    seed: int,
-) -> TrainingFacts:
-    """What the LoRA file says about how it came to be."""
-    options = part(job.family, "options")
-    training, timesteps, memory = job[Training], job[Timesteps], job[TrainingMemory]
-    network, arguments = job[Network], lora.parse_network_args(job[Network].network_args)
-    datasets = [
-        {"resolution": list(dataset.resolution), "batch_size": dataset.batch_size, "num_repeats": dataset.num_repeats}
-        for dataset in config.datasets
-    ]
-    return TrainingFacts(
-        base_model_version=options.ARCHITECTURE,
-        network_module=network.network_module,
-        network_dim=network.rank,
-        network_alpha=network.network_alpha,
-        network_args=json.dumps(arguments) if arguments else "",
-        network_dropout=network.network_dropout,
-        session_id=random.randrange(2**32),
-        training_started_at=time.time(),
-        output_name=job[Saving].output_name,
-        learning_rate=job[Optimizer].learning_rate,
-        num_train_items=loader.sampler.num_items,
-        num_batches_per_epoch=len(loader),
-        num_epochs=epochs,
-        gradient_checkpointing=memory.gradient_checkpointing,
-        gradient_checkpointing_cpu_offload=memory.gradient_checkpointing_cpu_offload,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        max_train_steps=steps,
-        lr_warmup_steps=job[ScheduleOptions].lr_warmup_steps,
-        lr_scheduler=optimizer.forced_schedule or job[ScheduleOptions].lr_scheduler,
-        mixed_precision=job[TrainingPrecision].mixed_precision,
-        seed=seed,
-        training_comment=job[Metadata].training_comment,
-        optimizer=optimizer.description,
-        max_grad_norm=job[Optimizer].max_grad_norm,
-        fp8_base=job[TrainingPrecision].weight_format != "stored",
-        weighting_scheme=timesteps.weighting_scheme,
-        logit_mean=timesteps.logit_mean,
-        logit_std=timesteps.logit_std,
-        mode_scale=timesteps.mode_scale,
-        guidance_scale=timesteps.guidance_scale,
-        timestep_sampling=timesteps.timestep_sampling,
-        sigmoid_scale=timesteps.sigmoid_scale,
-        discrete_flow_shift=timesteps.discrete_flow_shift,
-        datasets=json.dumps(datasets),
-        sd_model_name=Path(job[TrainingModels].dit).name,
-        vae_name=Path(job[TrainingModels].vae).name if job[TrainingModels].vae else "",
-    )
-
-
-def _writer(job: Job, network: lora.LoraNetwork, facts: TrainingFacts) -> Callable[[Path, int, int], None]:
-    """What writes one LoRA file of this training, with everything it says about itself."""
-    metadata, options, limits = job[Metadata], part(job.family, "options"), job[Timesteps]
-    limited = limits.min_timestep is not None or limits.max_timestep is not None
-    spec = ModelSpec(
-        architecture=options.MODELSPEC_ARCHITECTURE,
-        implementation=options.MODELSPEC_IMPLEMENTATION,
-        title=metadata.metadata_title or job[Saving].output_name,
-        custom_architecture=metadata.metadata_arch or "",
-        author=metadata.metadata_author or "",
-        description=metadata.metadata_description or "",
-        license=metadata.metadata_license or "",
-        tags=metadata.metadata_tags or "",
-        resolution=metadata.metadata_reso or "",
-        timesteps=(limits.min_timestep or 0, 1000 if limits.max_timestep is None else limits.max_timestep)
-        if limited
-        else None,
-    )
-    dtype = dtype_of(job[Saving].save_precision, torch.float32, flag="--save_precision")
-
-    def write(path: Path, step: int, epoch: int) -> None:
-        said = lora_metadata(facts, spec, steps=step, epoch=epoch, no_metadata=metadata.no_metadata)
-        write_lora(path, network.state(), metadata=said, dtype=dtype)
-
-    return write

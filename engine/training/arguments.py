@@ -10,10 +10,19 @@ import ast
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..contract.errors import OptionError
+
+# module -> what it is called where it is installed from, where that differs
+PACKAGES = {
+    "came_pytorch": "came-pytorch",
+    "lion_pytorch": "lion-pytorch",
+    "prodigyplus": "prodigy-plus-schedule-free",
+    "pytorch_optimizer": "pytorch-optimizer",
+}
 
 
 def parse_arguments(flag: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -33,37 +42,51 @@ def parse_arguments(flag: str, arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def find_class(flag: str, name: str, *, home: str) -> type[Any]:
-    """The class that a dotted path names, or a name without dots in module `home` (capitals do not matter there)."""
+def find_class(flag: str, name: str, *, home: str, given: str = "", others: Iterable[str] = ()) -> type[Any]:
+    """The class that a dotted path names, or a name without dots in module `home`. Capitals of the class do not matter.
+
+    `given` is what the person said, where `name` is only what is meant. `others`: what could have been meant as well.
+    """
     module_name, _, class_name = name.rpartition(".")
     try:
         module = importlib.import_module(module_name or home)
     except ImportError as error:
-        raise OptionError(
-            f"{flag} {name}: the package {module_name or home} cannot be imported ({error}).",
-            "Install it into the engine's environment, or choose another.",
-        ) from error
+        raise _missing_package(flag, given or name, module_name or home, error) from error
     classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
     if class_name in classes:
         return classes[class_name]
-    same = [key for key in classes if not module_name and key.lower() == class_name.lower()]
+    same = [key for key in classes if key.lower() == class_name.lower()]
     if same:
         return classes[same[0]]
-    raise OptionError(f"{flag} {name} is unknown.", nearest(class_name, classes, f"Look in {module_name or home}."))
+    known = [*classes, *(() if module_name else others)]
+    hint = nearest(class_name, known, f"Look in {module_name or home}.")
+    raise OptionError(f"{flag} {given or name} is unknown.", hint)
 
 
-def check_names(flag: str, values: Iterable[str], wanted: type, *, own: Sequence[str] = ()) -> None:
-    """OptionError when the constructor of `wanted` has no parameter of such a name; `own` are set by other flags."""
-    parameters = inspect.signature(wanted.__init__).parameters  # type: ignore[misc]
+def _missing_package(flag: str, given: str, module: str, error: ImportError) -> OptionError:
+    """With the line that installs it, or what it needs itself."""
+    package = module.partition(".")[0]
+    missing = (error.name or package).partition(".")[0]
+    return OptionError(
+        f"{flag} {given}: the package {package} cannot be imported ({error}).",
+        f'Install it into the engine\'s environment: "{sys.executable}" -m pip install '
+        f"{PACKAGES.get(missing, missing)}. Or choose another {flag}.",
+    )
+
+
+def check_names(flag: str, values: Iterable[str], wanted: Callable[..., Any], *, own: Sequence[str] = ()) -> None:
+    """OptionError when the class or function `wanted` has no such parameter; other flags set those of `own`."""
+    parameters = inspect.signature(wanted.__init__ if isinstance(wanted, type) else wanted).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     known = [name for name in known if name != "self" and name not in own]
     for name in values:
         if name in own:
             raise OptionError(f"{flag}: {name} is set by its own option, not here.")
-        if name not in known and not open_ended:
-            hint = nearest(name, known, f"It takes {', '.join(known)}.")
-            raise OptionError(f"{flag}: {wanted.__name__} has no argument {name!r}.", hint)
+        near = nearest(name, known)
+        if name not in known and (near or not open_ended):  # what takes any name still did not mean a misspelt one
+            hint = near or f"It takes {', '.join(known)}."
+            raise OptionError(f"{flag}: {getattr(wanted, '__name__', wanted)} has no argument {name!r}.", hint)
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..contract.errors import DiskError, OptionError
 from ..contract.events import Artifact, Say
-from .states import Position, StateParts, write_state
+from .states import Owner, Position, StateParts, read_owner, states_of, write_state
 
 WriteLora = Callable[[Path, int, int], None]
 
@@ -31,6 +31,7 @@ class Keep:
     save_last_n_epochs_state: int | None = None
     save_state: bool = False
     save_state_on_train_end: bool = False
+    save_last_n_states: int = 2
 
     def __post_init__(self) -> None:
         for name in ("save_every_n_steps", "save_every_n_epochs"):
@@ -42,14 +43,31 @@ class Keep:
 class Checkpoints:
     """Saves under the right names. Only the main process may call the `save_…` methods."""
 
-    def __init__(self, folder: Path | str, name: str, *, keep: Keep, write_lora: WriteLora, say: Say) -> None:
-        """`write_lora(path, step, epoch)` writes one LoRA file, whole or not at all."""
+    def __init__(
+        self,
+        folder: Path | str,
+        name: str,
+        *,
+        keep: Keep,
+        write_lora: WriteLora,
+        say: Say,
+        beside: Mapping[str, WriteLora] | None = None,
+        on_saved: Callable[[Path], None] | None = None,
+        owner: Owner | None = None,
+    ) -> None:
+        """`write_lora(path, step, epoch)` writes one LoRA file, whole or not at all. `on_saved(path)` hears of each
+        file and each state folder.
+
+        `beside`: LoRAs that are saved with it, each under `name` and its ending, as if trained under that name.
+        `owner` is written into each state.
+        """
         if not name:
             raise OptionError("--output_name is missing.", "Give the LoRA a name, e.g. --output_name my_lora.")
         if Path(name).name != name:
             raise OptionError(f"--output_name {name!r} is a path.", "The folder is --output_dir.")
         self.folder, self.name, self.keep = Path(folder), name, keep
-        self._write_lora, self._say = write_lora, say
+        self._say, self._on_saved, self._owner = say, on_saved, owner or Owner()
+        self._writers = {"": write_lora, **(beside or {})}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -66,21 +84,39 @@ class Checkpoints:
         every = self.keep.save_every_n_epochs
         return bool(every) and epoch % (every or 1) == 0 and epoch < epochs
 
-    def save_step(self, parts: StateParts, position: Position, *, with_state: bool | None = None) -> Path:
-        """Save after a step. `with_state` overrides `--save_state` (a stop or a save on request keeps the state)."""
-        step = position.step
-        path = self._save(step_base(self.name, step), parts, position, self.keep.save_state, with_state)
-        keep, every = self.keep, self.keep.save_every_n_steps
-        if every and step % every == 0:
+    def save_step(
+        self, parts: StateParts, position: Position, *, with_state: bool = False, stopping: bool = False
+    ) -> Path:
+        """Save after a step. `with_state`: the state too, whatever `--save_state` says, since somebody asked for it.
+        `stopping`: as well, but as one of those that go when newer ones have come."""
+        step, keep, every = position.step, self.keep, self.keep.save_every_n_steps
+        due = self.due_after_step(step)
+        kept = with_state or (keep.save_state and (due or not stopping))
+        path = self._save(step_base(self.name, step), parts, position, kept)
+        if due and every:
             self._remove_lora(step_base(self.name, old_step(step, every, keep.save_last_n_steps)))
             if keep.save_state:
                 states = keep.save_last_n_steps_state or keep.save_last_n_steps
                 self._remove_state(step_base(self.name, old_step(step, every, states)))
+        if stopping and not kept:
+            self._hand_on(self.save_passing_state(parts, position))
         return path
+
+    def save_passing_state(self, parts: StateParts, position: Position) -> Path:
+        """Save a state alone, which goes when `--save_last_n_states` newer ones of its kind have come."""
+        folder = self._write_state(step_base(self.name, position.step), parts, position, passing=True)
+        ours = [place for place in states_of(self.folder, self.name) if self._is_ours_and_passing(place)]
+        for place in ours[self.keep.save_last_n_states :]:
+            shutil.rmtree(place, ignore_errors=True)
+        return folder
+
+    def _is_ours_and_passing(self, folder: Path) -> bool:
+        owner = read_owner(folder)
+        return owner.passing and owner.training == self._owner.training
 
     def save_epoch(self, epoch: int, parts: StateParts, position: Position) -> Path:
         """Save after `epoch` (from 1)."""
-        path = self._save(epoch_base(self.name, epoch), parts, position, self.keep.save_state, None, epoch)
+        path = self._save(epoch_base(self.name, epoch), parts, position, self.keep.save_state, epoch)
         keep, every = self.keep, self.keep.save_every_n_epochs or 1
         self._remove_lora(epoch_base(self.name, old_epoch(epoch, every, keep.save_last_n_epochs)))
         if keep.save_state:
@@ -91,29 +127,39 @@ class Checkpoints:
     def save_last(self, epochs: int, parts: StateParts, position: Position) -> Path:
         """Save the finished LoRA under its plain name."""
         state = self.keep.save_state or self.keep.save_state_on_train_end
-        return self._save(self.name, parts, position, state, None, epochs)
+        return self._save(self.name, parts, position, state, epochs)
 
     def _save(
-        self,
-        base: str,
-        parts: StateParts,
-        position: Position,
-        state: bool,
-        with_state: bool | None,
-        epoch: int | None = None,
+        self, base: str, parts: StateParts, position: Position, with_state: bool, epoch: int | None = None
     ) -> Path:
         path = self.folder / f"{base}.safetensors"
-        self._write_lora(path, position.step, position.epoch + 1 if epoch is None else epoch)
-        self._say(Artifact(kind="LoRA", path=str(path)))
-        if state if with_state is None else with_state:
-            folder = self.folder / f"{base}-state"
-            write_state(folder, parts, position)
-            self._say(Artifact(kind="state", path=str(folder)))
+        for file, write in zip(self._lora_files(base), self._writers.values(), strict=True):
+            write(file, position.step, position.epoch + 1 if epoch is None else epoch)
+            self._say(Artifact(kind="LoRA", path=str(file)))
+            self._hand_on(file)
+        if with_state:
+            self._hand_on(self._write_state(base, parts, position))
         return path
+
+    def _write_state(self, base: str, parts: StateParts, position: Position, *, passing: bool = False) -> Path:
+        folder = self.folder / f"{base}-state"
+        write_state(folder, parts, position, owner=replace(self._owner, passing=passing))
+        self._say(Artifact(kind="state", path=str(folder)))
+        return folder
+
+    def _hand_on(self, path: Path) -> None:
+        if self._on_saved is not None:
+            self._on_saved(path)
+
+    def _lora_files(self, base: str) -> list[Path]:
+        """The LoRA files of one save; `base` is the first one's name."""
+        rest = base.removeprefix(self.name)
+        return [self.folder / f"{self.name}{ending}{rest}.safetensors" for ending in self._writers]
 
     def _remove_lora(self, base: str) -> None:
         if base:
-            (self.folder / f"{base}.safetensors").unlink(missing_ok=True)
+            for file in self._lora_files(base):
+                file.unlink(missing_ok=True)
 
     def _remove_state(self, base: str) -> None:
         if base:

@@ -1,10 +1,11 @@
 """The training loop: the only one, for every family and every job.
 
 It knows batches as dictionaries with "latents", a velocity function, and the parts handed to it (`setup.py`); no
-family, no option, no file format. Every random draw is seeded from (seed, step, micro-step, process), so a resumed
-training continues bit for bit and neither sampling nor data loading can disturb it. It waits for the GPU once an
-optimizer step. Given up: accelerate's own accumulation and data sharding, which cannot say where in an epoch they
-are; the caller's `batches` yields what this process is to train on.
+family, no option, no file format. Every random draw is seeded from (seed, step, micro-batch), so a resumed training
+continues bit for bit, neither sampling nor data loading can disturb it, and several processes do what one would do
+with as much more accumulation. It waits for the GPU once an optimizer step. Given up: accelerate's own accumulation
+and data sharding, which cannot say where in an epoch they are; the caller's `batches` yields what this process is to
+train on.
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor
 
-from ..contract.errors import DataError, OptionError
+from ..contract.errors import DataError, OptionError, is_out_of_memory
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
-from .setup import Batch, Outcome, Settings, Setup, count_steps, step_seed
-from .sigmas import draw, loss_weight
+from ..ops.randomness import undisturbed_randomness
+from .experts import ALL_LEVELS, choose_expert, draw_within
+from .fused_backward import FusedBackward
+from .group import Group
+from .requests import Requests
+from .schedules import rates_by_name
+from .setup import Batch, Outcome, Settings, Setup, count_steps, fitting, step_seed
+from .sigmas import loss_weight
 from .states import Position
-from .step import flow_step
+from .step import flow_error, to_device
+from .validation import validation_losses
+from .watch import LEVELS, Watch, by_level
 
 __all__ = ["Outcome", "Settings", "Setup", "count_steps", "step_seed", "train"]
-NOT_FINITE_LIMIT = 5
+WEIGHT_NORM_EVERY = 10  # steps: it takes a few small products for each module
 
 
 def train(setup: Setup, settings: Settings, *, start: Position | None = None) -> Outcome:
@@ -44,42 +51,32 @@ def train(setup: Setup, settings: Settings, *, start: Position | None = None) ->
         return _Training(setup, settings, start).run()
 
 
-def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors in any nesting of dicts, lists and tuples, moved."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: to_device(entry, device) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_device(entry, device) for entry in value)
-    return value
-
-
 class _Training:
     """One run of the loop and where it is."""
 
     def __init__(self, setup: Setup, settings: Settings, start: Position | None) -> None:
         self.setup, self.settings, self.accelerator = setup, settings, setup.accelerator
+        self.group = Group(setup.accelerator)
         self.optimizer = setup.accelerator.prepare_optimizer(setup.optimizer.optimizer, device_placement=False)
-        self.parameters = [entry for group in self.optimizer.param_groups for entry in group["params"]]
-        self.steps_per_epoch = math.ceil(setup.batches_per_epoch / settings.accumulation)
+        self.parameters = setup.optimizer.parameters
+        self.fused = FusedBackward(setup.optimizer.optimizer, self.parameters) if settings.fused_backward_pass else None
+        self.together = settings.accumulation * self.group.count  # micro-batches in a step
+        self.steps_per_epoch = math.ceil(setup.batches_per_epoch / self.together)
         self.epochs = math.ceil(settings.max_steps / self.steps_per_epoch)
-        start = self._fitting(start or Position(seed=settings.seed))
-        self.step, self.epoch, self.batch = start.step, start.epoch, start.batch
-        self.seed, self.not_finite = start.seed, start.not_finite
+        start, note = fitting(start or Position(seed=settings.seed), setup.batches_per_epoch, self.together)
+        if note:
+            self._say(Warning_(message=note))
+        self.step, self.epoch, self.batch, self.seed = start.step, start.epoch, start.batch, start.seed
+        # what gave up begins to count anew: somebody started it again
+        self.not_finite = start.not_finite if start.not_finite < settings.max_not_finite_steps else 0
+        self.watch = Watch(start.watch)
+        self.levels = torch.zeros(2, LEVELS, device=setup.accelerator.device)  # losses of this step (training/watch.py)
+        self.requests = Requests(setup, settings, self.group)
+        self.expert, self.bounds = 0, ALL_LEVELS
         self.window = deque(start.losses, maxlen=setup.batches_per_epoch)
         self.first_step = start.step
+        self.stopping = False  # asked for while samples were made
         self.meter = Meter(self._shifted, total=settings.max_steps - start.step, unit="step", label="Training")
-
-    def _fitting(self, start: Position) -> Position:
-        """A place in an epoch means nothing after the data or the grouping changed: go on at the epoch's start."""
-        same = (self.setup.batches_per_epoch, self.settings.accumulation, self.accelerator.num_processes)
-        if start.step == 0 or (start.batches_per_epoch, start.accumulation, start.processes) == same:
-            return start
-        text = "The dataset, --gradient_accumulation_steps or the number of processes changed since the state was saved"
-        epoch = start.step // self.steps_per_epoch
-        self._say(Warning_(message=f"{text}: going on after step {start.step} at the beginning of epoch {epoch + 1}."))
-        return replace(start, epoch=epoch, batch=0, losses=())
 
     @property
     def position(self) -> Position:
@@ -92,7 +89,8 @@ class _Training:
             not_finite=self.not_finite,
             batches_per_epoch=self.setup.batches_per_epoch,
             accumulation=self.settings.accumulation,
-            processes=self.accelerator.num_processes,
+            processes=self.group.count,
+            watch=self.watch.state(),
         )
 
     @property
@@ -102,7 +100,7 @@ class _Training:
     # --- events
 
     def _say(self, event: Event) -> None:
-        if self.accelerator.is_main_process:
+        if self.group.leads:
             self.setup.say(event)
 
     def _shifted(self, event: Event) -> None:
@@ -113,13 +111,21 @@ class _Training:
         self._say(event)
 
     def _log(self, values: dict[str, float], step: int) -> None:
-        if self.accelerator.is_main_process:
+        if self.group.leads:
             for tracker in self.setup.trackers:
                 tracker.log(values, step)
 
     # --- the run
 
     def run(self) -> Outcome:
+        try:
+            return self._run()
+        except Exception as failure:
+            if is_out_of_memory(failure):
+                self._keep_what_is_done()
+            raise
+
+    def _run(self) -> Outcome:
         self._begin()
         while self.step < self.settings.max_steps:
             saved = self._run_epoch()
@@ -133,16 +139,16 @@ class _Training:
     def _begin(self) -> None:
         settings = self.settings
         self._say(Stage(name="training", message=f"{settings.max_steps} steps, {self.epochs} epochs"))
-        if self.accelerator.num_processes > 1:
-            for parameter in self.parameters:
-                parameter.data.copy_(broadcast(parameter.data))
+        self.group.copy_from_first([parameter.data for parameter in self.parameters])
         if self.step >= settings.max_steps:
             text = f"The state has {self.step} of {settings.max_steps} steps already"
             self._say(Warning_(message=f"{text}: nothing is left to train. Raise --max_train_steps to go on."))
         elif self.step:
             self._say(Log(message=f"Going on after step {self.step}, in epoch {self.epoch + 1}."))
-        elif settings.sample_at_first:
-            self._sample(0)
+        else:
+            self._validate()
+            if settings.sample_at_first:
+                self._sample(0)
         self._modes(training=True)
 
     def _outcome(self, path: Path, *, stopped: bool) -> Outcome:
@@ -156,7 +162,9 @@ class _Training:
         batches = iter(setup.batches(self.epoch, self.batch))
         try:
             while self.batch < setup.batches_per_epoch and self.step < self.settings.max_steps:
-                count = min(self.settings.accumulation, setup.batches_per_epoch - self.batch)
+                if self.stopping:
+                    return self._save_step(stopping=True)
+                count = min(self.together, setup.batches_per_epoch - self.batch)
                 self._train_step(batches, count)
                 saved = self._after_step()
                 if saved is not None:
@@ -174,10 +182,14 @@ class _Training:
         every = self.settings.sample_every_n_epochs
         saving = self.setup.checkpoints.due_after_epoch(epoch, self.epochs)
         sampling = bool(every) and epoch % (every or 1) == 0
+        validation = self.setup.validation
+        validating = validation is not None and validation.due_after_epoch(epoch)
         if self.batch >= self.setup.batches_per_epoch:
             self.epoch, self.batch = epoch, 0
-        if saving or sampling:
+        if saving or sampling or validating:
             self._modes(training=False)
+            if validating:
+                self._validate()
             if saving:
                 self._save(lambda: self.setup.checkpoints.save_epoch(epoch, self.setup.parts, self.position))
             if sampling:
@@ -187,44 +199,70 @@ class _Training:
     # --- one optimizer step
 
     def _train_step(self, batches: Iterator[Batch], count: int) -> None:
-        losses: list[Tensor] = []
-        for micro_step in range(count):
-            batch = next(batches, None)
+        """One optimizer step on `count` micro-batches, of which this process has its share, at the end maybe none."""
+        losses: dict[int, Tensor] = {}
+        self.levels.zero_()
+        mine = range(self.group.number, count, self.group.count)
+        batch = next(batches, None) if mine else None
+        self._take_turn(batch)
+        for number in mine:
+            batch = batch if number == mine[0] else next(batches, None)
             if batch is None:
-                self._check_end()
-                continue
-            loss = self._loss(batch, micro_step)
-            self.accelerator.backward(loss / count)
-            losses.append(loss.detach().float())
-        self._average_gradients(len(losses), count)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
-        current, gradient_norm = self._measured(losses, norm, count)
+                raise DataError("The data ended before its epoch did.", "Were cache files removed while training?")
+            loss = self._loss(batch, number)
+            if self.fused is None or bool(loss.isfinite()):  # there is no way back afterwards
+                self.accelerator.backward(loss / count)
+            losses[number] = loss.detach().float()
+        if self.fused is None:
+            self.group.add_up_gradients(self.parameters)
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
+        else:
+            norm = self.fused.take_norm()
+        current, gradient_norm, levels = self._measured(losses, norm, count)
         # With a loss scaler an overflow of the gradients is ordinary: the scaler skips the step and scales down.
         scaled = self.accelerator.scaler is not None
         good = all(math.isfinite(value) for value in current) and (scaled or math.isfinite(gradient_norm))
-        if good:
+        if good and self.fused is None:
             self.optimizer.step()
         elif scaled:
             self.accelerator.scaler.update()
         self.setup.scheduler.step()
-        rates = self._rates()
+        rates = rates_by_name(self.optimizer, self.setup.scheduler)
         self.optimizer.zero_grad(set_to_none=True)
         first, self.batch = self.batch, self.batch + count
         self.step += 1
         if good:
-            self._report(current, gradient_norm, rates)
+            self._report(current, gradient_norm, rates, levels)
         else:
             self._report_not_finite(first, count)
         self.meter.advance()
 
-    def _loss(self, batch: Batch, micro_step: int) -> Tensor:
+    def _take_turn(self, batch: Batch | None) -> None:
+        """Of several experts, bring in the one that trains in this step: the same in all processes."""
+        experts, number = self.setup.experts, 0
+        if experts is None:
+            return
+        if batch is not None:
+            number = choose_expert(
+                self.settings.sampling,
+                experts.starts,
+                latent_size=(batch["latents"].shape[-2], batch["latents"].shape[-1]),
+                generator=torch.Generator().manual_seed(step_seed(self.seed, self.step, -1)),
+            )
+        self.expert = self.group.told_by_first(number)
+        self.bounds = experts.bounds(self.expert)
+        experts.use(self.expert)
+
+    def _loss(self, batch: Batch, number: int) -> Tensor:
+        """The loss of micro-batch `number` of this step."""
         setup, device = self.setup, self.accelerator.device
-        seed = step_seed(self.seed, self.step, micro_step, self.accelerator.process_index)
+        seed = step_seed(self.seed, self.step, number)
         torch.manual_seed(seed)  # dropout
         latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32, non_blocking=True)
         uniforms = batch.get("timesteps")
-        sigma_B, timestep_B = draw(
+        sigma_B, timestep_B = draw_within(
             self.settings.sampling,
+            self.bounds,
             count=latents_BCTHW.shape[0],
             latent_size=(latents_BCTHW.shape[-2], latents_BCTHW.shape[-1]),
             generator=torch.Generator().manual_seed(seed),
@@ -234,7 +272,7 @@ class _Training:
         generator = torch.Generator(device=device).manual_seed(seed ^ 1)
         noise_BCTHW = torch.randn(latents_BCTHW.shape, generator=generator, device=device)
         with self.accelerator.autocast():
-            return flow_step(
+            error_BCTHW = flow_error(
                 setup.velocity,
                 latents_BCTHW,
                 to_device(setup.conditioning(batch), device),
@@ -243,67 +281,46 @@ class _Training:
                 noise_BCTHW=noise_BCTHW,
                 weight_B=None if weight_B is None else weight_B.to(device),
             )
+        self.levels += by_level(sigma_B, error_BCTHW.detach().flatten(1).mean(1))
+        return error_BCTHW.mean()
 
-    def _check_end(self) -> None:
-        """Of several processes, some have no batch in an epoch's last round; alone it means that data went missing."""
-        if self.accelerator.num_processes == 1:
-            raise DataError("The data ended before its epoch did.", "Were cache files removed while training?")
-
-    def _average_gradients(self, had: int, count: int) -> None:
-        """The mean over all processes' micro-batches; this one had `had` of `count`.
-
-        The model calls the adapters, not a wrapper around them, so the exchange between GPUs is done here.
-        """
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self.parameters]
-        share = torch.tensor([had / count], device=gradients[0].device)
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), share])
-        flat = self.accelerator.reduce(flat, reduction="sum")
-        *parts, share = flat.split([*(gradient.numel() for gradient in gradients), 1])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_((part / share).view_as(gradient))
-
-    def _measured(self, losses: list[Tensor], norm: Tensor, count: int) -> tuple[list[float], float]:
-        """(loss of each micro-step as the mean over the processes that had one, gradient norm).
+    def _measured(
+        self, losses: dict[int, Tensor], norm: Tensor, count: int
+    ) -> tuple[list[float], float, list[list[float]]]:
+        """(loss of each micro-batch of the step, whichever process had it; gradient norm, which all have in common;
+        losses by noise level).
 
         The one moment in a step at which the CPU waits for the GPU.
         """
-        device = self.accelerator.device
-        values = torch.zeros(2, count + 1, device=device)
-        if losses:
-            values[0, : len(losses)] = torch.stack(losses)
-            values[1, : len(losses)] = 1.0
-        values[:, count] = torch.stack([norm.detach().float().to(device), torch.ones((), device=device)])
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values, reduction="sum")
-        sums, shares = values.tolist()
-        means = [total / share for total, share in zip(sums, shares, strict=True) if share]
-        return means[:-1], means[-1]
+        values = torch.zeros(count, device=self.accelerator.device)
+        for number, loss in losses.items():
+            values[number] = loss
+        self.group.add_up([values, self.levels])
+        norm = norm.detach().float().view(1).to(values.device)
+        gradient_norm, *rest = torch.cat([norm, values, self.levels.flatten()]).tolist()
+        return rest[:count], gradient_norm, [rest[count : count + LEVELS], rest[count + LEVELS :]]
 
-    def _rates(self) -> dict[str, float]:
-        values = {}
-        groups = self.optimizer.param_groups
-        for number, (group, rate) in enumerate(zip(groups, self.setup.scheduler.get_last_lr(), strict=False)):
-            name = group.get("name", f"group{number}")
-            values[f"lr/{name}"] = float(rate)
-            if "d" in group and group.get("lr") is not None:  # Prodigy and its kin find d by themselves
-                values[f"lr/d*lr/{name}"] = float(group["d"]) * float(group["lr"])
-        return values
-
-    def _report(self, losses: list[float], gradient_norm: float, rates: dict[str, float]) -> None:
+    def _report(
+        self, losses: list[float], gradient_norm: float, rates: dict[str, float], levels: list[list[float]]
+    ) -> None:
         self.not_finite = 0
         self.window.extend(losses)
-        values = {"loss/current": sum(losses) / len(losses), "loss/average": self.average, **rates}
+        loss = sum(losses) / len(losses)
+        values = {"loss/current": loss, "loss/average": self.average, **rates, **self.watch.add_levels(*levels)}
+        if self.setup.experts is not None:
+            values[f"loss/{self.setup.experts.names[self.expert]}"] = loss
         values["grad_norm"] = gradient_norm
+        if self.step % WEIGHT_NORM_EVERY == 0:
+            values["weight_norm"] = self.setup.network.weight_norm()
         if self.settings.scale_weight_norms:
             stats = self.setup.network.clamp_norms(self.settings.scale_weight_norms)
-            values["max_norm/keys_scaled"] = float(stats.scaled)
-            values["max_norm/average_key_norm"] = stats.average
-            values["max_norm/max_key_norm"] = stats.largest
+            values |= {f"max_norm/{name}": value for name, value in stats.named().items()}
+        self._tell(values)
+        warning = self.watch.add_loss(loss)
+        if warning:
+            self._say(Warning_(message=f"Step {self.step}: {warning}"))
+
+    def _tell(self, values: dict[str, float]) -> None:
         self._say(Metric(step=self.step, values=values, epoch=self.epoch + 1))
         self._log(values, self.step)
 
@@ -311,10 +328,13 @@ class _Training:
         self.not_finite += 1
         names = self.setup.item_names(self.epoch, first, count) if self.setup.item_names else []
         named = f" Items: {', '.join(names)}." if names else ""
-        self._say(Warning_(message=f"Step {self.step}: the loss is not a finite number; the step was skipped.{named}"))
-        if self.not_finite >= NOT_FINITE_LIMIT:
+        what = "the loss or its gradient is not a finite number; the step was skipped."
+        self._say(Warning_(message=f"Step {self.step}: {what}{named}"))
+        if self.not_finite >= self.settings.max_not_finite_steps:
+            path = self._save_step(stopping=True)
             raise OptionError(
-                f"The loss was not a finite number in {self.not_finite} steps in a row, up to step {self.step}.{named}",
+                f"The loss was not a finite number in {self.not_finite} steps in a row, up to step {self.step}.{named} "
+                f"The LoRA as it was before them is {path}.",
                 "Lower --learning_rate, use --mixed_precision bf16 instead of fp16, or look at these items' caches.",
             )
 
@@ -323,42 +343,76 @@ class _Training:
     def _after_step(self) -> Path | None:
         """Save and sample where it is due or asked for. A path when a stop was asked for and everything is saved."""
         checkpoints, every = self.setup.checkpoints, self.settings.sample_every_n_steps
-        stop, save, sample = self._requests()
+        stop, save, sample, state = self.requests.take()
         stop = stop and self.step < self.settings.max_steps
         due = checkpoints.due_after_step(self.step)
+        validation = self.setup.validation
+        validating = not stop and validation is not None and validation.due_after_step(self.step)
         sampling = not stop and (sample or (bool(every) and self.step % (every or 1) == 0))
-        if not (stop or save or due or sampling):
+        if not (stop or save or due or state or sampling or validating):
             return None
-        self._modes(training=False)
         path = None
+        if validating:
+            self._validate()  # first, so that the state knows of it
         if stop or save or due:
-            state = True if stop or save else None
-            path = self._save(lambda: checkpoints.save_step(self.setup.parts, self.position, with_state=state))
+            path = self._save_step(with_state=save, stopping=stop)
+        elif state:
+            self._save_passing_state()
         if sampling:
             self._sample(None)
         self._modes(training=True)
         return path if stop else None
 
-    def _requests(self) -> tuple[bool, bool, bool]:
-        """What was asked of the main process (stop, save, sample), known to all."""
-        control = self.setup.control
-        stop, save, sample = control.stop_requested, control.take_save(), control.take_sample()
-        if self.accelerator.num_processes > 1:
-            flags = torch.tensor([stop, save, sample], dtype=torch.uint8, device=self.accelerator.device)
-            stop, save, sample = (bool(flag) for flag in broadcast(flags).tolist())
-        return stop, save, sample
+    def _save_step(self, *, with_state: bool = False, stopping: bool = False) -> Path:
+        self._modes(training=False)
+        checkpoints = self.setup.checkpoints
+        if with_state or stopping or checkpoints.keep.save_state:
+            self.requests.state_saved()
+        return self._save(
+            lambda: checkpoints.save_step(self.setup.parts, self.position, with_state=with_state, stopping=stopping)
+        )
+
+    def _save_passing_state(self) -> None:
+        self._modes(training=False)
+        self._save(lambda: self.setup.checkpoints.save_passing_state(self.setup.parts, self.position))
+        self.requests.state_saved()
 
     def _save(self, save: Callable[[], Path]) -> Path:
-        self.accelerator.wait_for_everyone()
-        path = save() if self.accelerator.is_main_process else Path()
-        self.accelerator.wait_for_everyone()
-        return path
+        """Written once; the others wait in the next step's exchange. What is broken never replaces what is good."""
+        if not self.group.leads:
+            return Path()
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise OptionError(
+                f"The LoRA's weights are not finite numbers any more after step {self.step}. They were not saved.",
+                "What was saved before is good. Start again with a lower --learning_rate, or --max_grad_norm 1.",
+            )
+        return save()
+
+    def _keep_what_is_done(self) -> None:
+        """Memory ran out within a step: the steps before it are saved, so that less memory can go on from there."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.step > self.first_step and self.group.leads:
+            self._save_passing_state()
+
+    def _validate(self) -> None:
+        """The loss on what is not trained on; the training goes on as if nothing had been."""
+        if self.setup.validation is None:
+            return
+        self._modes(training=False)
+        with self.meter.paused(), undisturbed_randomness(self.accelerator.device):
+            self._tell(validation_losses(self.setup, self.setup.validation, self.group, say=self._say))
 
     def _sample(self, epoch: int | None) -> None:
-        if self.setup.on_sample is not None:
-            self._modes(training=False)
-            with torch.no_grad():
+        """Make samples, and go on as if nothing had been; a stop asked for meanwhile is seen before the next step."""
+        if self.setup.on_sample is None:
+            self._say(Warning_(message="There is nothing to make samples of: --sample_prompts was not given."))
+            return
+        self._modes(training=False)
+        if self.group.leads:
+            with self.meter.paused(), undisturbed_randomness(self.accelerator.device), torch.no_grad():
                 self.setup.on_sample(self.step, epoch)
+        self.stopping = self.group.told_by_first(self.setup.control.stop_requested)
+        self._say(Stage(name="training", message=f"{self.step} of {self.settings.max_steps} steps are done"))
 
     def _modes(self, *, training: bool) -> None:
         """Dropout, and the weights that a schedule-free optimizer keeps apart for training and for use."""

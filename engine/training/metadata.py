@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from ..contract.errors import OptionError
-
 MINIMUM = (
     "ss_base_model_version",
     "ss_network_module",
@@ -71,18 +69,18 @@ class ModelSpec:
     """What the `modelspec.*` keys are made of.
 
     `architecture` ("wan2.1") and `implementation` (a repository) are the family's; `custom_architecture` is
-    `--metadata_arch`. `resolution` is `--metadata_reso`, "1280,720" or "1024". `timesteps` is (min, max) or None.
+    `--metadata_arch`. `resolution` is (width, height) in pixels. `timesteps` is (min, max) or None.
     """
 
     architecture: str
     implementation: str
     title: str
+    resolution: tuple[int, int]
     custom_architecture: str = ""
     author: str = ""
     description: str = ""
     license: str = ""
     tags: str = ""
-    resolution: str = ""
     timesteps: tuple[float, float] | None = None
 
 
@@ -122,19 +120,7 @@ def modelspec(spec: ModelSpec, *, now_s: float) -> dict[str, str]:
         "modelspec.architecture": f"{spec.custom_architecture or spec.architecture}/lora",
         "modelspec.implementation": spec.implementation,
         "modelspec.title": spec.title,
-        "modelspec.resolution": _resolution(spec.resolution),
+        "modelspec.resolution": "{}x{}".format(*spec.resolution),
         "modelspec.date": datetime.datetime.fromtimestamp(int(now_s)).isoformat(),
     }
     return metadata | {f"modelspec.{key}": value for key, value in optional.items() if value}
-
-
-def _resolution(text: str) -> str:
-    if not text:
-        return "1280x720"
-    try:
-        sizes = [int(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as error:
-        raise OptionError(f"--metadata_reso {text} is not a resolution.", "E.g. 1280,720 or 1024.") from error
-    if len(sizes) > 2 or min(sizes) < 1:
-        raise OptionError(f"--metadata_reso {text} is not a resolution.", "E.g. 1280,720 or 1024.")
-    return f"{sizes[0]}x{sizes[-1]}"

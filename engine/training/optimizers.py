@@ -1,13 +1,22 @@
-"""The optimizer that a person names: AdamW, AdamW8bit, Adafactor, a class of torch.optim, or any dotted path.
+"""The optimizer that a person names, and how it is to be treated.
 
-Knows parameter groups and nothing of what they belong to. Differences from musubi-tuner on purpose: an empty
-`--optimizer_type` is AdamW, as its help always said, and arguments that the class does not have are an error that
-names the nearest one.
+    AdamW, SGD, Muon, Adafactor …         PyTorch's own; Adafactor is transformers'
+    Prodigy, CAME, Lion, AdamWScheduleFree   the engine's own, with the arguments and numbers of the packages they are
+                                          known from
+    AdamW8bit, PagedAdamW8bit, Lion8bit … bitsandbytes'
+    package.Class                         any class that can be imported
+
+`choose_optimizer` finds the class and lets it take a step on four numbers, so that whatever it refuses shows before
+there is anything to train; what it returns is built for parameter groups. Knows nothing of what these belong to.
+Differences from musubi-tuner on purpose: an empty `--optimizer_type` is AdamW, as its help always said, arguments that
+the class does not have are an error that names the nearest one, and the path of a package that is not installed stands
+for the engine's own optimizer of that name, which is said.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +25,36 @@ import torch
 
 from ..contract.errors import OptionError
 from .arguments import check_names, find_class, parse_arguments
+from .came import CAME
+from .lion import Lion
+from .prodigy import Prodigy
+from .rounding import Bf16Weights
+from .schedule_free import AdamWScheduleFree
 
 _FLAG = "--optimizer_args"
+# name in small letters -> the engine's own
+OWN: dict[str, type] = {
+    "prodigy": Prodigy,
+    "came": CAME,
+    "lion": Lion,
+    "adamwschedulefree": AdamWScheduleFree,
+}
+# path by which guides name an optimizer of a package -> the engine's own
+_THEIRS: dict[str, type] = {
+    "prodigyopt.prodigy": Prodigy,
+    "came_pytorch.came": CAME,
+    "lion_pytorch.lion": Lion,
+    "schedulefree.adamwschedulefree": AdamWScheduleFree,
+}
+# name in small letters -> where it is
+_ELSEWHERE = {
+    "dadaptadam": "dadaptation.DAdaptAdam",
+    "dadaptlion": "dadaptation.DAdaptLion",
+    "prodigyplusschedulefree": "prodigyplus.ProdigyPlusScheduleFree",
+    "radamschedulefree": "schedulefree.RAdamScheduleFree",
+    "sgdschedulefree": "schedulefree.SGDScheduleFree",
+}
+_BITSANDBYTES = re.compile(r"paged\w+|\w+(8|32)bit")
 
 
 def _nothing() -> None:
@@ -43,79 +80,172 @@ class BuiltOptimizer:
     eval: Callable[[], None] = _nothing
 
     @property
+    def parameters(self) -> list[torch.Tensor]:
+        """What it moves, in the order of the groups."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @property
     def description(self) -> str:
         """As the LoRA file's metadata has it."""
         return self.class_name + (f"({self.arguments})" if self.arguments else "")
 
 
-def create_optimizer(
+@dataclass(frozen=True, kw_only=True)
+class OptimizerChoice:
+    """A class, and arguments that it takes. `lr` None: it finds its own rate, whatever the groups say.
+
+    `forced_schedule` and `notes` as in BuiltOptimizer.
+    """
+
+    wanted: type
+    arguments: dict[str, Any]
+    lr: float | None
+    forced_schedule: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def schedule_free(self) -> bool:
+        return self.wanted.__name__.lower().endswith("schedulefree")
+
+    def build(self, groups: Sequence[dict[str, Any]], *, full_bf16: bool = False) -> BuiltOptimizer:
+        """The optimizer for parameter groups. OptionError when it refuses the arguments' values.
+
+        `full_bf16` makes the parameters bf16, with stochastic rounding.
+        """
+        own = {"lr"} if self.lr is None else set()
+        given = [{key: value for key, value in group.items() if key not in own} for group in groups]
+        try:
+            optimizer = self.wanted(given, lr=self.lr, **self.arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise OptionError(
+                f"--optimizer_type {self.wanted.__name__} refuses this: {_said(error)}.", _ADVICE
+            ) from error
+        modes = {}
+        if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
+            modes = {"train": optimizer.train, "eval": optimizer.eval}
+        if full_bf16:
+            weights = Bf16Weights(optimizer)
+            modes = {name: weights.in_float32(change) for name, change in modes.items()}
+        return BuiltOptimizer(
+            optimizer=optimizer,
+            class_name=f"{self.wanted.__module__}.{self.wanted.__qualname__}",
+            arguments=",".join(f"{key}={value}" for key, value in self.arguments.items()),
+            schedule_free=self.schedule_free,
+            forced_schedule=self.forced_schedule,
+            notes=self.notes,
+            **modes,
+        )
+
+    def trial(self, rates: Sequence[float] | None = None) -> BuiltOptimizer:
+        """The optimizer for four numbers at each of these rates: only the class itself knows which values it takes."""
+        groups = [{"params": [torch.nn.Parameter(torch.ones(2, 2))], "lr": rate} for rate in rates or [self.lr]]
+        return self.build(groups)
+
+    def step_alone(self, device: torch.device) -> bool:
+        """Whether a step changes nothing but the parameter and its own state, after a step on four numbers there.
+
+        OptionError when it cannot do any.
+        """
+        parameter = torch.nn.Parameter(torch.ones(2, 2, device=device))
+        built = self.build([{"params": [parameter], "lr": self.lr}])
+        (group,) = built.optimizer.param_groups
+        built.train()
+        before = {name: value for name, value in group.items() if name != "params"}
+        parameter.grad = torch.ones_like(parameter)
+        try:
+            built.optimizer.step()
+        except Exception as error:  # anybody's class, which may raise anything
+            name = self.wanted.__name__
+            raise OptionError(f"--optimizer_type {name} cannot take a step: {_said(error)}.", _ADVICE) from error
+        return not built.schedule_free and before == {name: group[name] for name in before}
+
+
+_ADVICE = "Look at --optimizer_args, or choose another --optimizer_type."
+
+
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
+
+
+def choose_optimizer(
     name: str,
     arguments: Sequence[str],
-    groups: Sequence[dict[str, Any]],
     *,
     lr: float,
     lr_scheduler: str = "constant",
     max_grad_norm: float = 1.0,
-) -> BuiltOptimizer:
-    """Make the optimizer for parameter groups. `lr_scheduler` and `max_grad_norm` are looked at for advice only."""
-    values = parse_arguments(_FLAG, arguments)
+    rates: Sequence[float] | None = None,
+    device: torch.device | str = "cpu",
+    fused: bool = False,
+) -> OptimizerChoice:
+    """Find the class, check its arguments, and let it take a step on `device`.
+
+    `rates` are those of the groups to come, where they are several. `fused`: it shall do one parameter at a time.
+    `lr_scheduler` and `max_grad_norm` are looked at for advice only.
+    """
+    chosen = _choice(name, parse_arguments(_FLAG, arguments), lr=lr, lr_scheduler=lr_scheduler, max_norm=max_grad_norm)
+    check_names(_FLAG, chosen.arguments, chosen.wanted, own=("params", "lr"))
+    chosen.trial(rates)
+    if not chosen.step_alone(torch.device(device)) and fused:
+        raise OptionError(
+            f"--fused_backward_pass moves one parameter at a time, but {chosen.wanted.__name__} looks at all together.",
+            "Leave out --fused_backward_pass, or choose e.g. --optimizer_type AdamW, Adafactor, CAME, Lion or Muon.",
+        )
+    return chosen
+
+
+def _choice(name: str, values: dict[str, Any], *, lr: float, lr_scheduler: str, max_norm: float) -> OptimizerChoice:
     lowered = name.lower()
     if lowered == "adafactor":
-        return _adafactor(values, groups, lr=lr, lr_scheduler=lr_scheduler, max_grad_norm=max_grad_norm)
+        return _adafactor(values, lr=lr, lr_scheduler=lr_scheduler, max_norm=max_norm)
+    wanted, *notes = _class_of(name)
+    chosen = OptimizerChoice(wanted=wanted, arguments=values, lr=lr)
+    if chosen.schedule_free and lr_scheduler != "constant":
+        notes.append(
+            f"{wanted.__name__} needs no schedule: --lr_scheduler {lr_scheduler} has no effect. A warm-up is an "
+            "argument of its own: --optimizer_args warmup_steps=100."
+        )
+    if wanted.__name__.startswith(("Prodigy", "DAdapt")) and 0 < lr < 0.1:
+        notes.append(
+            f"{wanted.__name__} finds its learning rate by itself and multiplies it with --learning_rate {lr:g}: "
+            "1 is meant there, and less learns as much more slowly."
+        )
+    return OptimizerChoice(wanted=wanted, arguments=values, lr=lr, notes=tuple(notes))
+
+
+def _class_of(name: str) -> tuple[Any, ...]:
+    """(class, a note if there is something to say)."""
+    lowered = name.lower()
     if lowered in ("", "adamw"):
-        wanted: type = torch.optim.AdamW
-    elif "." not in name and lowered.endswith("8bit"):
-        wanted = _eight_bit(name)
-    else:
-        wanted = find_class("--optimizer_type", name, home="torch.optim")
-        if wanted is torch.optim.Optimizer or not callable(getattr(wanted, "step", None)):
-            raise OptionError(f"--optimizer_type {name} is not an optimizer.", "E.g. AdamW, or a dotted class path.")
-    return _built(wanted, values, groups, lr=lr)
-
-
-def _built(
-    wanted: type, values: dict[str, Any], groups: Sequence[dict[str, Any]], *, lr: float | None, **known: Any
-) -> BuiltOptimizer:
-    check_names(_FLAG, values, wanted, own=("params", "lr"))
-    try:
-        optimizer = wanted([dict(group) for group in groups], lr=lr, **values)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"{_FLAG}: {wanted.__name__} refuses these values: {error}.") from error
-    modes = {}
-    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
-        modes = {"train": optimizer.train, "eval": optimizer.eval}
-    return BuiltOptimizer(
-        optimizer=optimizer,
-        class_name=f"{wanted.__module__}.{wanted.__qualname__}",
-        arguments=",".join(f"{key}={value}" for key, value in values.items()),
-        schedule_free=wanted.__name__.lower().endswith("schedulefree"),
-        **modes,
-        **known,
-    )
-
-
-def _eight_bit(name: str) -> type:
-    """A class of bitsandbytes, which needs a CUDA GPU."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise OptionError(
-            f"--optimizer_type {name} needs the package bitsandbytes, which is not in the engine's environment.",
-            "Install bitsandbytes there, or choose --optimizer_type AdamW.",
+        return (torch.optim.AdamW,)
+    if lowered in OWN:
+        return (OWN[lowered],)
+    if lowered in _THEIRS and not _is_installed(lowered.partition(".")[0]):
+        own = _THEIRS[lowered]
+        return (
+            own,
+            f"{name.partition('.')[0]} is not installed: taking the engine's own {own.__name__}, which is alike.",
         )
-    if not torch.cuda.is_available():
-        raise OptionError(
-            f"--optimizer_type {name} needs a CUDA GPU, and none can be used here.", "Choose --optimizer_type AdamW."
-        )
-    return find_class("--optimizer_type", name, home="bitsandbytes.optim")
+    if _BITSANDBYTES.fullmatch(lowered):
+        return (find_class("--optimizer_type", f"bitsandbytes.optim.{name}", home="", given=name),)
+    path = _ELSEWHERE.get(lowered, name)
+    wanted = find_class("--optimizer_type", path, home="torch.optim", given=name, others=_known())
+    if wanted is torch.optim.Optimizer or not callable(getattr(wanted, "step", None)):
+        raise OptionError(f"--optimizer_type {name} is not an optimizer.", "E.g. AdamW, or a dotted class path.")
+    return (wanted,)
 
 
-def _adafactor(
-    values: dict[str, Any],
-    groups: Sequence[dict[str, Any]],
-    *,
-    lr: float,
-    lr_scheduler: str,
-    max_grad_norm: float,
-) -> BuiltOptimizer:
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _known() -> list[str]:
+    """Names that are not torch's."""
+    elsewhere = [path.rpartition(".")[2] for path in _ELSEWHERE.values()]
+    return [*(own.__name__ for own in OWN.values()), "Adafactor", "AdamW8bit", *elsewhere]
+
+
+def _adafactor(values: dict[str, Any], *, lr: float, lr_scheduler: str, max_norm: float) -> OptimizerChoice:
     """transformers' Adafactor. With relative steps, its default here, it sets its own rate from `lr` on."""
     from transformers.optimization import Adafactor  # slow to import, and rarely wanted
 
@@ -129,10 +259,11 @@ def _adafactor(
             notes.append(
                 f"Adafactor sets its own rate (relative_step=True): --lr_scheduler {lr_scheduler} has no effect."
             )
-        bare = [{key: value for key, value in group.items() if key != "lr"} for group in groups]
-        return _built(Adafactor, values, bare, lr=None, forced_schedule=f"adafactor:{lr}", notes=tuple(notes))
-    if max_grad_norm:
+        return OptimizerChoice(
+            wanted=Adafactor, arguments=values, lr=None, forced_schedule=f"adafactor:{lr}", notes=tuple(notes)
+        )
+    if max_norm:
         notes.append("Adafactor clips by itself: --max_grad_norm 0 is advised with relative_step=False.")
     if lr_scheduler != "constant_with_warmup":
         notes.append("Adafactor with relative_step=False does well with --lr_scheduler constant_with_warmup.")
-    return _built(Adafactor, values, groups, lr=lr, notes=tuple(notes))
+    return OptimizerChoice(wanted=Adafactor, arguments=values, lr=lr, notes=tuple(notes))

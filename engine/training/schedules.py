@@ -8,7 +8,7 @@ an optimizer step, whatever the number of GPUs. Given up: schedules that need a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,8 @@ class HeldRate:
         """The rate stays."""
 
     def get_last_lr(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
+        """With the warm-up that some schedule-free optimizers have of their own."""
+        return [group.get("scheduled_lr", group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -117,6 +118,30 @@ def create_scheduler(
         return _adafactor(schedule, optimizer)
     rate = float(optimizer.defaults.get("lr") or 0.0)
     return LambdaLR(optimizer, factor(schedule, total_steps=total_steps, learning_rate=rate))
+
+
+def take_rates(scheduler: LRScheduler | HeldRate, optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Go on with other full learning rates, one for each group. OptionError where the schedule cannot."""
+    if not isinstance(scheduler, LambdaLR):
+        raise OptionError(
+            f"--learning_rate cannot be changed in the middle of a training with {type(scheduler).__name__}.",
+            "Give the one that it began with.",
+        )
+    scheduler.base_lrs = list(rates)
+    for group, rate, shape in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = rate, rate * shape(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def rates_by_name(optimizer: Any, scheduler: Any) -> dict[str, float]:
+    """The rate of each group, as it is logged."""
+    values = {}
+    for number, (group, rate) in enumerate(zip(optimizer.param_groups, scheduler.get_last_lr(), strict=False)):
+        name = group.get("name", f"group{number}")
+        values[f"lr/{name}"] = float(rate)
+        if "d" in group and group.get("lr") is not None:  # Prodigy and its kin find d by themselves
+            values[f"lr/d*lr/{name}"] = float(group["d"]) * float(group["lr"])
+    return values
 
 
 def factor(schedule: Schedule, *, total_steps: int, learning_rate: float = 1.0) -> Factor:

@@ -1,16 +1,19 @@
 """State folders: everything that a training needs to go on exactly where it was.
 
-A folder holds the LoRA in float32, the optimizer, the schedule, the loss scaler, and `progress.json` with the step,
-the epoch and the place in the epoch. There is no random state in it: every draw of the loop is seeded from (seed,
-step, micro-step, process), so the seed in `progress.json` is all that is needed. A folder is written under another
-name and renamed, and `manifest.json` lists the sizes, so a half-written or truncated one is never read.
+A folder holds the LoRA in float32, the optimizer, the schedule, the loss scaler, the history of the loss, and
+`progress.json` with the step, the epoch, the place in the epoch, and whose state it is. There is no random state in it:
+every draw of the loop is seeded from (seed, step, micro-batch), so the seed in `progress.json` is all that is needed. A
+folder is written under another name and renamed, and `manifest.json` lists sizes and checksums, so that one which is
+half-written, truncated or damaged is never read.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,18 @@ _LORA = "lora.safetensors"
 _PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
 _FORMAT = 1
+_PIECE = 1 << 22  # bytes that are read at once
 _ADVICE = "Free some space, choose another --output_dir, or train without --save_state."
 _NUMBERED = rf"(-step\d{{8}}|-\d{{6}})?-state({re.escape(PREVIOUS_SUFFIX)})?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a training is. `epoch` counts from 0; `batch` are micro-batches of that epoch that are done.
+    """Where a training is. `epoch` counts from 0; `batch` are micro-batches of that epoch that are done, by all
+    processes together.
 
-    `losses` is the window of the average. The last three fields say for which setup `batch` has a meaning.
+    `losses` is the window of the average, `watch` what training/watch.py remembers. `batches_per_epoch`, `accumulation`
+    and `processes` say for which setup `batch` has a meaning.
     """
 
     step: int = 0
@@ -44,38 +50,67 @@ class Position:
     batches_per_epoch: int = 0
     accumulation: int = 1
     processes: int = 1
+    watch: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Whose state it is. `training` is the same for all states of one training, however often it was interrupted;
+    `options` are those that it was made with (tasks/resuming.py); a `passing` one goes when newer ones come."""
+
+    training: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    passing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateParts:
-    """The moving parts of a training. `network` has state() and load_state(); the others have state_dict()."""
+    """What has to go on as it was. `network` has state() and load_state(); the others have state_dict()."""
 
     network: Any
     optimizer: Any
     scheduler: Any
     scaler: Any = None
+    history: Any = None
 
 
-def write_state(folder: Path, parts: StateParts, position: Position) -> None:
+def write_state(folder: Path, parts: StateParts, position: Position, *, owner: Owner | None = None) -> None:
     """Write a state folder whole or not at all; an older one of the same name is replaced. DiskError when it fails."""
     with whole_folder(folder, advice=_ADVICE, replace=True) as temporary:
-        _write_parts(temporary, parts, position)
+        _write_parts(temporary, parts, position, owner or Owner())
 
 
-def _write_parts(folder: Path, parts: StateParts, position: Position) -> None:
+def _write_parts(folder: Path, parts: StateParts, position: Position, owner: Owner) -> None:
     lora = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.network.state().items()}
     save_file(lora, folder / _LORA)
     for name, part in _pickled(parts).items():
         torch.save(part.state_dict(), folder / name)
-    progress = asdict(position) | {"optimizer": type(_bare(parts.optimizer)).__name__}
+    progress = asdict(position) | {"optimizer": type(_bare(parts.optimizer)).__name__, "owner": asdict(owner)}
     (folder / _PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    manifest = {"format": _FORMAT, "files": sizes}
+    written = sorted(folder.iterdir())
+    manifest = {
+        "format": _FORMAT,
+        "files": {file.name: file.stat().st_size for file in written},
+        "crc32": {file.name: _checksum(file) for file in written},
+    }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
+def _checksum(file: Path) -> str:
+    value = 0
+    with open(file, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            value = zlib.crc32(piece, value)
+    return f"{value:08x}"
+
+
 def _pickled(parts: StateParts) -> dict[str, Any]:
-    found = {"optimizer.pt": parts.optimizer, "scheduler.pt": parts.scheduler, "scaler.pt": parts.scaler}
+    found = {
+        "optimizer.pt": parts.optimizer,
+        "scheduler.pt": parts.scheduler,
+        "scaler.pt": parts.scaler,
+        "history.pt": parts.history,
+    }
     return {name: part for name, part in found.items() if part is not None}
 
 
@@ -90,7 +125,7 @@ def complaint(folder: Path) -> str:
         return "there is no such folder"
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        sizes = dict(manifest["files"])
+        sizes, sums = dict(manifest["files"]), dict(manifest.get("crc32", {}))
         newer = manifest["format"] != _FORMAT
     except FileNotFoundError:
         if any(folder.glob("*.safetensors")) or any(folder.glob("random_states_*")):
@@ -106,6 +141,9 @@ def complaint(folder: Path) -> str:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes"
+    for name in sizes:
+        if name in sums and _checksum(folder / str(name)) != sums[name]:
+            return f"{name} is damaged: its content is not what was written"
     return ""
 
 
@@ -113,11 +151,24 @@ def read_position(folder: Path) -> Position:
     """Where a state folder goes on; needed before the data and the schedule are set up. Checks the whole folder."""
     _check(folder)
     try:
-        values = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-        values.pop("optimizer", None)
-        return Position(**{**values, "losses": tuple(values["losses"])})
+        values = _progress(folder)
+        known = {field.name: values[field.name] for field in fields(Position) if field.name in values}
+        return Position(**{**known, "losses": tuple(values["losses"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"--resume {folder}: its {_PROGRESS} cannot be read ({error}).") from error
+
+
+def read_owner(folder: Path) -> Owner:
+    """Whose state a folder is; an Owner without a name for a state of before there were any, or one without a head."""
+    try:
+        return Owner(**_progress(folder)["owner"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Owner()
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+    return values
 
 
 def read_state(folder: Path, parts: StateParts) -> Position:
@@ -128,7 +179,7 @@ def read_state(folder: Path, parts: StateParts) -> Position:
     """
     position = read_position(folder)
     try:
-        progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        progress = _progress(folder)
         lora = load_file(folder / _LORA)
         stored = {
             name: torch.load(folder / name, map_location="cpu", weights_only=True)
@@ -178,17 +229,19 @@ def _older(folder: Path) -> str:
 
 def find_latest_state(output_dir: Path | str, name: str) -> Path | None:
     """The complete state of `--output_name name` that got furthest; None when there is none."""
+    return next((folder for folder in states_of(output_dir, name) if not complaint(folder)), None)
+
+
+def states_of(output_dir: Path | str, name: str) -> Iterator[Path]:
+    """The state folders of `--output_name name`, those that got furthest first. Some may be broken: see `complaint`."""
     folder = Path(output_dir)
-    if not folder.is_dir():
-        return None
-    pattern = re.compile(re.escape(name) + _NUMBERED)
-    complete = [path for path in folder.iterdir() if pattern.fullmatch(path.name) and not complaint(path)]
-    return max(complete, key=_furthest, default=None)
+    if folder.is_dir():
+        pattern = re.compile(re.escape(name) + _NUMBERED)
+        yield from sorted((path for path in folder.iterdir() if pattern.fullmatch(path.name)), key=_furthest)[::-1]
 
 
 def _furthest(folder: Path) -> tuple[int, float]:
     try:
-        step = int(json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"])
+        return int(_progress(folder)["step"]), (folder / _PROGRESS).stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
-        step = -1
-    return step, (folder / _MANIFEST).stat().st_mtime
+        return -1, 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
@@ -24,18 +25,40 @@ def flow_step(
     noise_BCTHW: Tensor,
     weight_B: Tensor | None = None,
 ) -> Tensor:
-    """The loss of one batch, a float32 scalar.
+    """The loss of one batch, a float32 scalar: the mean of `flow_error`."""
+    return flow_error(
+        velocity,
+        latents_BCTHW,
+        cond,
+        sigma_B=sigma_B,
+        timestep_B=timestep_B,
+        noise_BCTHW=noise_BCTHW,
+        weight_B=weight_B,
+    ).mean()
+
+
+def flow_error(
+    velocity: Velocity,
+    latents_BCTHW: Tensor,
+    cond: dict[str, Any],
+    *,
+    sigma_B: Tensor,
+    timestep_B: Tensor,
+    noise_BCTHW: Tensor,
+    weight_B: Tensor | None = None,
+) -> Tensor:
+    """The squared error of each element, BCTHW, float32.
 
     x = (1 - sigma) clean + sigma noise, and the model is asked for noise - clean at `timestep_B` (0..1000)
-    (Liu et al., arXiv 2209.03003; Esser et al., arXiv 2403.03206). The squared error is taken element by element in
-    float32, multiplied by each sample's weight, and averaged over everything.
+    (Liu et al., arXiv 2209.03003; Esser et al., arXiv 2403.03206). The error is taken in float32 and multiplied by
+    each sample's weight.
     """
     latents_BCTHW, noise_BCTHW = latents_BCTHW.float(), noise_BCTHW.float()
     guess_BCTHW = velocity(add_noise(latents_BCTHW, noise_BCTHW, sigma_B), timestep_B, cond)
     error_BCTHW = functional.mse_loss(guess_BCTHW.float(), noise_BCTHW - latents_BCTHW, reduction="none")
     if weight_B is not None:
         error_BCTHW = error_BCTHW * _over_samples(weight_B, error_BCTHW)
-    return error_BCTHW.mean()
+    return error_BCTHW
 
 
 def add_noise(latents_BCTHW: Tensor, noise_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
@@ -46,3 +69,14 @@ def add_noise(latents_BCTHW: Tensor, noise_BCTHW: Tensor, sigma_B: Tensor) -> Te
 
 def _over_samples(value_B: Tensor, like: Tensor) -> Tensor:
     return value_B.view(-1, *[1] * (like.ndim - 1))
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors in any nesting of dicts, lists and tuples, moved."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(entry, device) for entry in value)
+    return value

@@ -1,17 +1,31 @@
-"""Where the curves go: TensorBoard, Weights & Biases, or both. Imported lazily; knows names and numbers only."""
+"""Where the curves go: TensorBoard, Weights & Biases, or both. Imported lazily; knows names, numbers and pictures.
+
+`choose_trackers` finds everything that can be wrong and touches nothing, so that it can be asked before a model is
+loaded; what it returns opens a tracker each.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from ..contract import toml
 from ..contract.errors import OptionError
+from ..contract.files import in_the_way
+from .arguments import check_names, nearest
 
-KINDS = ("tensorboard", "wandb", "all")
+if TYPE_CHECKING:
+    from PIL import Image
+
+KINDS = ("tensorboard", "wandb")
+_CONFIG = "--log_tracker_config"
 
 
 class Tracker(Protocol):
@@ -19,16 +33,22 @@ class Tracker(Protocol):
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
 
+    def log_sample(self, name: str, path: Path, picture: Image.Image, step: int) -> None:
+        """A sample made after `step`: the file, and a small picture of it."""
+
     def close(self) -> None: ...
 
 
-class TensorBoardTracker:
-    """Scalars in an event file, readable with `tensorboard --logdir`."""
+OpenTracker = Callable[[], Tracker]
 
-    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+
+class TensorBoardTracker:
+    """Scalars in an event file, readable with `tensorboard --logdir`. `init` are arguments of SummaryWriter."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], init: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir=str(folder))
+        self._writer = SummaryWriter(**{"log_dir": str(folder), **init})
         if config:
             text = "\n".join(f"- {key}: {value}" for key, value in config.items())
             self._writer.add_text("config", text, 0)
@@ -38,20 +58,25 @@ class TensorBoardTracker:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def log_sample(self, name: str, path: Path, picture: Image.Image, step: int) -> None:
+        self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
 
 class WandbTracker:
-    """A run at Weights & Biases."""
+    """A run at Weights & Biases. `init` are arguments of wandb.init."""
 
-    def __init__(self, project: str, *, name: str, api_key: str, folder: Path | None, config: Any, init: Any) -> None:
-        import wandb
-
+    def __init__(self, api_key: str, init: Mapping[str, Any]) -> None:
+        wandb = importlib.import_module("wandb")
         if api_key:
             wandb.login(key=api_key)
-        settings = {"project": project, "name": name or None, "dir": str(folder) if folder else None, "config": config}
-        self._run = wandb.init(**{**settings, **init})
+        folder = init.get("dir")
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        self._run = wandb.init(**init)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         # Epoch curves count in epochs, and a run takes only rising steps, so the count goes in as a value.
@@ -60,11 +85,17 @@ class WandbTracker:
         else:
             self._run.log(dict(values), step=step)
 
+    def log_sample(self, name: str, path: Path, picture: Image.Image, step: int) -> None:
+        # Without a step: after an epoch's curve the run is past this one, and would drop it.
+        wandb = importlib.import_module("wandb")
+        kind = wandb.Image if path.suffix == ".png" else wandb.Video
+        self._run.log({name: kind(str(path), caption=f"step {step}")}, commit=False)
+
     def close(self) -> None:
         self._run.finish()
 
 
-def open_trackers(
+def choose_trackers(
     log_with: str | None,
     *,
     logging_dir: str | Path | None,
@@ -73,36 +104,65 @@ def open_trackers(
     wandb_run_name: str = "",
     wandb_api_key: str = "",
     config: Mapping[str, Any] | None = None,
-    tracker_config: Mapping[str, Any] | None = None,
-) -> Sequence[Tracker]:
-    """The trackers that the options ask for; none when neither `--log_with` nor `--logging_dir` is given.
+    tracker_config: str | Path | None = None,
+    started: str = "",
+    first_step: int = 1,
+) -> Sequence[OpenTracker]:
+    """What opens the trackers that the options ask for; nothing when `log_with` is None.
 
-    Files go to `{logging_dir}/{log_prefix}{date}/{tracker_name}`. `config` is shown with the run (`--log_config`);
-    `tracker_config` is what `--log_tracker_config` holds, by tracker.
+    Files go to `{logging_dir}/{log_prefix}{started}/{tracker_name}`; `started` is the time of now where it is not told.
+    A training that goes on logs into the folder that it began, where what it had logged from `first_step` on no longer
+    counts. `config` is shown with the run (`--log_config`);
+    `tracker_config` is a TOML file with a table for each tracker: arguments of SummaryWriter and of wandb.init, which
+    win over what is decided here, but not over `--wandb_run_name`. OptionError.
     """
-    if not log_with and not logging_dir:
+    if log_with is None:
         return ()
-    log_with = log_with or "tensorboard"
-    if log_with not in KINDS:
-        raise OptionError(f"--log_with {log_with} is unknown.", f"Choose one of {', '.join(KINDS)}.")
-    run = None
-    if logging_dir:
-        run = Path(logging_dir) / f"{log_prefix}{time.strftime('%Y%m%d%H%M%S')}"
-    trackers: list[Tracker] = []
-    if log_with in ("tensorboard", "all"):
+    if log_with not in (*KINDS, "all"):
+        raise OptionError(f"--log_with {log_with} is unknown.", f"Choose one of {', '.join((*KINDS, 'all'))}.")
+    wanted = KINDS if log_with == "all" else (log_with,)
+    for package in wanted:
+        _require(package, log_with)
+    tables = _tracker_tables(tracker_config)
+    obstacle = in_the_way(Path(logging_dir)) if logging_dir else None
+    if obstacle is not None:
+        raise OptionError(f"--logging_dir {logging_dir}: {obstacle} is a file, not a folder.", "Choose another folder.")
+    started = started or time.strftime("%Y%m%d%H%M%S")
+    run = Path(logging_dir) / f"{log_prefix}{started}" if logging_dir else None
+    chosen: list[OpenTracker] = []
+    if "tensorboard" in wanted:
         if run is None:
             raise OptionError(f"--log_with {log_with} needs a folder.", "Set --logging_dir.")
-        _require("tensorboard", log_with)
-        trackers.append(TensorBoardTracker(run / tracker_name, config))
-    if log_with in ("wandb", "all"):
-        _require("wandb", log_with)
-        if run is not None:
-            os.makedirs(run, exist_ok=True)
-        init = dict((tracker_config or {}).get("wandb", {}))
-        trackers.append(
-            WandbTracker(tracker_name, name=wandb_run_name, api_key=wandb_api_key, folder=run, config=config, init=init)
-        )
-    return trackers
+        from torch.utils.tensorboard import SummaryWriter
+
+        init, folder = tables.get("tensorboard", {}), run / tracker_name
+        check_names(f"{_CONFIG} {tracker_config}, [tensorboard]", init, SummaryWriter, own=("log_dir",))
+        again = {"purge_step": first_step} if first_step > 1 else {}
+        chosen.append(lambda: TensorBoardTracker(folder, config or {}, again | init))
+    if "wandb" in wanted:
+        told = tables.get("wandb", {})
+        check_names(f"{_CONFIG} {tracker_config}, [wandb]", told, importlib.import_module("wandb").init)
+        decided = {"project": tracker_name, "dir": str(run or ""), "config": dict(config or {})}
+        named = {"name": wandb_run_name} if wandb_run_name else {}
+        settings = {name: value for name, value in decided.items() if value} | told | named
+        chosen.append(lambda: WandbTracker(wandb_api_key, settings))
+    return chosen
+
+
+def _tracker_tables(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    """The tables of `--log_tracker_config`, each with the settings of the tracker of its name. OptionError."""
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise OptionError(f"{_CONFIG} {path}: there is no such file.", "Correct the path.")
+    tables = toml.load(path)
+    for name, table in tables.items():
+        if name not in KINDS:
+            hint = nearest(name, KINDS, f"Put the settings under {' or '.join(f'[{kind}]' for kind in KINDS)}.")
+            raise OptionError(f"{_CONFIG} {path}: there is no tracker {name}.", hint)
+        if not isinstance(table, dict):
+            raise OptionError(f"{_CONFIG} {path}: {name} is no table.", f"Write [{name}] and the settings below it.")
+    return tables
 
 
 def _require(package: str, log_with: str) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.contract import cli
+from engine.contract.job import Job
+
 LAUNCH = "accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16"
 SCRIPTS = "src/musubi_tuner"
 T5, CLIP = "models_t5_umt5-xxl-enc-bf16.pth", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -179,7 +182,7 @@ GENERATION: list[Line] = [
             "fp8": True, "task": "t2v-1.3B", "video_size": (832, 480), "video_length": 81, "infer_steps": 20,
             "prompt": "prompt for the video", "save_path": "path/to/save.mp4", "output_type": "both",
             "dit": "path/to/wan2.1_t2v_1.3B_bf16_etc.safetensors", "vae": "path/to/wan_2.1_vae.safetensors",
-            "t5": f"path/to/{T5}", "attn_mode": "torch", "fps": 16, "flow_shift": None, "guidance_scale": None,
+            "t5": f"path/to/{T5}", "attn_mode": "torch", "fps": 16, "flow_shift": 5.0, "guidance_scale": 5.0,
         },
     ),
     (
@@ -225,7 +228,7 @@ GENERATION: list[Line] = [
         "experts",
         f"{GENERATE} --prompt p --task t2v-A14B --dit_high_noise h --timestep_boundary 0.875 --lazy_loading "
         "--guidance_scale_high_noise 4 --lora_weight_high_noise a --lora_multiplier_high_noise 0.5 "
-        "--offload_inactive_dit --force_v2_1_time_embedding",
+        "--force_v2_1_time_embedding",
         {"timestep_boundary": 0.875, "lazy_loading": True, "guidance_scale_high_noise": 4.0,
          "lora_weight_high_noise": ("a",), "lora_multiplier_high_noise": (0.5,)},
     ),
@@ -262,3 +265,15 @@ GENERATION: list[Line] = [
 ]  # fmt: skip
 
 LINES = [*CACHING, *TRAINING, *GENERATION]
+
+
+def job_of(words: list[str]) -> Job:
+    """The job of a line, also when it asks for something that is still to come."""
+    seen: list[Job] = []
+    real = cli.refuse_pending
+    cli.refuse_pending = seen.append  # type: ignore[assignment]
+    try:
+        cli.parse(words)
+    finally:
+        cli.refuse_pending = real
+    return seen[0]

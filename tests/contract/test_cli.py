@@ -12,6 +12,7 @@ from engine.contract import cli
 from engine.contract.errors import OptionError
 
 TRAIN = "train wan --dit d.safetensors --dataset_config data.toml"
+FUSED = f"{TRAIN} --fused_backward_pass --max_grad_norm 0"
 GENERATE = "generate wan --dit d --vae v --t5 t --save_path out --prompt cat"
 
 MISTAKES = [
@@ -20,10 +21,14 @@ MISTAKES = [
     ("train", "train needs a model family.", "train wan"),
     ("train --dit x", "train needs a model family.", "train wan"),
     ("dataset chekc", "There is no command dataset chekc.", "Did you mean dataset check?"),
-    ("lora convert --input a", "`lora convert` is not available yet.", "See --help"),
+    ("lora convert --input a", "--output, --target are required.", "LoRA file to write."),
     ("train wan", "--dataset_config, --dit are required.", "Dataset file"),
     (f"{TRAIN} --newtork_dim 4", "There is no option --newtork_dim.", "Did you mean --network_dim?"),
-    (f"{TRAIN} --lora_weight x", "There is no option --lora_weight.", "It is an option of `generate wan`."),
+    (
+        f"{TRAIN} --lora_weight x",
+        "There is no option --lora_weight.",
+        "It is an option of `generate wan` and `lora merge`.",
+    ),
     (f"{TRAIN} --learning", "There is no option --learning.", "Did you mean --learning_rate?"),
     (f"{TRAIN} -d 3", "There is no option -d.", "two dashes"),
     (f"{TRAIN} --dit", "--dit needs one value, but none follows.", "DiT file"),
@@ -34,6 +39,11 @@ MISTAKES = [
     (f"{TRAIN} --compile true", "'true' belongs to no option.", "--no_compile switches it off"),
     (f"{TRAIN} --optimizer_args weight_decay", "--optimizer_args takes key=value pairs", "weight_decay=…"),
     (f"{TRAIN} --optimizer_type ''", "--optimizer_type is empty.", "AdamW"),
+    (f"{TRAIN} --fused_backward_pass", "their norm cannot be clipped (--max_grad_norm 1)", "Add --max_grad_norm 0"),
+    (f"{FUSED} --gradient_accumulation_steps 2", "2 adds up the gradients", "Use --gradient_accumulation_steps 1"),
+    (f"{FUSED} --num_processes 2", "--num_processes 2 adds up", "Use --num_processes 1"),
+    (f"{FUSED} --mixed_precision fp16", "--mixed_precision fp16 scales the gradients", "Use --mixed_precision bf16"),
+    (f"{TRAIN} --full_bf16 --mixed_precision no", "--mixed_precision no computes in another", "leave out --full_bf16"),
     (f"{TRAIN} --sage_attn", "--sage_attn cannot train", "--sdpa"),
     (f"{TRAIN} --sdpa --xformers", "--sdpa and --xformers were given", "Keep --sdpa"),
     (f"{TRAIN} --lr_warmup_steps 100", "--lr_scheduler constant has no warmup", "constant_with_warmup"),
@@ -51,9 +61,15 @@ MISTAKES = [
     (f"{TRAIN} --network_module networks.lora", "does not train this family; its LoRA is networks.lora_wan", "Leave"),
     (f"{TRAIN} --output_name a/b", "--output_name 'a/b' is no file name.", "--output_dir"),
     (f"{TRAIN} --log_with tensorboard", "needs a folder for the logs", "--logging_dir"),
+    (f"{TRAIN} --log_tracker_config t.toml", "but nothing is logged", "--log_with wandb"),
+    (f"{TRAIN} --async_upload", "no repository is named", "--huggingface_repo_id"),
+    (f"{TRAIN} --resume_from_huggingface", "needs to know which state", "--resume owner/name"),
+    (f"{TRAIN} --huggingface_repo_type modle", "must be model, dataset", "Did you mean model?"),
+    (f"{TRAIN} --metadata_reso big", "--metadata_reso big is not a resolution.", "832,480"),
+    (f"{TRAIN} --metadata_reso 1,2,3", "--metadata_reso 1,2,3 is not a resolution.", "832,480"),
     (f"{TRAIN} --base_weights a --base_weights_multiplier 1 2", "2 --base_weights_multiplier for 1", "one multiplier"),
-    (f"{GENERATE} --video_length 80", "--video_length: 80 is not 4n+1: use 77 or 81.", "four at a time"),
-    (f"{GENERATE} --video_size 832 488", "a width of 488 is not a multiple of 16: use 480 or 496.", "2 x 2"),
+    (f"{GENERATE} --video_length 80", "--video_length: 80 is not 4n+1: use 77 or 81.", "4 at a time"),
+    (f"{GENERATE} --video_size 832 488", "a width of 488 is not a multiple of 16: use 480 or 496.", "16 x 16"),
     (f"{GENERATE} --video_size 832", "--video_size needs 2 values (height width), but was given 1: 832.", "Change"),
     (f"{GENERATE} dog", "'dog' belongs to no option.", "put quotes around the whole text"),
     (f"{GENERATE} --from_file p.txt", "--prompt and --from_file are different ways", "Keep only"),

@@ -10,31 +10,22 @@ import pytest
 
 from engine.contract import cli, toml
 from engine.contract.errors import OptionError
-from engine.contract.job import Job, make_job
+from engine.contract.job import make_job
 from engine.contract.options import Models
 
-from .lines import LATENTS, LINES, TRAIN
+from .guide_lines import GUIDE_LINES
+from .lines import LATENTS, LINES, TRAIN, job_of
+
+EVERY_LINE = [*LINES, *GUIDE_LINES]
 
 
-def job_of(words: list[str]) -> Job:
-    """The job of a line, also when it asks for something that is still to come."""
-    seen: list[Job] = []
-    real = cli.refuse_pending
-    cli.refuse_pending = seen.append  # type: ignore[assignment]
-    try:
-        cli.parse(words)
-    finally:
-        cli.refuse_pending = real
-    return seen[0]
-
-
-@pytest.mark.parametrize(("name", "line", "values"), LINES, ids=[name for name, _, _ in LINES])
+@pytest.mark.parametrize(("name", "line", "values"), EVERY_LINE, ids=[name for name, _, _ in EVERY_LINE])
 def test_line_means_the_same(name: str, line: str, values: dict[str, Any]) -> None:
     resolved = job_of(shlex.split(line)).values()
     assert {key: resolved[key] for key in values} == values
 
 
-@pytest.mark.parametrize(("name", "line", "values"), LINES, ids=[name for name, _, _ in LINES])
+@pytest.mark.parametrize(("name", "line", "values"), EVERY_LINE, ids=[name for name, _, _ in EVERY_LINE])
 def test_line_prints_a_config_that_gives_the_identical_job(
     name: str, line: str, values: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

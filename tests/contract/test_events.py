@@ -107,6 +107,12 @@ def test_the_meter_tells_how_far_it_came_when_closed_early(monkeypatch: pytest.M
     assert [progress.done for progress in said] == [1, 3] and said[-1].eta_s is None
 
 
+def test_a_meter_of_nothing_says_nothing() -> None:
+    said: list[Event] = []
+    Meter(said.append, total=0, unit="files").close()
+    assert said == []
+
+
 def test_the_rate_forgets_what_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     said: list[Any] = []
@@ -115,6 +121,19 @@ def test_the_rate_forgets_what_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> N
         clock.now_s += seconds
         meter.advance()
     assert said[-1].rate == pytest.approx(10, rel=0.05)
+
+
+def test_a_pause_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    said: list[Any] = []
+    meter = Meter(said.append, total=40, unit="steps")
+    for step in range(20):
+        clock.now_s += 1
+        meter.advance()
+        if step % 5 == 0:
+            with meter.paused():
+                clock.now_s += 600
+    assert said[-1].rate == pytest.approx(1) and said[-1].eta_s == pytest.approx(20)
 
 
 def test_the_meter_can_be_used_from_threads() -> None:

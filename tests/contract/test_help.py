@@ -11,7 +11,7 @@ import pytest
 
 from engine.contract import cli, help
 from engine.contract.commands import COMMANDS, example_of, family_names, find, sections_of
-from engine.contract.schema import options
+from engine.contract.schema import options, summary
 
 PACK = Path(cli.__file__).parents[2]
 LIMIT_S = 0.3
@@ -66,6 +66,12 @@ def test_every_option_is_listed_with_its_help(capsys: pytest.CaptureFixture[str]
         for option in options(section):
             assert option.flag in printed
             assert "".join(option.help.split()) in "".join(printed.split())
+
+
+def test_what_a_section_says_of_itself_is_a_whole_sentence() -> None:
+    """Only the first line of its docstring is shown, so a sentence must not run on into the second."""
+    sections = {s for c in COMMANDS for f in (family_names() if c.family else [None]) for s in sections_of(c, f)}
+    assert [s.__name__ for s in sections if not summary(s).endswith(".")] == []
 
 
 def test_common_options_come_before_advanced_ones(capsys: pytest.CaptureFixture[str]) -> None:

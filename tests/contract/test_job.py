@@ -20,6 +20,9 @@ from engine.contract.errors import OptionError
 from engine.contract.job import Job, load_job, make_job
 from engine.contract.options import Data, Memory, Models, Network, Prompting, Run, TrainingMemory
 from engine.contract.schema import Option, listed
+from engine.families.wan.variants import TASKS
+
+from .lines import job_of
 
 TRAIN = "train wan --dit d.safetensors --dataset_config data.toml"
 BASES: dict[str, dict[str, Any]] = {
@@ -71,7 +74,7 @@ def test_each_option_survives_being_written_down(verb: str, name: str) -> None:
     again = make_job(command, "wan", data)
     assert again == job and again.to_toml() == job.to_toml()
     if not option.pending and name != "compile_args":
-        assert name in data
+        assert (name in data) == (not option.secret)
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -124,8 +127,9 @@ def test_load_job_refuses_what_it_cannot_know_or_do(tmp_path: Path) -> None:
         ("dit = 'd'", "does not say which command"),
         ("command = 'train'\ndit = 'd'", "does not say which model family"),
         (
-            "command = 'train'\nfamily = 'wan'\ndit = 'd'\ndataset_config = 'c'\ndit_high_noise = 'x'",
-            "Not available yet: --dit_high",
+            "command = 'generate'\nfamily = 'wan'\ndit = 'd'\nvae = 'v'\nt5 = 't'\nprompt = 'p'\nsave_path = 'o'\n"
+            "control_image_mask_path = ['m']",
+            "Not available yet: --control_image_mask_path",
         ),
         ("command = 'train'\nfamily = 'wan'\nevents = true", "events is about one run"),
         ("command = 3", "command in .* needs text"),
@@ -133,6 +137,88 @@ def test_load_job_refuses_what_it_cannot_know_or_do(tmp_path: Path) -> None:
         path.write_text(text + "\n", encoding="utf-8")
         with pytest.raises(OptionError, match=message):
             load_job(path)
+
+
+FAMILIES = {
+    "wan": "--t5 t",
+    "hunyuan-video": "--text_encoder1 a --text_encoder2 b",
+    "framepack": "--text_encoder1 a --text_encoder2 b --image_encoder i",
+}
+GENERATIONS = [
+    *(("wan", f"--task {task} --prompt p") for task in TASKS),
+    ("wan", "--task i2v-14B --video_size 480 832 --prompt p"),
+    ("wan", "--task i2v-14B --one_frame_inference target_index=1 --prompt p"),
+    ("wan", "--from_file p.txt"),
+    ("wan", "--interactive --infer_steps 7"),
+    ("wan", "--latent_path l --prompt p"),
+    ("hunyuan-video", "--prompt p"),
+    ("hunyuan-video", "--prompt p --image_path i.png"),
+    ("hunyuan-video", "--from_file p.txt"),
+    ("framepack", "--prompt p --image_path i.png"),
+    ("framepack", "--prompt p --video_sections 3"),
+    ("framepack", "--prompt p --video_length 73 --f1"),
+    ("framepack", "--prompt p --one_frame_inference default"),
+    ("framepack", "--from_file p.txt"),
+]
+
+
+def generation(family: str, more: str) -> Job:
+    words = shlex.split(f"generate {family} --dit d --vae v --save_path o {FAMILIES[family]} {more}")
+    return job_of(words)
+
+
+@pytest.mark.parametrize(("family", "more"), GENERATIONS, ids=[f"{family} {more}" for family, more in GENERATIONS])
+def test_a_generation_is_written_down_with_what_was_left_open(family: str, more: str, tmp_path: Path) -> None:
+    job = generation(family, more)
+    written = _parsed(job.to_toml())
+    assert {"infer_steps", "guidance_scale", "negative_prompt"} <= written.keys()
+    (tmp_path / "job.toml").write_text(job.to_toml(), encoding="utf-8")
+    again = job_of(["generate", "--config_file", str(tmp_path / "job.toml")])
+    assert again == job and again.to_toml() == job.to_toml()
+
+
+def test_what_a_task_decides_stands_in_the_job() -> None:
+    def of(more: str, *names: str) -> tuple[Any, ...]:
+        values = generation("wan", more).values()
+        return tuple(values[name] for name in names)
+
+    four = ("infer_steps", "guidance_scale", "flow_shift", "video_length")
+    assert of("--task t2v-14B --prompt p", *four) == (50, 5.0, 5.0, 81)
+    assert of("--task i2v-14B --prompt p", *four) == (40, 5.0, 5.0, 81)
+    assert of("--task i2v-14B --prompt p --video_size 480 832", *four) == (40, 5.0, 3.0, 81)
+    assert of("--task t2i-14B --prompt p", *four) == (50, 5.0, 5.0, 1)
+    assert of("--task i2v-14B --one_frame_inference target_index=1 --prompt p", "video_length") == (1,)
+    assert of("--prompt p --infer_steps 7 --negative_prompt ''", "infer_steps", "negative_prompt") == (7, "")
+    (plain,), (two,) = of("--prompt p", "negative_prompt"), of("--task flf2v-14B --prompt p", "negative_prompt")
+    assert two.endswith(plain) and len(two) > len(plain) > 100
+    # a line of a prompt file may have another size or be a single frame, and then another shift or length
+    assert of("--from_file p.txt", *four) == (50, 5.0, None, None)
+
+
+def test_what_the_other_families_decide_stands_in_the_job() -> None:
+    values = generation("framepack", "--prompt p").values()
+    assert (values["infer_steps"], values["guidance_scale"], values["negative_prompt"]) == (25, 1.0, "")
+    assert (values["video_length"], values["video_seconds"], values["flow_shift"]) == (None, 5.0, None)
+    assert generation("framepack", "--prompt p --one_frame_inference default").values()["video_length"] == 1
+    assert generation("hunyuan-video", "--prompt p").values()["dit_in_channels"] == 16
+    assert generation("hunyuan-video", "--prompt p --image_path i.png").values()["dit_in_channels"] == 32
+
+
+def test_what_a_training_leaves_open_stands_in_the_job() -> None:
+    job = job_of([*shlex.split(TRAIN), *"--logging_dir l --output_name cat".split()])
+    written = _parsed(job.to_toml())
+    assert (written["network_dim"], written["log_with"], written["metadata_title"]) == (4, "tensorboard", "cat")
+    kept = job_of([*shlex.split(TRAIN), *"--save_every_n_steps 5 --save_last_n_steps 9".split()])
+    assert _parsed(kept.to_toml())["save_last_n_steps_state"] == 9
+    ranks = job_of([*shlex.split(TRAIN), *"--network_weights w --dim_from_weights".split()])
+    assert ranks.values()["network_dim"] is None and ranks[Network].rank == 4
+
+
+def test_a_secret_is_known_to_the_job_and_stands_nowhere() -> None:
+    plain = [*shlex.split(TRAIN), *"--huggingface_repo_id a/b --log_with wandb".split()]
+    job = job_of([*plain, *"--huggingface_token hf_x --wandb_api_key wb_x".split()])
+    assert job.values()["huggingface_token"] == "hf_x" and job.values()["wandb_api_key"] == "wb_x"
+    assert "_x" not in job.to_toml() and "_x" not in str(job.shown()) and job == job_of(plain)
 
 
 def test_what_is_about_one_run_is_not_part_of_the_job() -> None:
@@ -161,6 +247,7 @@ def test_a_printed_job_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
 def test_a_python_without_a_toml_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tomllib", None)
     monkeypatch.setitem(sys.modules, "tomli", None)
+    (tmp_path / "job.toml").touch()
     with pytest.raises(OptionError, match="cannot read TOML") as caught:
         toml.load(tmp_path / "job.toml")
     assert "tomli" in caught.value.hint

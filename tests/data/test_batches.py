@@ -184,9 +184,15 @@ def test_every_epoch_holds_every_item_once_over_all_ranks(count, size, world, ep
     per_rank = [sampler.epoch(epoch) for sampler in samplers]
     seen = Counter(one for found in per_rank for batch in found for one in batch.items)
     assert seen == Counter({one: one.repeats for one in items})
-    assert [len(found) for found in per_rank] == [len(sampler) for sampler in samplers]
+    assert {sum(map(len, per_rank))} == {len(sampler) for sampler in samplers}
     assert max(map(len, per_rank)) - min(map(len, per_rank)) <= 1
-    assert samplers[0].rounds == max(map(len, per_rank)) and samplers[0].num_items == sum(seen.values())
+    assert samplers[0].num_items == sum(seen.values())
+    row = samplers[0].together(epoch)
+    assert (
+        row
+        == samplers[-1].together(epoch)
+        == [found[n] for n in range(len(row)) for found in per_rank if n < len(found)]
+    )
     for batch in (batch for found in per_rank for batch in found):
         assert len({(one.dataset, one.key) for one in batch.items}) == 1
         assert 1 <= len(batch.items) <= [size, 2][batch.items[0].dataset]
@@ -205,8 +211,16 @@ def test_an_epoch_depends_on_seed_and_epoch_alone():
 
 def test_an_epoch_goes_on_in_the_middle():
     """The reference starts a resumed run with the first batch of the first epoch."""
-    sampler = BatchSampler(many(30), batch_sizes=[2, 2], seed=1, num_timestep_buckets=5, rank=1, world=2)
+    sampler = BatchSampler(many(30), batch_sizes=[2, 2], seed=1, num_timestep_buckets=5)
     assert sampler.epoch(3)[4:] == sampler.epoch(3, position=4)
+
+
+def test_a_place_in_an_epoch_is_the_same_for_any_number_of_ranks():
+    """Eight batches are done, by one rank or by two: the second of two goes on with the tenth."""
+    ranks = [BatchSampler(many(30), batch_sizes=[2, 2], seed=1, rank=rank, world=2) for rank in (0, 1)]
+    row = ranks[0].together(3)
+    assert ranks[1].epoch(3, position=8) == ranks[1].epoch(3)[4:] == row[9::2]
+    assert ranks[0].epoch(3, position=8) == row[8::2]
 
 
 def test_partial_batches_are_kept():
@@ -314,3 +328,13 @@ def test_a_cache_that_breaks_during_training_is_named(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="clip_0_wan_te.safetensors"):
         list(Loader(sampler).epoch(0))
+
+
+def test_the_largest_size_counts_area_first_and_then_how_often_it_occurs():
+    def item(name: str, width: int, height: int, repeats: int = 1) -> TrainItem:
+        key = (width, height, 1)
+        return TrainItem(latent_path=Path(name), text_path=Path(name), dataset=0, key=key, repeats=repeats)
+
+    items = [item("a", 4, 6), item("b", 6, 4, repeats=2), item("c", 2, 3, repeats=9)]
+    assert BatchSampler(items, batch_sizes=[1], seed=0).largest_size == (6, 4)
+    assert BatchSampler([*items, item("d", 5, 5)], batch_sizes=[1], seed=0).largest_size == (5, 5)

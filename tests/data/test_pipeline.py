@@ -187,6 +187,31 @@ def test_nothing_cached_is_an_error(tmp_path):
         latents(config)
 
 
+def test_a_file_that_may_not_be_read_is_named_once(tmp_path, monkeypatch):
+    config, content_of = make_dataset(tmp_path, clips=2), fingerprints.content_of
+    closed = tmp_path / "videos" / "clip_0.mp4"
+
+    def refusing(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return content_of(path)
+
+    monkeypatch.setattr(fingerprints, "content_of", refusing)
+    heard = Heard()
+    assert latents(config, say=heard).done == 1
+    (warning,) = heard.warnings
+    assert warning == f"Left out: {closed}: the file cannot be read (Permission denied). Check its permissions."
+
+
+def test_nothing_cached_names_the_only_file_once(tmp_path):
+    config = make_dataset(tmp_path, clips=1)
+    broken = tmp_path / "videos" / "clip_0.mp4"
+    broken.write_text("no video")
+    with pytest.raises(DataError) as raised:
+        latents(config)
+    assert raised.value.message.count(str(broken)) == 1
+
+
 def test_a_source_that_cannot_be_read_now_keeps_its_caches_if_unchanged(tmp_path, monkeypatch):
     config = make_dataset(tmp_path, clips=2)
     latents(config)

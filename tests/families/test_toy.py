@@ -214,6 +214,36 @@ def test_what_acts_on_blocks_acts_on_its_blocks(cached: Prepared, engine, tmp_pa
     assert load_file(tmp_path / "demo-lora.safetensors")["lora_unet_blocks_1_mix.lora_up.weight"].any()
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "ending"),
+    [
+        ("networks.loha", "verbose=True", "hada_w2_a"),
+        ("networks.lokr", "factor=8", "lokr_w2_b"),
+        ("lycoris.kohya", "algo=lokr decompose_both=True dora_wd=True", "dora_scale"),
+        ("networks.lora_toy", "dora_wd=True network_reg_lrs=.*1.*=1e-3", "lora_up.weight"),
+    ],
+)
+def test_other_adapters_are_trained_merged_and_trained_further(
+    cached: Prepared, engine, tmp_path: Path, module: str, arguments: str, ending: str
+) -> None:
+    given = ["--network_module", module, "--network_dim", 1, "--network_args", *arguments.split()]
+    first = train(engine, cached, tmp_path, *given, "--gradient_checkpointing", "--learning_rate", 0.02)
+    assert first.status == 0, first.err
+    lora = tmp_path / "demo-lora.safetensors"
+    assert load_file(lora)[f"lora_unet_blocks_1_mix.{ending}"].any()
+    words = [*step(cached, "generate"), "--infer_steps", 1, "--video_length", 5, "--lora_weight", lora, "--lycoris"]
+    assert engine(*words, "--save_path", tmp_path / "videos").status == 0
+    config = tmp_path / "again.toml"
+    lines = (cached.folder / "3_train.toml").read_text(encoding="utf-8").splitlines()
+    config.write_text("\n".join(line for line in lines if not line.startswith("network_dim")), encoding="utf-8")
+    more = engine("train", "toy", "--config_file", config, "--output_dir", tmp_path / "more", "--max_train_steps", 2,
+                  "--network_weights", lora, "--dim_from_weights", "--lora_format", "other", "--logging_dir",
+                  tmp_path / "logs")  # fmt: skip
+    assert more.status == 0, more.err
+    written = load_file(tmp_path / "more" / "demo-lora.safetensors")
+    assert all(name.startswith("diffusion_model.blocks.") for name in written)
+
+
 def test_a_video_comes_about(cached: Prepared, engine, tmp_path: Path) -> None:
     assert train(engine, cached, tmp_path, "--learning_rate", 0.05).status == 0
     lora, videos = tmp_path / "demo-lora.safetensors", tmp_path / "videos"

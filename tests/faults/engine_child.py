@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.contract.events import Artifact, Done, Event, Failed, Hello, Metric, read
-
-from .kit import environment
+from tests.faults.kit import environment
 
 LIMIT_S = 60.0
 

@@ -11,9 +11,9 @@ import torch
 from engine.contract.errors import DataError, DiskError
 from engine.data import cache, fingerprints
 from engine.data.batches import load_items
+from tests.faults.kit import LEFTOVERS, kill_at, needs_kill, no_room_after, small_disk
 
 from ..data.caching import Heard, cache_names, latents, make_dataset, texts
-from .kit import LEFTOVERS, kill_at, needs_kill, no_room_after, small_disk
 
 NAME = "clip_0_00000-005_0064x0048_wan"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from engine.contract.events import Artifact, Done, Failed, Log, Warning_
+from engine.contract.events import Artifact, Done, Failed, Log, Preview, Stage, Warning_
+from engine.families.wan import tiny
 from engine.training.states import complaint, find_latest_state, read_position
-
-from .engine_child import EngineChild, train_words
-from .kit import LEFTOVERS, needs_kill, small_disk
+from tests.faults.engine_child import EngineChild, train_words
+from tests.faults.kit import LEFTOVERS, needs_kill, small_disk
 
 pytestmark = [pytest.mark.slow, needs_kill]
 
@@ -114,6 +114,26 @@ def test_commands_on_stdin(cached, tmp_path: Path) -> None:
     check_whole(out)
 
 
+def test_samples_on_demand_and_a_signal_while_they_are_made(cached, tmp_path: Path) -> None:
+    out, models = tmp_path / "out", tiny.tiny_model_options(cached.folder / "models")["generate"]
+    (tmp_path / "prompts.txt").write_text("a cat --w 64 --h 48 --s 20 --l 1 --d 1\n")
+    encoders = [word for name in ("vae", "t5") for word in (f"--{name}", models[name])]
+    words = train_words(cached, out, *encoders, "--sample_prompts", tmp_path / "prompts.txt")
+    with EngineChild(*words, folder=tmp_path) as child:
+        child.step(1)
+        child.tell("sample")
+        child.until(lambda event: isinstance(event, Preview))
+        (sample,) = child.artifacts("image")
+        assert sample.parent == out / "sample" and sample.name.endswith("_1_000.png")
+        child.step(child.steps[-1] + 2)
+        (tmp_path / "prompts.txt").unlink()
+        child.tell("sample")
+        child.until(lambda event: isinstance(event, Stage) and event.name == "making samples")
+        child.signal(signal.SIGINT)
+        assert child.end() == 0 and child.last == Done(message=child.last.message, stopped=True)
+    check_whole(out)
+
+
 def test_the_end_of_stdin_is_a_stop(cached, tmp_path: Path) -> None:
     """Whoever started the engine is gone: it leaves no orphan, and loses nothing."""
     out = tmp_path / "out"
@@ -177,10 +197,22 @@ def test_a_record_that_the_disk_does_not_take_ends_no_training(cached, tmp_path:
     assert (tmp_path / "out" / "demo-lora.safetensors").exists()
 
 
-def test_a_folder_for_the_record_that_cannot_be_made_is_one_clear_line(cached, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--job_dir", "--output_dir"])
+def test_a_file_where_a_folder_is_needed_is_one_clear_line(cached, tmp_path: Path, flag: str) -> None:
     (tmp_path / "file").touch()
-    words = train_words(cached, tmp_path / "out", "--job_dir", tmp_path / "file" / "job")
+    words = train_words(cached, tmp_path / "out", flag, tmp_path / "file" / "job")
     with EngineChild(*words, folder=tmp_path) as child:
+        assert child.end() == 2
+    assert isinstance(child.last, Failed) and child.last.kind == "option"
+    assert flag in child.last.message and str(tmp_path / "file") in child.last.message and flag in child.last.hint
+    assert "Traceback" not in child.errors.read_text()
+
+
+def test_a_folder_for_the_record_that_cannot_be_made_is_one_clear_line(cached, tmp_path: Path) -> None:
+    closed = "/proc/job" if os.path.isdir("/proc") else None  # takes no folders, not even from root
+    if closed is None:
+        pytest.skip("there is no folder here that refuses root too")
+    with EngineChild(*train_words(cached, tmp_path / "out", "--job_dir", closed), folder=tmp_path) as child:
         assert child.end() == 4
-    assert isinstance(child.last, Failed) and child.last.kind == "disk" and os.sep in child.last.message
+    assert isinstance(child.last, Failed) and child.last.kind == "disk" and closed in child.last.message
     assert "Traceback" not in child.errors.read_text()

@@ -10,9 +10,8 @@ import pytest
 from engine.contract.errors import DiskError
 from engine.contract.files import clean_leftovers
 from engine.demo.prepare import prepare
-
-from .kit import LEFTOVERS, kill_in, needs_kill, small_disk
-from .writers import IMAGES, WRITERS, prepare_slowly, write_slowly
+from tests.faults.kit import LEFTOVERS, kill_in, needs_kill, small_disk
+from tests.faults.writers import IMAGES, WRITERS, prepare_slowly, write_slowly
 
 WRITERS_MODULE = "tests.faults.writers"
 IN_ONE_PIECE = ("LoRA", "latent", "job.toml", "contact sheet", "image", "png", "animation")

@@ -25,8 +25,7 @@ from engine.media.writing import write_images, write_png, write_video
 from engine.parts.weights import open_weights, write_weights
 from engine.talk import JobFolder
 from engine.training.states import Position, StateParts, find_latest_state, read_position, write_state
-
-from .kit import hold, pausing
+from tests.faults.kit import hold, pausing
 
 Pause = Callable[[], None]
 

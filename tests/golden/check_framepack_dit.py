@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from engine.families.framepack.detect import FramePackConfig, detect
-from engine.families.framepack.keys import from_hunyuan_lora
 from engine.families.framepack.model import FramePackModel, blocks, build, velocity
 from tests.golden.kit import Golden, Row, row, same
 
@@ -126,23 +125,4 @@ def stage_rows(
         yield row(f"{name} sample {index}", ours[index, : images + length], theirs[index, : images + length])
 
 
-def check_lora(golden: Golden) -> Iterable[Row]:
-    """Up halves are filled with their row numbers, so that the slices can be read off the result."""
-    given = {name: torch.zeros(shape) for name, shape in golden.info["in"].items()}
-    for name, tensor in given.items():
-        if name.endswith("lora_up.weight"):
-            tensor += torch.arange(len(tensor)).unsqueeze(1)
-    found = from_hunyuan_lora(given)
-    wanted = golden.info["map"]
-    yield same("names", sorted(found), sorted(wanted))
-    for name, told in wanted.items():
-        if name not in found:
-            continue
-        yield same(f"{name} shape", list(found[name].shape), told["shape"])
-        if told["up_rows"] is not None:
-            first, last = told["up_rows"]
-            rows = torch.arange(first, last + 1, dtype=torch.float32).unsqueeze(1).expand(-1, found[name].shape[1])
-            yield row(f"{name} rows", found[name], rows, limit=0.0)
-
-
-CHECKS = {"framepack_tiny*": check, "musubi_lora_hunyuan_to_framepack*": check_lora}
+CHECKS = {"framepack_tiny*": check}

@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from .checks import check_file, read_layout
+from .checks import check_file, read_layout, refusal
 
 
 def check(path: Path) -> tuple[str, str]:
@@ -24,7 +24,8 @@ def check(path: Path) -> tuple[str, str]:
     except Exception:  # a crash of a check is a miss of that file, and the next file is still checked
         return "miss", f"MISS  {stem:<48} the check itself failed\n{traceback.format_exc()}"
     if found is None:
-        return "uncovered", f"--    {stem:<48} not covered: no model here has this layout"
+        told = refusal(read_layout(path)) or "no model here has this layout"
+        return "uncovered", f"--    {stem:<48} not covered: {told}"
     if not found:
         return "ok", f"ok    {stem:<48} {count:>5} names and shapes"
     shown = "\n".join(f"        {text}" for text in found[:5])

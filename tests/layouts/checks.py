@@ -20,9 +20,11 @@ from torch import nn
 
 from engine.contract.errors import WeightsError
 from engine.families.wan import keys
-from engine.families.wan.detect import role_of
+from engine.families.wan.detect import detect, role_of
+from engine.lora.names import LoraTarget
 from engine.lora.network import create, kohya_name, targets
-from engine.parts.weight_views import arranged_shapes
+from engine.parts.arrangement import arranged_shapes
+from engine.tasks.lora_targets import lora_target
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -39,7 +41,7 @@ LORA_BASES = {  # LoRA lists that stand for several models of the same targets
 LORA_PREFIXES = {("hunyuan_video", "diffusion_pipe"): "transformer"}  # others: diffusion_model
 EXCLUDE_NOTHING = {("hunyuan_video", "diffusion_pipe")}  # that tool adapts the modulation too
 DAMAGED = {("framepack", "convert_other")}
-"""Lists whose names the tool spoilt; our name map has to bring every one of them back."""
+"""Lists whose names the tool spoilt; reading has to find every module all the same."""
 REFUSED = {("hunyuan_video", "comfy_accepts"): r"lora_unet_double_blocks_\d+_(img|txt)_mlp_fc[12]"}
 """LoRA module names that ComfyUI does not know although musubi-tuner writes them; checked to be still so."""
 
@@ -78,8 +80,7 @@ def dit_family(layout: Shapes) -> str | None:
 def dit(layout: Shapes, *, family: str) -> list[str]:
     model = part(family, "model").build(part(family, "detect").detect(layout, {}).config)
     names = part(family, "keys")
-    arrange = getattr(names, "arrange", None)
-    theirs = arranged_shapes(arrange(layout), layout) if arrange else renamed(layout, names.dit_name)
+    theirs = arranged_shapes(names.arrange(layout), layout)
     return differences(names_and_shapes(model), theirs)
 
 
@@ -173,10 +174,15 @@ def lora(layout: Shapes, *, base: Shapes, kind: str) -> list[str]:
         ours[f"{prefix}.{path}.lora_A.weight"] = (rank, columns)
         ours[f"{prefix}.{path}.lora_B.weight"] = (rows, rank)
     if (family, kind) in DAMAGED:
-        return differences(
-            {name.removeprefix(f"{prefix}."): s for name, s in ours.items()}, renamed(layout, names.dit_name)
-        )
+        layout = {repaired(name, lora_target(family, model), prefix): shape for name, shape in layout.items()}
     return differences(ours, layout)
+
+
+def repaired(name: str, target: LoraTarget, prefix: str) -> str:
+    """A LoRA tensor's name with the path of the module that is found for it."""
+    stem, _, half = name.removesuffix(".weight").rpartition(".")
+    place = target.find(stem)
+    return name if place is None else f"{prefix}.{place.modules[0]}.{half}.weight"
 
 
 def not_accepted(modules: Shapes, layout: Shapes, *, refused: str) -> list[str]:
@@ -227,3 +233,12 @@ def check_file(path: Path) -> list[str] | None:
         return dit(layout, family=family) if family else model(layout)
     except WeightsError as error:
         return [f"refused: {error.message}"]
+
+
+def refusal(layout: Shapes) -> str:
+    """What a person is told who gives a file of this layout as --dit, where no model here is built from it."""
+    try:
+        detect(layout, {}, source="it")
+    except WeightsError as error:
+        return error.message
+    return ""

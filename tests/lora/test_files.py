@@ -13,12 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.contract.errors import DiskError, WeightsError
-from engine.lora.files import LoraWeights, hashes, read_lora, to_kohya, to_other, write_lora
-from engine.lora.network import create
+from engine.lora.files import hashes, read_lora, write_lora
+from engine.lora.formats import to_default, to_other
+from engine.lora.names import LoraTarget
+from engine.lora.network import create, create_like
+from engine.lora.weights import LoraWeights
 from tests.lora.toy import EXCLUDE, toy
 
 DIT = toy()
-NAMES = [name for name, _ in DIT.named_modules() if name]
+TARGET = LoraTarget.of(DIT)
 
 
 def weights(rank: int = 3, alpha: float = 1.5) -> dict[str, LoraWeights]:
@@ -36,11 +39,10 @@ def same(one: dict[str, LoraWeights], two: dict[str, LoraWeights]) -> bool:
 
 
 def test_musubi_names_round_trip(tmp_path: Path) -> None:
-    write_lora(tmp_path / "a.safetensors", to_kohya(weights()), metadata={"ss_steps": "1"})
-    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    write_lora(tmp_path / "a.safetensors", to_default(weights()), metadata={"ss_steps": "1"})
+    read = read_lora(tmp_path / "a.safetensors", TARGET)
     assert same(read.modules, weights())
     assert read.modules["blocks.1.proj_mlp"].alpha == 1.5
-    assert read.dims == {"blocks.0.attn.to_out.0": (3, 1.5), "blocks.1.proj_mlp": (3, 1.5)}
     assert read.unmatched == () and read.metadata["ss_steps"] == "1"
     stored = load_file(tmp_path / "a.safetensors")
     assert stored["lora_unet_blocks_0_attn_to_out_0.alpha"].shape == ()
@@ -58,18 +60,18 @@ def test_every_dotted_naming_is_read(tmp_path: Path, prefix: str, halves: tuple[
         tensors[f"{prefix}{path}.{halves[0]}.weight"] = entry.down
         tensors[f"{prefix}{path}.{halves[1]}.weight"] = entry.up
     save_file(tensors, tmp_path / "a.safetensors")
-    assert same(read_lora(tmp_path / "a.safetensors", module_names=NAMES).modules, weights(alpha=3.0))
+    assert same(read_lora(tmp_path / "a.safetensors", TARGET).modules, weights(alpha=3.0))
 
 
 def test_double_underscore_prefix_of_wan_fun_loras(tmp_path: Path) -> None:
-    save_file(to_kohya(weights(), name_prefix="lora_unet__"), tmp_path / "a.safetensors")
-    assert same(read_lora(tmp_path / "a.safetensors", module_names=NAMES).modules, weights())
+    save_file(to_default(weights(), prefix="lora_unet__"), tmp_path / "a.safetensors")
+    assert same(read_lora(tmp_path / "a.safetensors", TARGET).modules, weights())
 
 
 def test_names_come_from_the_model_not_from_underscores(tmp_path: Path) -> None:
     """The reference turns every `_` into `.` and loses proj_mlp and to_out.0."""
-    save_file(to_kohya(weights()), tmp_path / "a.safetensors")
-    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    save_file(to_default(weights()), tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors", TARGET)
     assert set(to_other(read.modules)) == {
         f"diffusion_model.{path}.lora_{half}.weight" for path in weights() for half in "AB"
     }
@@ -87,7 +89,7 @@ def test_diffusers_names_go_through_rename(tmp_path: Path) -> None:
         },
         tmp_path / "a.safetensors",
     )
-    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES, rename=rename)
+    read = read_lora(tmp_path / "a.safetensors", LoraTarget.of(DIT, rename=rename))
     assert list(read.modules) == ["blocks.1.proj_mlp"] and read.modules["blocks.1.proj_mlp"].alpha == 3.0
 
 
@@ -97,7 +99,7 @@ def test_other_format_folds_alpha_into_both_halves(tmp_path: Path) -> None:
     assert torch.allclose(other["diffusion_model.blocks.1.proj_mlp.lora_A.weight"], down * math.sqrt(0.5))
     assert not any("alpha" in name for name in other)
     write_lora(tmp_path / "a.safetensors", other, metadata={})
-    assert same(read_lora(tmp_path / "a.safetensors", module_names=NAMES).modules, weights())
+    assert same(read_lora(tmp_path / "a.safetensors", TARGET).modules, weights())
 
 
 def test_hashes_are_those_of_the_file_without_foreign_metadata(tmp_path: Path) -> None:
@@ -115,14 +117,14 @@ def test_hashes_are_those_of_the_file_without_foreign_metadata(tmp_path: Path) -
 
 
 def test_save_precision_and_no_temporary_left(tmp_path: Path) -> None:
-    write_lora(tmp_path / "sub" / "a.safetensors", to_kohya(weights()), metadata={}, dtype=torch.bfloat16)
+    write_lora(tmp_path / "sub" / "a.safetensors", to_default(weights()), metadata={}, dtype=torch.bfloat16)
     assert {value.dtype for value in load_file(tmp_path / "sub" / "a.safetensors").values()} == {torch.bfloat16}
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.safetensors"]
 
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    write_lora(path, to_kohya(weights()), metadata={})
+    write_lora(path, to_default(weights()), metadata={})
     before = path.read_bytes()
 
     def full(stream) -> None:
@@ -130,7 +132,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DiskError, match="No space left"):
-        write_lora(path, to_kohya(weights(alpha=3.0)), metadata={})
+        write_lora(path, to_default(weights(alpha=3.0)), metadata={})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -144,7 +146,7 @@ def test_unusable_files_are_named_with_a_reason(tmp_path: Path) -> None:
         elif tensors is not None:
             save_file(tensors, path)
         with pytest.raises(WeightsError) as caught:
-            read_lora(path, module_names=NAMES)
+            read_lora(path, TARGET)
         assert name in caught.value.message
         return caught.value.message + " " + caught.value.hint
 
@@ -153,8 +155,9 @@ def test_unusable_files_are_named_with_a_reason(tmp_path: Path) -> None:
     assert "readable" in told(b"<html>not found</html>")
     assert "readable" in told(b"garbage", "a.pt")
     assert "another model family" in told({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": one})
-    assert "LoHa" in told({"lora_unet_blocks_0_down.hada_w1_a": one})
-    assert "LoKr" in told({"lora_unet_blocks_0_down.lokr_w1": one})
+    assert "lacks w1_b, w2_a, w2_b of its LoHa" in told({"lora_unet_blocks_0_down.hada_w1_a": one})
+    assert "lacks w2_a, w2_b of its LoKr" in told({"lora_unet_blocks_0_down.lokr_w1": one})
+    assert "OFT" in told({"lora_unet_blocks_0_down.oft_blocks": one})
     assert "one half" in told({"lora_unet_blocks_0_down.lora_down.weight": one})
     ranks = {
         "lora_unet_blocks_0_down.lora_down.weight": one,
@@ -164,16 +167,40 @@ def test_unusable_files_are_named_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_keys_without_a_module_are_reported_not_fatal(tmp_path: Path) -> None:
-    tensors = to_kohya(weights()) | {"lora_te_text_model.lora_down.weight": torch.ones(1, 1)}
+    tensors = to_default(weights()) | {"lora_te_text_model.lora_down.weight": torch.ones(1, 1)}
     save_file(tensors, tmp_path / "a.safetensors")
-    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
+    read = read_lora(tmp_path / "a.safetensors", TARGET)
     assert read.unmatched == ("lora_te_text_model.lora_down.weight",) and same(read.modules, weights())
 
 
 def test_a_network_is_written_and_read_back(tmp_path: Path) -> None:
     lora = create(toy(), block_classes=["Block"], exclude=EXCLUDE, dim=2, alpha=4, conv_dim=2, seed=0)
     write_lora(tmp_path / "a.safetensors", lora.state(), metadata={"note": json.dumps([1])})
-    read = read_lora(tmp_path / "a.safetensors", module_names=NAMES)
-    again = create(toy(), block_classes=["Block"], exclude="", dims=read.dims, seed=7)
-    again.load_state(read.kohya())
+    read = read_lora(tmp_path / "a.safetensors", TARGET)
+    again = create_like(toy(), read.modules, seed=7)
+    again.load_state(to_default(read.modules))
     assert all(torch.equal(value, again.state()[name]) for name, value in lora.state().items())
+
+
+def test_parameters_that_are_no_weights_are_changed_too(tmp_path: Path) -> None:
+    """Distilled LoRAs of Wan change the modulation of each block: `.diff_m` of the block, or `.diff` of itself."""
+    target = LoraTarget({"blocks.0": (), "blocks.0.q": (2, 2)}, bare=["blocks.0.modulation", "head.modulation"])
+    tensors = {
+        "diffusion_model.blocks.0.diff_m": torch.ones(6),
+        "diffusion_model.head.modulation.diff": torch.ones(2),
+        "lora_unet_blocks_0_q.w_norm": torch.ones(2, 2),
+        "lora_unet_blocks_0_q.b_norm": torch.ones(2),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors", target)
+    assert {name: tuple(value.shape) for name, value in read.differences.items()} == {
+        "blocks.0.modulation": (6,), "head.modulation": (2,), "blocks.0.q.weight": (2, 2), "blocks.0.q.bias": (2,)
+    }  # fmt: skip
+    assert read.unmatched == () and not read.modules
+
+
+def test_one_module_under_two_names_counts_once(tmp_path: Path) -> None:
+    tensors = to_default(weights()) | to_other(weights(alpha=3.0))
+    write_lora(tmp_path / "a.safetensors", tensors, metadata={})
+    read = read_lora(tmp_path / "a.safetensors", TARGET)
+    assert read.modules.keys() == weights().keys() and len(read.unmatched) in (4, 6)

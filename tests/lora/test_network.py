@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.contract.errors import OptionError, WeightsError
-from engine.lora.network import check_network_module, create, parse_network_args, targets
+from engine.lora.network import create, targets
 from tests.lora.toy import EXCLUDE, LINEARS, WIDTH, Toy, toy
 
 
@@ -210,43 +210,6 @@ def test_state_round_trip_and_its_errors() -> None:
         network(toy(), dim=3).load_state(one.state())
     with pytest.raises(WeightsError, match="missing"):
         two.load_state({})
-
-
-def test_ranks_can_be_given_module_by_module() -> None:
-    lora = network(toy(), dims={"blocks.0.down": (3, 6.0), "blocks.1.norm_linear": (1, 1.0)})
-    assert {name: (a.dim, a.scale) for name, a in lora.adapters.items()} == {
-        "lora_unet_blocks_0_down": (3, 2.0),
-        "lora_unet_blocks_1_norm_linear": (1, 1.0),
-    }
-
-
-def test_network_args_are_typed_and_misspelt_ones_named() -> None:
-    pattern = r"exclude_patterns=[r'.*ffn.*', 'a\.b']"
-    values = parse_network_args(
-        ["conv_dim=4", "rank_dropout=0.1", "loraplus_lr_ratio=4", "verbose=True", pattern],
-    )
-    assert values == {
-        "conv_dim": 4,
-        "rank_dropout": 0.1,
-        "loraplus_lr_ratio": 4.0,
-        "exclude_patterns": [".*ffn.*", r"a\.b"],
-        "verbose": True,
-    }
-    assert parse_network_args(["include_patterns=.*=.*"]) == {"include_patterns": [".*=.*"]}
-    for wrong, told in ((["conv_dims=4"], "conv_dim"), (["conv_dim=x"], "whole number"), (["conv_dim"], "key=value")):
-        with pytest.raises(OptionError) as caught:
-            parse_network_args(wrong)
-        assert told in caught.value.message + caught.value.hint
-
-
-def test_network_modules() -> None:
-    check_network_module("networks.lora")
-    check_network_module("networks.lora_wan")
-    for later in ("networks.loha", "networks.lokr", "lycoris.kohya"):
-        with pytest.raises(OptionError, match="later release"):
-            check_network_module(later)
-    with pytest.raises(OptionError, match="unknown"):
-        check_network_module("networks.nothing")
 
 
 LAYOUTS = Path(__file__).parents[1] / "layouts"

@@ -23,11 +23,3 @@ def test_the_middle_is_kept():
 def test_a_fitting_picture_is_untouched():
     image = picture(1)
     assert resize_to_bucket(image, (64, 48)) is image
-
-
-def test_cutting_to_a_shape_keeps_what_resizing_keeps():
-    from engine.media.resize import cut_to_shape
-
-    columns = np.tile(np.arange(8, dtype=np.uint8), (4, 1))
-    assert cut_to_shape(columns, (32, 32)).tolist() == [[2, 3, 4, 5]] * 4
-    assert cut_to_shape(columns, (64, 16)).shape == (2, 8)

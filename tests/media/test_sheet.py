@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from engine.media.sheet import contact_sheet, draw_sheet, spread
+from engine.media.sheet import contact_sheet, draw_sheet, spread, strip
 from tests.clips import picture
 
 
@@ -22,6 +22,12 @@ def test_thumbnails_are_shrunk_never_enlarged():
     small, large = np.zeros((20, 30, 3), np.uint8), picture(1, (640, 360))
     assert draw_sheet([("a", [small])]).width == draw_sheet([("a", [large])]).width
     assert draw_sheet([("a", [large] * 4)], columns=1).width < 4 * 160 + 100
+
+
+def test_a_strip_is_frames_side_by_side():
+    frames = [np.full((48, 64, 3), colour, np.uint8) for colour in (0, 100, 200)]
+    image = np.asarray(strip(frames, thumbnail=32))
+    assert image.shape == (24, 96, 3) and list(image[12, 16::32, 0]) == [0, 100, 200]
 
 
 def test_columns_and_empty_sheets():

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine.memory.checkpointing import checkpoint_blocks
+from engine.memory import checkpointing
+from engine.memory.checkpointing import Keeping, checkpoint_blocks
+from engine.memory.compile import compile_blocks
 from engine.memory.streaming import stream_blocks
+from engine.ops import kept_attention
+from engine.ops.attention import attention
 from tests.memory.toy import Stack, inputs, train_steps
 
 
@@ -120,3 +124,70 @@ def test_twice_is_refused():
     checkpoint_blocks(stack.blocks)
     with pytest.raises(ValueError, match="already"):
         checkpoint_blocks(stack.blocks)
+
+
+class Attending(nn.Module):
+    """A block whose attention counts: three linear layers would hide what is run again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x_BLD):
+        q_BLHD, k_BLHD, v_BLHD = self.qkv(x_BLD).unflatten(-1, (3, 2, 16)).unbind(2)
+        return x_BLD + self.out(attention(q_BLHD, k_BLHD, v_BLHD).flatten(2))
+
+
+def attending(monkeypatch, *, compiled=False, checkpointed=True, **how):
+    """(output and gradients, how often the kernel ran) of three such blocks on 40 tokens."""
+    runs = []
+    kernel = kept_attention._cpu_forward
+    monkeypatch.setattr(kept_attention, "_cpu_forward", lambda *parts: runs.append(1) or kernel(*parts))
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(Attending() for _ in range(3))
+    if compiled:
+        compile_blocks(blocks, backend="aot_eager")
+    if checkpointed:
+        checkpoint_blocks(blocks, smallest_offload=0, **how)
+    tokens = x = torch.randn(2, 40, 32, requires_grad=True)
+    for block in blocks:
+        x = block(x)
+    x.square().mean().backward()
+    monkeypatch.undo()
+    return [x.detach(), tokens.grad, *(parameter.grad for parameter in blocks.parameters())], len(runs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("offload", [False, True])
+def test_kept_attention_runs_once_and_changes_nothing(monkeypatch, compiled, offload):
+    plain, _ = attending(monkeypatch, checkpointed=False)
+    kept, runs = attending(monkeypatch, compiled=compiled, offload=offload, keep_from=40)
+    assert runs == 3
+    for ours, theirs in zip(kept, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+def test_attention_to_few_keys_or_by_wish_is_computed_again(monkeypatch):
+    for how in ({"keep_from": 41}, {"keep_from": 1, "attention": "recompute"}):
+        _, runs = attending(monkeypatch, **how)
+        assert runs == 0, "the kept operator ran although nothing is kept"
+
+
+@pytest.mark.parametrize(("free", "expected"), [(None, True), (100, False), (46, False), (47, True), (1000, True)])
+def test_attention_is_kept_where_inputs_results_and_one_block_fit(monkeypatch, free, expected):
+    """3 blocks: 2·3 + 40 sizes of the tokens have to be free; `free` counts them."""
+    tokens = torch.zeros(1, 10, 8)
+    room = None if free is None else (free - 1) * tokens.nbytes
+    monkeypatch.setattr(checkpointing, "free_bytes", lambda device: room)
+    if free == 100:
+        tokens = torch.zeros(1, 1000, 8)
+    assert Keeping("auto", blocks=3, offloaded=False)([torch.zeros(2), tokens]) is expected
+
+
+def test_the_decision_is_made_once_for_a_size(monkeypatch):
+    asked = []
+    monkeypatch.setattr(checkpointing, "free_bytes", lambda device: asked.append(1))
+    keeps = Keeping("auto", blocks=3, offloaded=False)
+    for length in (5, 5, 9, 5):
+        keeps([torch.zeros(1, length, 8)])
+    assert len(asked) == 2

@@ -141,10 +141,3 @@ def test_files_that_do_not_fit(folder, weights, tmp_path):
     write_weights(path, {**weights, table: torch.zeros(9000, 64)}, metadata=METADATA)
     with pytest.raises(WeightsError, match="for a token table of 9000 rows"):
         load(path, tokenizer=str(folder / tiny.CLIP_TOKENIZER_FOLDER))
-
-
-def test_freeing(folder):
-    encoder = load(folder / "clip_l.safetensors")
-    encoder.free()
-    with pytest.raises(RuntimeError, match="freed"):
-        clip.encode(encoder, ["x"])

@@ -250,13 +250,6 @@ def test_files_that_do_not_fit(weights, tokenizer_folder, tmp_path):
         load(path)
 
 
-def test_freeing(comfy):
-    encoder = load(comfy)
-    encoder.free()
-    with pytest.raises(RuntimeError, match="freed"):
-        llama.encode(encoder, ["x"])
-
-
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = (
         "import sys, engine.parts.llama_text, engine.parts.clip_text, engine.parts.siglip, engine.parts.tiny_encoders"

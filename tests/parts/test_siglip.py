@@ -118,10 +118,3 @@ def test_files_that_do_not_fit(weights, tmp_path):
     write_weights(path, {"embeddings.patch_embedding.weight": torch.zeros(48, 3, 14, 14)})
     with pytest.raises(WeightsError, match="lacks embeddings.position_embedding.weight"):
         load(path)
-
-
-def test_freeing(path, images):
-    encoder = load(path)
-    encoder.free()
-    with pytest.raises(RuntimeError, match="freed"):
-        siglip.encode(encoder, images)

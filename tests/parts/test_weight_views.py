@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engine.contract.errors import WeightsError
-from engine.parts.weight_views import ArrangedWeights, Rows, arranged_shapes
+from engine.parts.arrangement import Rows, arranged_shapes
+from engine.parts.weight_views import ArrangedWeights
 from engine.parts.weights import load_into, open_weights
 
 TENSORS = {

@@ -96,9 +96,16 @@ def test_a_pipeline_folder_leads_to_its_part(tmp_path):
         save_file({part: torch.zeros(1)}, tmp_path / part / "diffusion_pytorch_model.safetensors")
     assert list(open_weights(tmp_path, role="--vae").shapes) == ["vae"]
     assert list(open_weights(tmp_path, role="--dit").shapes) == ["transformer"]
-    (tmp_path / "transformer_2").mkdir()
-    with pytest.raises(WeightsError, match="two transformers"):
-        open_weights(tmp_path, role="--dit")
+
+
+def test_of_a_pipeline_with_two_experts_each_flag_gets_its_own(tmp_path):
+    """diffusers keeps the one for high noise in `transformer` and that for low noise in `transformer_2`."""
+    (tmp_path / "model_index.json").write_text("{}")
+    for part in ("transformer", "transformer_2"):
+        (tmp_path / part).mkdir()
+        save_file({part: torch.zeros(1)}, tmp_path / part / "diffusion_pytorch_model.safetensors")
+    assert list(open_weights(tmp_path, role="--dit").shapes) == ["transformer_2"]
+    assert list(open_weights(tmp_path, role="--dit_high_noise").shapes) == ["transformer"]
 
 
 def test_a_folder_with_nothing_or_several_files(tmp_path):

@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.sampling.guidance import guided, guided_batch, rescale_noise_cfg
+from engine.sampling.guidance import (
+    GuidancePlan,
+    Predictions,
+    guided,
+    guided_along,
+    guided_batch,
+    guided_steps,
+    in_turn,
+    layer_guided,
+    rescale_noise_cfg,
+)
 
 
 def cond(x, timestep_B):
@@ -69,3 +79,81 @@ def test_half_precision_predictions_are_combined_in_float32(inputs):
 def test_missing_unconditional_velocity():
     with pytest.raises(ValueError, match="unconditional"):
         guided(cond, None, 5.0)
+
+
+# ------------------------------------------------------------------------------------------------- along the steps
+
+
+def skipped(x, timestep_B):
+    return -0.3 * x + 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "share", "steps", "pattern"),
+    [
+        ("none", 0.5, 4, "AAAA"),
+        ("early", 0.5, 6, "SSSAAA"),
+        ("late", 0.5, 6, "AAASSS"),
+        ("middle", 0.5, 6, "ASSSAA"),
+        ("middle", 0.5, 8, "AASSSSAA"),
+        ("early_late", 0.5, 6, "SAAASS"),
+        ("early_late", 0.5, 8, "SSAAAASS"),
+        ("alternate", 0.5, 6, "SASASA"),
+        ("early", 0.25, 10, "SSSSSSSSAA"),
+        ("late", 0.0, 3, "SSS"),
+        ("alternate", 1.0, 3, "AAA"),
+        ("alternate", 0.7, 10, "SAASAASAAA"),
+    ],
+)
+def test_in_which_steps_guidance_acts(mode, share, steps, pattern):
+    """The patterns of musubi-tuner 30c658c; of the last one it loses the tenth step to rounding."""
+    assert "".join("A" if acts else "S" for acts in guided_steps(mode, share, steps)) == pattern
+
+
+@pytest.mark.parametrize("mode", ["early", "late", "middle", "early_late", "alternate"])
+def test_a_decimal_share_is_exactly_that_many_steps(mode):
+    """0.29 of 100 steps is 28.999999999999996 to a computer, and ten tenths added up are less than 1."""
+    assert sum(guided_steps(mode, 0.29, 100)) == 29 and sum(guided_steps(mode, 0.1, 10)) == 1
+
+
+def test_layer_guidance_formula(inputs):
+    x, t = inputs
+    expected = uncond(x, t) + 5 * (cond(x, t) - uncond(x, t)) + 3 * (cond(x, t) - skipped(x, t))
+    torch.testing.assert_close(layer_guided(cond, uncond, skipped, 5.0, layer_scale=3.0)(x, t), expected)
+    alone = cond(x, t) + 3 * (cond(x, t) - skipped(x, t))
+    torch.testing.assert_close(layer_guided(cond, never, skipped, 1.0, layer_scale=3.0)(x, t), alone)
+
+
+def test_each_step_has_its_own_velocity(inputs):
+    x, t = inputs
+    plan = GuidancePlan(
+        cfg_skip_mode="late", cfg_apply_ratio=0.75, slg_mode="original", slg_scale=2.0, slg_start=0.5, slg_end=1.0
+    )
+    models = Predictions(conditional=cond, unconditional=uncond, skipped=skipped)
+    walk = in_turn(guided_along(plan, models, [4.0, 3.0, 3.0, 3.0]))
+    found = [walk(x, t) for _ in range(4)]
+    wanted = [
+        guided(cond, uncond, 4.0), guided(cond, uncond, 3.0), layer_guided(cond, uncond, skipped, 3.0, layer_scale=2.0),
+        cond,
+    ]  # fmt: skip
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other(x, t))
+
+
+def test_mode_uncond_puts_the_skipped_prediction_in_the_unconditional_ones_place(inputs):
+    models = Predictions(conditional=cond, unconditional=never, skipped=skipped)
+    plan = GuidancePlan(slg_mode="uncond", slg_start=0.0, slg_end=1.0)
+    (velocity,) = guided_along(plan, models, [5.0])
+    torch.testing.assert_close(velocity(*inputs), guided(cond, skipped, 5.0)(*inputs))
+
+
+def test_one_call_for_both_serves_guided_steps_only(inputs):
+    def both(x, timestep_B):
+        half = len(x) // 2
+        return torch.cat([cond(x[:half], timestep_B[:half]), uncond(x[half:], timestep_B[half:])])
+
+    models = Predictions(conditional=cond, unconditional=never, both=both)
+    plan = GuidancePlan(cfg_skip_mode="early", cfg_apply_ratio=0.5)
+    first, second = guided_along(plan, models, [5.0, 5.0])
+    torch.testing.assert_close(first(*inputs), cond(*inputs))
+    torch.testing.assert_close(second(*inputs), guided(cond, uncond, 5.0)(*inputs))

@@ -53,7 +53,8 @@ def test_wrong_input_is_one_line_and_status_2(dataset, capfd, verb):
     for clip in (dataset.parent / "clips").iterdir():
         clip.unlink()
     assert main(["dataset", verb, "--dataset_config", str(dataset)]) == 2
-    assert "there is no video in this folder" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "there is no video in this folder" in shown and "0/0" not in shown and "0 files" not in shown
     assert main(["dataset", verb, "--dataset_config", "gone.toml"]) == 2
     assert "gone.toml: there is no such dataset file" in capfd.readouterr().err
     assert main(["dataset", verb, "--dataset_config", str(dataset), "--family", "none"]) == 2

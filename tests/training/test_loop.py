@@ -15,6 +15,7 @@ from engine.training.checkpoints import Keep
 from engine.training.loop import _Training, count_steps, step_seed
 from engine.training.schedules import Schedule
 from engine.training.sigmas import SigmaSampling
+from engine.training.states import read_owner
 from tests.training.toy_job import ITEMS, Job, batches, job
 
 EVERY_WAY = [
@@ -234,10 +235,12 @@ def test_metrics_average_over_the_epoch_window(tmp_path: Path) -> None:
     for number, event in enumerate(metrics, 1):
         window = some.losses[max(0, number - ITEMS) : number]
         assert event.values["loss/average"] == pytest.approx(sum(window) / len(window))
-    assert set(metrics[0].values) == {
+    names = {name for name in metrics[0].values if not name.startswith("loss/sigma_")}
+    assert names == {
         "loss/current", "loss/average", "lr/unet", "grad_norm", "max_norm/keys_scaled", "max_norm/average_key_norm",
         "max_norm/max_key_norm",
     }  # fmt: skip
+    assert [event.step for event in metrics if "weight_norm" in event.values] == [10]
     epochs = [(step, values) for step, values in recorder.logged if "loss/epoch" in values]
     assert epochs[0] == (1, {"loss/epoch": metrics[4].values["loss/average"]}) and len(epochs) == 2
     assert len(recorder.logged) == 12
@@ -277,13 +280,101 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_names_the_items(tmp_path: 
     assert all(torch.isfinite(value).all() for value in some.network.state().values())
 
 
-def test_five_in_a_row_end_the_training(tmp_path: Path) -> None:
+def test_many_in_a_row_end_the_training_and_keep_what_was_good(tmp_path: Path) -> None:
     velocity, holder = exploding({2, 4, 5, 6, 7, 8})
-    some = job(tmp_path, velocity=velocity)
+    some = job(tmp_path, velocity=velocity, max_not_finite_steps=5)
     holder.append(some.dit)
     with pytest.raises(OptionError, match="5 steps in a row, up to step 8") as caught:
         some.run()
-    assert "--learning_rate" in caught.value.hint
+    assert "--learning_rate" in caught.value.hint and "toy-step00000008.safetensors" in caught.value.message
+    saved = load_file(tmp_path / "toy-step00000008.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in some.network.state().items())
+    again = job(tmp_path)
+    assert again.resume(tmp_path / "toy-step00000008-state").step == 10  # counted anew
+
+
+def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path: Path) -> None:
+    """Finite gradients can still blow weights up; a save would then take the last good file's place."""
+    some = job(tmp_path, keep=Keep(save_every_n_steps=2, save_last_n_steps=1))
+    say = some.setup.say
+
+    def breaking(event) -> None:
+        say(event)
+        if isinstance(event, Metric) and event.step == 3:
+            next(some.network.parameters()).data.fill_(float("nan"))
+
+    object.__setattr__(some.setup, "say", breaking)
+    with pytest.raises(OptionError, match="not finite numbers any more after step 4"):
+        some.run()
+    assert artifacts(some) == ["toy-step00000002.safetensors"]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "toy-step00000002.safetensors").values())
+
+
+def test_an_exploding_loss_is_told_once_and_early(tmp_path: Path) -> None:
+    calls = [0]
+
+    def velocity(x_BCTHW, timestep_B, cond):
+        calls[0] += 1
+        return holder[0](x_BCTHW, timestep_B, cond) * (30.0 if calls[0] > 60 else 1.0)
+
+    holder: list = []
+    some = job(tmp_path, velocity=velocity, max_steps=80, lr=0.0, schedule=Schedule())
+    holder.append(some.dit)
+    some.run()
+    (warning,) = some.said(Warning_)
+    assert warning.message.startswith("Step 6") and "--learning_rate" in warning.message
+
+
+class Clock:
+    """Each look at it takes so many seconds."""
+
+    def __init__(self, step_s: float) -> None:
+        self.now_s, self.step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+def test_states_by_time_are_kept_to_the_last_ones(tmp_path: Path) -> None:
+    keep = Keep(save_every_n_steps=4, save_state=True, save_last_n_states=2)
+    some = job(tmp_path, keep=keep, setup={"clock": Clock(20.0)}, save_state_every_minutes=0.5)
+    some.run()
+    states = [path.name for path in sorted(tmp_path.glob("*-step*-state"))]
+    passing = [name for name in states if read_owner(tmp_path / name).passing]
+    assert len(passing) == 2 and {"toy-step00000004-state", "toy-step00000008-state"} <= set(states)
+    assert len([name for name in artifacts(some) if name.endswith("-state")]) > len(states)
+    assert len(list(tmp_path.glob("toy-step*.safetensors"))) == 2  # a state by time brings no LoRA
+    plain = job(tmp_path / "plain")
+    plain.run()
+    assert some.losses == plain.losses
+
+
+def test_time_that_is_over_is_a_stop(tmp_path: Path) -> None:
+    some = job(tmp_path, setup={"clock": Clock(25.0)}, max_minutes=1.0)
+    outcome = some.run()
+    assert outcome.stopped and 0 < outcome.step < 10 and some.setup.control.stop_requested
+    whole = job(tmp_path / "whole")
+    whole.run()
+    rest = job(tmp_path)
+    rest.resume(outcome.path.with_name(f"{outcome.path.stem}-state"))
+    assert some.losses + rest.losses == whole.losses
+
+
+def test_averages_by_noise_level_go_on_as_they_were(tmp_path: Path) -> None:
+    def levels(some) -> list:
+        return [
+            {name: value for name, value in event.values.items() if name.startswith("loss/sigma_")}
+            for event in some.said(Metric)
+        ]
+
+    whole = job(tmp_path / "whole", max_steps=20)
+    whole.run()
+    first = job(tmp_path, max_steps=20)
+    Stopping(first, 13).run()
+    rest = job(tmp_path, max_steps=20)
+    rest.resume(tmp_path / "toy-step00000013-state")
+    assert levels(first) + levels(rest) == levels(whole) and all(len(entry) == 1 for entry in levels(whole))
 
 
 def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
@@ -332,14 +423,29 @@ def test_stratified_timesteps_of_the_batch_are_used(tmp_path: Path) -> None:
 
 
 def test_seeds_of_neighbouring_steps_share_nothing() -> None:
-    seeds = {
-        step_seed(seed, step, micro, process)
-        for seed in (0, 1)
-        for step in range(20)
-        for micro in range(3)
-        for process in (0, 1)
-    }
+    seeds = {step_seed(seed, step, number) for seed in (0, 1) for step in range(20) for number in range(6)}
     assert len(seeds) == 240 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("when", "step"),
+    [({"sample_at_first": True}, 0), ({"sample_every_n_steps": 4}, 4), ({"sample_every_n_epochs": 1}, ITEMS)],
+    ids=str,
+)
+def test_a_stop_while_samples_are_made_is_seen_before_the_next_step(tmp_path: Path, when: dict, step: int) -> None:
+    control = Control()
+    some = job(tmp_path, control=control, setup={"on_sample": lambda step, epoch: control.request_stop()}, **when)
+    outcome = some.run()
+    assert outcome.stopped and outcome.step == len(some.losses) == step
+    assert outcome.path.exists() and outcome.path.with_name(f"{outcome.path.stem}-state").is_dir()
+
+
+def test_a_sample_asked_for_without_prompts_is_explained(tmp_path: Path) -> None:
+    control = Control()
+    control.request_sample()
+    some = job(tmp_path, max_steps=2, control=control)
+    some.run()
+    assert ["--sample_prompts" in warning.message for warning in some.said(Warning_)] == [True]
 
 
 def test_schedule_free_optimizers_save_their_averaged_weights(tmp_path: Path) -> None:
@@ -349,52 +455,6 @@ def test_schedule_free_optimizers_save_their_averaged_weights(tmp_path: Path) ->
     object.__setattr__(some.built, "eval", lambda: modes.append("eval"))
     some.run()
     assert modes == ["train", "eval", "train", "eval", "train", "eval"]
-
-
-class SecondProcess:
-    """An accelerator that believes in a second process, whose share of each exchange is given."""
-
-    num_processes = 2
-
-    def __init__(self, real, other: list[torch.Tensor]) -> None:
-        self.real, self.other = real, other
-
-    def __getattr__(self, name: str):
-        return getattr(self.real, name)
-
-    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
-        assert reduction == "sum"
-        return tensor + self.other.pop(0)
-
-
-def test_gradients_are_the_mean_over_all_micro_batches_of_all_processes(tmp_path: Path) -> None:
-    """In an epoch's last round a process may have fewer batches, or none; nobody's batch counts for more."""
-    some = job(tmp_path)
-    training = _Training(some.setup, some.settings, None)
-    sizes = [parameter.numel() for parameter in training.parameters]
-    torch.manual_seed(0)
-    one, two, three = (torch.randn(sum(sizes)) for _ in range(3))
-    theirs = torch.cat([(two + three) / 2, torch.tensor([1.0])])
-    training.accelerator = SecondProcess(some.setup.accelerator, [theirs.clone(), theirs.clone()])
-    for parameter, part in zip(training.parameters, one.split(sizes), strict=True):
-        parameter.grad = (part / 2).view_as(parameter)
-    training._average_gradients(1, 2)
-    together = torch.cat([parameter.grad.flatten() for parameter in training.parameters])
-    assert torch.allclose(together, (one + two + three) / 3, atol=1e-6)
-    for parameter in training.parameters:
-        parameter.grad = None
-    training._average_gradients(0, 2)
-    together = torch.cat([parameter.grad.flatten() for parameter in training.parameters])
-    assert torch.allclose(together, (two + three) / 2, atol=1e-6)
-
-
-def test_losses_are_averaged_over_the_processes_that_had_a_batch(tmp_path: Path) -> None:
-    some = job(tmp_path)
-    training = _Training(some.setup, some.settings, None)
-    theirs = torch.tensor([[3.0, 5.0, 0.5], [1.0, 1.0, 1.0]])
-    training.accelerator = SecondProcess(some.setup.accelerator, [theirs])
-    losses, norm = training._measured([torch.tensor(1.0)], torch.tensor(0.5), 2)
-    assert losses == [2.0, 5.0] and norm == 0.5
 
 
 def test_a_loss_scaler_that_overflows_lowers_its_scale_and_goes_on(tmp_path: Path) -> None:

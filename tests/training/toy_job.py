@@ -18,7 +18,7 @@ from engine.lora.files import write_lora
 from engine.lora.network import LoraNetwork, create
 from engine.training.checkpoints import Checkpoints, Keep
 from engine.training.loop import Outcome, Settings, Setup, train
-from engine.training.optimizers import BuiltOptimizer, create_optimizer
+from engine.training.optimizers import BuiltOptimizer, choose_optimizer
 from engine.training.schedules import Schedule, create_scheduler
 from engine.training.sigmas import SigmaSampling
 from engine.training.states import Position, StateParts, read_state
@@ -102,6 +102,8 @@ def job(
     *,
     lr: float = 1e-2,
     optimizer: str = "AdamW",
+    optimizer_args: tuple[str, ...] = (),
+    full_bf16: bool = False,
     schedule: Schedule | None = None,
     keep: Keep | None = None,
     sampling: SigmaSampling | None = None,
@@ -122,9 +124,11 @@ def job(
         dit, block_classes=["Block"], exclude="", dim=4, alpha=4, dropout=dropout, rank_dropout=dropout, seed=seed
     )
     settings = {"max_steps": 10, "accumulation": 1, **settings}
-    built = create_optimizer(optimizer, [], network.parameter_groups(lr), lr=lr)
+    groups = network.parameter_groups(lr)
+    built = choose_optimizer(optimizer, optimizer_args, lr=lr).build(groups, full_bf16=full_bf16)
     scheduler = create_scheduler(
-        schedule or Schedule(name="cosine", warmup=2),
+        schedule
+        or (Schedule(name=built.forced_schedule) if built.forced_schedule else Schedule(name="cosine", warmup=2)),
         built.optimizer,
         total_steps=settings["max_steps"],
         schedule_free=built.schedule_free,
@@ -135,7 +139,7 @@ def job(
         write_lora(path, network.state(), metadata={"ss_steps": str(step), "ss_epoch": str(epoch)})
 
     parts = {
-        "accelerator": accelerator(mixed_precision),
+        "accelerator": (setup or {}).get("accelerator") or accelerator(mixed_precision),
         "network": network,
         "optimizer": built,
         "scheduler": scheduler,

@@ -6,7 +6,8 @@ these files; `pending.py` says which cannot be used yet.
 
 from .data import Caching, Data, DatasetTools, Demo, Docs, LatentCaching
 from .generating import GenerationMemory, LoraStack, Output, Prompting
-from .memory import Memory, TrainingMemory
+from .guidance import GuidanceSteps
+from .memory import Memory, MemoryPlan, TrainingMemory
 from .models import (
     Attention,
     AttentionMode,
@@ -18,11 +19,13 @@ from .models import (
     TrainingPrecision,
 )
 from .running import Launch, Run
-from .saving import HuggingFace, Logging, Metadata, Samples, Saving
+from .saving import SAMPLE_DEFAULTS, HuggingFace, Logging, Metadata, Samples, Saving
 from .tools import LoraConvert, LoraEma, LoraInfo, LoraMerge
 from .training import Network, Optimizer, Schedule, Timesteps, Training
+from .validation import Validation
 
 __all__ = [
+    "SAMPLE_DEFAULTS",
     "Attention",
     "AttentionMode",
     "Caching",
@@ -33,6 +36,7 @@ __all__ = [
     "GenerationMemory",
     "GenerationModels",
     "GenerationPrecision",
+    "GuidanceSteps",
     "HuggingFace",
     "LatentCaching",
     "Launch",
@@ -43,6 +47,7 @@ __all__ = [
     "LoraMerge",
     "LoraStack",
     "Memory",
+    "MemoryPlan",
     "Metadata",
     "Models",
     "Network",
@@ -59,4 +64,5 @@ __all__ = [
     "TrainingMemory",
     "TrainingModels",
     "TrainingPrecision",
+    "Validation",
 ]

@@ -7,7 +7,6 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import PENDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +48,17 @@ class Caching(Section, title="Caching"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentCaching(Caching, title="Caching", pending=PENDING):
+class LatentCaching(Caching, title="Caching"):
     """How caches are made. Finished ones are skipped as long as source, settings and model are unchanged."""
 
     debug_mode: Literal["image", "console", "video"] | None = opt(
-        None, "Show what would be cached instead of caching: in a window, in the terminal, or as files in the cache "
-        "folder. `dataset preview` draws a contact sheet.", advanced=True,
+        None, "Show what would be cached instead of caching: on a contact sheet beside the dataset file, in the "
+        "terminal, or as video files in the cache folder.", advanced=True,
     )  # fmt: skip
     console_width: int = opt(80, "Width of pictures in the terminal.", low=8, unit="characters", advanced=True)
-    console_back: str | None = opt(
-        None, "Background of pictures in the terminal, a colour's name.", advanced=True, metavar="COLOUR"
-    )
+    console_back: str = opt("black", "Colour around pictures in the terminal.", advanced=True, metavar="COLOUR")
     console_num_images: int | None = opt(
-        None, "Show so many items of each dataset in the terminal without asking.", low=1, advanced=True
+        None, "Draw at most so many clips of each dataset in the terminal. Default: all.", low=1, advanced=True
     )
     disable_cudnn_backend: bool = opt(False, "Do without cuDNN; may help on AMD GPUs.", advanced=True)
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import OptionError
-from ..schema import Section, opt
-from .memory import CompileMode, Memory
-from .pending import PENDING
+from ..schema import Section, opt, redefault
+from .memory import CompileMode, Memory, MemoryPlan, check_vram
+from .pending import ACCEPTED
 from .training import SEED_HIGH
 
-SPACE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
 DYNAMIC = ("true", "false", "auto")
-TIME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Prompting(Section, title="What to generate"):
         None, 'What it should not show. Default: the family\'s own text; "" for none.', metavar="TEXT"
     )
     video_size: tuple[int, int] = opt(
-        (256, 256), "Height and width, multiples of 16.", low=SPACE_STEP, unit="pixels", metavar=("HEIGHT", "WIDTH")
+        (256, 256), "Height and width, multiples of 16.", low=16, unit="pixels", metavar=("HEIGHT", "WIDTH")
     )
     video_length: int | None = opt(
         None, "How long: 1, 5, 9, … 81 (4n+1). Default: what the task was made for.", low=1, unit="frames"
@@ -44,29 +42,12 @@ class Prompting(Section, title="What to generate"):
     seed: int | None = opt(None, "Seed of the noise. Default: a new one, noted in the metadata.", low=0, high=SEED_HIGH)
     cpu_noise: bool = opt(False, "Draw the noise on the CPU, as ComfyUI does: same seed, same noise.")
     from_file: str | None = opt(
-        None, "Make one video for each line of this file; a line may end in --w --h --f --d --s --g --fs --n …",
-        file_kind="prompts", metavar="FILE",
+        None, "Make one video for each line of this file; a line may end in --w --h --f --d --s --g --fs --n …: see "
+        "docs/PROMPTS.md.", file_kind="prompts", metavar="FILE",
     )  # fmt: skip
     interactive: bool = opt(False, "Ask for prompts one after the other; models stay loaded.")
 
     def __post_init__(self) -> None:
-        for what, pixels in zip(("height", "width"), self.video_size, strict=True):
-            if pixels % SPACE_STEP:
-                below = pixels // SPACE_STEP * SPACE_STEP
-                raise OptionError(
-                    f"--video_size: a {what} of {pixels} is not a multiple of {SPACE_STEP}: "
-                    f"use {below} or {below + SPACE_STEP}.",
-                    hint="Latents are 8 times smaller and the model takes them in patches of 2 x 2.",
-                    names=("video_size",),
-                )
-        frames = self.video_length
-        if frames is not None and (frames - 1) % TIME_STEP:
-            below = (frames - 1) // TIME_STEP * TIME_STEP + 1
-            raise OptionError(
-                f"--video_length: {frames} is not 4n+1: use {below} or {below + TIME_STEP}.",
-                hint="After the first frame, the model makes frames four at a time.",
-                names=("video_length",),
-            )
         given = [name for name in ("prompt", "from_file", "interactive") if getattr(self, name) not in (None, False)]
         if len(given) > 1:
             raise OptionError(
@@ -77,7 +58,7 @@ class Prompting(Section, title="What to generate"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraStack(Section, title="LoRA", pending=PENDING):
+class LoraStack(Section, title="LoRA", accepted=ACCEPTED):
     """LoRA files that are merged into the model."""
 
     lora_weight: tuple[str, ...] = opt((), "LoRA files, merged in this order.", file_kind="lora", metavar="FILE")
@@ -177,8 +158,11 @@ class GenerationMemory(Memory, title="Memory and speed"):
         None, "Old form of --compile_backend, --compile_mode, --compile_dynamic and --compile_fullgraph.",
         advanced=True, metavar=("BACKEND", "MODE", "DYNAMIC", "FULLGRAPH"),
     )  # fmt: skip
+    memory: Literal["off", "auto"] = redefault(MemoryPlan, "memory", "off")
+    vram: str | None = redefault(MemoryPlan, "vram", None)
 
     def __post_init__(self) -> None:
+        check_vram(self.vram)
         if self.compile_args is None:
             return
         backend, mode, dynamic, fullgraph = self.compile_args

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import OptionError
-from ..schema import Section, opt
-from .pending import ACCEPTED, PENDING
+from ..schema import Section, opt, redefault
+from .pending import ACCEPTED
 
 DYNAMO_BACKENDS = (
     "NO", "EAGER", "AOT_EAGER", "INDUCTOR", "AOT_TS_NVFUSER", "NVPRIMS_NVFUSER", "CUDAGRAPHS", "OFI", "FX2TRT",
     "ONNXRT", "TENSORRT", "AOT_TORCHXLA_TRACE_ONCE", "TORCHXLA_TRACE_ONCE", "TVM", "HPU_BACKEND", "NEURON",
 )  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)?", re.IGNORECASE)
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan(Section, title="Memory and speed"):
+    """Fitting a job into the graphics card."""
+
+    memory: Literal["off", "auto"] = opt(
+        "off", "auto: before anything is loaded, choose what makes the job fit the GPU (--blocks_to_swap, "
+        "--gradient_checkpointing, --fp8_scaled, VAE tiles …) on top of what is asked for, and after running out of "
+        "memory go on once with less. `plan` shows what it would choose.",
+    )  # fmt: skip
+    vram: str | None = opt(
+        None, "Plan for a GPU of this size, such as 12GB, and with --memory auto take no more. Default: what is free.",
+        metavar="SIZE",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_vram(self.vram)
+
+
+def vram_gib(vram: str) -> float:
+    """`12GB`, `12` or `11.5 GiB` in GiB: cards are named in GB and have GiB. ValueError for anything else."""
+    found = _SIZE.fullmatch(vram.strip())
+    if not found or float(found[1]) <= 0:
+        raise ValueError(vram)
+    return float(found[1])
+
+
+def check_vram(vram: str | None) -> None:
+    """OptionError unless it is a size or None."""
+    try:
+        if vram is not None:
+            vram_gib(vram)
+    except ValueError:
+        raise OptionError(
+            f"--vram {vram}: not a size.", hint="Write it in GB, such as --vram 12GB.", names=("vram",)
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +74,7 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
     compile: bool = opt(False, "Compile the blocks with torch.compile; needs Triton.")
     compile_backend: str = opt("inductor", "Backend of torch.compile.", advanced=True)
     compile_mode: CompileMode = opt("default", "Mode of torch.compile.", advanced=True)
-    compile_dynamic: Literal["true", "false", "auto"] | None = opt(
-        None, "Compile for changing shapes. Default: auto.", advanced=True
-    )
+    compile_dynamic: Literal["true", "false", "auto"] = opt("auto", "Compile for changing shapes.", advanced=True)
     compile_fullgraph: bool = opt(
         False, "Fail when a block cannot be compiled as one graph. Not together with split attention.", advanced=True
     )
@@ -52,7 +89,7 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingMemory(Memory, title="Memory and speed", pending=PENDING, accepted=ACCEPTED):
+class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     gradient_checkpointing: bool = opt(
@@ -62,6 +99,10 @@ class TrainingMemory(Memory, title="Memory and speed", pending=PENDING, accepted
     gradient_checkpointing_cpu_offload: bool = opt(
         False, "Keep the checkpoints in main memory. Needs --gradient_checkpointing.", advanced=True
     )
+    gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = opt(
+        "auto", "Whether checkpoints keep the results of attention too: a tenth to a seventh faster for twice their "
+        "memory, same numbers. auto keeps them where the GPU has room, and always in main memory.", advanced=True,
+    )  # fmt: skip
     block_swap_h2d_only: bool = opt(
         False, "Stream blocks one way only, since frozen weights need no copy back: faster. Needs "
         "--gradient_checkpointing.", advanced=True,
@@ -71,16 +112,28 @@ class TrainingMemory(Memory, title="Memory and speed", pending=PENDING, accepted
         unit="blocks", advanced=True,
     )  # fmt: skip
     dynamo_backend: str = opt(
-        "NO", "Compile the whole model through accelerate; --compile is usually better.", choices=DYNAMO_BACKENDS,
-        advanced=True,
+        "NO", "Set --compile and --compile_backend, by accelerate's name for the backend; NO sets nothing.",
+        choices=DYNAMO_BACKENDS, advanced=True,
     )  # fmt: skip
     dynamo_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = opt(
-        None, "Mode of --dynamo_backend.", advanced=True
+        None, "Set --compile_mode, together with --dynamo_backend.", advanced=True
     )
-    dynamo_fullgraph: bool = opt(False, "One graph only, for --dynamo_backend.", advanced=True)
-    dynamo_dynamic: bool = opt(False, "Changing shapes, for --dynamo_backend; often troublesome.", advanced=True)
+    dynamo_fullgraph: bool = opt(False, "Set --compile_fullgraph, together with --dynamo_backend.", advanced=True)
+    dynamo_dynamic: bool = opt(False, "Set --compile_dynamic true, together with --dynamo_backend.", advanced=True)
+    memory: Literal["off", "auto"] = redefault(MemoryPlan, "memory", "off")
+    vram: str | None = redefault(MemoryPlan, "vram", None)
+
+    @property
+    def checkpointing(self) -> dict[str, Any] | None:
+        """How blocks are checkpointed (memory/checkpointing.py); None: not at all."""
+        if not self.gradient_checkpointing:
+            return None
+        return {
+            "offload": self.gradient_checkpointing_cpu_offload, "attention": self.gradient_checkpointing_attention,
+        }  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_vram(self.vram)
         for name in ("block_swap_h2d_only", "gradient_checkpointing_cpu_offload"):
             if getattr(self, name) and not self.gradient_checkpointing:
                 raise OptionError(
@@ -94,9 +147,25 @@ class TrainingMemory(Memory, title="Memory and speed", pending=PENDING, accepted
                 hint="Add --blocks_to_swap with a number of blocks.",
                 names=("block_swap_h2d_only", "blocks_to_swap"),
             )
-        if self.compile and self.dynamo_backend != "NO":
-            raise OptionError(
-                "--compile and --dynamo_backend would compile the model twice.",
-                hint="Keep --compile.",
-                names=("compile", "dynamo_backend"),
-            )
+        if self.dynamo_backend != "NO":
+            self._compile_as_dynamo_says()
+
+    def _compile_as_dynamo_says(self) -> None:
+        """Give the options of --compile the values that accelerate's names for them have."""
+        said: dict[str, Any] = {"compile_backend": ("dynamo_backend", self.dynamo_backend.lower())}
+        if self.dynamo_mode is not None:
+            said["compile_mode"] = ("dynamo_mode", self.dynamo_mode)
+        if self.dynamo_fullgraph:
+            said["compile_fullgraph"] = ("dynamo_fullgraph", True)
+        if self.dynamo_dynamic:
+            said["compile_dynamic"] = ("dynamo_dynamic", "true")
+        for name, (dynamo, value) in said.items():
+            given = getattr(self, name)
+            if given not in (value, type(self).__dataclass_fields__[name].default):
+                raise OptionError(
+                    f"--{dynamo} {getattr(self, dynamo)} and --{name} {given} contradict each other.",
+                    hint=f"Keep --{name}, with --compile.",
+                    names=(dynamo, name),
+                )
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "compile", True)

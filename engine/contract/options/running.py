@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import PENDING
+from .pending import ACCEPTED
+
+_GPU = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # a number, or a name as `nvidia-smi -L` shows it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +37,13 @@ class Run(Section, title="Run"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch(Section, title="Several GPUs", pending=PENDING):
+class Launch(Section, title="Several GPUs", accepted=ACCEPTED):
     """Training in more than one process. Nobody needs to run `accelerate config`."""
 
-    num_processes: int = opt(1, "Train in this many processes, one for each GPU.", low=1, advanced=True)
+    num_processes: int = opt(
+        1, "Train in this many processes, one for each GPU. Each takes other clips, so a step trains on so many times "
+        "more of them.", low=1, advanced=True,
+    )  # fmt: skip
     gpu_ids: str | None = opt(
         None, "Which GPUs to use: all, or their numbers such as 0,1. Default: the first ones.", advanced=True,
         metavar="IDS",
@@ -45,9 +52,9 @@ class Launch(Section, title="Several GPUs", pending=PENDING):
         None, "Port through which the processes find each other. Default: a free one.", low=0, high=65535,
         advanced=True,
     )  # fmt: skip
-    ddp_timeout: int | None = opt(
-        None, "Give up when a process does not answer for so long. Default: accelerate's own.", low=1, unit="minutes",
-        advanced=True,
+    ddp_timeout: int = opt(
+        120, "Give up when a process does not answer for so long, such as one that draws samples while the others "
+        "wait. One that ends is noticed at once.", low=1, unit="minutes", advanced=True,
     )  # fmt: skip
     ddp_gradient_as_bucket_view: bool = opt(
         False, "Let gradients share memory with the communication buffers: less memory.", advanced=True
@@ -55,3 +62,29 @@ class Launch(Section, title="Several GPUs", pending=PENDING):
     ddp_static_graph: bool = opt(
         False, "Tell DistributedDataParallel that each step uses the same parameters.", advanced=True
     )
+
+    def __post_init__(self) -> None:
+        ids = self.chosen_gpus
+        wrong = [name for name in ids if not _GPU.fullmatch(name)]
+        if wrong:
+            raise OptionError(
+                f"--gpu_ids {self.gpu_ids}: {wrong[0]!r} is no GPU.",
+                hint="Write all, or numbers with commas between them, such as 0,1.",
+                names=("gpu_ids",),
+            )
+        twice = [name for name in ids if ids.count(name) > 1]
+        if twice:
+            raise OptionError(f"--gpu_ids {self.gpu_ids} names {twice[0]} twice.", hint="Keep one.", names=("gpu_ids",))
+        if ids and len(ids) < self.num_processes:
+            raise OptionError(
+                f"--num_processes {self.num_processes} needs as many GPUs, but --gpu_ids names {len(ids)}.",
+                hint=f"Use --num_processes {len(ids)}, or name more GPUs.",
+                names=("num_processes", "gpu_ids"),
+            )
+
+    @property
+    def chosen_gpus(self) -> tuple[str, ...]:
+        """The names in --gpu_ids; none for all of them."""
+        if self.gpu_ids is None or self.gpu_ids.strip().lower() == "all":
+            return ()
+        return tuple(name.strip() for name in self.gpu_ids.split(","))

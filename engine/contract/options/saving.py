@@ -7,7 +7,6 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import PENDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +35,33 @@ class Saving(Section, title="Saving and resuming"):
         None, "Keep states of the last so many steps. Default: as --save_last_n_steps.", low=1, unit="steps",
         advanced=True,
     )  # fmt: skip
-    resume: str | None = opt(
-        None, "Go on from this state folder: same step, epoch, order of clips and file names.", file_kind="state",
-        metavar="DIR",
+    resume: str = opt(
+        "auto", "Go on from this state folder: same step, epoch, order of clips and file names. auto: from the newest "
+        "whole state of a training of this --output_name that was stopped, killed or broken off, if there is one.",
+        file_kind="state", metavar="DIR",
     )  # fmt: skip
     save_precision: Literal["float", "fp32", "fp16", "bf16"] = opt(
         "fp32", "Number format of saved LoRA files; bf16 halves their size."
     )
+    fresh: bool = opt(
+        False, "Begin anew, whatever an earlier training of this --output_name left; its files are written over."
+    )
+    save_state_every_minutes: float = opt(
+        30.0, "Save a state whenever so much time has passed without one, so that a crash costs no more; 0 does not.",
+        low=0, unit="minutes",
+    )  # fmt: skip
+    save_last_n_states: int = opt(
+        2, "Keep so many of the states that time or a stop brought. Those of --save_state have limits of their own.",
+        low=1, unit="states", advanced=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
+        if self.fresh and self.resume != "auto":
+            raise OptionError(
+                f"--fresh begins anew, --resume {self.resume} goes on.",
+                hint="Keep one of them.",
+                names=("fresh", "resume"),
+            )
         if not self.output_name.strip() or any(sign in self.output_name for sign in '/\\:*?"<>|'):
             raise OptionError(
                 f"--output_name {self.output_name!r} is no file name.",
@@ -59,6 +76,8 @@ class Saving(Section, title="Saving and resuming"):
                     hint=f"Add --{every}, or leave out --{name}.",
                     names=(name, every),
                 )
+            if getattr(self, f"{name}_state") is None:
+                object.__setattr__(self, f"{name}_state", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,41 +91,95 @@ class Metadata(Section, title="Metadata"):
     metadata_description: str | None = opt(None, "Description.", advanced=True, metavar="TEXT")
     metadata_license: str | None = opt(None, "Licence.", advanced=True, metavar="TEXT")
     metadata_tags: str | None = opt(None, "Tags, with commas between.", advanced=True, metavar="TEXT")
-    metadata_reso: str | None = opt(None, "Resolution, such as 832,480.", advanced=True, metavar="W,H")
+    metadata_reso: str | None = opt(
+        None, "Resolution, such as 832,480 or 1024. Default: that of the largest clips trained on.", advanced=True,
+        metavar="W,H",
+    )  # fmt: skip
     metadata_arch: str | None = opt(None, "Architecture. Default: the family's.", advanced=True, metavar="TEXT")
 
+    @property
+    def resolution(self) -> tuple[int, int] | None:
+        """Width and height in pixels of `metadata_reso`."""
+        if self.metadata_reso is None:
+            return None
+        sides = self.metadata_reso.replace("x", ",").split(",")
+        if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
+            raise OptionError(
+                f"--metadata_reso {self.metadata_reso} is not a resolution.",
+                hint="Write width and height such as 832,480, or one number for a square.",
+                names=("metadata_reso",),
+            )
+        return int(sides[0]), int(sides[-1])
+
+    def __post_init__(self) -> None:
+        _ = self.resolution
+
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFace(Section, title="Hugging Face", pending=PENDING):
-    """Uploading what is saved, and resuming from what was uploaded."""
+class HuggingFace(Section, title="Hugging Face"):
+    """Uploading what is saved, and resuming from what was uploaded. The files stay on this machine too."""
 
-    huggingface_repo_id: str | None = opt(None, "Upload to this repository.", advanced=True, metavar="OWNER/NAME")
-    huggingface_repo_type: str | None = opt(None, "Type of the repository.", advanced=True, metavar="TYPE")
-    huggingface_path_in_repo: str | None = opt(None, "Folder in the repository.", advanced=True, metavar="PATH")
-    huggingface_token: str | None = opt(None, "Access token.", advanced=True, metavar="TOKEN")
-    huggingface_repo_visibility: str | None = opt(
-        None, "Who may see it: public, else private.", advanced=True, metavar="WORD"
+    huggingface_repo_id: str | None = opt(
+        None, "Upload each saved LoRA to this repository, which is made if it does not exist.", advanced=True,
+        metavar="OWNER/NAME",
+    )  # fmt: skip
+    huggingface_repo_type: Literal["model", "dataset", "space"] = opt("model", "Type of the repository.", advanced=True)
+    huggingface_path_in_repo: str | None = opt(
+        None, "Folder in the repository. Default: its top.", advanced=True, metavar="PATH"
     )
-    save_state_to_huggingface: bool = opt(False, "Upload states as well.", advanced=True)
+    huggingface_token: str | None = opt(
+        None, "Access token, kept out of every record. Default: the variable HF_TOKEN, or `hf auth login`.",
+        advanced=True, secret=True, metavar="TOKEN",
+    )  # fmt: skip
+    huggingface_repo_visibility: Literal["private", "public"] = opt(
+        "private", "Who may see a repository that is made.", advanced=True
+    )
+    save_state_to_huggingface: bool = opt(False, "Upload each saved state as well.", advanced=True)
     resume_from_huggingface: bool = opt(
-        False, "--resume names repo/path:revision:type instead of a folder.", advanced=True
-    )
-    async_upload: bool = opt(False, "Upload while training goes on.", advanced=True)
+        False, "--resume names a state in a repository: owner/name/path, then :revision and :type if they are not "
+        "main and model.", advanced=True,
+    )  # fmt: skip
+    async_upload: bool = opt(False, "Upload while training goes on, instead of waiting.", advanced=True)
+
+    def __post_init__(self) -> None:
+        for name in ("huggingface_path_in_repo", "save_state_to_huggingface", "async_upload"):
+            if getattr(self, name) and self.huggingface_repo_id is None:
+                raise OptionError(
+                    f"--{name} is about uploads, but no repository is named.",
+                    hint=f"Add --huggingface_repo_id, or leave out --{name}.",
+                    names=(name, "huggingface_repo_id"),
+                )
+
+
+SAMPLE_DEFAULTS = {"video_size": (256, 256), "video_length": 1, "infer_steps": 20, "flow_shift": 14.5}
+"""What `generate` is told for a sample where its line says nothing, as in musubi-tuner: small, and quick to make."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples(Section, title="Samples while training", pending=PENDING):
-    """Videos made with the LoRA as it is, to watch it learn."""
+class Samples(Section, title="Samples while training"):
+    """Videos made with the LoRA as it is, to watch it learn: in the folder sample of --output_dir."""
 
-    sample_prompts: str | None = opt(None, "File with prompts (.txt, .toml, .json).", file_kind="prompts",
-                                     metavar="FILE")  # fmt: skip
+    sample_prompts: str | None = opt(
+        None, "File with a prompt for each sample (.txt, .toml, .json); a line may end in --w --h --f --d --s --fs, "
+        "--g (embedded guidance), --l (classifier-free guidance), --n, --i, --ei, --cn, --ci, --of. Needs --vae and "
+        "the text encoders. See docs/PROMPTS.md.", file_kind="prompts", metavar="FILE",
+    )  # fmt: skip
     sample_every_n_steps: int | None = opt(None, "Make samples after every so many steps.", low=1, unit="steps")
     sample_every_n_epochs: int | None = opt(None, "Make samples after every so many epochs.", low=1, unit="epochs")
-    sample_at_first: bool = opt(False, "Make samples before the first step.")
+    sample_at_first: bool = opt(False, "Make samples before the first step too.")
+
+    def __post_init__(self) -> None:
+        for name in ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"):
+            if getattr(self, name) and self.sample_prompts is None:
+                raise OptionError(
+                    f"--{name} says when samples are made, but not of what.",
+                    hint=f"Add --sample_prompts with a file of prompts, or leave out --{name}.",
+                    names=(name, "sample_prompts"),
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logging(Section, title="Logging", pending=PENDING):
+class Logging(Section, title="Logging"):
     """TensorBoard and wandb."""
 
     logging_dir: str | None = opt(
@@ -116,17 +189,29 @@ class Logging(Section, title="Logging", pending=PENDING):
         None, "Where numbers are logged. Default: tensorboard when --logging_dir is given."
     )
     log_prefix: str | None = opt(None, "Beginning of the log folder's name.", advanced=True, metavar="TEXT")
-    log_tracker_name: str | None = opt(
-        None, "Name of the tracker; for wandb the project. Default: network_train.", advanced=True, metavar="NAME"
+    log_tracker_name: str = opt(
+        "network_train", "Name of the tracker; for wandb the project.", advanced=True, metavar="NAME"
     )
     log_tracker_config: str | None = opt(
-        None, "TOML file with settings for the tracker.", file_kind="config", advanced=True, metavar="FILE"
-    )
+        None, "TOML file with more settings: what stands under [wandb] goes to wandb.init, under [tensorboard] to "
+        "SummaryWriter.", file_kind="config", advanced=True, metavar="FILE",
+    )  # fmt: skip
     wandb_run_name: str | None = opt(None, "Name of the run in wandb.", advanced=True, metavar="NAME")
-    wandb_api_key: str | None = opt(None, "Key to log in to wandb with.", advanced=True, metavar="KEY")
+    wandb_api_key: str | None = opt(
+        None, "Key to log in to wandb with, kept out of every record. Default: the variable WANDB_API_KEY, or `wandb "
+        "login`.", advanced=True, secret=True, metavar="KEY",
+    )  # fmt: skip
     log_config: bool = opt(False, "Log all options of the job as well.", advanced=True)
 
     def __post_init__(self) -> None:
+        if self.log_with is None and self.logging_dir is not None:
+            object.__setattr__(self, "log_with", "tensorboard")
+        if self.log_with is None and self.log_tracker_config is not None:
+            raise OptionError(
+                "--log_tracker_config has settings for a tracker, but nothing is logged.",
+                hint="Add --logging_dir logs, or --log_with wandb.",
+                names=("log_tracker_config", "log_with"),
+            )
         if self.log_with in ("tensorboard", "all") and self.logging_dir is None:
             raise OptionError(
                 f"--log_with {self.log_with} needs a folder for the logs.",

@@ -8,36 +8,93 @@ from typing import Literal
 from ..errors import OptionError
 from ..schema import Section, opt
 
+SIGMA_REL_HIGH = 12**-0.5
+"""A power-function average that never falls with time is not wider than this (arXiv 2312.02696, equation 126)."""
+
+_FAMILY = "Model family of the LoRA. Default: found by its names."
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConvert(Section, title="Conversion"):
-    """From one LoRA naming to another."""
+    """From one LoRA naming to another. Every layout is read; what each weight changes by stays the same."""
 
     input: str = opt(None, "LoRA file to read.", required=True, file_kind="lora", metavar="FILE")
     output: str = opt(None, "LoRA file to write.", required=True, metavar="FILE")
-    target: Literal["other", "default"] = opt(
-        None, "default: musubi-tuner's and kohya's names; other: diffusers' and ComfyUI's.", required=True
-    )
+    target: Literal["other", "default", "diffusers"] = opt(
+        None, "default: musubi-tuner's and kohya's names; other: ComfyUI's and diffusion-pipe's; diffusers: those of "
+        "diffusers' pipelines and PEFT.", required=True,
+    )  # fmt: skip
     diffusers_prefix: str | None = opt(
-        None, "First part of the names for --target other. Default: diffusion_model.", metavar="NAME"
-    )
+        None, "First part of the names for --target other (default diffusion_model) and diffusers (default "
+        "transformer).", metavar="NAME",
+    )  # fmt: skip
+    keep_alpha: bool = opt(
+        False, "For --target other and diffusers: write alpha instead of folding it into the weights. ComfyUI reads "
+        "it, diffusers does not.", advanced=True,
+    )  # fmt: skip
+    family: str | None = opt(None, _FAMILY, metavar="FAMILY")
+    dit: str | None = opt(
+        None, "Model file whose layers to go by. Needed only for a LoRA of a model of no public size.",
+        file_kind="dit", advanced=True, metavar="FILE",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraMerge(Section, title="Merging"):
-    """LoRAs into a model file."""
+class LoraMerge(
+    Section, title="Merging", accepted={"dit_in_channels": "the number of input channels is read from the file"}
+):
+    """LoRAs into a model file, or several into one LoRA."""
 
-    dit: str = opt(None, "DiT file to merge into.", required=True, file_kind="dit", metavar="FILE")
-    dit_in_channels: int | None = opt(
-        None, "Input channels of the DiT; read from the file, so it need not be given.", low=1, advanced=True
-    )
+    dit: str | None = opt(None, "DiT file to merge into.", file_kind="dit", metavar="FILE")
+    dit_in_channels: int | None = opt(None, "Input channels of the DiT.", low=1, advanced=True)
     lora_weight: tuple[str, ...] = opt(
         None, "LoRA files, merged in this order.", required=True, file_kind="lora", metavar="FILE"
     )
     lora_multiplier: tuple[float, ...] = opt(
         (1.0,), "Strength of each LoRA; those that are left out count 1.", metavar="X"
     )
-    save_merged_model: str = opt(None, "Model file to write.", required=True, metavar="FILE")
+    save_merged_model: str | None = opt(
+        None, "Model file to write, in the layout and number format of --dit.", metavar="FILE"
+    )
+    save_merged_lora: str | None = opt(
+        None, "Instead of a model write one LoRA that does what all of them do together.", metavar="FILE"
+    )
+    new_rank: int | None = opt(
+        None, "Rank of the merged LoRA, the best one of that rank. Default: all ranks together, which is exact.", low=1
+    )
+    energy: float | None = opt(
+        None, "Rank of each module: as few as hold this share of its squared norm, such as 0.99; at most --new_rank.",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    family: str | None = opt(None, _FAMILY, metavar="FAMILY")
+
+    def __post_init__(self) -> None:
+        if (self.save_merged_model is None) == (self.save_merged_lora is None):
+            raise OptionError(
+                "One of --save_merged_model and --save_merged_lora says what to write.",
+                hint="--save_merged_model writes a model, --save_merged_lora a LoRA.",
+                names=("save_merged_model", "save_merged_lora"),
+            )
+        if self.save_merged_model is not None and self.dit is None:
+            raise OptionError("--save_merged_model needs the model to merge into.", hint="Add --dit.", names=("dit",))
+        if self.save_merged_lora is None and (self.new_rank is not None or self.energy is not None):
+            raise OptionError(
+                "--new_rank and --energy are for --save_merged_lora; a merged model has no rank.",
+                hint="Leave them out.",
+                names=("new_rank", "energy", "save_merged_lora"),
+            )
+        if len(self.lora_multiplier) > len(self.lora_weight):
+            raise OptionError(
+                f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} files.",
+                hint="Give at most one for each file.",
+                names=("lora_multiplier", "lora_weight"),
+            )
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """One multiplier for each file."""
+        count = len(self.lora_weight)
+        return (*self.lora_multiplier, *[1.0] * count)[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +102,7 @@ class LoraInfo(Section, title="LoRA"):
     """What is in a LoRA file."""
 
     path: tuple[str, ...] = opt(None, "LoRA files.", required=True, positional=True, file_kind="lora", metavar="FILE")
+    family: str | None = opt(None, _FAMILY, metavar="FAMILY")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +113,14 @@ class LoraEma(Section, title="Averaging"):
         None, "LoRA files of one training.", required=True, positional=True, file_kind="lora", metavar="FILE"
     )
     output_file: str = opt(None, "LoRA file to write.", required=True, metavar="FILE")
-    no_sort: bool = opt(False, "Take the files in the order given, not by their time.")
+    no_sort: bool = opt(False, "Take the files in the order given, not by their training step.")
     beta: float = opt(0.95, "How much the average so far counts.", low=0, high=1)
     beta2: float | None = opt(None, "How much it counts at the last file; in between it changes evenly.", low=0,
                               high=1)  # fmt: skip
     sigma_rel: float | None = opt(
-        None, "Width of a power-function average (arXiv 2312.02696) instead of --beta.", low=0.0001, high=0.2886
-    )
+        None, "Width of a power-function average (arXiv 2312.02696) instead of --beta.", low=0.0001,
+        high=SIGMA_REL_HIGH,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if len(self.path) < 2:

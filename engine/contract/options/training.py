@@ -11,6 +11,8 @@ from ..values import closest
 from .pending import ACCEPTED, PENDING
 
 SEED_HIGH = 2**64 - 1
+RANK = 4  # of a LoRA, where none is asked for
+OTHER_ADAPTERS = ("networks.loha", "networks.lokr", "lycoris.kohya")  # that go on every family
 LR_SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
     "inverse_sqrt", "warmup_stable_decay", "piecewise_constant", "rex", "adafactor",
@@ -39,6 +41,14 @@ class Training(Section, title="Training", accepted=ACCEPTED):
     show_timesteps: Literal["image", "console"] | None = opt(
         None, "Draw which noise levels would be trained, then end without training.", advanced=True
     )
+    max_train_minutes: float | None = opt(
+        None, "Stop and save after so much training since this start. The same command goes on from there.",
+        low=0.01, unit="minutes",
+    )  # fmt: skip
+    max_not_finite_steps: int = opt(
+        10, "A step whose loss or gradient is not a finite number is skipped; give up after so many in a row.", low=1,
+        unit="steps", advanced=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +56,8 @@ class Optimizer(Section, title="Optimizer"):
     """What moves the weights."""
 
     optimizer_type: str = opt(
-        "AdamW", "AdamW, AdamW8bit (needs bitsandbytes), Adafactor, any class of torch.optim, or a full dotted class "
-        "path such as schedulefree.AdamWScheduleFree.", metavar="NAME",
+        "AdamW", "AdamW, AdamW8bit and others of bitsandbytes, Adafactor, Prodigy, AdamWScheduleFree, CAME, Lion, Muon "
+        "or another class of torch.optim, or a full dotted class path.", metavar="NAME",
     )  # fmt: skip
     optimizer_args: tuple[str, ...] = opt(
         (), 'Arguments for the optimizer, such as "weight_decay=0.01" "betas=(0.9,0.95)".', key_values=True,
@@ -55,10 +65,25 @@ class Optimizer(Section, title="Optimizer"):
     )  # fmt: skip
     learning_rate: float = opt(2e-6, "Learning rate. For a LoRA, 1e-4 to 2e-4 is usual.", low=0)
     max_grad_norm: float = opt(1.0, "Clip the gradient to this norm; 0 does not clip.", low=0, advanced=True)
+    fused_backward_pass: bool = opt(
+        False, "Move each weight as soon as its gradient is there, which is then freed: less memory. Needs "
+        "--max_grad_norm 0, no accumulation, one GPU.", advanced=True,
+    )  # fmt: skip
+    full_bf16: bool = opt(
+        False, "Keep the LoRA itself and its gradients in bf16, half the memory; rounded by chance, so that small "
+        "steps are not lost. Needs --mixed_precision bf16.", advanced=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not self.optimizer_type.strip():
             raise OptionError("--optimizer_type is empty.", hint="Use AdamW.", names=("optimizer_type",))
+        if self.fused_backward_pass and self.max_grad_norm:
+            raise OptionError(
+                "--fused_backward_pass never has all gradients at once, so their norm cannot be clipped "
+                f"(--max_grad_norm {self.max_grad_norm:g}).",
+                hint="Add --max_grad_norm 0, or leave out --fused_backward_pass.",
+                names=("fused_backward_pass", "max_grad_norm"),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +189,8 @@ class Network(Section, title="LoRA", pending=PENDING):
     """The adapter that is trained."""
 
     network_module: str = opt(
-        "networks.lora", "Kind of adapter. The family's own LoRA is the default, so it need not be given.",
-        advanced=True, metavar="MODULE",
+        "networks.lora", "Kind of adapter: the family's own LoRA by default, or networks.loha, networks.lokr, "
+        "lycoris.kohya with algo=lora, loha or lokr in --network_args.", advanced=True, metavar="MODULE",
     )  # fmt: skip
     network_dim: int | None = opt(
         None, "Rank of the LoRA: higher learns more and makes a larger file. Default: 4.", low=1, high=4096
@@ -175,9 +200,10 @@ class Network(Section, title="LoRA", pending=PENDING):
         None, "Share of the LoRA's inputs that is dropped in each step.", low=0, high=1, advanced=True
     )
     network_args: tuple[str, ...] = opt(
-        (), 'More settings: "loraplus_lr_ratio=4", "rank_dropout=0.1", "module_dropout=0.1", "conv_dim=4", '
-        '"conv_alpha=1", "include_patterns=[r\'…\']", "exclude_patterns=[r\'…\']", "verbose=True".', key_values=True,
-        metavar="KEY=VALUE",
+        (), 'More settings: "loraplus_lr_ratio=4", "rank_dropout=0.1", "module_dropout=0.1", "dora_wd=True", '
+        '"conv_dim=4", "conv_alpha=1", "include_patterns=[r\'…\']", "exclude_patterns=[r\'…\']", '
+        '"network_reg_dims=REGEX=RANK,…", "network_reg_lrs=REGEX=RATE,…", "verbose=True"; for LoKr "factor=8".',
+        key_values=True, metavar="KEY=VALUE",
     )  # fmt: skip
     network_weights: str | None = opt(
         None, "Start from this LoRA instead of from nothing.", file_kind="lora", metavar="FILE"
@@ -195,19 +221,22 @@ class Network(Section, title="LoRA", pending=PENDING):
     base_weights_multiplier: tuple[float, ...] = opt(
         (), "Strength of each of --base_weights. Default: 1.", advanced=True, metavar="X"
     )
+    lora_format: Literal["default", "other", "diffusers"] = opt(
+        "default", "Names in the saved LoRA. default: musubi-tuner's; other: ComfyUI's, whose loader takes no other "
+        "names for some layers of HunyuanVideo; diffusers: those of its pipelines.",
+    )  # fmt: skip
 
     @property
     def rank(self) -> int:
-        """`network_dim`, 4 when not given."""
-        return self.network_dim or 4
+        """`network_dim`; with `dim_from_weights` that of modules which the weights do not name."""
+        return self.network_dim or RANK
 
     def __post_init__(self) -> None:
         own = type(self).__dataclass_fields__["network_module"].default
-        later = [key.partition("=")[2] for key in self.pending if key.startswith("network_module=")]
-        if self.network_module not in (own, *later):
+        if self.network_module not in (own, *OTHER_ADAPTERS):
             raise OptionError(
                 f"--network_module {self.network_module} does not train this family; its LoRA is {own}.",
-                hint="Leave out --network_module.",
+                hint=f"Leave out --network_module, or take one of {', '.join(OTHER_ADAPTERS)}.",
                 names=("network_module",),
             )
         if self.dim_from_weights and self.network_weights is None:
@@ -222,6 +251,8 @@ class Network(Section, title="LoRA", pending=PENDING):
                 hint="Keep one of them.",
                 names=("network_dim", "dim_from_weights"),
             )
+        if self.network_dim is None and not self.dim_from_weights:
+            object.__setattr__(self, "network_dim", RANK)
         if len(self.base_weights_multiplier) > len(self.base_weights):
             raise OptionError(
                 f"{len(self.base_weights_multiplier)} --base_weights_multiplier for {len(self.base_weights)} "

@@ -8,19 +8,17 @@ which it is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...contract.errors import WeightsError
 from ...parts import file_kinds
-from ...parts.file_kinds import Kind, has, has_any, is_lora
-from ...parts.mmdit import rope_axes
+from ...parts.dit_sizes import DEFAULT_HEAD_DIM, count_blocks, head_dim, only_part, rope_axes
+from ...parts.file_kinds import Kind, has_any
 from .keys import dit_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-DEFAULT_HEAD_DIM = 128
 ROPE_THETA = 256.0
 _REFINER = "context_embedder.token_refiner.refiner_blocks"
 TASKS = ("i2v", "f1")
@@ -70,6 +68,15 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
     return Variant(family="framepack", name=TASKS[0], config=_config(names, metadata, source))
 
 
+def fullest() -> FramePackConfig:
+    """The published model."""
+    return FramePackConfig(
+        dim=3072, ffn_dim=12288, refiner_ffn_dim=12288, in_dim=16, out_dim=16, text_dim=4096, pooled_dim=768,
+        num_layers=20, num_single_layers=40, num_refiner_layers=2, num_heads=24, head_dim=DEFAULT_HEAD_DIM,
+        image_dim=1152, rope_axes=rope_axes(DEFAULT_HEAD_DIM),
+    )  # fmt: skip
+
+
 def role_of(shapes: Shapes) -> str | None:
     """One of "dit", "vae", "text-encoder", "clip-text-encoder", "image-encoder", "lora", another family's kind, None.
 
@@ -94,7 +101,7 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> FramePac
     try:
         dim, in_dim, *patch = names["x_embedder.proj.weight"]
         image = names.get("image_projection.up.weight")
-        head_dim = _head_dim(dim, metadata, source)
+        columns = head_dim(dim, metadata, source=source)
         return FramePackConfig(
             dim=dim,
             ffn_dim=names["transformer_blocks.0.ff.net.0.proj.weight"][0],
@@ -103,48 +110,23 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> FramePac
             out_dim=names["proj_out.weight"][0] // (patch[0] * patch[1] * patch[2]),
             text_dim=names["context_embedder.proj_in.weight"][1],
             pooled_dim=names["time_text_embed.text_embedder.linear_1.weight"][1],
-            num_layers=_count(names, "transformer_blocks"),
-            num_single_layers=_count(names, "single_transformer_blocks"),
-            num_refiner_layers=_count(names, _REFINER),
-            num_heads=dim // head_dim,
-            head_dim=head_dim,
+            num_layers=count_blocks(names, "transformer_blocks"),
+            num_single_layers=count_blocks(names, "single_transformer_blocks"),
+            num_refiner_layers=count_blocks(names, _REFINER),
+            num_heads=dim // columns,
+            head_dim=columns,
             patch_size=(patch[0], patch[1], patch[2]),
             image_dim=image[1] if image else None,
             has_guidance="time_text_embed.guidance_embedder.linear_1.weight" in names,
-            rope_axes=rope_axes(head_dim),
+            rope_axes=rope_axes(columns),
         )
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(
-            f"{source} is only part of a FramePack DiT, or its tensors have unknown shapes ({error}).",
-            "Give all parts: the folder, the index file, or the first part of several.",
-        ) from error
-
-
-def _count(names: Shapes, blocks: str) -> int:
-    numbers = [int(found[1]) for name in names if (found := re.match(re.escape(blocks) + r"\.(\d+)\.", name))]
-    if not numbers:
-        raise KeyError(f"{blocks}.0")
-    return 1 + max(numbers)
-
-
-def _head_dim(dim: int, metadata: Mapping[str, str], source: str) -> int:
-    told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
-        raise WeightsError(
-            f"{source} has width {dim}, which does not divide into heads of {told}.",
-            "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
-        )
-    return int(told)
+        raise only_part(source, "a FramePack DiT", error) from error
 
 
 _KINDS = (
-    Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora),
-    Kind(
-        "dit",
-        "a FramePack DiT",
-        "Give it as --dit.",
-        has_any("clean_x_embedder.proj.weight", "clean_x_embedder.proj_4x.weight"),
-    ),
+    file_kinds.LORA,
+    Kind("dit", "a FramePack DiT", "Give it as --dit.", file_kinds.is_framepack_dit),
     Kind(
         "hunyuan-video-dit",
         "a HunyuanVideo DiT",
@@ -155,53 +137,17 @@ _KINDS = (
             f"{_REFINER}.0.attn.to_q.weight",
         ),
     ),
+    file_kinds.WAN_DIT,
+    *file_kinds.HUNYUAN_FILES,
+    Kind("wan-vae", "a Wan VAE", "Use the wan commands for it.", file_kinds.is_wan_vae),
     Kind(
-        "wan-dit",
-        "a Wan DiT",
-        "Use the wan commands for it.",
-        has_any("blocks.0.cross_attn.q.weight", "blocks.0.attn2.to_q.weight"),
-    ),
-    Kind("vae", "a HunyuanVideo VAE", "Give it as --vae.", has("encoder.conv_in.conv.weight")),
-    Kind(
-        "wan-vae",
-        "a Wan VAE",
-        "Use the wan commands for it.",
-        has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
-    ),
-    Kind(
-        "text-encoder",
-        "a LLaMA text encoder",
-        "Give it as --text_encoder1.",
-        has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
-    ),
-    Kind(
-        "clip-text-encoder",
-        "a CLIP text encoder",
-        "Give it as --text_encoder2.",
-        has("text_model.embeddings.token_embedding.weight"),
-    ),
-    Kind(
-        "t5-text-encoder",
-        "a T5 or UMT5 text encoder",
-        "Use the wan commands for it, if it is UMT5.",
-        has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+        "t5-text-encoder", "a T5 or UMT5 text encoder", "Use the wan commands for it, if it is UMT5.", file_kinds.is_t5
     ),
     Kind(
         "clip-vision",
         "a CLIP image encoder",
         "FramePack sees images through SigLIP instead.",
-        has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding"),
+        file_kinds.is_clip_vision,
     ),
-    Kind(
-        "image-encoder",
-        "a SigLIP image encoder",
-        "Give it as --image_encoder.",
-        has("vision_model.embeddings.patch_embedding.weight"),
-    ),
-    Kind(
-        "tiny-vae",
-        "a tiny autoencoder for previews",
-        "It cannot replace the VAE.",
-        has_any("encoder.2.conv.weight", "decoder.1.weight"),
-    ),
+    Kind("image-encoder", "a SigLIP image encoder", "Give it as --image_encoder.", file_kinds.is_siglip),
 )

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...contract.errors import OptionError
 from ...contract.options import Network, Output, Prompting
 from ...contract.schema import Section, opt, redefault, require
+from ...parts.hunyuan_options import TextEncoders
 from .sections import WINDOW
 
 NATIVE_FPS = 30
 NETWORK_MODULE = "networks.lora_framepack"
-
-ONE_FRAME = "one-frame training"
-MAGCACHE = "MagCache"
-
-# What FramePack cannot do yet: delete a row when the work is done. A key is an option, or `option=choice`.
-PENDING = {
-    "one_frame": ONE_FRAME,
-    "one_frame_no_2x": ONE_FRAME,
-    "one_frame_no_4x": ONE_FRAME,
-    "magcache_mag_ratios": MAGCACHE,
-    "magcache_retention_ratio": MAGCACHE,
-    "magcache_threshold": MAGCACHE,
-    "magcache_k": MAGCACHE,
-    "magcache_calibration": MAGCACHE,
-}
 
 
 # -------------------------------------------------------------------------------------------------------- the model
@@ -50,57 +37,8 @@ class FramePackWindow(FramePack, title="FramePack"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePackVae(
-    Section,
-    title="VAE",
-    accepted={"vae_chunk_size": "the VAE always goes through a clip piece by piece"},
-):
-    """How the VAE works through a clip."""
-
-    vae_tiling: bool = opt(False, "Work in tiles of 256 x 256 pixels: less memory, slightly lower quality.")
-    vae_spatial_tile_sample_min_size: int | None = opt(
-        None, "Work in tiles of so many pixels a side, a multiple of 32; implies --vae_tiling.", low=32, high=8192,
-        unit="pixels", advanced=True,
-    )  # fmt: skip
-    vae_chunk_size: int | None = opt(
-        None, "Frames that the VAE's convolutions take at once.", low=1, unit="frames", advanced=True
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramePackText(Section, title="Text encoders"):
-    """LLaMA for the details, CLIP for the gist."""
-
-    text_encoder1: str | None = opt(
-        None, "LLaVA-LLaMA-3-8B: a single file such as llava_llama3_fp16.safetensors, or a folder.",
-        file_kind="text_encoder", metavar="FILE",
-    )  # fmt: skip
-    text_encoder2: str | None = opt(
-        None, "CLIP-L: a single file such as clip_l.safetensors, or a folder.", file_kind="text_encoder",
-        metavar="FILE",
-    )  # fmt: skip
-    fp8_llm: bool = opt(False, "Keep LLaMA in fp8: half the memory.")
-    tokenizer1: str | None = opt(
-        None, "LLaMA's tokenizer.json or its folder. Default: looked for in the encoder's file, beside it and in the "
-        "local hub cache.", file_kind="tokenizer", advanced=True, metavar="PATH",
-    )  # fmt: skip
-    tokenizer2: str | None = opt(
-        None, "CLIP's tokenizer. Default: looked for beside the encoder and in the local hub cache.",
-        file_kind="tokenizer", advanced=True, metavar="PATH",
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramePackTextCaching(FramePackText, title="Text encoders"):
-    """LLaMA for the details, CLIP for the gist."""
-
-    text_encoder1: str = require(FramePackText, "text_encoder1")
-    text_encoder2: str = require(FramePackText, "text_encoder2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramePackTextGeneration(FramePackText, title="Text encoders"):
-    """LLaMA for the details, CLIP for the gist."""
+class FramePackTextGeneration(TextEncoders, title="Text encoders"):
+    """LLaVA-LLaMA-3 for the details, CLIP-L for the gist."""
 
     custom_system_prompt: str | None = opt(
         None, "What LLaMA is told to look at in a prompt. Default: the text that the model was trained with.",
@@ -136,18 +74,37 @@ class FramePackNetwork(Network, title="LoRA"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePackOneFrame(Section, title="One frame", late=True, pending=PENDING):
+class FramePackOneFrame(Section, title="One frame", late=True):
     """Single images instead of videos."""
 
-    one_frame: bool = opt(False, "Work on single frames with control images.", advanced=True)
+    one_frame: bool = opt(False, "Make samples as single frames.", advanced=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePackOneFrameCaching(FramePackOneFrame, title="One frame"):
+class FramePackOneFrameCaching(Section, title="One frame", late=True):
     """Single images instead of videos."""
 
-    one_frame_no_2x: bool = opt(False, "Leave out the zeros at 2x.", advanced=True)
-    one_frame_no_4x: bool = opt(False, "Leave out the zeros at 4x.", advanced=True)
+    one_frame: bool = opt(
+        False, "Cache for one-frame training: an image beside control images, each at a place in time "
+        "(fp_1f_target_index, fp_1f_clean_indices and fp_1f_no_post of the dataset file).", advanced=True,
+    )  # fmt: skip
+    one_frame_no_2x: bool = opt(
+        False, "With --one_frame: no zeros for the history at 2x, as with no_2x in --one_frame_inference.",
+        advanced=True,
+    )  # fmt: skip
+    one_frame_no_4x: bool = opt(
+        False, "With --one_frame: no zeros for the history at 4x, as with no_4x in --one_frame_inference.",
+        advanced=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("one_frame_no_2x", "one_frame_no_4x"):
+            if getattr(self, name) and not self.one_frame:
+                raise OptionError(
+                    f"--{name} has no meaning without --one_frame.",
+                    hint=f"Add --one_frame, or leave out --{name}.",
+                    names=(name, "one_frame"),
+                )
 
 
 # ------------------------------------------------------------------------------------------------------- generation
@@ -234,15 +191,21 @@ class FramePackSingle(Section, title="One frame", late=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePackMagCache(Section, title="MagCache", late=True, pending=PENDING):
-    """Skipping steps that would change little."""
+class FramePackMagCache(Section, title="MagCache", late=True):
+    """Leaving the model's blocks out in steps that would change little: about twice as fast, slightly different."""
 
     magcache_mag_ratios: str | None = opt(
-        None, "Switch it on with these ratios of magnitudes; 0 for the usual ones.", advanced=True, metavar="X,X"
-    )
+        None, "Switch it on with these ratios of magnitudes, step by step; 0 for the usual ones. As many as "
+        "--infer_steps are best, others are spread over the steps.", advanced=True, metavar="X,X",
+    )  # fmt: skip
     magcache_retention_ratio: float = opt(
-        0.2, "Share of the steps that are never skipped.", low=0, high=1, advanced=True
+        0.2, "Share of the steps, at the beginning, that always run.", low=0, high=1, advanced=True
     )
-    magcache_threshold: float = opt(0.24, "Error up to which steps are skipped.", low=0, advanced=True)
-    magcache_k: int = opt(6, "Skip at most so many steps in a row.", low=0, advanced=True)
-    magcache_calibration: bool = opt(False, "Measure the ratios of a model.", advanced=True)
+    magcache_threshold: float = opt(
+        0.24, "Estimated error up to which steps are left out: higher is faster.", low=0, high=1000, advanced=True
+    )
+    magcache_k: int = opt(6, "Leave out at most so many steps in a row.", low=0, high=1000, advanced=True)
+    magcache_calibration: bool = opt(
+        False, "Leave nothing out, and print the ratios of this model and prompt for --magcache_mag_ratios.",
+        advanced=True,
+    )  # fmt: skip

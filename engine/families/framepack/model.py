@@ -7,8 +7,8 @@ SigLIP tokens stand before the text. One class for the first release and F1, whi
 `parts.mmdit`. Embeddings of time, guidance and pooled text, norms, sums and the last layer compute in float32
 whatever the weights' type; the rest, residual stream included, in the weights' type.
 Checked against lllyasviel/FramePack 97fe5dbe and diffusers 0.42.1 to 1e-5 (tests/golden, tests/families/framepack).
-Knows nothing of samplers, sections, training, memory or LoRA: these act on `blocks(dit)`. Given up: TeaCache (step
-caches wrap `run_blocks`).
+Knows nothing of samplers, sections, training, memory or LoRA: these act on `blocks(dit)`; a step cache wraps
+`run_blocks`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from ...ops.attention import check_backend
+from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.embeddings import Float32Linear, modulated_norm
-from ...parts.mmdit import EPS, Modulation, key_lengths, with_text
-from ...parts.weights import load_into, main_dtype, open_weights
+from ...parts.mmdit import EPS, Modulation, from_patches, key_lengths, with_text
+from ..contract import StepCache
 from .detect import FramePackConfig, Shapes, Variant, check_task, detect
 from .embedders import (
     ConditionEmbedding,
@@ -100,11 +101,15 @@ class FramePackModel(nn.Module):
         timestep_B: torch.Tensor,
         text: Sequence[torch.Tensor],
         pooled_BD: torch.Tensor,
+        *,
+        step_cache: StepCache | None = None,
         **conditioning: Any,
     ) -> torch.Tensor:
         """Velocity, float32 [B, C, T, H, W]; timestep_B in 0..1000. The conditioning is that of `embed`."""
         tokens = self.embed(x_BCTHW, timestep_B, text, pooled_BD, **conditioning)
-        return self.finish(self.run_blocks(tokens), tokens.vector_BD, x_BCTHW.shape[2:])
+        around = step_cache or _always
+        image_BLD = around(tokens.image_BLD, lambda: self.run_blocks(tokens))
+        return self.finish(image_BLD, tokens.vector_BD, x_BCTHW.shape[2:])
 
     def embed(
         self,
@@ -148,7 +153,7 @@ class FramePackModel(nn.Module):
         return Tokens(tokens_BLD, text_BLD, vector_BD, cos_LD, sin_LD, key_lengths(lengths, before=before))
 
     def run_blocks(self, tokens: Tokens) -> torch.Tensor:
-        """The image tokens, history included, after all blocks. What a step cache skips."""
+        """The image tokens, history included, after all blocks."""
         image_BLD, text_BLD, *given = tokens
         for block in self.transformer_blocks:
             image_BLD, text_BLD = block(image_BLD, text_BLD, *given)
@@ -164,8 +169,7 @@ class FramePackModel(nn.Module):
         scale, shift = self.norm_out(vector_BD)
         own_BLD = image_BLD[:, image_BLD.shape[1] - grid[0] * grid[1] * grid[2] :]
         values = self.proj_out(modulated_norm(own_BLD, shift, scale, eps=EPS))
-        cells = values.view(len(values), *grid, self.config.out_dim, *patch)
-        return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(values), self.config.out_dim, *size)
+        return from_patches(values, grid, patch)
 
 
 def build(
@@ -176,11 +180,7 @@ def build(
     attention_backend: str = "auto",
 ) -> FramePackModel:
     """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
-    with torch.device("meta"):
-        model = FramePackModel(config, attention_backend=attention_backend).to(dtype)
-    if torch.device(device).type != "meta":
-        model = model.to_empty(device=device)
-    return model.eval().requires_grad_(False)
+    return build_frozen(lambda: FramePackModel(config, attention_backend=attention_backend), device=device, dtype=dtype)
 
 
 def load(
@@ -199,16 +199,17 @@ def load(
     that most of the file's weights have (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor before
     it is cast: LoRA merging. Raises WeightsError: no readable file, another kind of file, no such task.
     """
-    file = open_weights(path, role=role)
-    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
-    if task is not None:
-        check_task(variant, task)
-        variant = replace(variant, name=task)
-    dtype = main_dtype(file) if dtype is None else dtype
-    model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
-    load_into(model, file, rename=dit_name, device=device, dtype=dtype, transform=transform)
-    model.variant = variant
-    return model
+    file, variant = recognised(path, role=role, task=task, detect=detect, check_task=check_task)
+    return load_frozen(
+        file,
+        replace(variant, name=task or variant.name),
+        build,
+        rename=dit_name,
+        device=device,
+        dtype=dtype,
+        transform=transform,
+        attention_backend=attention_backend,
+    )
 
 
 def blocks(dit: FramePackModel) -> nn.ModuleList:
@@ -219,10 +220,20 @@ def blocks(dit: FramePackModel) -> nn.ModuleList:
     return dit._in_order[0]
 
 
+def _always(image_BLD: torch.Tensor, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The step cache that keeps nothing."""
+    return run()
+
+
 def velocity(
-    dit: FramePackModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]
+    dit: FramePackModel,
+    x_BCTHW: torch.Tensor,
+    timestep_B: torch.Tensor,
+    cond: dict[str, Any],
+    *,
+    step_cache: StepCache | None = None,
 ) -> torch.Tensor:
-    """Noise - clean of one section, float32 [B, C, T, H, W]; timestep_B in 0..1000.
+    """Noise - clean of one section, float32 [B, C, T, H, W]; timestep_B in 0..1000. `step_cache` wraps the blocks.
 
     cond, where indices are Python numbers (a list for each sample, or one for all) so that nothing waits for a GPU:
     "text"            list of LLaMA states [L, 4096], each at its own length, at least 1
@@ -248,6 +259,7 @@ def velocity(
         indices=cond.get("indices"),
         history=history,
         rope_scaling=cond.get("rope_scaling"),
+        step_cache=step_cache,
     )
 
 

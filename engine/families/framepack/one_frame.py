@@ -1,7 +1,7 @@
 """A single image from control images: what the DiT is given (`--one_frame_inference`, kisekaeichi).
 
 The target and the controls stand at places in time that the person gives; a frame of zeros may follow them, and zeros
-may stand for the history at 2x and 4x. Does not know the section loop. Given up: one-frame training samples.
+may stand for the history at 2x and 4x. Training has the same (samples.py). Does not know the section loop.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ...media.images import image_size
 from ...media.resize import fit_size
 from ..contract import Encoders, Request
 from . import image, pictures
+from .conditions import IMAGE_STATES, one_frame_tensors
 from .pictures import Size
 from .sections import parse_one_frame
-from .vae import IMAGE_STATES, LATENT_CHANNELS, SPACE_STRIDE
+from .vae import LATENT_CHANNELS, SPACE_STRIDE
 
 
 def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
@@ -55,20 +56,9 @@ def _control(path: Path, number: int, request: Request, encoders: Encoders, size
 
 
 def conditioning(request: Request, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """By the names of a cache file. 2x and 4x are places only, which mean zeros; absent where they are left out."""
-    asked = parse_one_frame(request.settings["one_frame"], window=request.settings["latent_window_size"])
-    controls_CTHW: Tensor = inputs["controls"]
-    zero_CTHW = controls_CTHW.new_zeros(LATENT_CHANNELS, 1, *controls_CTHW.shape[2:])
-    clean = [controls_CTHW if controls_CTHW.shape[1] else zero_CTHW, *([] if asked.no_post else [zero_CTHW])]
-    layout = asked.layout(max(1, controls_CTHW.shape[1]), window=request.settings["latent_window_size"])
-    places = {
-        "latent_indices": layout.target,
-        "clean_latent_indices": layout.clean,
-        "clean_latent_2x_indices": layout.clean_2x,
-        "clean_latent_4x_indices": layout.clean_4x,
-    }
-    return {
-        "latents_clean": torch.cat(clean, dim=1),
-        IMAGE_STATES: inputs["images"][0],
-        **{name: torch.tensor(indices) for name, indices in places.items() if indices},
-    }
+    """By the names of a cache file. Without control images a frame of zeros stands in for one."""
+    window, controls_CTHW = request.settings["latent_window_size"], inputs["controls"]
+    layout = parse_one_frame(request.settings["one_frame"], window=window).layout(
+        max(1, controls_CTHW.shape[1]), window=window
+    )
+    return {**one_frame_tensors(controls_CTHW, layout), IMAGE_STATES: inputs["images"][0]}

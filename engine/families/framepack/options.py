@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,22 @@ from ...contract.options import (
     LatentCaching,
     LoraStack,
     Models,
-    Output,
     Prompting,
     Timesteps,
     TrainingMemory,
     TrainingModels,
     TrainingPrecision,
 )
+from ...contract.rules import generates, need_models
 from ...contract.schema import Section
+from ...parts.hunyuan_options import LIGHTER as LIGHTER
+from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
+from ...parts.hunyuan_options import TEXT_TOKENS, TextEncoders, TextEncodersCaching, VaeTiles
+from ...parts.workload import BlockRun, VaeWork, Work, video_latents
+from . import magcache, sections
+from .flags import NATIVE_FPS as NATIVE_FPS
+from .flags import NETWORK_MODULE as NETWORK_MODULE
 from .flags import (
-    MAGCACHE,
     FramePack,
     FramePackGuidance,
     FramePackImage,
@@ -40,26 +47,23 @@ from .flags import (
     FramePackOutput,
     FramePackPrompting,
     FramePackSingle,
-    FramePackText,
-    FramePackTextCaching,
     FramePackTextGeneration,
-    FramePackVae,
     FramePackWindow,
 )
-from .flags import NATIVE_FPS as NATIVE_FPS
-from .flags import NETWORK_MODULE as NETWORK_MODULE
-from .sections import TIME_STRIDE, parse_one_frame, parse_paddings, parse_sections, sections_wanted
+from .sections import HISTORY, TIME_STRIDE, parse_one_frame, parse_paddings, parse_sections, sections_wanted
 
 if TYPE_CHECKING:
     from ...contract.job import Job
+    from .detect import FramePackConfig
 
 TITLE = "FramePack"
+NODE_NAME = "FramePack"  # in the ids of its ComfyUI nodes, for ever
 ARCHITECTURE = "fp"
 ARCHITECTURE_FULL = "framepack"
 LATENT_SCALE = 1.0  # cached latents are scaled already
+SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
 MODELSPEC_ARCHITECTURE = "framepack"
 MODELSPEC_IMPLEMENTATION = "https://github.com/lllyasviel/FramePack"
-TEXT_FILES = ("text_encoder1", "text_encoder2")
 IMAGE_FILES = ("image_encoder",)
 MODEL_FILES = ("dit", "vae", *TEXT_FILES, *IMAGE_FILES)
 PROMPT_LETTERS = {
@@ -69,20 +73,20 @@ PROMPT_LETTERS = {
     "mct": "magcache_threshold",
     "mck": "magcache_k",
 }
+IMAGE_TOKENS = 729  # of SigLIP for one image
 SECTION_SOLVER = "unipc-3"
 """What --sample_solver unipc means here: the UniPC that the model was published with."""
-TILE_PIXELS = 256
 
 # The family's part of each command. A subclass takes the place of the shared section it is made from.
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
-    "cache-latents": (FramePack, Models, FramePackVae, FramePackImageCaching, LatentCaching, FramePackOneFrameCaching),
-    "cache-text": (FramePackTextCaching, Caching),
+    "cache-latents": (FramePack, Models, VaeTiles, FramePackImageCaching, LatentCaching, FramePackOneFrameCaching),
+    "cache-text": (TextEncodersCaching, Caching),
     "train": (
-        FramePackWindow, TrainingModels, FramePackVae, FramePackText, FramePackImage, TrainingPrecision,
+        FramePackWindow, TrainingModels, VaeTiles, TextEncoders, FramePackImage, TrainingPrecision,
         TrainingMemory, Attention, FramePackNetwork, FramePackOneFrame,
     ),
     "generate": (
-        FramePackWindow, GenerationModels, FramePackVae, FramePackTextGeneration, FramePackImage, GenerationPrecision,
+        FramePackWindow, GenerationModels, VaeTiles, FramePackTextGeneration, FramePackImage, GenerationPrecision,
         GenerationMemory, AttentionMode, FramePackPrompting, FramePackLength, LoraStack, FramePackOutput,
         FramePackInputs, FramePackGuidance, FramePackSingle, FramePackMagCache,
     ),
@@ -135,8 +139,9 @@ def rules(job: Job) -> None:
                     hint=f"Leave out --{name}, or use the first FramePack without --f1.",
                     names=(name, "f1"),
                 )
-    if job[Output].latent_path or job[LoraStack].save_merged_model is not None:
+    if not generates(job):
         return
+    need_models(job)
     given = job.values()
     for name, what in (
         ("text_encoder1", "to encode the prompt"),
@@ -147,6 +152,14 @@ def rules(job: Job) -> None:
             raise OptionError(f"--{name} is required {what}.", hint=f"Add --{name} with the file.", names=(name,))
 
 
+def resolved(job: Job) -> dict[str, Any]:
+    """What FramePack was made for. The length follows from --video_seconds, the shift from the size."""
+    made_for = Defaults(video_length=1)
+    found = {name: getattr(made_for, name) for name in ("infer_steps", "guidance_scale", "negative_prompt")}
+    single = job.command.verb == "generate" and job[FramePackSingle].one_frame_inference is not None
+    return found | {"video_length": made_for.video_length} if single and job[Prompting].prompt is not None else found
+
+
 def files(job: Job) -> dict[str, str | None]:
     """The model files of this command by their options."""
     given = job.values()
@@ -155,13 +168,12 @@ def files(job: Job) -> dict[str, str | None]:
 
 def vae_arguments(job: Job) -> dict[str, Any]:
     """For vae.load."""
-    vae = job[FramePackVae]
-    return {"tile_pixels": vae.vae_spatial_tile_sample_min_size or (TILE_PIXELS if vae.vae_tiling else None)}
+    return {"tile_pixels": job[VaeTiles].tile}
 
 
 def text_arguments(job: Job) -> dict[str, Any]:
     """For text.load."""
-    text = job[FramePackText]
+    text = job[TextEncoders]
     found: dict[str, Any] = {"fp8": text.fp8_llm, "tokenizer": (text.tokenizer1, text.tokenizer2)}
     if FramePackTextGeneration in job:
         found["system_prompt"] = job[FramePackTextGeneration].custom_system_prompt
@@ -174,13 +186,16 @@ def dit_arguments(job: Job) -> dict[str, Any]:
 
 
 def latent_settings(job: Job) -> dict[str, Any]:
-    """For vae.training_samples: whose history is cached."""
-    return {"f1": job[FramePack].f1}
+    """For vae.training_samples: whose history is cached, or what stands beside a single image."""
+    asked = job[FramePackOneFrameCaching]
+    if not asked.one_frame:
+        return {"f1": job[FramePack].f1}
+    return {"one_frame": True, "no_2x": asked.one_frame_no_2x, "no_4x": asked.one_frame_no_4x}
 
 
 def takes_controls(job: Job) -> bool:
-    """Sections have no controls."""
-    return False
+    """Sections have no controls, single images do."""
+    return job[FramePackOneFrameCaching].one_frame
 
 
 def conditioning_arguments(job: Job) -> dict[str, Any]:
@@ -194,9 +209,57 @@ def decode_arguments(job: Job) -> dict[str, Any]:
     return {"window": window.latent_window_size, "bulk": window.bulk_decode}
 
 
+def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """(T, H, W) of what the DiT works on at once: a section, however long the video; or a single frame."""
+    _, high, wide = video_latents(width=width, height=height, frames=frames)
+    window = job[FramePackWindow].latent_window_size if FramePackWindow in job else sections.WINDOW
+    return (window if frames > 1 else 1), high, wide
+
+
+def dit_work(job: Job, config: FramePackConfig, latent_size: tuple[int, int, int]) -> Work:
+    """Beside the section its history: the start frame and the newest one, then two and sixteen frames with patches
+    twice and four times as large; and the start image's and the text's tokens."""
+    frames, height, width = latent_size
+
+    def tokens(count: int, scale: int) -> int:
+        steps = (step * scale for step in config.patch_size)
+        return math.prod(-(-size // step) for size, step in zip((count, height, width), steps, strict=True))
+
+    newest, middle, oldest = HISTORY
+    seen = IMAGE_TOKENS if config.image_dim else 0
+    double = BlockRun(kind="double", prefix="transformer_blocks", count=config.num_layers, ffn_dim=config.ffn_dim)
+    single = BlockRun(
+        kind="single", prefix="single_transformer_blocks", count=config.num_single_layers, ffn_dim=config.ffn_dim
+    )
+    return Work(
+        dim=config.dim,
+        tokens=tokens(frames + 1 + newest, 1) + tokens(middle, 2) + tokens(oldest, 4) + seen + TEXT_TOKENS,
+        runs=(double, single),
+    )
+
+
+def vae_work(job: Job, *, decoding: bool) -> VaeWork:
+    """Tiles in space only where they are asked for; a section is decoded together with its neighbour."""
+    window = job[FramePackWindow] if FramePackWindow in job else None
+    sections_at_once = decoding and window is not None and not window.bulk_decode
+    frames = 2 * TIME_STRIDE * window.latent_window_size + 1 if sections_at_once else 65
+    return VaeWork(kind="tiles", tile=job[VaeTiles].tile, frames=frames)
+
+
 def trim_tail_frames(job: Job) -> int:
     """FramePack's videos are whole."""
     return 0
+
+
+def frame_step(job: Job) -> int:
+    """After the start frame, videos are made in sections."""
+    return TIME_STRIDE * job[FramePackWindow].latent_window_size
+
+
+def sample_options(job: Job) -> dict[str, Any]:
+    """The shortest video is one section, the size decides the shift; with --one_frame, samples are single frames."""
+    length = {"one_frame_inference": "default"} if job[FramePackOneFrame].one_frame else {"video_sections": 1}
+    return {"video_length": None, "flow_shift": None, **length}
 
 
 def generation_defaults(job: Job, line: Any) -> Defaults:
@@ -208,7 +271,8 @@ def generation_defaults(job: Job, line: Any) -> Defaults:
 
 def request_settings(job: Job, line: Any) -> dict[str, Any]:
     """What a video starts from and how its sections are made. OptionError for what FramePack cannot do."""
-    _refuse_pending(line)
+    if line.control_video_path is not None:
+        raise OptionError(f"{line.where}: FramePack knows no control videos.", hint="Leave --cn out of the line.")
     inputs, guidance, f1 = job[FramePackInputs], job[FramePackGuidance], job[FramePack].f1
     end, paddings = line.end_image_path or inputs.end_image_path, job[FramePackLength].latent_paddings
     if f1 and line.end_image_path:
@@ -233,6 +297,7 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
         "guidance_rescale": guidance.guidance_rescale,
         "rope_scaling": None if threshold is None else (guidance.rope_scaling_factor, float(threshold)),
         "solver": SECTION_SOLVER if solver == "unipc" else solver,
+        "magcache": magcache.settings_of(job[FramePackMagCache], line),
     }
 
 
@@ -260,20 +325,6 @@ def _one_frame_settings(job: Job, line: Any) -> dict[str, Any]:
         "control_image_path": controls,
         "control_image_mask_path": masks,
     }
-
-
-_LINE_PENDING = {
-    "magcache_retention_ratio": MAGCACHE,
-    "magcache_threshold": MAGCACHE,
-    "magcache_k": MAGCACHE,
-    "control_video_path": "control videos, which FramePack does not know",
-}
-
-
-def _refuse_pending(line: Any) -> None:
-    for name, why in _LINE_PENDING.items():
-        if getattr(line, name) not in (None, ()):
-            raise OptionError(f"{line.where}: {name} is not available ({why}).", hint="Leave it out of the line.")
 
 
 def _sections(job: Job, line: Any) -> int:

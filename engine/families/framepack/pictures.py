@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...media.images import read_alpha, read_image
-from ...media.resize import cut_to_shape, resize_to_bucket
+from ...media.resize import resize_to_bucket
 from ..contract import Encoders
-from .vae import SPACE_STRIDE, encode
+from .conditions import latent_mask
+from .vae import encode
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -40,13 +41,9 @@ def grey_latent(size: Size, encoders: Encoders) -> Tensor:
 def mask(path: Path, size: Size, *, alpha: bool) -> Tensor | None:
     """How much of each latent pixel counts, 0..1 [H, W]: a picture's brightness, or its alpha (None: it has none).
 
-    Cut as the pictures themselves are; musubi-tuner squeezes masks into shape instead, past the picture.
+    Brought to size as the pictures themselves are; musubi-tuner squeezes masks into shape instead, past the picture.
     """
     from PIL import Image
 
     grey_HW = read_alpha(path) if alpha else np.asarray(Image.fromarray(read_image(path)).convert("L"))
-    if grey_HW is None:
-        return None
-    cells = (size[0] // SPACE_STRIDE, size[1] // SPACE_STRIDE)
-    small = Image.fromarray(np.ascontiguousarray(cut_to_shape(grey_HW, size))).resize(cells, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(small)).float() / 255.0
+    return None if grey_HW is None else latent_mask(resize_to_bucket(grey_HW, size))

@@ -3,7 +3,8 @@
 The first release makes the last section first and puts each new one in front of the history; F1 goes forward and puts
 it behind. Prompts and start images may differ from section to section (`;;;`, see `sections`). The noise of all
 sections comes from one generator on the CPU, so that a seed gives the same video on every machine.
-Does not know solvers: `denoise` is handed in and called once a section. Given up: MagCache.
+Does not know solvers: `denoise` is handed in and called once a section. MagCache, where it is asked for, begins anew
+with each section, and has a cache of its own for each of the two predictions that guidance needs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.sigmas import framepack_mu
-from ...parts.batching import batch_of_one
-from ..contract import Denoise, Encoders, Request, Velocity
+from ...parts.batching import batch_of_one, moved
+from ..contract import Denoise, Encoders, Request, StepCache, Velocity
 from . import image, model, one_frame, pictures
+from .conditions import IMAGE_STATES, history_tensors
 from .sections import HISTORY_FRAMES, Section, choose, f1_layout, parse_sections, plain_layout, plan
-from .vae import IMAGE_STATES, LATENT_CHANNELS, history_tensors
+from .vae import LATENT_CHANNELS
 
 PATCH_CELLS = 4  # latent pixels in a token
 Texts = Mapping[str, Mapping[str, Tensor]]
@@ -93,9 +95,14 @@ def video_latents(
         shift = request.shift
         if shift is None:
             shift = math.exp(framepack_mu(frames * size[0] * size[1] // PATCH_CELLS))
+
+        def velocity(text: str, kind: str) -> Velocity:
+            cond = _conditioning(request, texts[text], given, device)
+            return _velocity(dit, cond, _step_cache(request, denoise, kind))
+
         clean_BCTHW = denoise(
-            _velocity(dit, request, texts[prompt], given, device),
-            _velocity(dit, request, texts[request.negative_prompt], given, device) if request.guided else None,
+            velocity(prompt, "conditional"),
+            velocity(request.negative_prompt, "unconditional") if request.guided else None,
             noise_BCTHW.to(device),
             shift=shift,
             solver=settings["solver"],
@@ -149,26 +156,21 @@ class _History:
         return torch.cat([start_CTHW.float(), self._latents_CTHW[:, : self._made]], dim=1)
 
 
-def _velocity(
-    dit: nn.Module, request: Request, words: Mapping[str, Tensor], given: Mapping[str, Tensor], device: torch.device
-) -> Velocity:
-    """The DiT under one text and one section's history. Places and lengths are read here, once, in main memory."""
+def _conditioning(
+    request: Request, words: Mapping[str, Tensor], given: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Any]:
+    """One text and one section's history for the DiT. Places and lengths are read here, once, in main memory."""
     batch = batch_of_one({**words, **given}, device="cpu")
     cond = model.cond_from_batch(
         batch, guidance_scale=request.settings["embedded_cfg_scale"], rope_scaling=request.settings["rope_scaling"]
     )
-    cond = {name: _moved(value, device) for name, value in cond.items()}
-
-    def velocity(x_BCTHW: Tensor, timestep_B: Tensor) -> Tensor:
-        return model.velocity(dit, x_BCTHW, timestep_B, cond)
-
-    return velocity
+    return moved(cond, device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors, and lists of tensors, on `device`; numbers as they are."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [tensor.to(device) for tensor in value]
-    return value
+def _step_cache(request: Request, denoise: Denoise, kind: str) -> StepCache | None:
+    settings = request.settings["magcache"]
+    return None if settings is None else denoise.step_cache(label=kind, **settings)
+
+
+def _velocity(dit: nn.Module, cond: dict[str, Any], step_cache: StepCache | None) -> Velocity:
+    return lambda x_BCTHW, timestep_B: model.velocity(dit, x_BCTHW, timestep_B, cond, step_cache=step_cache)

@@ -1,20 +1,19 @@
 """HunyuanVideo's VAE as FramePack uses it: latents times SCALING_FACTOR, training samples by section, and decoding.
 
-The network is `parts.hunyuan_vae`. A clip is trained on in sections (`sections`), each with the history that a
-generation would have when it comes to it: what follows for the first release, what came before for F1.
-Decoding section by section repeats what the published code does: every section is decoded together with its
-neighbour, and the pixels fade into each other where they overlap; `bulk` decodes everything at once.
+The network is `parts.hunyuan_vae`; how clips are cut into training samples is `samples`. Decoding section by section
+repeats what the published code does: every section is decoded together with its neighbour, and the pixels fade into
+each other where they overlap; `bulk` decodes everything at once.
 
 A cache holds one draw of the posterior, with a seed that follows from the clip, so that caching again gives the same
 file; what a generation starts from is the posterior's mean. Tiles in time keep memory bounded; tiles in space are made
 only when asked for.
-Given up: one-frame samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +26,18 @@ from ...parts.hunyuan_vae import LATENT_CHANNELS, SCALING_FACTOR, SPACE_STRIDE, 
 from ...parts.hunyuan_vae_network import HunyuanVae
 from ...parts.weights import open_weights
 from ..contract import Clips
-from . import image
+from . import samples
 from .detect import check_role
-from .sections import (
-    F1_HISTORY,
-    HISTORY_FRAMES,
-    PLAIN_HISTORY,
-    WINDOW,
-    Layout,
-    f1_layout,
-    frames_used,
-    plain_layout,
-    plan,
-    section_pixel_frames,
-    sections_in,
-)
+from .sections import WINDOW, section_pixel_frames, sections_in
 
 __all__ = [
     "CACHE_DTYPE", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "FramePackVae", "compute_dtype", "decode",
-    "decode_frames", "encode", "history_tensors", "load", "sample_count", "training_samples",
+    "decode_frames", "encode", "load", "sample_count", "training_samples",
 ]  # fmt: skip
 
 CACHE_DTYPE = torch.float16
 TILE_FRAMES = 64
 SECTION_TILE_FRAMES = 80  # a section of 9 latent frames with its neighbour is decoded whole
-IMAGE_STATES = "image_embeddings"
 
 
 @dataclass(frozen=True)
@@ -97,81 +83,50 @@ def decode(vae: FramePackVae, latents_BCTHW: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------- training samples
 
 
-def sample_count(frames: int, *, window: int, f1: bool = False) -> int:
-    """How many sections a clip of so many pixel frames has. DataError when there is none."""
+def sample_count(
+    frames: int, *, window: int, f1: bool = False, one_frame: bool = False, no_2x: bool = False, no_4x: bool = False
+) -> int:
+    """How many samples a clip of so many pixel frames makes: its sections, or one with `one_frame`. DataError."""
+    if one_frame:
+        if frames != 1:
+            raise DataError("--one_frame takes images, and this is a video.", "Use a dataset with image_directory.")
+        return 1
     if frames == 1:
         raise DataError(
             "An image has no sections, and FramePack trains on sections of videos.",
-            f"Use clips of {TIME_STRIDE * window + 1} frames or more; single images need one-frame training.",
+            f"Use clips of {TIME_STRIDE * window + 1} frames or more, or --one_frame for single images.",
         )
     return sections_in((frames - 1) // TIME_STRIDE + 1, window=window)
 
 
 def training_samples(
-    vae: FramePackVae, clips: Clips, *, dtype: torch.dtype, image_encoder: Any = None, f1: bool = False
+    vae: FramePackVae,
+    clips: Clips,
+    *,
+    dtype: torch.dtype,
+    image_encoder: Any = None,
+    f1: bool = False,
+    one_frame: bool = False,
+    no_2x: bool = False,
+    no_4x: bool = False,
 ) -> list[list[dict[str, Tensor]]]:
-    """For each clip its sections in the order of time, each with history, places in time and SigLIP's states.
+    """For each clip its sections in the order of time, or with `one_frame` the image beside its controls (samples.py).
 
-    Frames behind the last whole section are left out. `f1`: history as F1 has it. DataError when a clip is too short.
+    DataError when a clip is too short, or cannot be trained on in this way.
     """
-    frames = clips.frames_BCFHW.shape[2]
-    sample_count(frames, window=clips.window)
-    used = (frames_used((frames - 1) // TIME_STRIDE + 1, window=clips.window) - 1) * TIME_STRIDE + 1
+    sample_count(clips.frames_BCFHW.shape[2], window=clips.window, one_frame=one_frame)
     if image_encoder is None:
-        raise DataError("FramePack's samples need SigLIP's view of the first frame.", "Give --image_encoder.")
-    pixels_BCFHW = clips.frames_BCFHW[:, :, :used]
-    drawn_BCTHW = hunyuan_vae.seeded_latents(vae.network, pixels_BCFHW, tiles=vae.tiles(TILE_FRAMES))
-    latents_BCTHW = (drawn_BCTHW * SCALING_FACTOR).to(dtype)
-    states_BLD = image.encode_pixels(image_encoder, clips.frames_BCFHW[:, :, 0]).to(dtype)
-    sections_of = _f1_sections if f1 else _plain_sections
-    return [
-        [{**section, IMAGE_STATES: states_LD} for section in sections_of(latents_CTHW, clips.window)]
-        for latents_CTHW, states_LD in zip(latents_BCTHW, states_BLD, strict=True)
-    ]
+        raise DataError("FramePack's samples need SigLIP's view of the start image.", "Give --image_encoder.")
 
+    def draw(pixels_BCFHW: Tensor) -> Tensor:
+        tiles = vae.tiles(TILE_FRAMES)
+        return hunyuan_vae.seeded_latents(vae.network, pixels_BCFHW, tiles=tiles) * SCALING_FACTOR
 
-def history_tensors(start_CTHW: Tensor, history_CTHW: Tensor, layout: Layout, *, f1: bool) -> dict[str, Tensor]:
-    """The conditioning of one section by the names of a cache file, from the start frame and at least 19 frames of
-    history: the newest first for the first release, last for F1."""
-    newest, middle, oldest = (history_CTHW[:, part] for part in (F1_HISTORY if f1 else PLAIN_HISTORY))
-    return {
-        "latents_clean": torch.cat([start_CTHW, newest], dim=1),
-        "latents_clean_2x": middle,
-        "latents_clean_4x": oldest,
-        "latent_indices": torch.tensor(layout.target),
-        "clean_latent_indices": torch.tensor(layout.clean),
-        "clean_latent_2x_indices": torch.tensor(layout.clean_2x),
-        "clean_latent_4x_indices": torch.tensor(layout.clean_4x),
-    }
-
-
-def _nothing_yet(latents_CTHW: Tensor) -> Tensor:
-    """History before anything was made: zeros."""
-    return latents_CTHW.new_zeros(latents_CTHW.shape[0], HISTORY_FRAMES, *latents_CTHW.shape[2:])
-
-
-def _plain_sections(latents_CTHW: Tensor, window: int) -> list[dict[str, Tensor]]:
-    """The first release: the history of a section is what follows it in time."""
-    padded_CTHW = torch.cat([latents_CTHW, _nothing_yet(latents_CTHW)], dim=1)
-    samples = {}
-    for section in plan((latents_CTHW.shape[1] - 1) // window):
-        first = section.first_frame(window)
-        layout = plain_layout(section.padding, window=window)
-        conditioning = history_tensors(latents_CTHW[:, :1], padded_CTHW[:, first + window :], layout, f1=False)
-        samples[section.index] = {"latents": latents_CTHW[:, first : first + window], **conditioning}
-    return [samples[index] for index in sorted(samples)]
-
-
-def _f1_sections(latents_CTHW: Tensor, window: int) -> list[dict[str, Tensor]]:
-    """F1: the history of a section is what came before it, the start frame included."""
-    padded_CTHW = torch.cat([_nothing_yet(latents_CTHW), latents_CTHW], dim=1)
-    samples = []
-    for section in plan((latents_CTHW.shape[1] - 1) // window, f1=True):
-        first = section.first_frame(window)
-        before_CTHW = padded_CTHW[:, : HISTORY_FRAMES + first]
-        conditioning = history_tensors(latents_CTHW[:, :1], before_CTHW, f1_layout(window=window), f1=True)
-        samples.append({"latents": latents_CTHW[:, first : first + window], **conditioning})
-    return samples
+    if not one_frame:
+        return samples.section_samples(draw, clips, dtype=dtype, image_encoder=image_encoder, f1=f1)
+    return samples.one_frame_samples(
+        draw, partial(encode, vae), clips, dtype=dtype, image_encoder=image_encoder, no_2x=no_2x, no_4x=no_4x
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 from ...contract.errors import WeightsError
 from ...parts import file_kinds
-from ...parts.file_kinds import Kind, has, has_any, is_lora
-from ...parts.mmdit import rope_axes
-from ...parts.weight_views import arranged_shapes
+from ...parts.arrangement import arranged_shapes
+from ...parts.dit_sizes import DEFAULT_HEAD_DIM, count_blocks, head_dim, only_part, rope_axes
+from ...parts.file_kinds import Kind, has, has_any
 from .keys import arrange, dit_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-DEFAULT_HEAD_DIM = 128
 FAMILY = "hunyuan_video"
 REFINER = "txt_in.individual_token_refiner.blocks"
 
@@ -92,6 +91,15 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
     return Variant(family=FAMILY, name=_variant_name(config, source), config=config)
 
 
+def fullest() -> HunyuanVideoConfig:
+    """13B text-to-video, with embedded guidance."""
+    return HunyuanVideoConfig(
+        dim=3072, ffn_dim=12288, refiner_ffn_dim=12288, text_dim=4096, pooled_dim=768, in_dim=16, out_dim=16,
+        num_double_blocks=20, num_single_blocks=40, num_refiner_blocks=2, num_heads=24, head_dim=DEFAULT_HEAD_DIM,
+        has_guidance=True,
+    )  # fmt: skip
+
+
 def role_of(shapes: Shapes) -> str | None:
     """One of "dit", "vae", "text-encoder", "clip-text-encoder", "lora", another family's kind; None if unknown."""
     kind = file_kinds.kind_of(_KINDS, shapes)
@@ -120,7 +128,7 @@ def check_task(variant: Variant, task: str) -> None:
 def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> HunyuanVideoConfig:
     try:
         dim, in_dim, *patch = names["img_in.proj.weight"]
-        head_dim = _head_dim(dim, metadata, source)
+        columns = head_dim(dim, metadata, source=source)
         return HunyuanVideoConfig(
             dim=dim,
             ffn_dim=names["double_blocks.0.img_mlp.fc1.weight"][0],
@@ -129,37 +137,17 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> HunyuanV
             pooled_dim=names["vector_in.in_layer.weight"][1],
             in_dim=in_dim,
             out_dim=names["final_layer.linear.weight"][0] // (patch[0] * patch[1] * patch[2]),
-            num_double_blocks=_count(names, "double_blocks"),
-            num_single_blocks=_count(names, "single_blocks"),
-            num_refiner_blocks=_count(names, REFINER),
-            num_heads=dim // head_dim,
-            head_dim=head_dim,
+            num_double_blocks=count_blocks(names, "double_blocks"),
+            num_single_blocks=count_blocks(names, "single_blocks"),
+            num_refiner_blocks=count_blocks(names, REFINER),
+            num_heads=dim // columns,
+            head_dim=columns,
             has_guidance="guidance_in.mlp.0.weight" in names,
             freq_dim=names["time_in.mlp.0.weight"][1],
             patch_size=(patch[0], patch[1], patch[2]),
         )
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(
-            f"{source} is only part of a HunyuanVideo DiT, or its tensors have unknown shapes ({error}).",
-            "Give all parts: the folder, the index file, or the first part of several.",
-        ) from error
-
-
-def _count(names: Shapes, blocks: str) -> int:
-    """How many blocks a list has: one more than the highest number."""
-    numbers = {name[len(blocks) + 1 :].split(".")[0] for name in names if name.startswith(blocks + ".")}
-    return 1 + max(int(number) for number in numbers)
-
-
-def _head_dim(dim: int, metadata: Mapping[str, str], source: str) -> int:
-    told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    # below 6 columns the split into t, h and w leaves an axis with none
-    if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
-        raise WeightsError(
-            f"{source} has width {dim}, which does not divide into heads of {told}.",
-            "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
-        )
-    return int(told)
+        raise only_part(source, "a HunyuanVideo DiT", error) from error
 
 
 def _variant_name(config: HunyuanVideoConfig, source: str) -> str:
@@ -190,13 +178,8 @@ def _is_part_of_dit(shapes: Shapes) -> bool:
 
 
 _KINDS = (
-    Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora),
-    Kind(
-        "framepack-dit",
-        "a FramePack DiT",
-        "Use the framepack commands for it.",
-        has_any("clean_x_embedder.proj.weight", "image_projection.up.weight"),
-    ),
+    file_kinds.LORA,
+    Kind("framepack-dit", "a FramePack DiT", "Use the framepack commands for it.", file_kinds.is_framepack_dit),
     Kind(
         "hunyuan-1.5-dit",
         "a HunyuanVideo 1.5 or HunyuanImage 2.1 DiT",
@@ -211,51 +194,10 @@ _KINDS = (
         "It makes images and is not supported.",
         has("double_blocks.0.img_attn.qkv.weight", "txt_in.weight"),
     ),
-    Kind(
-        "wan-dit",
-        "a Wan DiT",
-        "Use the wan commands for it.",
-        has_any("blocks.0.cross_attn.q.weight", "blocks.0.attn2.to_q.weight"),
-    ),
-    Kind("vae", "a HunyuanVideo VAE", "Give it as --vae.", has("encoder.conv_in.conv.weight")),
-    Kind(
-        "wan-vae",
-        "a Wan VAE",
-        "HunyuanVideo has a VAE of its own.",
-        has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
-    ),
-    Kind(
-        "text-encoder",
-        "a LLaMA text encoder",
-        "Give it as --text_encoder1.",
-        has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
-    ),
-    Kind(
-        "clip-text-encoder",
-        "a CLIP text encoder",
-        "Give it as --text_encoder2.",
-        has("text_model.embeddings.token_embedding.weight"),
-    ),
-    Kind(
-        "t5-text-encoder",
-        "a T5 text encoder",
-        "HunyuanVideo takes LLaMA and CLIP.",
-        has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
-    ),
-    Kind(
-        "image-encoder",
-        "an image encoder",
-        "HunyuanVideo takes none.",
-        has_any(
-            "visual.cls_embedding",
-            "vision_model.embeddings.class_embedding",
-            "vision_model.embeddings.patch_embedding.weight",
-        ),
-    ),
-    Kind(
-        "tiny-vae",
-        "a tiny autoencoder for previews",
-        "It cannot replace the VAE.",
-        has("encoder.2.conv.weight", "decoder.1.weight"),
-    ),
+    file_kinds.WAN_DIT,
+    *file_kinds.HUNYUAN_FILES,
+    Kind("wan-vae", "a Wan VAE", "HunyuanVideo has a VAE of its own.", file_kinds.is_wan_vae),
+    Kind("t5-text-encoder", "a T5 text encoder", "HunyuanVideo takes LLaMA and CLIP.", file_kinds.is_t5),
+    Kind("image-encoder", "an image encoder", "HunyuanVideo takes none.", file_kinds.is_clip_vision),
+    Kind("image-encoder", "an image encoder", "HunyuanVideo takes none.", file_kinds.is_siglip),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ...parts.weight_views import Rows
+from ...parts.arrangement import Rows
 
 PREFIXES = ("model.diffusion_model.", "model.model.", "diffusion_model.", "transformer.", "module.", "model.")
 """What public files put before DiT names: ComfyUI's, diffusers' and diffusion-pipe's, torch wrappers."""
@@ -28,8 +28,7 @@ FP8_EXCLUDE = ("norm", "_mod.", "modulation")
 _FINAL_MODULATION = "final_layer.adaLN_modulation.1"
 _SWAPPED = "norm_out.linear"  # diffusers' name of it: scale first, then shift
 
-_TOP = {
-    # ComfyUI
+_COMFY_TOP = {
     "txt_in.t_embedder.in_layer": "txt_in.t_embedder.mlp.0",
     "txt_in.t_embedder.out_layer": "txt_in.t_embedder.mlp.2",
     "txt_in.c_embedder.in_layer": "txt_in.c_embedder.linear_1",
@@ -38,7 +37,8 @@ _TOP = {
     "time_in.out_layer": "time_in.mlp.2",
     "guidance_in.in_layer": "guidance_in.mlp.0",
     "guidance_in.out_layer": "guidance_in.mlp.2",
-    # diffusers
+}
+_DIFFUSERS_TOP = {
     "x_embedder.proj": "img_in.proj",
     "context_embedder.proj_in": "txt_in.input_embedder",
     "context_embedder.time_text_embed.timestep_embedder.linear_1": "txt_in.t_embedder.mlp.0",
@@ -53,6 +53,7 @@ _TOP = {
     "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
     "proj_out": "final_layer.linear",
 }
+_TOP = {**_COMFY_TOP, **_DIFFUSERS_TOP}
 _COMFY_DOUBLE = {
     f"{side}_{theirs}": f"{side}_{ours}"
     for side in ("img", "txt")
@@ -110,14 +111,17 @@ _DIFFUSERS_REFINER = {
     "ff.net.2": "mlp.fc2",
 }
 _REFINER = "txt_in.individual_token_refiner.blocks"
-_BLOCKS = (  # their list of blocks, ours, and the names inside
+_COMFY_BLOCKS = (  # their list of blocks, ours, and the names inside
     ("double_blocks", "double_blocks", _COMFY_DOUBLE),
     ("single_blocks", "single_blocks", _COMFY_SINGLE),
     (_REFINER, _REFINER, _COMFY_REFINER),
+)
+_DIFFUSERS_BLOCKS = (
     ("transformer_blocks", "double_blocks", _DIFFUSERS_DOUBLE),
     ("single_transformer_blocks", "single_blocks", _DIFFUSERS_SINGLE),
     ("context_embedder.token_refiner.refiner_blocks", _REFINER, _DIFFUSERS_REFINER),
 )
+_BLOCKS = (*_COMFY_BLOCKS, *_DIFFUSERS_BLOCKS)
 _FUSED = (  # their list of blocks, ours; our layer: the layers that it is made of, from the first row on
     (
         "transformer_blocks",
@@ -199,6 +203,34 @@ def arrange(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Rows, ...]
         if ours not in made:
             made |= {name: (Rows(name),) for name in parts.values()}
     return made
+
+
+def diffusers_parts(path: str) -> tuple[str, ...]:
+    """diffusers' layers for a module of ours: query, key, value and what stands with them are layers of their own."""
+    for theirs, ours, layers in _FUSED:
+        if found := _numbered(ours, path):
+            number, rest = found
+            if rest in layers:
+                return tuple(f"{theirs}.{number}.{part}" for part in layers[rest])
+    for theirs, ours, table in _DIFFUSERS_BLOCKS:
+        if found := _numbered(ours, path):
+            number, rest = found
+            translated = _replace_start(rest, {name: part for part, name in table.items()})
+            return (path,) if translated is None else (f"{theirs}.{number}.{translated}",)
+    return (next((theirs for theirs, ours in _DIFFUSERS_TOP.items() if ours == path), path),)
+
+
+def lora_pieces(name: str) -> tuple[str, ...]:
+    """Our module for ComfyUI's name with underscores, as LoRAs that were made for its loader have it."""
+    for theirs, ours in _COMFY_TOP.items():
+        if name == theirs.replace(".", "_"):
+            return (ours,)
+    for theirs, ours, table in _COMFY_BLOCKS:
+        if found := re.fullmatch(re.escape(theirs.replace(".", "_")) + r"_(\d+)_(.+)", name):
+            for part, module in table.items():
+                if found[2] == part.replace(".", "_"):
+                    return (f"{ours}.{found[1]}.{module}",)
+    return ()
 
 
 def is_fp8_weight(name: str) -> bool:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from ...ops.attention import check_backend
 from ...ops.device import dtype_of
 from ...parts import mmdit
+from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.hunyuan_vae import SCALING_FACTOR
 from ...parts.weight_views import ArrangedWeights
-from ...parts.weights import load_into, main_dtype, open_weights
+from ...parts.weights import main_dtype
 from .detect import HunyuanVideoConfig, Variant, check_task, detect
 from .keys import arrange, dit_name
 from .layers import (
@@ -106,7 +107,7 @@ class HunyuanVideoModel(nn.Module):
         x_BLD = torch.cat([image_BLD, text_BLD], dim=1)
         for block in self.single_blocks:
             x_BLD = block(x_BLD, vector_BD, cos_LD, sin_LD, key_lengths_B)
-        return self._to_video(self.final_layer(x_BLD[:, :count], vector_BD), grid)
+        return mmdit.from_patches(self.final_layer(x_BLD[:, :count], vector_BD), grid, self.config.patch_size)
 
     def _vector(self, timestep_B: Tensor, pooled_BD: Tensor, guidance_B: Tensor | None) -> Tensor:
         vector_BD = self.time_in(timestep_B) + self.vector_in(pooled_BD)
@@ -115,14 +116,6 @@ class HunyuanVideoModel(nn.Module):
         if guidance_B is None:
             raise ValueError("this model has embedded guidance and needs a value for it (times 1000)")
         return vector_BD + self.guidance_in(guidance_B)
-
-    def _to_video(self, values_BLP: Tensor, grid: Sequence[int]) -> Tensor:
-        """Tokens of (channel, pt, ph, pw) values back to [B, C, T, H, W]."""
-        patch = self.config.patch_size
-        cells = values_BLP.view(len(values_BLP), *grid, self.config.out_dim, *patch)
-        video = cells.permute(0, 4, 1, 5, 2, 6, 3, 7)
-        sizes = (n * p for n, p in zip(grid, patch, strict=True))
-        return video.reshape(len(values_BLP), self.config.out_dim, *sizes)
 
 
 def build(
@@ -133,11 +126,9 @@ def build(
     attention_backend: str = "auto",
 ) -> HunyuanVideoModel:
     """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
-    with torch.device("meta"):
-        model = HunyuanVideoModel(config, attention_backend=attention_backend).to(dtype)
-    if torch.device(device).type != "meta":
-        model = model.to_empty(device=device)
-    return model.eval().requires_grad_(False)
+    return build_frozen(
+        lambda: HunyuanVideoModel(config, attention_backend=attention_backend), device=device, dtype=dtype
+    )
 
 
 def load(
@@ -158,16 +149,17 @@ def load(
     tensor, under our name and whole, before it is cast.
     Raises WeightsError: no readable file, another kind of file, not the task's.
     """
-    file = open_weights(path, role=role)
-    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
-    if task is not None:
-        check_task(variant, task)
-    dtype = dtype_of(dit_dtype, main_dtype(file) if dtype is None else dtype, flag="--dit_dtype")
-    model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
-    arranged = ArrangedWeights(file, arrange(file.shapes))
-    load_into(model, arranged, rename=dit_name, device=device, dtype=dtype, transform=transform)
-    model.variant = variant
-    return model
+    file, variant = recognised(path, role=role, task=task, detect=detect, check_task=check_task)
+    return load_frozen(
+        ArrangedWeights(file, arrange(file.shapes)),
+        variant,
+        build,
+        rename=dit_name,
+        device=device,
+        dtype=dtype_of(dit_dtype, main_dtype(file) if dtype is None else dtype, flag="--dit_dtype"),
+        transform=transform,
+        attention_backend=attention_backend,
+    )
 
 
 def blocks(dit: HunyuanVideoModel) -> nn.ModuleList:

@@ -26,29 +26,34 @@ from ...contract.options import (
     TrainingPrecision,
 )
 from ...contract.options.models import Dtype
+from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
+from ...parts.hunyuan_options import LIGHTER as LIGHTER
+from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
+from ...parts.hunyuan_options import TEXT_TOKENS, TILE, TextEncoders, VaeTiles
+from ...parts.workload import BlockRun, VaeWork, Work, video_latents
 
 if TYPE_CHECKING:
     from ...contract.job import Job
+    from .detect import HunyuanVideoConfig
 
 TITLE = "HunyuanVideo"
+NODE_NAME = "HunyuanVideo"  # in the ids of its ComfyUI nodes, for ever
 ARCHITECTURE = "hv"
 ARCHITECTURE_FULL = "hunyuan_video"
 NATIVE_FPS = 24
 LATENT_SCALE = 0.476986
 NETWORK_MODULE = "networks.lora"
+SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
+FRAME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
 MODELSPEC_ARCHITECTURE = "hunyuan-video"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Tencent/HunyuanVideo"
-TEXT_FILES = ("text_encoder1", "text_encoder2")
 IMAGE_FILES = ()
 PROMPT_LETTERS = {"g": "guidance_scale"}  # embedded guidance, as in musubi-tuner's sample prompts; --l is the other
 
-TILE_STEP = 32  # pixels: a quarter of a tile, which overlaps, is made of whole latents
-TILE = 256
 IMAGE_CHANNELS = 32  # of a DiT that takes an image's latents beside the noisy ones
 TASKS = {16: "t2v", IMAGE_CHANNELS: "skyreels-i2v"}
 ACCEPTED = {
-    "vae_chunk_size": "the VAE cuts long clips into pieces by itself, with the same result",
     "img_in_txt_in_offloading": "the embedders, 0.6 GB, stay with the DiT",
     "split_attn": "attention never pads the items of a batch, so there is nothing to split",
 }
@@ -81,69 +86,20 @@ class HunyuanTrainedDit(HunyuanDit, title="HunyuanVideo"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanText(Section, title="Text encoders"):
-    """LLaVA-LLaMA-3 and CLIP-L."""
+class HunyuanText(TextEncoders, title="Text encoders"):
+    """LLaVA-LLaMA-3 for the details, CLIP-L for the gist."""
 
-    text_encoder1: str | None = opt(
-        None, "LLaVA-LLaMA-3-8B: ComfyUI's llava_llama3_fp16.safetensors or a transformers folder.",
-        file_kind="text_encoder", metavar="FILE",
-    )  # fmt: skip
-    text_encoder2: str | None = opt(
-        None, "CLIP-L: ComfyUI's clip_l.safetensors or a transformers folder.", file_kind="text_encoder",
-        metavar="FILE",
-    )  # fmt: skip
     text_encoder_dtype: Dtype | None = opt(
         None, "Number format in which the text encoders compute. Default: float16.", advanced=True
     )
-    fp8_llm: bool = opt(False, "Keep LLaVA-LLaMA-3 in fp8: 8 GB instead of 14.")
-    tokenizer1: str | None = opt(
-        None, "Tokenizer of --text_encoder1: tokenizer.json or its folder. Default: looked for in the file, beside it "
-        "and in the local hub cache.", file_kind="tokenizer", advanced=True, metavar="PATH",
-    )  # fmt: skip
-    tokenizer2: str | None = opt(
-        None, "Tokenizer of --text_encoder2: tokenizer.json, vocab.json with merges.txt, or their folder. Default: "
-        "looked for in the same way.", file_kind="tokenizer", advanced=True, metavar="PATH",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanTextCaching(HunyuanText, title="Text encoders"):
-    """LLaVA-LLaMA-3 and CLIP-L."""
+    """LLaVA-LLaMA-3 for the details, CLIP-L for the gist."""
 
     text_encoder1: str = require(HunyuanText, "text_encoder1")
     text_encoder2: str = require(HunyuanText, "text_encoder2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HunyuanVae(Section, title="VAE", accepted=ACCEPTED):
-    """How the VAE works through a clip: long ones always go through in pieces, large ones in tiles if wanted."""
-
-    vae_tiling: bool = opt(False, "Work in tiles of 256 pixels: less memory. Videos are always decoded so.")
-    vae_spatial_tile_sample_min_size: int | None = opt(
-        None, "Size of these tiles, a multiple of 32; smaller takes less memory.", low=TILE_STEP, unit="pixels"
-    )
-    vae_chunk_size: int | None = opt(None, "Frames that a convolution takes at once.", low=1, advanced=True)
-
-    def __post_init__(self) -> None:
-        size = self.vae_spatial_tile_sample_min_size
-        if size is not None and size % TILE_STEP:
-            below = size // TILE_STEP * TILE_STEP
-            raise OptionError(
-                f"--vae_spatial_tile_sample_min_size: {size} is not a multiple of {TILE_STEP}: use {below} or "
-                f"{below + TILE_STEP}.",
-                hint="Tiles overlap by a quarter, in whole latents of 8 pixels.",
-                names=("vae_spatial_tile_sample_min_size",),
-            )
-
-    @property
-    def encode_tile(self) -> int | None:
-        """Size of the tiles in which clips are encoded; None: whole."""
-        return self.vae_spatial_tile_sample_min_size or (TILE if self.vae_tiling else None)
-
-    @property
-    def decode_tile(self) -> int:
-        """Size of the tiles in which videos are decoded."""
-        return self.vae_spatial_tile_sample_min_size or TILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,14 +199,14 @@ class Defaults:
 
 # The family's part of each command. A subclass takes the place of the shared section it is made from.
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
-    "cache-latents": (Models, HunyuanVae, LatentCaching),
+    "cache-latents": (Models, VaeTiles, LatentCaching),
     "cache-text": (HunyuanTextCaching, Caching),
     "train": (
-        TrainingModels, HunyuanTrainedDit, HunyuanVae, HunyuanText, TrainingPrecision, TrainingMemory, Attention,
+        TrainingModels, HunyuanTrainedDit, VaeTiles, HunyuanText, TrainingPrecision, TrainingMemory, Attention,
         HunyuanNetwork,
     ),
     "generate": (
-        HunyuanPrompting, GenerationModels, HunyuanDit, HunyuanVae, HunyuanText, GenerationPrecision, GenerationMemory,
+        HunyuanPrompting, GenerationModels, HunyuanDit, VaeTiles, HunyuanText, GenerationPrecision, GenerationMemory,
         AttentionMode, HunyuanGuidance, HunyuanLoraStack, HunyuanOutput, HunyuanInputs,
     ),
 }  # fmt: skip
@@ -278,8 +234,9 @@ EXAMPLES = {
 
 def rules(job: Job) -> None:
     """What the options demand of each other. Raises OptionError."""
-    if job.command.verb != "generate" or job[Output].latent_path or job[LoraStack].save_merged_model is not None:
+    if job.command.verb != "generate" or not generates(job):
         return
+    need_models(job)
     for name in TEXT_FILES:
         if getattr(job[HunyuanText], name) is None:
             raise OptionError(
@@ -287,7 +244,7 @@ def rules(job: Job) -> None:
                 hint="Add --text_encoder1 with LLaVA-LLaMA-3-8B and --text_encoder2 with CLIP-L.",
                 names=(name,),
             )
-    if job[HunyuanInputs].image_path is not None and task(job) == "t2v":
+    if job[HunyuanInputs].image_path is not None and job[HunyuanDit].dit_in_channels == 16:
         raise OptionError(
             "--image_path needs a DiT of 32 input channels, but --dit_in_channels is 16.",
             hint="Leave out --dit_in_channels and give a SkyReels V1 image-to-video --dit.",
@@ -295,12 +252,18 @@ def rules(job: Job) -> None:
         )
 
 
+def resolved(job: Job) -> dict[str, Any]:
+    """The kind of DiT that the job is for; there is no negative prompt of HunyuanVideo's own."""
+    starts_from_image = HunyuanInputs in job and job[HunyuanInputs].image_path is not None
+    return {
+        "dit_in_channels": IMAGE_CHANNELS if starts_from_image else 16,
+        "negative_prompt": Defaults().negative_prompt,
+    }
+
+
 def task(job: Job) -> str:
     """What the job asks of the checkpoint: "t2v" or "skyreels-i2v"."""
-    given = job[HunyuanDit].dit_in_channels
-    if given is None:
-        given = IMAGE_CHANNELS if HunyuanInputs in job and job[HunyuanInputs].image_path else 16
-    return TASKS[given]
+    return TASKS[job[HunyuanDit].dit_in_channels]
 
 
 def files(job: Job) -> dict[str, str | None]:
@@ -328,7 +291,7 @@ def dit_arguments(job: Job) -> dict[str, Any]:
 
 def latent_settings(job: Job) -> dict[str, Any]:
     """What is cached depends on the tiles, a little."""
-    return {"tile_pixels": job[HunyuanVae].encode_tile}
+    return {"tile_pixels": job[VaeTiles].tile}
 
 
 def takes_controls(job: Job) -> bool:
@@ -342,8 +305,8 @@ def conditioning_arguments(job: Job) -> dict[str, Any]:
 
 
 def decode_arguments(job: Job) -> dict[str, Any]:
-    """For vae.decode_frames."""
-    return {"tile_pixels": job[HunyuanVae].decode_tile}
+    """For vae.decode_frames: videos are always decoded in tiles, as their authors do."""
+    return {"tile_pixels": job[VaeTiles].tile or TILE}
 
 
 def generation_defaults(job: Job, line: Any) -> Defaults:
@@ -366,7 +329,7 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
     if inputs.video_path:
         settings |= {"video_path": Path(inputs.video_path), "strength": inputs.strength}
     if image or inputs.video_path:
-        settings |= {"tile_pixels": job[HunyuanVae].encode_tile}
+        settings |= {"tile_pixels": job[VaeTiles].tile}
     return settings
 
 
@@ -381,6 +344,40 @@ def _check_image(where: str, image: str | None, wanted: str) -> None:
         )
 
 
+def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """(T, H, W) of what the DiT works on at once: the whole video."""
+    return video_latents(width=width, height=height, frames=frames)
+
+
+def dit_work(job: Job, config: HunyuanVideoConfig, latent_size: tuple[int, int, int]) -> Work:
+    """Text tokens go through all blocks. Guidance with --guidance_scale makes two samples of one."""
+    frames, height, width = latent_size
+    twice = Prompting in job and job[Prompting].guidance_scale != 1 and not job[HunyuanGuidance].split_uncond
+    double = BlockRun(kind="double", prefix="double_blocks", count=config.num_double_blocks, ffn_dim=config.ffn_dim)
+    single = BlockRun(kind="single", prefix="single_blocks", count=config.num_single_blocks, ffn_dim=config.ffn_dim)
+    return Work(
+        dim=config.dim,
+        tokens=frames * (height // config.patch_size[1]) * (width // config.patch_size[2]) + TEXT_TOKENS,
+        runs=(double, single),
+        at_once=2 if twice else 1,
+    )
+
+
+def vae_work(job: Job, *, decoding: bool) -> VaeWork:
+    """Videos are always decoded in tiles."""
+    return VaeWork(kind="tiles", tile=job[VaeTiles].tile or (TILE if decoding else None))
+
+
 def trim_tail_frames(job: Job) -> int:
     """No frames are left out."""
     return 0
+
+
+def frame_step(job: Job) -> int:
+    """After the first frame, each latent frame is four."""
+    return FRAME_STEP
+
+
+def sample_options(job: Job) -> dict[str, Any]:
+    """Samples are as everywhere."""
+    return {}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...contract.errors import DataError
 from ...media import images, video
 from ...media.resize import resize_to_bucket
-from ...parts.batching import batch_of_one
+from ...parts.batching import batch_of_one, moved
 from ..contract import Denoise, Encoders, Request, Velocity
 from . import model, vae
 
@@ -105,7 +105,7 @@ def video_latents(
     def cond_of(text: str) -> dict[str, Any]:
         batch = batch_of_one(texts[text], device="cpu")  # masks are read on the CPU: nothing waits for the device
         cond = model.cond_from_batch(batch, guidance_scale=request.settings["embedded_cfg_scale"])
-        return _moved({**cond, **concat}, device)
+        return moved({**cond, **concat}, device)
 
     conditional = cond_of(request.prompt)
     unconditional = cond_of(request.negative_prompt) if request.guided else None
@@ -134,13 +134,6 @@ def _first_frame(image_latents: Tensor | None, noise_BCTHW: Tensor) -> dict[str,
     whole = torch.zeros_like(noise_BCTHW)
     whole[:, :, :1] = image_latents.to(noise_BCTHW.device)
     return {"concat": whole}
-
-
-def _moved(cond: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: [one.to(device) for one in value] if isinstance(value, list) else value.to(device)
-        for name, value in cond.items()
-    }
 
 
 def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,6 @@ class TextEncoders:
     llama: llama_text.LlamaText
     clip: clip_text.ClipText
 
-    def free(self) -> None:
-        """Give the weights' memory back. Nothing can be encoded afterwards."""
-        self.llama.free()
-        self.clip.free()
-
 
 def load(
     files: Files,

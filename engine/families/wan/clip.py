@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...contract.errors import DataError, WeightsError
-from ...parts.weights import WeightFile, load_into, open_weights
+from ...parts.weights import WeightFile, load_into, metadata_number, open_weights
 from .detect import check_role
 from .keys import clip_parts
 
@@ -35,16 +35,10 @@ _PREFIX = "vision_model."
 class ClipVision:
     """The vision tower without its last block. `image_size`: it sees squares of so many pixels."""
 
-    model: nn.Module | None
+    model: nn.Module
     image_size: int
     device: torch.device
     dtype: torch.dtype
-
-    def free(self) -> None:
-        """Give the weights' memory back. `encode` cannot be used afterwards."""
-        self.model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 class _Parts:
@@ -105,7 +99,7 @@ def load(path: str | Path, *, device: torch.device | str, dtype: torch.dtype, wh
     file = open_weights(path, role="--clip")
     check_role(file.shapes, wanted="clip-vision", flag="--clip", source=f"--clip {file.path.name}")
     parts = _Parts(file)
-    model = build(parts.shapes, head_dim=int(file.metadata.get("head_dim", DEFAULT_HEAD_DIM)))
+    model = build(parts.shapes, head_dim=metadata_number(file, "head_dim", default=DEFAULT_HEAD_DIM))
     unused = ""
     if not whole:
         del model.encoder.layers[-1]
@@ -139,7 +133,5 @@ def preprocess(frames_BCHW: Tensor, *, image_size: int) -> Tensor:
 @torch.no_grad()
 def encode(clip: ClipVision, frames_BCHW: Tensor) -> Tensor:
     """Features [B, tokens, D] (257 x 1280 in the published model) of RGB images in -1..1, in the tower's dtype."""
-    if clip.model is None:
-        raise RuntimeError("The CLIP encoder was freed.")
     pixels_BCHW = preprocess(frames_BCHW.to(clip.device, torch.float32), image_size=clip.image_size)
     return clip.model(pixel_values=pixels_BCHW.to(clip.dtype)).last_hidden_state

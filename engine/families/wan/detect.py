@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from ...contract.errors import WeightsError
 from ...parts import file_kinds
-from ...parts.file_kinds import Kind, has, has_any, is_lora
+from ...parts.dit_sizes import DEFAULT_HEAD_DIM, count_blocks, head_dim, only_part
+from ...parts.file_kinds import Kind, has, has_any
 from .keys import dit_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-DEFAULT_HEAD_DIM = 128
 CLIP_TOKENS = 257
 TEXT_LENGTH = 512
 
@@ -105,6 +105,14 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
     return Variant(family="wan", name=_variant_name(config), config=config)
 
 
+def fullest() -> WanConfig:
+    """14B with images at both ends and a reference image."""
+    return WanConfig(
+        dim=5120, ffn_dim=13824, freq_dim=256, text_dim=4096, in_dim=36, out_dim=16, num_layers=40, num_heads=40,
+        head_dim=DEFAULT_HEAD_DIM, image_dim=1280, image_tokens=2 * CLIP_TOKENS, reference_dim=16,
+    )  # fmt: skip
+
+
 def role_of(shapes: Shapes) -> str | None:
     """One of "dit", "vae", "text-encoder", "clip-vision", "lora", a kind of another family's file; None if unknown."""
     kind = file_kinds.kind_of(_KINDS, shapes)
@@ -141,7 +149,7 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> WanConfi
         positions = names.get("img_emb.emb_pos")
         reference = names.get("ref_conv.weight")
         cells = patch[0] * patch[1] * patch[2]
-        head_dim = _head_dim(dim, metadata, source)
+        columns = head_dim(dim, metadata, source=source)
         return WanConfig(
             dim=dim,
             ffn_dim=names["blocks.0.ffn.0.weight"][0],
@@ -149,29 +157,16 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> WanConfi
             text_dim=names["text_embedding.0.weight"][1],
             in_dim=in_dim,
             out_dim=names["head.head.weight"][0] // cells,
-            num_layers=1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks.")),
-            num_heads=dim // head_dim,
-            head_dim=head_dim,
+            num_layers=count_blocks(names, "blocks"),
+            num_heads=dim // columns,
+            head_dim=columns,
             patch_size=(patch[0], patch[1], patch[2]),
             image_dim=image[0] if image else None,
             image_tokens=(positions[1] if positions else CLIP_TOKENS) if image else None,
             reference_dim=reference[1] if reference else None,
         )
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(
-            f"{source} is only part of a Wan DiT, or its tensors have unknown shapes ({error}).",
-            "Give all parts: the folder, the index file, or the first part of several.",
-        ) from error
-
-
-def _head_dim(dim: int, metadata: Mapping[str, str], source: str) -> int:
-    told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
-        raise WeightsError(
-            f"{source} has width {dim}, which does not divide into heads of {told}.",
-            "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
-        )
-    return int(told)
+        raise only_part(source, "a Wan DiT", error) from error
 
 
 def _kind_and_size(config: WanConfig) -> tuple[str, str | None]:
@@ -211,27 +206,12 @@ def _is_plain_t5(shapes: Shapes) -> bool:
 
 
 _KINDS = (
-    Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora),
+    file_kinds.LORA,
     Kind("dit", "a Wan DiT", "Give it as --dit.", _is_wan_dit),
-    Kind(
-        "vae",
-        "a Wan VAE",
-        "Give it as --vae.",
-        has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma"),
-    ),
+    Kind("vae", "a Wan VAE", "Give it as --vae.", file_kinds.is_wan_vae),
     Kind("t5-text-encoder", "a T5 text encoder", "Wan needs UMT5, a multilingual relative of it.", _is_plain_t5),
-    Kind(
-        "text-encoder",
-        "a UMT5 text encoder",
-        "Give it as --t5.",
-        has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
-    ),
-    Kind(
-        "clip-vision",
-        "a CLIP image encoder",
-        "Give it as --clip.",
-        has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding"),
-    ),
+    Kind("text-encoder", "a UMT5 text encoder", "Give it as --t5.", file_kinds.is_t5),
+    Kind("clip-vision", "a CLIP image encoder", "Give it as --clip.", file_kinds.is_clip_vision),
     Kind(
         "framepack-dit",
         "a FramePack DiT",
@@ -266,7 +246,7 @@ _KINDS = (
         "siglip-vision",
         "a SigLIP image encoder",
         "FramePack takes it as --image_encoder.",
-        has("vision_model.embeddings.patch_embedding.weight"),
+        file_kinds.is_siglip,
     ),
     Kind(
         "tiny-vae",

@@ -12,7 +12,6 @@ from ...contract.schema import Section, opt
 from .one_frame import MOST_CONTROLS, parse
 from .variants import VARIANTS, takes_two_images
 
-_SAMPLES = "only samples during training need it; caches hold what training needs"
 _MASKS = "masks of control images"
 
 
@@ -50,7 +49,7 @@ class WanImageCaching(Section, title="Images", late=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanImageTraining(Section, title="Images", late=True, accepted={"clip": _SAMPLES, "one_frame": _SAMPLES}):
+class WanImageTraining(Section, title="Images", late=True):
     """What samples of image-to-video models need."""
 
     clip: str | None = opt(
@@ -79,6 +78,10 @@ class WanInputs(Section, title="Images and control", late=True, pending={"contro
         None, "Control video, or a folder of images, for Fun-Control models.", file_kind="video", advanced=True,
         metavar="PATH",
     )  # fmt: skip
+    reference_image_path: str | None = opt(
+        None, "Image of who or what appears in the video, for Fun-Control V1.1 models; CLIP sees it instead of the "
+        "start image.", file_kind="image", advanced=True, metavar="FILE",
+    )  # fmt: skip
     one_frame_inference: str | None = opt(
         None, "Make one frame only, such as target_index=1,control_index=0;2.", advanced=True, metavar="SETTINGS"
     )
@@ -102,6 +105,7 @@ FLAGS = {
     "end_image_path": "--end_image_path",
     "video_path": "--video_path",
     "control_path": "--control_path",
+    "reference_image_path": "--reference_image_path",
     "control_image_path": "--control_image_path",
     "one_frame": "--one_frame_inference",
 }
@@ -120,13 +124,14 @@ def settings_of(inputs: WanInputs, line: Any, *, task: str, has_clip: bool) -> d
         "video_path": _path(inputs.video_path),
         "strength": inputs.strength,
         "control_path": _path(line.control_video_path or inputs.control_path),
+        "reference_image_path": _path(inputs.reference_image_path),
         "control_image_path": tuple(map(Path, line.control_image_path or inputs.control_image_path)),
         "one_frame": parse(places, where="--one_frame_inference") if places else None,
     }
     if line.control_image_mask_path:
         raise OptionError(f"{line.where}: --cim is not available yet ({_MASKS}).", "Leave it out.")
     problems = list(_problems(settings))
-    sees_image = settings["image_path"] is not None or settings["one_frame"] is not None
+    sees_image = any(settings[name] is not None for name in ("image_path", "reference_image_path", "one_frame"))
     if sees_image and VARIANTS[task].image_encoder and not has_clip:
         problems.append((f"--task {task} sees its image through CLIP, and there is no --clip", "Add --clip."))
     if problems:
@@ -159,9 +164,10 @@ def _useless(task: str, given: set[str]) -> set[str]:
     if kind.takes_control:
         useless = {"control_image_path", "one_frame"} | (set() if "image_path" in given else {"end_image_path"})
     elif kind.takes_image:
-        useless = {"control_path"} | (set() if "one_frame" in given else {"control_image_path"})
+        useless = {"control_path", "reference_image_path"} | (set() if "one_frame" in given else {"control_image_path"})
+        useless |= set() if kind.image_encoder else {"one_frame", "control_image_path"}
     else:
-        useless = {"image_path", "end_image_path", "control_path", "control_image_path", "one_frame"}
+        useless = set(FLAGS) - {"video_path"}
     if "one_frame" in given:
         useless |= {"video_path"} | (set() if takes_two_images(task) else {"end_image_path"})
     return useless
@@ -172,6 +178,7 @@ def _who_takes(name: str) -> str:
         "image_path": "an i2v task",
         "end_image_path": "an i2v task with --image_path, or flf2v-14B",
         "control_path": "a task that ends in -FC",
+        "reference_image_path": "a task that ends in -FC",
         "control_image_path": "i2v-14B or flf2v-14B with --one_frame_inference",
         "one_frame": "i2v-14B or flf2v-14B",
         "video_path": "to make a whole video",

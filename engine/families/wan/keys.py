@@ -11,8 +11,13 @@ Knows nothing of shapes; that is detect.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+from ...parts.arrangement import Rows, renamed
+
+if TYPE_CHECKING:
+    import torch
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
 """What public files put before DiT names: ComfyUI's two, diffusers' pipeline part, torch wrappers."""
@@ -130,6 +135,21 @@ def dit_name_diffusers(name: str) -> str:
     """The reverse of `dit_name`: diffusers' name for one of ours (for LoRA files that diffusers reads)."""
     top, block = _reversed(_DIFFUSERS_TOP), _reversed(_DIFFUSERS_BLOCK)
     return _translate(name, top=top, block=block, old="blocks", new="blocks")
+
+
+def arrange(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Rows, ...]]:
+    """Every tensor of a DiT file is one of ours."""
+    return renamed(shapes, dit_name)
+
+
+def diffusers_parts(path: str) -> tuple[str, ...]:
+    """diffusers' layer for a module of ours: always one."""
+    return (dit_name_diffusers(path),)
+
+
+def lora_pieces(name: str) -> tuple[str, ...]:
+    """None: no other layout joins or cuts layers of Wan."""
+    return ()
 
 
 def is_fp8_weight(name: str) -> bool:

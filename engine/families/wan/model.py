@@ -5,13 +5,13 @@ reference image, and each expert of Wan2.2 A14B); which parts exist follows from
 checkpoint's names. Time embedding, norms, modulation and head compute in float32 whatever the weights' type; the rest
 in the weights' type, residual stream included, as musubi-tuner and diffusers do (the official code widens it).
 Checked against Wan-Video/Wan2.1 9737cba9 and diffusers 0.42.1 to 1e-5 (tests/golden, tests/families/wan).
-Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: VACE, camera control, the
-per-token timesteps of Wan2.2 5B.
+Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: VACE, camera control, and
+Wan2.2's times of its own for each token: only its 5B model, which has another VAE, ever gets different ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...ops.attention import attention, check_backend
+from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.embeddings import (
     Float32LayerNorm,
     Float32Linear,
@@ -30,7 +31,6 @@ from ...parts.embeddings import (
     timestep_features,
 )
 from ...parts.rope import cached_wan_table, rotate
-from ...parts.weights import load_into, main_dtype, open_weights
 from .conditions import control_condition
 from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
 from .keys import dit_name
@@ -191,6 +191,7 @@ class WanModel(nn.Module):
         clip_BLD: torch.Tensor | None = None,
         reference_BCHW: torch.Tensor | None = None,
         frame_indices: Sequence[Sequence[float]] | None = None,
+        skip_blocks: Collection[int] = (),
     ) -> torch.Tensor:
         """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples of one size; H and W even.
 
@@ -199,6 +200,7 @@ class WanModel(nn.Module):
         control latents). `clip_BLD`: [B, 257, 1280], two images a sample as [B, 514, 1280] or [2B, 257, 1280].
         `reference_BCHW`: latent of Fun-Control's reference image. `frame_indices`: for each sample, the places in
         time of its latent frames instead of 0 … T-1 (one-frame); Python numbers, so that nothing waits for a GPU.
+        `skip_blocks`: numbers of blocks that are left out, for skip layer guidance.
         """
         if y_BCTHW is not None:
             x_BCTHW = torch.cat([x_BCTHW, y_BCTHW.to(x_BCTHW.dtype)], dim=1)
@@ -212,7 +214,7 @@ class WanModel(nn.Module):
         time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
         text_BLD = self.text_embedding(self._padded(text))
         image_BLD = None if clip_BLD is None else self.img_emb(self._image_tokens(clip_BLD))
-        for block in self.blocks:
+        for block in (block for number, block in enumerate(self.blocks) if number not in skip_blocks):
             x_BLD = block(x_BLD, time_B6D, cos_LD, sin_LD, text_BLD, image_BLD)
         values = self.head(x_BLD, time_BD)
         return self._to_video(values[:, values.shape[1] - tokens_BTHWD[0, ..., 0].numel() :], tokens_BTHWD.shape[1:4])
@@ -266,11 +268,7 @@ def build(
     attention_backend: str = "auto",
 ) -> WanModel:
     """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
-    with torch.device("meta"):
-        model = WanModel(config, attention_backend=attention_backend).to(dtype)
-    if torch.device(device).type != "meta":
-        model = model.to_empty(device=device)
-    return model.eval().requires_grad_(False)
+    return build_frozen(lambda: WanModel(config, attention_backend=attention_backend), device=device, dtype=dtype)
 
 
 def load(
@@ -289,15 +287,17 @@ def load(
     (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor before it is cast: LoRA merging.
     Raises WeightsError: no readable file, another kind of file, not the task's.
     """
-    file = open_weights(path, role=role)
-    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
-    if task is not None:
-        check_task(variant, task)
-    dtype = main_dtype(file) if dtype is None else dtype
-    model = build(variant.config, dtype=dtype, attention_backend=attention_backend)
-    load_into(model, file, rename=dit_name, device=device, dtype=dtype, transform=transform)
-    model.variant = variant
-    return model
+    file, variant = recognised(path, role=role, task=task, detect=detect, check_task=check_task)
+    return load_frozen(
+        file,
+        variant,
+        build,
+        rename=dit_name,
+        device=device,
+        dtype=dtype,
+        transform=transform,
+        attention_backend=attention_backend,
+    )
 
 
 def blocks(dit: WanModel) -> nn.ModuleList:
@@ -309,9 +309,9 @@ def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, con
     """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
 
     cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
-    "reference" [B, C, H, W], "frame_indices" (a list of numbers for each sample). A Fun-Control model without a start
-    image gets zeros for "clip", one without a reference image zeros for "reference", as in VideoX-Fun; musubi-tuner
-    sends half of the text through the image attention instead.
+    "reference" [B, C, H, W], "frame_indices" (a list of numbers for each sample), "skip_blocks" (numbers of blocks to
+    leave out). A Fun-Control model without a start image gets zeros for "clip", one without a reference image zeros for
+    "reference", as in VideoX-Fun; musubi-tuner sends half of the text through the image attention instead.
     """
     config, clip_BLD, reference_BCHW = dit.config, cond.get("clip"), cond.get("reference")
     if clip_BLD is None and config.image_dim is not None and config.is_control:
@@ -326,6 +326,7 @@ def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, con
         clip_BLD=clip_BLD,
         reference_BCHW=reference_BCHW,
         frame_indices=cond.get("frame_indices"),
+        skip_blocks=cond.get("skip_blocks", ()),
     )
 
 

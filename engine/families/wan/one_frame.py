@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ...contract.errors import OptionError
 
 MOST_CONTROLS = 2
+USUAL_PLACES = "target_index=1,control_index=0"
 _FORM = "Write it as target_index=1,control_index=0 (several as control_index=0;2)."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import OptionError
 from ...contract.options import (
@@ -14,6 +14,7 @@ from ...contract.options import (
     GenerationMemory,
     GenerationModels,
     GenerationPrecision,
+    GuidanceSteps,
     LatentCaching,
     LoraStack,
     Models,
@@ -24,24 +25,33 @@ from ...contract.options import (
     TrainingModels,
     TrainingPrecision,
 )
+from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
+from ...parts.workload import BlockRun, VaeWork, Work, video_latents
+from ..contract import Expert
+from . import expert_options
+from .expert_options import WanExperts, WanExpertsGeneration, WanExpertsTraining
 from .image_options import WanImageCaching, WanImageTraining, WanInputs, settings_of
+from .one_frame import USUAL_PLACES
 from .variants import DEFAULT_TASK, TASKS, VARIANTS, TaskDefaults, task_defaults
 
 if TYPE_CHECKING:
     from ...contract.job import Job
+    from .detect import WanConfig
 
 TITLE = "Wan 2.1"
+NODE_NAME = "Wan21"  # in the ids of its ComfyUI nodes, for ever
 ARCHITECTURE = "wan"
 ARCHITECTURE_FULL = "wan"
 NATIVE_FPS = 16
 LATENT_SCALE = 1.0
 NETWORK_MODULE = "networks.lora_wan"
+SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
+FRAME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
 MODELSPEC_ARCHITECTURE = "wan2.1"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Wan-Video/Wan2.1"
-# The files of the folder that Wan-AI publishes; the DiT is the folder itself, in shards.
+# The files of the folder that Wan-AI publishes. The DiT is the folder itself, in shards; of two experts, a folder each.
 OFFICIAL_FILES = {
-    "dit": "",
     "vae": "Wan2.1_VAE.pth",
     "t5": "models_t5_umt5-xxl-enc-bf16.pth",
     "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
@@ -49,34 +59,11 @@ OFFICIAL_FILES = {
 TEXT_FILES = ("t5",)
 IMAGE_FILES = ("clip",)
 PROMPT_LETTERS: dict[str, str] = {}
-
-_EXPERTS = "Wan 2.2 with its two experts"
-_GUIDANCE = "skipping guidance and layer guidance"
-
-# What Wan cannot do yet: delete a row when the work is done. A key is an option, or `option=choice`.
-PENDING = {
-    "task=t2v-A14B": _EXPERTS,
-    "task=i2v-A14B": _EXPERTS,
-    "dit_high_noise": _EXPERTS,
-    "timestep_boundary": _EXPERTS,
-    "offload_inactive_dit": _EXPERTS,
-    "lazy_loading": _EXPERTS,
-    "force_v2_1_time_embedding": _EXPERTS,
-    "guidance_scale_high_noise": _EXPERTS,
-    "lora_weight_high_noise": _EXPERTS,
-    "lora_multiplier_high_noise": _EXPERTS,
-    "cfg_skip_mode": _GUIDANCE,
-    "cfg_apply_ratio": _GUIDANCE,
-    "slg_layers": _GUIDANCE,
-    "slg_scale": _GUIDANCE,
-    "slg_start": _GUIDANCE,
-    "slg_end": _GUIDANCE,
-    "slg_mode": _GUIDANCE,
-}
+LIGHTER: dict[str, tuple[dict[str, Any], ...]] = {"text": ({"fp8_t5": True},), "vae": ({"vae_cache_cpu": True},)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wan(Section, title="Wan", pending=PENDING):
+class Wan(Section, title="Wan"):
     """Which Wan model it is."""
 
     task: str = opt(DEFAULT_TASK, "What the checkpoint was made for.", choices=TASKS)
@@ -135,69 +122,17 @@ class WanOutput(Output, title="Output"):
     fps: int = redefault(Output, "fps", NATIVE_FPS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WanExperts(Section, title="Wan 2.2 experts", late=True, pending=PENDING):
-    """The expert for high noise beside the one for low noise, which is --dit."""
-
-    dit_high_noise: str | None = opt(
-        None, "DiT file of the high noise expert.", file_kind="dit", advanced=True, metavar="FILE"
-    )
-    timestep_boundary: float | None = opt(
-        None, "Noise level where the experts change, 0 to 1 (or 0 to 1000). Default: the task's.", low=0, high=1000,
-        advanced=True,
-    )  # fmt: skip
-    offload_inactive_dit: bool = opt(False, "Keep the expert that is not in use in main memory.", advanced=True)
-    force_v2_1_time_embedding: bool = opt(
-        False, "Use Wan 2.1's single time embedding in a 2.2 model: less memory.", advanced=True
-    )
-
-    def __post_init__(self) -> None:
-        if self.timestep_boundary is not None and self.timestep_boundary > 1:
-            object.__setattr__(self, "timestep_boundary", self.timestep_boundary / 1000)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanExpertsGeneration(WanExperts, title="Wan 2.2 experts"):
-    """The expert for high noise beside the one for low noise, which is --dit."""
-
-    lazy_loading: bool = opt(False, "Load each expert only when it is reached.", advanced=True)
-    guidance_scale_high_noise: float | None = opt(
-        None, "Guidance of the high noise expert. Default: the task's.", low=0, advanced=True
-    )
-    lora_weight_high_noise: tuple[str, ...] = opt(
-        (), "LoRA files for the high noise expert.", file_kind="lora", advanced=True, metavar="FILE"
-    )
-    lora_multiplier_high_noise: tuple[float, ...] = opt((), "Their strengths.", advanced=True, metavar="X")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanGuidance(Section, title="Guidance", late=True, pending=PENDING):
-    """Guidance that is skipped in some steps, or made by skipping layers."""
-
-    cfg_skip_mode: Literal["early", "late", "middle", "early_late", "alternate", "none"] = opt(
-        "none", "In which steps guidance is left out.", advanced=True
-    )
-    cfg_apply_ratio: float | None = opt(None, "Share of the steps that have guidance.", low=0, high=1, advanced=True)
-    slg_layers: str | None = opt(None, "Blocks that are skipped, such as 4,5,6.", advanced=True, metavar="N,N")
-    slg_scale: float = opt(3.0, "Strength of skip layer guidance.", low=0, advanced=True)
-    slg_start: float = opt(0.0, "Where it begins, as a share of the steps.", low=0, high=1, advanced=True)
-    slg_end: float = opt(0.3, "Where it ends, as a share of the steps.", low=0, high=1, advanced=True)
-    slg_mode: Literal["original", "uncond"] | None = opt(
-        None, "original adds a third prediction; uncond takes the place of the unconditional one.", advanced=True
-    )
-
-
 # The family's part of each command. A subclass takes the place of the shared section it is made from.
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "cache-latents": (Models, WanVae, LatentCaching, WanImageCaching),
     "cache-text": (WanTextCaching, Caching),
     "train": (
         Wan, TrainingModels, WanVae, WanText, TrainingPrecision, TrainingMemory, Attention, WanNetwork,
-        WanImageTraining, WanExperts,
+        WanImageTraining, WanExpertsTraining,
     ),
     "generate": (
         Wan, GenerationModels, WanVae, WanText, WanCheckpoints, GenerationPrecision, GenerationMemory, AttentionMode,
-        Prompting, LoraStack, WanOutput, WanInputs, WanExpertsGeneration, WanGuidance,
+        Prompting, LoraStack, WanOutput, WanInputs, WanExpertsGeneration, GuidanceSteps,
     ),
 }  # fmt: skip
 
@@ -221,6 +156,8 @@ EXAMPLES = {
 
 def rules(job: Job) -> None:
     """What Wan's options demand of each other. Raises OptionError."""
+    if WanExperts in job:
+        expert_options.check_experts(job, task=job[Wan].task, has_folder=_folder(job) is not None)
     if job.command.verb != "generate":
         return
     task, length = job[Wan].task, job[Prompting].video_length
@@ -230,8 +167,10 @@ def rules(job: Job) -> None:
             hint="Leave out --video_length, or choose a t2v task.",
             names=("task", "video_length"),
         )
-    encodes = not job[Output].latent_path and job[LoraStack].save_merged_model is None
-    if encodes and job[WanText].t5 is None and job[WanCheckpoints].ckpt_dir is None:
+    if not generates(job) or job[WanCheckpoints].ckpt_dir is not None:
+        return
+    need_models(job)
+    if job[WanText].t5 is None:
         raise OptionError(
             "--t5 is required to encode the prompt.", hint="Add --t5 with the UMT5-XXL file.", names=("t5",)
         )
@@ -244,15 +183,43 @@ def files(job: Job) -> dict[str, str | None]:
         given["vae"] = job[Models].vae
     if GenerationModels in job:
         given["dit"] = job[GenerationModels].dit
+    if WanExperts in job:
+        given["dit_high_noise"] = job[WanExperts].dit_high_noise
     if WanText in job:
         given["t5"] = job[WanText].t5
     for section in (WanImageCaching, WanInputs):
         if section in job:
             given["clip"] = job[section].clip
-    folder = job[WanCheckpoints].ckpt_dir if WanCheckpoints in job else None
+    folder = _folder(job)
     if folder is None:
         return given
-    return {name: path or "/".join(filter(None, (folder, OFFICIAL_FILES[name]))) for name, path in given.items()}
+    return {name: path or _official_file(folder, name, job[Wan].task) for name, path in given.items()}
+
+
+def _folder(job: Job) -> str | None:
+    return job[WanCheckpoints].ckpt_dir if WanCheckpoints in job else None
+
+
+def _official_file(folder: str, name: str, task: str) -> str | None:
+    """What the published folder of this task has for an option."""
+    two = VARIANTS[task].boundary is not None
+    if name == "dit":
+        return f"{folder}/low_noise_model" if two else folder
+    if name == "dit_high_noise":
+        return f"{folder}/high_noise_model" if two else None
+    if name == "clip" and not VARIANTS[task].image_encoder:
+        return None
+    return f"{folder}/{OFFICIAL_FILES[name]}"
+
+
+def further_experts(job: Job) -> tuple[Expert, ...]:
+    """The expert for high noise, where there is one."""
+    return expert_options.further_experts(job, task=job[Wan].task, dit=files(job)["dit_high_noise"])
+
+
+def notes(job: Job) -> tuple[str, ...]:
+    """What the job may have forgotten."""
+    return expert_options.notes(job, task=job[Wan].task, dit=files(job)["dit_high_noise"])
 
 
 def vae_arguments(job: Job) -> dict[str, Any]:
@@ -296,20 +263,72 @@ def decode_arguments(job: Job) -> dict[str, Any]:
     return {}
 
 
+def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """(T, H, W) of what the DiT works on at once: the whole video."""
+    return video_latents(width=width, height=height, frames=frames)
+
+
+def dit_work(job: Job, config: WanConfig, latent_size: tuple[int, int, int]) -> Work:
+    """A reference image is one latent frame more; text is padded to its full length."""
+    frames, height, width = latent_size
+    frames += 1 if config.has_ref_conv else 0
+    return Work(
+        dim=config.dim,
+        tokens=frames * (height // config.patch_size[1]) * (width // config.patch_size[2]),
+        text_tokens=config.text_len,
+        image_tokens=config.image_tokens or 0,
+        runs=(BlockRun(kind="cross", prefix="blocks", count=config.num_layers, ffn_dim=config.ffn_dim),),
+    )
+
+
+def vae_work(job: Job, *, decoding: bool) -> VaeWork:
+    """Whole pictures, four frames at a time, both ways."""
+    return VaeWork(kind="chunks", past_on_cpu=job[WanVae].vae_cache_cpu)
+
+
 def trim_tail_frames(job: Job) -> int:
     """How many frames are left out at the end of a video."""
     return job[WanInputs].trim_tail_frames
 
 
+def frame_step(job: Job) -> int:
+    """After the first frame, each latent frame is four."""
+    return FRAME_STEP
+
+
+def sample_options(job: Job) -> dict[str, Any]:
+    """With --one_frame, samples are single frames."""
+    return {"one_frame_inference": USUAL_PLACES} if job[WanImageTraining].one_frame else {}
+
+
+def resolved(job: Job) -> dict[str, Any]:
+    """What the task decides. A line of a prompt file has a say in length and shift, so these stay open for it."""
+    boundary = {"timestep_boundary": VARIANTS[job[Wan].task].boundary} if WanExperts in job else {}
+    if job.command.verb != "generate":
+        return boundary
+    found = _defaults(job, job[Prompting].video_size, one_frame=False)
+    names = ["infer_steps", "guidance_scale", "guidance_scale_high_noise", "negative_prompt"]
+    if job[Prompting].prompt is not None:
+        names += ["video_length", "flow_shift"]
+    return {**boundary, **{name: getattr(found, name) for name in names}}
+
+
 def generation_defaults(job: Job, line: Any) -> TaskDefaults:
     """What the job's task was made for; one-frame inference makes one frame."""
     height, width = job[Prompting].video_size
-    found = task_defaults(job[Wan].task, video_size=(line.height or height, line.width or width))
-    if line.one_frame or job[WanInputs].one_frame_inference:
+    return _defaults(job, (line.height or height, line.width or width), one_frame=bool(line.one_frame))
+
+
+def _defaults(job: Job, video_size: tuple[int, int], *, one_frame: bool) -> TaskDefaults:
+    found = task_defaults(job[Wan].task, video_size=video_size)
+    if one_frame or job[WanInputs].one_frame_inference:
         return dataclasses.replace(found, video_length=1)
     return found
 
 
 def request_settings(job: Job, line: Any) -> dict[str, Any]:
     """What a video starts from (image_options.py). Raises OptionError for what the task cannot do."""
-    return settings_of(job[WanInputs], line, task=job[Wan].task, has_clip=bool(files(job)["clip"]))
+    settings = settings_of(job[WanInputs], line, task=job[Wan].task, has_clip=bool(files(job)["clip"]))
+    for expert in further_experts(job):
+        settings |= {"guidance_scale_high_noise": expert.guidance, "timestep_boundary": expert.starts_at}
+    return settings

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...contract.errors import OptionError
 from ...media.images import read_image
 from ...parts.batching import batch_of_one
 from ..contract import Denoise, Encoders, Request, Velocity
@@ -29,10 +30,20 @@ def texts(request: Request) -> list[str]:
 # ----------------------------------------------------------------------------------------- before the DiT is loaded
 
 
+def check_request(request: Request, dit: nn.Module) -> None:
+    """OptionError for what this DiT, of which only names and shapes are needed, has no place for."""
+    if request.settings["reference_image_path"] is not None and not dit.config.has_ref_conv:
+        raise OptionError(
+            "--reference_image_path: this --dit has no place for a reference image (ref_conv).",
+            "Leave it out, or use a Fun-Control V1.1 checkpoint.",
+            names=("reference_image_path", "dit"),
+        )
+
+
 @torch.no_grad()
 def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
-    """Tensors "y", "clip", "clean" (for video-to-video) and numbers "frame_indices", "target" (for one frame), where
-    they play a part; and "latent_size" (T, H, W)."""
+    """Tensors "y", "clip", "reference", "clean" (for video-to-video) and numbers "frame_indices", "target" (for one
+    frame), where they play a part; and "latent_size" (T, H, W)."""
     asked, task = request.settings, VARIANTS[request.settings["task"]]
     images = _Images(request, encoders)
     if asked["one_frame"] is not None:
@@ -43,7 +54,9 @@ def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
         inputs = {"y": images.condition()}
     else:
         inputs = {}
-    if task.image_encoder and images.first_HWC is not None:
+    if images.reference_HWC is not None:
+        inputs["reference"] = images.encode(images.pixels(images.reference_HWC).unsqueeze(2))[:, :, 0]
+    if task.image_encoder and images.seen_HWC:
         inputs["clip"] = images.features()
     if "y" in inputs:
         inputs["latent_size"] = tuple(inputs["y"].shape[2:])
@@ -67,6 +80,8 @@ class _Images:
             last = controls[-1] if len(controls) > 1 else None
         self.first_HWC = read_image(first) if first else None
         self.last_HWC = pictures.cut_to_shape(read_image(last), self.first_HWC) if last else None
+        reference = self.asked["reference_image_path"]
+        self.reference_HWC = read_image(reference) if reference else None
         self.size: pictures.Size = (request.width, request.height)
         if self.first_HWC is not None:
             self.size = pictures.size_by_area(self.first_HWC, area=request.width * request.height)
@@ -98,10 +113,18 @@ class _Images:
         condition_BCTHW = conditions.image_condition(self.encode, first_BCHW, frames=frames, last_BCHW=last_BCHW)
         return conditions.append_end_image(condition_BCTHW, self.end_latents()) if self.extra_end else condition_BCTHW
 
+    @property
+    def seen_HWC(self) -> list[Any]:
+        """What CLIP sees: the start image, or both ends where the model takes two; a reference image before either."""
+        if self.reference_HWC is not None:
+            return [self.reference_HWC]
+        ends = [self.first_HWC, self.last_HWC if takes_two_images(self.task) else None]
+        return [picture for picture in ends if picture is not None]
+
     def features(self) -> Tensor:
-        """CLIP features [1, 257, D] of the start image, [1, 514, D] of both ends where the model takes two."""
-        seen = [self.first_HWC, *([self.last_HWC] if takes_two_images(self.task) and self.last_HWC is not None else [])]
-        return torch.cat([clip.encode(self.encoders.image, pictures.as_image(picture)) for picture in seen], dim=1)
+        """CLIP features of what it sees, [1, 257, D], or [1, 514, D] of two images."""
+        encoder = self.encoders.image
+        return torch.cat([clip.encode(encoder, pictures.as_image(picture)) for picture in self.seen_HWC], dim=1)
 
     def video(self, latent_frames: int) -> Tensor:
         """Latents of the video to start from; where there is one latent frame more, that of the end image."""
@@ -179,13 +202,13 @@ def video_latents(
     device: torch.device,
 ) -> Tensor:
     """The clean latents of one video, BCTHW float32; of one-frame inference the wanted frame alone."""
-    shared = {name: inputs[name].to(device) for name in ("y", "clip") if name in inputs}
+    shared = {name: inputs[name].to(device) for name in ("y", "clip", "reference") if name in inputs}
     if "frame_indices" in inputs:
         shared["frame_indices"] = inputs["frame_indices"]
 
-    def under(text: str) -> Velocity:
+    def under(text: str, **more: Any) -> Velocity:
         batch = batch_of_one(texts[text], device=device)
-        return velocity_for(dit, {"text": batch["t5"], **shared})
+        return velocity_for(dit, {"text": batch["t5"], **shared, **more})
 
     clean = inputs.get("clean")
     shape = (1, LATENT_CHANNELS, *inputs["latent_size"])
@@ -193,6 +216,7 @@ def video_latents(
         under(request.prompt),
         under(request.negative_prompt) if request.guided else None,
         draw_noise(shape, seed=request.seed, device=device, on_cpu=request.cpu_noise),
+        skipped=under(request.negative_prompt, skip_blocks=request.skip_layers) if request.skip_layers else None,
         clean_BCTHW=None if clean is None else clean.to(device),
         strength=request.settings["strength"],
     )

@@ -51,16 +51,10 @@ TOKENIZER_PLACES = Places(
 class TextEncoder:
     """The UMT5 encoder with its tokenizer. `dtype` is what it computes in and returns."""
 
-    model: nn.Module | None
+    model: nn.Module
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
-
-    def free(self) -> None:
-        """Give the weights' memory back. Nothing can be encoded afterwards."""
-        self.model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def clean(caption: str) -> str:
@@ -166,8 +160,6 @@ def _embedded_tokenizer(file: WeightFile) -> bytes | None:
 def states(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
     """Encode captions in one batch: for each a tensor [L tokens, D], L ≤ 512 with the end token, on the encoder's
     device and in its dtype. An empty caption has L = 1."""
-    if encoder.model is None:
-        raise RuntimeError("The text encoder was freed.")
     if not captions:
         return []
     rows = [encoder.tokenizer.ids(clean(caption), limit=MAX_TOKENS) for caption in captions]

@@ -30,6 +30,8 @@ from . import model as wan_model
 from . import tiny_clip
 from . import vae as wan_vae
 from .detect import WanConfig
+from .expert_options import HIGH_NOISE
+from .variants import VARIANTS
 
 TASK = "t2v-1.3B"
 VAE_NAME, TEXT_NAME = "Wan2.1_VAE_tiny.safetensors", "models_t5_umt5-tiny-enc.pth"
@@ -46,8 +48,10 @@ CONFIGS = {
     "flf2v-14B": dataclasses.replace(DIT_CONFIG, in_dim=36, **{**_IMAGE, "image_tokens": 2 * tiny_clip.TOKENS}),
     "t2v-1.3B-FC": dataclasses.replace(DIT_CONFIG, in_dim=48, **_IMAGE),
     "fun-v1.1": dataclasses.replace(DIT_CONFIG, in_dim=48, reference_dim=16, **_IMAGE),
+    "t2v-A14B": DIT_CONFIG,
+    "i2v-A14B": dataclasses.replace(DIT_CONFIG, in_dim=36),
 }
-"""The variants whose checkpoints differ, by a task that each does."""
+"""The variants whose checkpoints differ, by a task that each does; those of Wan 2.2 have two."""
 TASKS = {"fun-v1.1": "t2v-1.3B-FC"}
 TEXT_FFN, TEXT_LAYERS, TEXT_HEADS, TEXT_BUCKETS, VOCABULARY = 128, 2, 2, 32, 384
 VAE_WIDTHS = (8, 16, 32, 32)
@@ -329,16 +333,18 @@ def train_tokenizer() -> bytes:
 
 
 def write_tiny_models(folder: str | Path, *, seed: int = 42, variant: str = TASK) -> dict[str, Path]:
-    """Write the files of a variant (see CONFIGS) into `folder`, made if missing. Under 20 MB.
+    """Write the files of a variant (see CONFIGS) into `folder`, made if missing. Under 20 MB for each DiT.
 
     The same seed gives the same weights; several variants can share a folder. Returns their paths: "dit", "vae", "t5",
-    "tokenizer", and "clip" where the variant sees images. The tokenizer lies where Wan's own repository has it, so
-    that it is found beside the text encoder. Each file appears whole or not at all.
+    "tokenizer", "clip" where the variant sees images, "dit_high_noise" where there are two experts. The tokenizer lies
+    where Wan's own repository has it, so that it is found beside the text encoder. Each file appears whole or not at
+    all.
     """
     paths = _paths(Path(folder), variant)
     paths["tokenizer"].parent.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], Any]] = {
-        "dit": lambda: write_weights(paths["dit"], dit_tensors(seed, CONFIGS[variant]), metadata={"format": "pt"}),
+        "dit": lambda: write_dit(paths["dit"], seed, variant),
+        "dit_high_noise": lambda: write_dit(paths["dit_high_noise"], seed + 4, variant),
         "vae": lambda: write_weights(paths["vae"], vae_tensors(seed + 1), metadata={"format": "pt"}),
         "t5": lambda: write_bytes(paths["t5"], _pickled(text_tensors(seed + 2, rows=VOCABULARY))),
         "tokenizer": lambda: write_bytes(paths["tokenizer"], train_tokenizer()),
@@ -347,6 +353,11 @@ def write_tiny_models(folder: str | Path, *, seed: int = 42, variant: str = TASK
     for name in paths:
         makers[name]()
     return paths
+
+
+def write_dit(path: Path, seed: int, variant: str) -> None:
+    """A DiT of one variant."""
+    write_weights(path, dit_tensors(seed, CONFIGS[variant]), metadata={"format": "pt"})
 
 
 def _pickled(tensors: dict[str, Tensor]) -> bytes:
@@ -359,7 +370,8 @@ def _pickled(tensors: dict[str, Tensor]) -> bytes:
 def tiny_model_options(folder: str | Path, *, variant: str = TASK) -> dict[str, dict[str, Any]]:
     """What the job files of each verb must say to use a variant's models in `folder`."""
     paths = {name: str(path) for name, path in _paths(Path(folder), variant).items()}
-    denoiser = {"task": TASKS.get(variant, variant), "dit": paths["dit"]}
+    dits = {name: path for name, path in paths.items() if name.startswith("dit")}
+    denoiser = {"task": TASKS.get(variant, variant), **dits}
     clip = {"clip": paths["clip"]} if "clip" in paths else {}
     return {
         "cache-latents": {"vae": paths["vae"], **clip},
@@ -374,4 +386,6 @@ def _paths(folder: Path, variant: str) -> dict[str, Path]:
     names = {"dit": f"wan2.1_{kind}_tiny.safetensors", "vae": VAE_NAME, "t5": TEXT_NAME, "tokenizer": TOKENIZER_NAME}
     if CONFIGS[variant].image_dim is not None:
         names["clip"] = CLIP_NAME
+    if VARIANTS[TASKS.get(variant, variant)].boundary is not None:
+        names |= {f"dit{end}": f"wan2.2_{variant}{end or '_low_noise'}_tiny.safetensors" for end in ("", HIGH_NOISE)}
     return {key: folder / name for key, name in names.items()}

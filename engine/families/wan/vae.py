@@ -26,7 +26,15 @@ from torch.nn import functional
 
 from ...contract.errors import DataError, WeightsError
 from ...ops.attention import attention
-from ...parts.causal_conv import CausalConv3d, FrameMemory, batch_to_frames, frames_to_batch
+from ...ops.norm_silu import norm_silu
+from ...parts.causal_conv import (
+    CausalConv3d,
+    FrameMemory,
+    batch_to_frames,
+    empty_like_order,
+    frames_to_batch,
+    lay_channels_last,
+)
 from ...parts.weights import WeightFile, load_into, open_weights
 from ..contract import Clips
 from . import samples
@@ -59,9 +67,9 @@ class ChannelNorm(nn.Module):
     def forward(self, x_BCxHW: Tensor) -> Tensor:
         return functional.normalize(x_BCxHW, dim=1).mul_(x_BCxHW.shape[1] ** 0.5).mul_(self.gamma)
 
-
-def _activated(norm: nn.Module, x: Tensor) -> Tensor:
-    return functional.silu(norm(x), inplace=True)
+    def activate(self, x_BCFHW: Tensor, out_BCFHW: Tensor) -> None:
+        """The SiLU of the norm, into `out_BCFHW`."""
+        norm_silu(x_BCFHW, self.gamma.flatten(), out_BCFHW=out_BCFHW)
 
 
 class ResidualBlock(nn.Module):
@@ -81,8 +89,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCFHW: Tensor, memory: FrameMemory) -> Tensor:
         first_norm, first_conv, second_norm, second_conv = self.residual.values()
-        h_BCFHW = first_conv(_activated(first_norm, x_BCFHW), memory)
-        h_BCFHW = second_conv(_activated(second_norm, h_BCFHW), memory)
+        h_BCFHW = first_conv(x_BCFHW, memory, entrance=first_norm.activate)
+        h_BCFHW = second_conv(h_BCFHW, memory, entrance=second_norm.activate)
         return h_BCFHW.add_(self.shortcut(x_BCFHW))
 
 
@@ -135,10 +143,18 @@ class Upsample(nn.Module):
     def forward(self, x_BCFHW: Tensor, memory: FrameMemory) -> Tensor:
         batch = x_BCFHW.shape[0]
         if self.time_conv is not None and not memory.first_visit(self):
-            pairs_BPCFHW = self.time_conv(x_BCFHW, memory).unflatten(1, (2, -1))
-            x_BCFHW = pairs_BPCFHW.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            x_BCFHW = _interleaved(self.time_conv(x_BCFHW, memory))
         x_NCHW = functional.interpolate(frames_to_batch(x_BCFHW), scale_factor=2, mode="nearest-exact")
         return batch_to_frames(self.resample["1"](x_NCHW), batch=batch)
+
+
+def _interleaved(pairs_BCFHW: Tensor) -> Tensor:
+    """Frames that lie two by two in the channels, one after the other: half the channels, twice the frames."""
+    batch, channels, frames, height, width = pairs_BCFHW.shape
+    x_BCFHW = empty_like_order(pairs_BCFHW, (batch, channels // 2, 2 * frames, height, width))
+    for place, half_BCFHW in enumerate(pairs_BCFHW.chunk(2, dim=1)):
+        x_BCFHW[:, :, place::2] = half_BCFHW
+    return x_BCFHW
 
 
 class Coder(nn.Module):
@@ -161,7 +177,7 @@ class Coder(nn.Module):
         for name in self._order:
             for layer in self.get_submodule(name):
                 x_BCFHW = layer(x_BCFHW, memory)
-        return self.head["2"](_activated(self.head["0"], x_BCFHW), memory)
+        return self.head["2"](x_BCFHW, memory, entrance=self.head["0"].activate)
 
 
 def _channels(shapes: Shapes, name: str) -> tuple[int, int]:
@@ -238,6 +254,8 @@ def load(
     shapes = {name: shape for name, shape in renamed.items() if name is not None}
     vae = build(shapes)
     load_into(vae, file, rename=vae_name, device=device, dtype=dtype)
+    if vae.device.type == "cuda":
+        lay_channels_last(vae)
     _read_tables(vae, file)
     vae.cache_on_cpu = cache_on_cpu
     return vae

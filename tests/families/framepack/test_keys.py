@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from engine.contract.errors import WeightsError
 from engine.families.framepack import keys
 from engine.families.framepack.detect import detect
 from engine.families.framepack.model import build
 from engine.lora.files import read_lora
+from engine.lora.names import LoraTarget
 from engine.lora.network import kohya_name, targets
+from engine.tasks.lora_targets import lora_target
 from tests.layouts.checks import HERE, read_layout, renamed
 
 FULL = read_layout(HERE / "framepack_i2v_hy.json.gz")
@@ -26,7 +29,7 @@ def test_prefixes_come_off_and_nothing_else(prefix):
     assert renamed({prefix + name: shape for name, shape in FULL.items()}, keys.dit_name) == FULL
 
 
-def test_names_that_convert_lora_spoils_come_back():
+def test_names_that_convert_lora_spoils_are_found():
     """musubi-tuner's convert_lora turns `_` of a FramePack name into `.`, unless a Qwen-Image name looks alike."""
     spoilt = {
         "diffusion_model.transformer.blocks.3.ff.context.net.0.proj": "transformer_blocks.3.ff_context.net.0.proj",
@@ -37,7 +40,8 @@ def test_names_that_convert_lora_spoils_come_back():
         "diffusion_model.single.transformer.blocks.11.proj.mlp": "single_transformer_blocks.11.proj_mlp",
         "diffusion_model.single.transformer.blocks.11.attn.to.v": "single_transformer_blocks.11.attn.to_v",
     }
-    assert {name: keys.dit_name(name) for name in spoilt} == spoilt
+    target = lora_target("framepack", build(detect(FULL, {}).config))
+    assert {name: target.find(name).modules[0] for name in spoilt} == spoilt
 
 
 def test_lora_and_fp8_targets_of_the_full_model():
@@ -49,7 +53,7 @@ def test_lora_and_fp8_targets_of_the_full_model():
     }
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert {name for name in linear if keys.keeps_fp8(name)} == set(paths)
-    assert keys.dit_name_diffusers("proj_out.weight") == "proj_out.weight"
+    assert keys.diffusers_parts("proj_out") == ("proj_out",)
 
 
 def hunyuan_lora(naming: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -116,49 +120,57 @@ EXPECTED = {
 }
 
 
+def rows_of(path: str) -> int:
+    if path.endswith("proj_mlp") or path.endswith("net.0.proj"):
+        return HIDDEN
+    return WIDTH * {"norm1.linear": 6, "norm1_context.linear": 6, "norm.linear": 3}.get(path.split(".", 2)[2], 1)
+
+
+def target() -> LoraTarget:
+    return LoraTarget(
+        {path: (rows_of(path), 1) for path in EXPECTED}, rename=keys.dit_name, lora_pieces=keys.lora_pieces
+    )
+
+
 @pytest.mark.parametrize("naming", ["musubi", "diffusion-pipe", "comfy"])
 def test_hunyuan_loras_change_the_same_rows(tmp_path, naming):
-    """Read back like any LoRA, each of our modules changes by the rows of the module that it was cut from."""
+    """Each of our modules changes by the rows of the module that it is a part of in HunyuanVideo."""
     tensors, changes = hunyuan_lora(naming)
-    converted = {name: tensor.clone() for name, tensor in keys.from_hunyuan_lora(tensors).items()}
-    save_file(converted, tmp_path / "a.safetensors")
-    read = read_lora(tmp_path / "a.safetensors", module_names=EXPECTED)
+    save_file(tensors, tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors", target())
     assert read.modules.keys() == EXPECTED.keys() and read.unmatched == ()
     for path, (theirs, start) in EXPECTED.items():
         found = read.modules[path].change()
         assert torch.allclose(found, changes[theirs][start : start + len(found)], atol=1e-5), path
 
 
-def test_full_differences_are_cut_too():
-    weight = torch.arange(7 * WIDTH * WIDTH, dtype=torch.float32).view(7 * WIDTH, WIDTH)
-    bias = torch.arange(7 * WIDTH)
-    found = keys.from_hunyuan_lora(
-        {"diffusion_model.single_blocks.0.linear1.diff": weight, "diffusion_model.single_blocks.0.linear1.diff_b": bias}
-    )
-    assert torch.equal(found["lora_unet_single_transformer_blocks_0_attn_to_k.diff"], weight[WIDTH : 2 * WIDTH])
-    assert torch.equal(found["lora_unet_single_transformer_blocks_0_proj_mlp.diff_b"], bias[3 * WIDTH :])
+def test_full_differences_are_cut_too(tmp_path):
+    weight = torch.arange((3 * WIDTH + HIDDEN) * WIDTH, dtype=torch.float32).view(-1, WIDTH)
+    bias = torch.arange(3 * WIDTH + HIDDEN)
+    name = "diffusion_model.single_blocks.2.linear1"
+    save_file({f"{name}.diff": weight, f"{name}.diff_b": bias}, tmp_path / "a.safetensors")
+    found = read_lora(tmp_path / "a.safetensors", target()).differences
+    assert torch.equal(found["single_transformer_blocks.2.attn.to_k.weight"], weight[WIDTH : 2 * WIDTH])
+    assert torch.equal(found["single_transformer_blocks.2.proj_mlp.bias"], bias[3 * WIDTH :])
 
 
-def test_framepack_loras_pass_unchanged():
+def test_framepack_loras_are_no_hunyuan_ones():
+    for path in targets(build(detect(FULL, {}).config), block_classes=keys.LORA_BLOCKS):
+        assert keys.lora_pieces(path.replace(".", "_")) == ()
+
+
+def test_what_cannot_be_cut_is_refused_or_reported(tmp_path):
     tensors = {
-        name: torch.empty(shape, device="meta")
-        for stem in ("lora_framepack_musubi", "lora_framepack_convert_other")
-        for name, shape in read_layout(HERE / f"{stem}.json.gz").items()
+        "lora_unet_single_blocks_2_linear1.lora_down.weight": torch.zeros(RANK, WIDTH),
+        "lora_unet_single_blocks_2_linear1.lora_up.weight": torch.zeros(2 * WIDTH, RANK),
     }
-    found = keys.from_hunyuan_lora(tensors)
-    assert found.keys() == tensors.keys() and all(found[name] is tensor for name, tensor in tensors.items())
-
-
-def test_what_cannot_be_cut_keeps_its_name_and_is_reported():
-    tensors = {
-        "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.zeros(3 * WIDTH, RANK),  # no down half
-        "lora_unet_single_blocks_0_linear1.lora_down.weight": torch.zeros(RANK, WIDTH),
-        "lora_unet_single_blocks_0_linear1.lora_up.weight": torch.zeros(2 * WIDTH, RANK),
-        "lora_unet_double_blocks_0_something_else.alpha": torch.tensor(1.0),
-    }
-    found = keys.from_hunyuan_lora(tensors)
-    kept = [name for name in tensors if name in found]
-    assert kept == [name for name in tensors if "lora_down" not in name]
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="16 output features are meant for single_transformer_blocks.2.attn.to_q"):
+        read_lora(tmp_path / "a.safetensors", target())
+    tensors = {"lora_unet_double_blocks_1_something_else.alpha": torch.tensor(1.0), **hunyuan_lora("musubi")[0]}
+    save_file(tensors, tmp_path / "b.safetensors")
+    found = read_lora(tmp_path / "b.safetensors", target())
+    assert found.unmatched == ("lora_unet_double_blocks_1_something_else.alpha",)
 
 
 PARTS = ["single", "transformer", "blocks", "transformer_blocks", "3", "x", "", "attn", "to", "q", "proj", "mlp"]
@@ -168,4 +180,4 @@ PARTS += ["model", "diffusion_model", "module", "rope", "weight", "norm1", "cont
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=7).map(".".join))
 def test_no_name_makes_a_map_fail(name):
     assert keys.dit_name(name) is None or isinstance(keys.dit_name(name), str)
-    assert set(keys.from_hunyuan_lora({name: torch.zeros(1)})) == {name}
+    assert isinstance(keys.lora_pieces(name.replace(".", "_")), tuple)

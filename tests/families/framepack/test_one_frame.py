@@ -90,7 +90,7 @@ def test_auto_resize_takes_the_shape_of_the_first_control(encoders, tmp_path):
 
 def test_one_latent_frame_comes_out(encoders, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(model, "velocity", lambda dit, x, t, cond: seen.append(cond) or torch.zeros_like(x))
+    monkeypatch.setattr(model, "velocity", lambda dit, x, t, cond, **_: seen.append(cond) or torch.zeros_like(x))
     asked = request(one_frame="default")
     latents = sample.video_latents(
         None,

@@ -119,6 +119,9 @@ def test_rope_scaling_only_with_a_threshold():
         (f"{GENERATING} --prompt a --f1 --end_image_path e.png", "--end_image_path"),
         (f"{GENERATING} --prompt a --video_length 81", "73 or 109"),
         (f"{GENERATING} --prompt a --video_length 73 --video_sections 2", "both"),
+        (f"{GENERATING} --prompt a --video_length 5 --one_frame_inference default", "36n+1: use 1 or 37"),
+        (f"{GENERATING} --prompt a --video_size 360 640", "not a multiple of 16: use 352 or 368"),
+        (f"{GENERATING} --prompt a --vae_spatial_tile_sample_min_size 40", "use 32 or 64"),
         (
             "python fpack_generate_video.py --dit d --vae v --text_encoder1 a --prompt a --save_path o",
             "--text_encoder2",
@@ -152,9 +155,44 @@ def test_f1_tells_the_model_and_the_caches():
     assert options.conditioning_arguments(job(LINES["train framepack"][0])) == {"guidance_scale": 1.0}
 
 
-def test_what_is_not_there_yet_is_said():
-    with pytest.raises(OptionError, match="MagCache"):
-        generating("--magcache_mag_ratios 0")
-    asked = generating()
-    with pytest.raises(OptionError, match="MagCache"):
-        make_request(asked, parse_line("bar --mct 0.2", letters=letters(asked)))
+def magcache_of(flags: str, line: str = "bar"):
+    asked = generating(flags)
+    return make_request(asked, parse_line(line, letters=letters(asked))).settings["magcache"]
+
+
+def test_magcache_is_off_unless_there_are_ratios():
+    assert magcache_of("") is None and magcache_of("--magcache_threshold 0.5") is None
+    usual = magcache_of("--magcache_mag_ratios 0")
+    assert len(usual["ratios"]) == 50 and usual["ratios"][:3] == (1.0, 1.06971, 1.29073)
+    assert (usual["retention_ratio"], usual["threshold"], usual["most_in_a_row"]) == (0.2, 0.24, 6)
+    assert magcache_of("--magcache_mag_ratios 1,1.1,0.9")["ratios"] == (1.0, 1.1, 0.9)
+    assert magcache_of("--magcache_calibration")["calibrate"] and not usual["calibrate"]
+
+
+def test_a_line_changes_magcache_and_nothing_that_is_off():
+    """The reference takes --mct without --magcache_mag_ratios and ignores it."""
+    changed = magcache_of("--magcache_mag_ratios 0 --magcache_k 3", "bar --mcrr 0.1 --mct 0.5")
+    assert (changed["retention_ratio"], changed["threshold"], changed["most_in_a_row"]) == (0.1, 0.5, 3)
+    with pytest.raises(OptionError, match="--mck") as caught:
+        magcache_of("", "bar --mck 2")
+    assert "--magcache_mag_ratios 0" in caught.value.hint
+
+
+@pytest.mark.parametrize("given", ["abc", "1,,2", "1,-2", "0,0", "nan"])
+def test_ratios_that_are_no_list_of_numbers_are_refused(given):
+    with pytest.raises(OptionError, match="list of numbers"):
+        magcache_of(f"--magcache_mag_ratios {given}")
+
+
+def test_one_frame_changes_what_is_cached():
+    caching = LINES["cache-latents framepack"][0]
+    plain, single = job(caching), job(f"{caching} --one_frame --one_frame_no_2x")
+    assert not options.takes_controls(plain) and options.takes_controls(single)
+    assert options.latent_settings(single) == {"one_frame": True, "no_2x": True, "no_4x": False}
+    with pytest.raises(OptionError, match="--one_frame_no_4x"):
+        job(f"{caching} --one_frame_no_4x")
+
+
+def test_control_videos_are_refused():
+    with pytest.raises(OptionError, match="control videos"):
+        make_request(generating(), PromptLine(prompt="bar", where="line 1", control_video_path="a.mp4"))

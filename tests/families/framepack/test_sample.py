@@ -32,7 +32,7 @@ def seen(monkeypatch):
     """The cond of every call of the DiT."""
     found: list[dict] = []
 
-    def velocity(dit, x_BCTHW, timestep_B, cond):
+    def velocity(dit, x_BCTHW, timestep_B, cond, *, step_cache=None):
         found.append(cond)
         return torch.zeros_like(x_BCTHW)
 
@@ -71,9 +71,9 @@ def test_f1_goes_forward(seen):
 
 def test_what_generation_gives_the_model_is_what_training_caches(seen, encoders):
     """The same latents, cut into training samples and made by a generation, give the same conditioning."""
-    from engine.families.framepack.vae import _f1_sections, _plain_sections
+    from engine.families.framepack.samples import f1_sections, plain_sections
 
-    for f1, cut in ((False, _plain_sections), (True, _f1_sections)):
+    for f1, cut in ((False, plain_sections), (True, f1_sections)):
         seen.clear()
         latents, _ = make(request(video_sections=3, f1=f1))
         cached = cut(latents[0], 2)

@@ -114,13 +114,13 @@ def test_training_scales_the_cached_latents(cached, engine, tmp_path, monkeypatc
     """Caches hold them unscaled; the DiT knows them times 0.476986, as generation gives them to it."""
     from engine.training import loop
 
-    seen, real = [], loop.flow_step
+    seen, real = [], loop.flow_error
 
     def watched(velocity, latents_BCTHW, cond, **more):
         seen.append((latents_BCTHW, cond))
         return real(velocity, latents_BCTHW, cond, **more)
 
-    monkeypatch.setattr(loop, "flow_step", watched)
+    monkeypatch.setattr(loop, "flow_error", watched)
     words = ("--max_train_steps", 1, "--output_dir", tmp_path, "--logging_dir", tmp_path / "logs")
     assert engine(*step(cached, "train"), *words, "--guidance_scale", 6).status == 0
     latents_BCTHW, cond = seen[0]

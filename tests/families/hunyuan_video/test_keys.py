@@ -12,7 +12,7 @@ from engine.families.hunyuan_video import keys
 from engine.families.hunyuan_video.detect import detect
 from engine.families.hunyuan_video.model import build
 from engine.lora.network import targets
-from engine.parts.weight_views import Rows, arranged_shapes
+from engine.parts.arrangement import Rows, arranged_shapes
 from tests.layouts.checks import HERE, read_layout, renamed
 
 ORIGINAL = "hunyuanvideo_t2v_13b"

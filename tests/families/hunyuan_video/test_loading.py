@@ -19,6 +19,7 @@ from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.fp8 import Fp8Linear, QuantizeOnLoad
 from engine.memory.streaming import stream_blocks
 from engine.parts.weights import write_weights
+from engine.tasks.lora_targets import lora_target
 from tests.families.hunyuan_video.test_model import TINY, inputs, randomised
 
 METADATA = {"head_dim": "32"}
@@ -141,8 +142,7 @@ def test_loras_of_every_naming_find_their_module(tmp_path, naming):
     name = LORA_NAMES[naming]
     up = name.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
     save_file({name: torch.ones(2, 64), up: torch.ones(192, 2)}, tmp_path / "lora.safetensors")
-    modules = [path for path, _ in build(TINY).named_modules()]
-    found = read_lora(tmp_path / "lora.safetensors", module_names=modules, rename=keys.dit_name)
+    found = read_lora(tmp_path / "lora.safetensors", lora_target("hunyuan_video", build(TINY)))
     assert list(found.modules) == ["double_blocks.0.img_attn_qkv"] and not found.unmatched
 
 

@@ -59,7 +59,7 @@ LINES: list[tuple[str, str, dict[str, Any]]] = [
         "--max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir path/to/output_dir "
         "--output_name name-of-lora",
         {"dit": DIT, "fp8_base": True, "network_module": "networks.lora", "discrete_flow_shift": 7.0,
-         "guidance_scale": 1.0, "dit_in_channels": None, "dit_dtype": None, "mixed_precision": "bf16"},
+         "guidance_scale": 1.0, "dit_in_channels": 16, "dit_dtype": None, "mixed_precision": "bf16"},
     ),
     (
         "train options",
@@ -83,7 +83,7 @@ LINES: list[tuple[str, str, dict[str, Any]]] = [
         GENERATE_LINE,
         {"video_length": 129, "infer_steps": 50, "guidance_scale": 1.0, "embedded_cfg_scale": 6.0, "flow_shift": 7.0,
          "fps": 24, "strength": 0.8, "split_uncond": False, "sample_solver": "euler", "video_size": (256, 256),
-         "output_type": "video", "dit_in_channels": None, "exclude_single_blocks": False},
+         "output_type": "video", "dit_in_channels": 16, "exclude_single_blocks": False},
     ),
     (
         "skyreels",

@@ -81,10 +81,3 @@ def test_a_half_written_text_cache_of_musubi_tuner_is_refused():
     assert model.check_cache(whole, guidance_scale=1.0, first_frame=True) == ""
     half = {name: shape for name, shape in whole.items() if not name.startswith("clipL")}
     assert "lacks clipL" in model.check_cache(half) and "--text_encoder2" in model.check_cache(half)
-
-
-def test_freed_encoders_cannot_be_used(files):
-    encoders = text.load(files, device="cpu", dtype="float32")
-    encoders.free()
-    with pytest.raises(RuntimeError, match="freed"):
-        text.encode(encoders, ["a"])

@@ -51,6 +51,11 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
     return Variant(family="toy", name="toy-blocks", config=config)
 
 
+def fullest() -> ToyConfig:
+    """There is one size."""
+    return ToyConfig(channels=768, dim=64, text_dim=16, num_layers=2)
+
+
 def role_of(shapes: Shapes) -> str | None:
     """ "dit", "vae", "text-encoder", "lora", or None."""
     kind = file_kinds.kind_of(_KINDS, shapes)

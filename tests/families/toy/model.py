@@ -69,10 +69,11 @@ def load(
     dtype: torch.dtype | None = None,
     transform: Callable[[str, Tensor], Tensor] | None = None,
     attention_backend: str = "auto",
+    role: str = "--dit",
 ) -> ToyModel:
     """Load a toy DiT. `attention_backend` does not matter: there is no attention."""
-    file = open_weights(path, role="--dit")
-    variant = detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
+    file = open_weights(path, role=role)
+    variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
     if task is not None:
         check_task(variant, task)
     model = build(variant.config)

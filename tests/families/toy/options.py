@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,27 @@ from ...contract.options import (
     TrainingModels,
     TrainingPrecision,
 )
+from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
+from ...parts.workload import BlockRun, VaeWork, Work, video_latents
 
 if TYPE_CHECKING:
     from ...contract.job import Job
+    from .detect import ToyConfig
 
 TITLE = "Toy"
 ARCHITECTURE = "toy"
 ARCHITECTURE_FULL = "toy_blocks"
 NATIVE_FPS = 8
 LATENT_SCALE = 0.5
+SIZE_STEP = 16
 NETWORK_MODULE = "networks.lora_toy"
 MODELSPEC_ARCHITECTURE = "toy-blocks"
 MODELSPEC_IMPLEMENTATION = "https://example.org/toy-blocks"
 TEXT_FILES = ("byte_table",)
 IMAGE_FILES: tuple[str, ...] = ()
 PROMPT_LETTERS: dict[str, str] = {}
+LIGHTER: dict[str, tuple[dict[str, Any], ...]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +112,10 @@ def rules(job: Job) -> None:
     """What the toy's options demand of each other. Raises OptionError."""
     if job.command.verb != "generate":
         return
-    encodes = not job[Output].latent_path and job[LoraStack].save_merged_model is None
-    if encodes and job[ToyText].byte_table is None:
+    if not generates(job):
+        return
+    need_models(job)
+    if job[ToyText].byte_table is None:
         raise OptionError(
             "--byte_table is required to encode the prompt.", hint="Add --byte_table.", names=("byte_table",)
         )
@@ -170,6 +178,32 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
     return {}
 
 
+def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """Latents of a toy are as many as everybody's."""
+    return video_latents(width=width, height=height, frames=frames)
+
+
+def dit_work(job: Job, config: ToyConfig, latent_size: tuple[int, int, int]) -> Work:
+    """Every latent pixel is a token."""
+    run = BlockRun(kind="single", prefix="blocks", count=config.num_layers, ffn_dim=config.dim)
+    return Work(dim=config.dim, tokens=math.prod(latent_size), runs=(run,))
+
+
+def vae_work(job: Job, *, decoding: bool) -> VaeWork:
+    """The toy has no network between pixels and latents."""
+    return VaeWork(kind="chunks")
+
+
 def trim_tail_frames(job: Job) -> int:
     """The toy leaves out no frames."""
     return 0
+
+
+def frame_step(job: Job) -> int:
+    """After the first frame, latents are made of four."""
+    return 4
+
+
+def sample_options(job: Job) -> dict[str, Any]:
+    """Samples are as everywhere."""
+    return {}

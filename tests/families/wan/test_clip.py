@@ -111,10 +111,3 @@ def test_other_files_are_named(tmp_path):
     write_weights(tmp_path / "file.safetensors", tiny.text_tensors(0, rows=64))
     with pytest.raises(WeightsError, match="UMT5"):
         clip.load(tmp_path / "file.safetensors", device="cpu", dtype=torch.float32)
-
-
-def test_freeing(path, images):
-    tower = clip.load(path, device="cpu", dtype=torch.float32)
-    tower.free()
-    with pytest.raises(RuntimeError, match="freed"):
-        clip.encode(tower, images)

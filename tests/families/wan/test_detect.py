@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.contract.errors import WeightsError
-from engine.families.wan.detect import Variant, WanConfig, check_role, check_task, detect, role_of
+from engine.families.wan.detect import _TASKS, Variant, WanConfig, check_role, check_task, detect, role_of
 from tests.layouts.checks import HERE, read_layout
 
 NAMES = {
@@ -190,6 +190,10 @@ MISMATCHED = [
         "This checkpoint is a 1.3B model (width 1536) but the job says t2v-14B.",
         "Choose --task t2v-1.3B, or another --dit.",
     ),
+    ("wan21_t2v_14b", "t2v-1.3B", "This checkpoint is a 14B model (width 5120)", "Choose --task t2v-14B"),
+    ("wan21_t2v_1_3b", "t2v-A14B", "This checkpoint is a 1.3B model (width 1536)", "Choose --task t2v-1.3B"),
+    ("wan22_t2v_a14b", "i2v-A14B", "takes 16 input channels (text-to-video)", "t2v-A14B"),
+    ("wan22_i2v_a14b", "t2v-A14B", "without CLIP features", "Choose --task i2v-A14B"),
     ("wan21_t2v_14b", "i2v-14B", "takes 16 input channels (text-to-video)", "t2v-14B or t2i-14B or t2v-A14B"),
     ("wan21_flf2v_14b", "i2v-14B", "first and last frame", "flf2v-14B"),
     ("wan21_i2v_14b_480p", "flf2v-14B", "image-to-video", "i2v-14B"),
@@ -212,6 +216,16 @@ def test_small_models_do_any_task_of_their_kind():
         check_task(small, task)
     with pytest.raises(WeightsError, match="but the job says i2v-14B"):
         check_task(small, "i2v-14B")
+
+
+def test_hints_name_tasks_that_the_commands_have():
+    """Every task that a hint can propose can be chosen."""
+    from engine.contract.commands import find, sections_of
+    from engine.contract.schema import listed
+
+    for verb in ("train", "generate"):
+        task = listed(sections_of(find(verb), "wan"))["task"]
+        assert set(_TASKS) == set(task.choices) and not task.pending_choices
 
 
 def test_a_model_for_another_vae_fits_no_task():

@@ -33,6 +33,8 @@ def asked(task: str, *, has_clip: bool = True, line: PromptLine = FLAGS, **given
         ("t2v-14B", ["image_path=start"], "--image_path means nothing to --task t2v-14B"),
         ("t2v-14B", ["control_path=clip"], "--control_path means nothing"),
         ("t2v-14B-FC", ["control_path=clip", "end_image_path=end"], "--end_image_path means nothing"),
+        ("i2v-14B", ["image_path=start", "reference_image_path=other"], "--reference_image_path means nothing"),
+        ("i2v-A14B", ["image_path=start", "one_frame_inference="], "--one_frame_inference means nothing"),
         ("i2v-14B", ["image_path=start", "control_image_path=other"], "--control_image_path means nothing"),
         (
             "i2v-14B",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.contract.errors import OptionError
 from engine.families.contract import Request
 from engine.families.wan import clip, model, pictures, sample, tiny, vae
 from engine.families.wan.one_frame import OneFrame
@@ -16,7 +17,7 @@ from tests.clips import draw_image, draw_video
 CPU = {"device": "cpu", "dtype": torch.float32}
 NOTHING = {
     "image_path": None, "end_image_path": None, "video_path": None, "strength": 0.8, "control_path": None,
-    "control_image_path": (), "one_frame": None,
+    "control_image_path": (), "one_frame": None, "reference_image_path": None,
 }  # fmt: skip
 
 
@@ -131,6 +132,26 @@ def test_one_frame_without_control_images_takes_the_start_image(shelf, media):
     assert found["frame_indices"] == [[0, 3]] and found["clip"].shape[1] == 257
 
 
+def test_a_reference_image_is_what_clip_sees_and_a_latent_of_its_own(shelf, media):
+    """As VideoX-Fun's pipeline for Fun-Control V1.1, with and without a start image."""
+    given = {"control_path": media["video"], "reference_image_path": media["end"]}
+    features = clip.encode(shelf._image, pictures.as_image(read_image(media["end"])))
+    for start in ({}, {"image_path": media["start"]}):
+        found = prepared(shelf, "i2v-14B-FC" if start else "t2v-14B-FC", **given, **start)
+        stretched = pictures.as_image(pictures.stretched(read_image(media["end"]), (64, 48)))
+        latent = vae.encode(shelf.vae, stretched.unsqueeze(2))[:, :, 0]
+        assert torch.equal(found["reference"], latent) and latent.shape == (1, 16, 6, 8)
+        assert torch.equal(found["clip"], features)
+
+
+def test_a_model_without_a_place_for_a_reference_image_says_so(media):
+    settings = {"reference_image_path": media["end"]}
+    given = request("t2v-14B-FC", settings=settings)
+    sample.check_request(given, model.build(tiny.CONFIGS["fun-v1.1"]))
+    with pytest.raises(OptionError, match="no place for a reference image"):
+        sample.check_request(given, model.build(tiny.CONFIGS["t2v-1.3B-FC"]))
+
+
 def test_a_video_to_start_from_has_the_latents_of_its_frames(shelf, media):
     found = prepared(shelf, "t2v-14B", video_path=media["video"])
     clip_BCFHW = pictures.read_clip(media["video"], size=(64, 48), frames=9, flag="--video_path")
@@ -169,4 +190,4 @@ def test_the_noise_is_drawn_for_all_latent_frames(shelf, media):
     given = request("i2v-14B", settings={"image_path": media["start"]}, guidance=1.0, cpu_noise=True)
     found = latents_of(shelf, given, seen)
     wanted = torch.randn((1, 16, 3, 6, 8), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(found, wanted) and seen[0][1] == {"clean_BCTHW": None, "strength": 0.8}
+    assert torch.equal(found, wanted) and seen[0][1] == {"skipped": None, "clean_BCTHW": None, "strength": 0.8}

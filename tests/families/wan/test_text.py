@@ -121,14 +121,21 @@ def test_number_formats(models, encoder, dtype):
         assert (torch.cat(states).float() - wanted).norm() / wanted.norm() < 0.1
 
 
-def test_transformers_own_forward_agrees(models, encoder):
-    """Padded to 512 with a mask, as Wan does, instead of to the longest caption."""
+def test_transformers_own_model_agrees(models, encoder):
+    """Built from its own configuration, with transformers' attention, and asked as Wan does: padded to 512, masked."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes = {"d_model": 64, "d_kv": 32, "d_ff": tiny.TEXT_FFN, "num_heads": tiny.TEXT_HEADS}
+    layers = {"num_layers": tiny.TEXT_LAYERS, "relative_attention_num_buckets": tiny.TEXT_BUCKETS}
+    config = UMT5Config(vocab_size=tiny.VOCABULARY, feed_forward_proj="gated-gelu", **sizes, **layers)
+    theirs = UMT5EncoderModel(config).eval()
+    theirs.load_state_dict({text_name(name): value.float() for name, value in models[0].items()}, strict=False)
     rows = [encoder.tokenizer.ids(text.clean(caption), limit=512) for caption in CAPTIONS]
     ids = torch.zeros(len(rows), 512, dtype=torch.long)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
     with torch.no_grad():
-        states = text.encode_ids(encoder.model, ids, (ids != 0).long())
+        states = theirs(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
     equal(text.states(encoder, CAPTIONS), [states[i, : len(row)] for i, row in enumerate(rows)])
 
 
@@ -163,14 +170,6 @@ def test_long_captions_are_cut_at_512_with_the_end_token(encoder):
 )
 def test_cleaning(raw, cleaned):
     assert text.clean(raw) == cleaned
-
-
-def test_freeing(models):
-    one = load(models[2] / tiny.TEXT_NAME)
-    one.free()
-    assert one.model is None
-    with pytest.raises(RuntimeError, match="freed"):
-        text.states(one, ["x"])
 
 
 def test_other_files_are_named(models, tmp_path):

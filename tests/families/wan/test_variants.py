@@ -1,4 +1,4 @@
-"""Every Wan variant through the commands that a person types: caches, two training steps, two denoising steps.
+"""Every Wan variant through the commands that a person types: caches, five training steps, two denoising steps.
 
 Small random models: what is shown is that each variant's pictures reach its DiT in training and in generation.
 """
@@ -6,102 +6,16 @@ Small random models: what is shown is that each variant's pictures reach its DiT
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.families.wan import tiny
 from engine.media.images import image_size
 from engine.media.video import probe
-from tests.clips import draw_image, draw_item, draw_video
 
-SIZE = (64, 48)
 FRAMES = 9
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Clips, pictures and the models of all variants, made once."""
-
-    folder: Path
-
-    @property
-    def models(self) -> Path:
-        return self.folder / "models"
-
-    def options(self, variant: str, verb: str) -> list[str]:
-        found = tiny.tiny_model_options(self.models, variant=variant)[verb]
-        return [word for name, value in found.items() for word in (f"--{name}", value)]
-
-    def dataset(self, folder: Path, *, images: bool = False, controls: int = 0, extra: str = "") -> Path:
-        """A dataset file over the workshop's clips or images, with caches in `folder`."""
-        kind = "image" if images else "video"
-        lines = [
-            "[general]", "resolution = [64, 48]", 'caption_extension = ".txt"', "batch_size = 2", "[[datasets]]",
-            f'{kind}_directory = "{self.folder / kind}"', f'cache_directory = "{folder / "cache"}"',
-            "" if images else f"target_frames = [{FRAMES}]",
-            f'control_directory = "{self.folder / f"{kind} controls {controls}"}"' if controls else "", extra,
-        ]  # fmt: skip
-        path = folder / "dataset.toml"
-        path.write_text("\n".join(lines))
-        return path
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    shop = Workshop(tmp_path_factory.mktemp("workshop"))
-    for variant in tiny.CONFIGS:
-        tiny.write_tiny_models(shop.models, variant=variant)
-    for number in range(2):
-        draw_item(shop.folder / "video", f"{number}.mp4", size=SIZE, frames=FRAMES, first_number=40 * number)
-        draw_video(shop.folder / "video controls 1" / f"{number}.mp4", size=SIZE, frames=FRAMES, first_number=9000)
-        picture = draw_image(shop.folder / "image" / f"{number}.png", number=number, size=SIZE)
-        picture.with_suffix(".txt").write_text("a bar")
-        for count in (1, 2):
-            for control in range(count):
-                path = shop.folder / f"image controls {count}" / f"{number}_{control}.png"
-                draw_image(path, number=700 * control + number, size=SIZE)
-    draw_image(shop.folder / "start.png", number=5, size=(80, 60))
-    draw_image(shop.folder / "end.png", number=60000, size=(60, 60))
-    draw_video(shop.folder / "long.mp4", size=(80, 60), frames=FRAMES + 1, first_number=77)
-    return shop
-
-
-@pytest.fixture
-def run(engine, workshop, tmp_path):
-    """Cache, train and generate with one variant. Gives the folder of the caches and what was generated."""
-
-    def words(options: dict[str, object]) -> list[object]:
-        return [
-            word
-            for name, value in options.items()
-            for word in (f"--{name}", *(value if isinstance(value, list) else [] if value is True else [value]))
-        ]
-
-    def through(variant: str, dataset: Path, *, task: str = "", caching=None, generation=None) -> tuple[Path, Path]:
-        task_words = ["--task", task] if task else []
-        out = tmp_path / "out"
-        common = ["--dataset_config", dataset]
-        for verb, more in (
-            ("cache-latents", [*common, *words(caching or {})]),
-            ("cache-text", common),
-            ("train", [*common, *task_words, "--max_train_steps", 2, "--mixed_precision", "no", "--network_dim", 4,
-                       "--learning_rate", 1e-2, "--output_dir", out, "--output_name", "lora", "--seed", 1]),
-            ("generate", [*task_words, "--prompt", "a bar", "--video_size", 48, 64, "--video_length", FRAMES,
-                          "--infer_steps", 2, "--seed", 1, "--guidance_scale", 2, "--negative_prompt", "grey",
-                          "--lora_weight", out / "lora.safetensors", "--save_path", tmp_path / "video",
-                          "--output_type", "both", *words(generation or {})]),
-        ):  # fmt: skip
-            result = engine(verb, "wan", *workshop.options(variant, verb), *more)
-            assert result.status == 0, result.err
-        weights = load_file(out / "lora.safetensors")
-        assert any(value.any() for name, value in weights.items() if name.endswith("lora_up.weight"))
-        return dataset.parent / "cache", tmp_path / "video"
-
-    return through
 
 
 def cached(folder: Path) -> dict[str, torch.Tensor]:
@@ -167,10 +81,11 @@ def test_control_video_without_an_image(run, workshop, tmp_path):
     assert made(videos) == (64, 48, 9)
 
 
-def test_control_video_with_an_image_and_an_end_image(run, workshop, tmp_path):
+def test_control_video_with_a_start_an_end_and_a_reference_image(run, workshop, tmp_path):
     """The reference's control latents are a frame short of its image latents when there is an end image: it crashes."""
     given = {name: workshop.folder / file for name, file in (
         ("control_path", "long.mp4"), ("image_path", "start.png"), ("end_image_path", "end.png"),
+        ("reference_image_path", "end.png"),
     )}  # fmt: skip
     dataset = workshop.dataset(tmp_path, controls=1)
     _, videos = run("fun-v1.1", dataset, task="i2v-14B-FC", generation={**given, "trim_tail_frames": 3})
@@ -209,3 +124,38 @@ def test_video_to_video(run, workshop, tmp_path):
     (events,) = (videos / "jobs").glob("*/events.jsonl")
     steps = [row for row in map(json.loads, events.read_text().splitlines()) if row.get("unit") == "steps"]
     assert steps[-1]["total"] == 1  # half of two
+
+
+def test_two_experts_text_to_video(run, engine, workshop, tmp_path):
+    """Each with its own LoRA, from one training; musubi-tuner has one LoRA learn from both."""
+    high = {"lora_weight_high_noise": tmp_path / "out" / "lora_high_noise.safetensors"}
+    training = {"timestep_boundary": 0.5, "offload_inactive_dit": True}
+    _, videos = run("t2v-A14B", workshop.dataset(tmp_path), training=training, generation=high)
+    assert made(videos) == (64, 48, 9)
+    low = load_file(tmp_path / "out" / "lora.safetensors")
+    other = load_file(high["lora_weight_high_noise"])
+    assert low.keys() == other.keys() and not all(torch.equal(low[name], other[name]) for name in low)
+    assert any(value.any() for name, value in other.items() if name.endswith("lora_up.weight"))
+    again = engine(
+        "train", "wan", *workshop.options("t2v-A14B", "train"), "--dataset_config", tmp_path / "dataset.toml",
+        "--network_weights", tmp_path / "out" / "lora.safetensors", "--network_weights_high_noise",
+        high["lora_weight_high_noise"], "--network_dim", 4, "--learning_rate", 0, "--max_train_steps", 1,
+        "--output_dir", tmp_path / "again", "--output_name", "lora", "--mixed_precision", "no",
+    )  # fmt: skip
+    assert again.status == 0, again.err
+    for name, before in (("lora", low), ("lora_high_noise", other)):
+        after = load_file(tmp_path / "again" / f"{name}.safetensors")
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_two_experts_image_to_video_without_clip(run, workshop, tmp_path):
+    caches, videos = run(
+        "i2v-A14B", workshop.dataset(tmp_path), caching={"i2v": True},
+        training={"timestep_boundary": 500, "blocks_to_swap": 2, "gradient_checkpointing": True},
+        generation={"image_path": workshop.folder / "start.png", "lazy_loading": True},
+    )  # fmt: skip
+    assert {name: tuple(value.shape) for name, value in cached(caches).items()} == {
+        "latents_3x6x8_bfloat16": (16, 3, 6, 8),
+        "latents_image_3x6x8_bfloat16": (20, 3, 6, 8),
+    }
+    assert made(videos) == (64, 48, 9)

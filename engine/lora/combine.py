@@ -1,0 +1,77 @@
+"""Several LoRAs into one: all ranks side by side, which is exact, or the best LoRA of a smaller rank.
+
+Works on adapters as they were read for one model. LoHa and LoKr become LoRAs first, exactly but of a larger rank.
+The best smaller one is the truncated singular value decomposition, taken of the two thin factors: the full matrix is
+never built. Given up: DoRA, whose result depends on the weights below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..contract.errors import WeightsError
+from .files import LoraFile
+from .weights import AdapterWeights, LoraWeights
+
+Weighted = Sequence[tuple[AdapterWeights, float]]
+
+
+def modules_of(files: Sequence[tuple[LoraFile, float]]) -> dict[str, list[tuple[AdapterWeights, float]]]:
+    """Module path -> what each file changes there, with its multiplier."""
+    found: dict[str, list[tuple[AdapterWeights, float]]] = {}
+    for file, multiplier in files:
+        for path, weights in file.modules.items():
+            found.setdefault(path, []).append((weights, multiplier))
+    return found
+
+
+def differences_of(files: Sequence[tuple[LoraFile, float]]) -> dict[str, Tensor]:
+    """The full changes of single parameters, added up, in the number format of the first that has each."""
+    found: dict[str, Tensor] = {}
+    for file, multiplier in files:
+        for name, value in file.differences.items():
+            before = found[name].float() if name in found else 0.0
+            found[name] = (before + value.float() * multiplier).to(found.get(name, value).dtype)
+    return found
+
+
+def concatenated(adapters: Weighted, *, where: str) -> LoraWeights:
+    """One LoRA that changes as much as all together: ranks add up, alpha is the rank. `where` begins a WeightsError."""
+    downs, ups = [], []
+    for weights, multiplier in adapters:
+        if weights.dora is not None:
+            raise WeightsError(
+                f"{where} is a DoRA, which does not add up with others.", "Merge it into a model: --save_merged_model."
+            )
+        lora = weights.as_lora()
+        if lora.mid is not None:
+            raise WeightsError(f"{where} is a convolution taken apart, which is not joined with others.")
+        downs.append(lora.down.float())
+        ups.append(lora.up.float() * (lora.scale * multiplier))
+    if len({(up.shape[0], down.shape[1:]) for up, down in zip(ups, downs, strict=True)}) > 1:
+        raise WeightsError(f"{where} is of different sizes in these LoRAs.", "They are of different models.")
+    down, up = torch.cat(downs), torch.cat(ups, dim=1)
+    return LoraWeights(down, up, float(down.shape[0]))
+
+
+def reduced(lora: LoraWeights, *, rank: int | None = None, energy: float | None = None) -> LoraWeights:
+    """The LoRA of a smaller rank that is nearest in Frobenius norm; float32, alpha is the rank.
+
+    `energy`: as few ranks as hold this share of the squared norm, at most `rank`; at least one.
+    """
+    down, up = lora.down.flatten(1).float(), lora.up.flatten(1).float() * lora.scale
+    left, left_small = torch.linalg.qr(up)
+    right, right_small = torch.linalg.qr(down.T)
+    u, sizes, v = torch.linalg.svd(left_small @ right_small.T)
+    kept = len(sizes) if rank is None else min(rank, len(sizes))
+    if energy is not None:
+        squares = sizes.double().square()
+        lost = squares.sum() - squares.cumsum(0)
+        kept = min(kept, int((lost > (1 - energy) * squares.sum()).sum()) + 1)
+    root = sizes[:kept].sqrt()
+    new_up, new_down = left @ (u[:, :kept] * root), (root[:, None] * v[:kept]) @ right.T
+    shape = (kept, *lora.down.shape[1:])
+    return LoraWeights(new_down.reshape(shape), new_up.reshape(*new_up.shape, *lora.up.shape[2:]), float(kept))

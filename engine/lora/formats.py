@@ -1,0 +1,145 @@
+"""The names under which a LoRA is written: musubi-tuner's, ComfyUI's, diffusers'.
+
+`default` is musubi-tuner's and kohya's, with alpha. `other` is what diffusion-pipe and ComfyUI use: the module's own
+path after a prefix. `diffusers` has the layers that diffusers has, which are parts of ours in some families. The
+change of every weight is the same in all three. Knows no family.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..contract.errors import WeightsError
+from .names import Parts
+from .weights import AdapterWeights, LoraWeights
+
+Format = Literal["default", "other", "diffusers"]
+OTHER_PREFIX, DIFFUSERS_PREFIX = "diffusion_model", "transformer"
+_LENGTHS = ".dora_scale"
+_HALVES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+
+
+def kohya_name(path: str, prefix: str = "lora_unet_") -> str:
+    """Module path as LoRA files of kohya and musubi-tuner write it."""
+    return prefix + path.replace(".", "_")
+
+
+def to_default(modules: Mapping[str, AdapterWeights], *, prefix: str = "lora_unet_") -> dict[str, Tensor]:
+    """musubi-tuner's naming: `lora_unet_…` with `.alpha`, `.lora_down.weight`, `.lora_up.weight` and the like."""
+    return {
+        f"{kohya_name(path, prefix)}.{name}": tensor
+        for path, weights in modules.items()
+        for name, tensor in weights.tensors().items()
+    }
+
+
+def to_other(
+    modules: Mapping[str, AdapterWeights], *, prefix: str = OTHER_PREFIX, keep_alpha: bool = False
+) -> dict[str, Tensor]:
+    """The naming of diffusion-pipe and ComfyUI: `{prefix}.path.lora_A/B.weight`.
+
+    sqrt(alpha / rank) is folded into both halves, in float32, so that readers that know no alpha get it right;
+    `keep_alpha` leaves the halves alone and writes alpha. LoHa and LoKr keep theirs in any case.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, weights in modules.items():
+        parts = weights.tensors() if keep_alpha else folded(weights)
+        tensors |= {f"{prefix}.{path}.{_HALVES.get(name, name)}": tensor for name, tensor in parts.items()}
+    return tensors
+
+
+def to_diffusers(
+    modules: Mapping[str, AdapterWeights],
+    *,
+    parts_of: Parts,
+    prefix: str = DIFFUSERS_PREFIX,
+    keep_alpha: bool = False,
+) -> dict[str, Tensor]:
+    """diffusers' layers after `transformer.`; `parts_of` is the family's `diffusers_parts`.
+
+    A layer that is several in diffusers is cut: each but the last has as many rows as the model is wide, which is the
+    number of its columns. WeightsError for what cannot be cut.
+    """
+    apart: dict[str, AdapterWeights] = {}
+    for path, weights in modules.items():
+        names = parts_of(path)
+        if len(names) == 1:
+            apart[names[0]] = weights
+            continue
+        if not isinstance(weights, LoraWeights):  # others would lose their kind, or could not be read by diffusers
+            raise WeightsError(
+                f"diffusers has {len(names)} layers for {path}, and a {weights.kind} is not cut for it.",
+                "Choose --target other.",
+            )
+        width = weights.down.shape[1]
+        for number, name in enumerate(names):
+            last = number == len(names) - 1
+            apart[name] = weights.rows(number * width, weights.out_features if last else (number + 1) * width)
+    tensors = to_other(apart, prefix=prefix, keep_alpha=keep_alpha)
+    return {
+        _peft_name(name): tensor.squeeze(1) if name.endswith(_LENGTHS) else tensor for name, tensor in tensors.items()
+    }
+
+
+def _peft_name(name: str) -> str:
+    return name.removesuffix(_LENGTHS) + ".lora_magnitude_vector" if name.endswith(_LENGTHS) else name
+
+
+def folded(weights: AdapterWeights) -> dict[str, Tensor]:
+    """The parts of a LoRA without alpha, which has gone into both halves; of another kind all its parts."""
+    if not isinstance(weights, LoraWeights):
+        return weights.tensors()
+    if weights.scale < 0:
+        raise WeightsError(f"alpha {weights.alpha:g} is negative and cannot be folded.", "Keep alpha in the file.")
+    root = math.sqrt(weights.scale)
+    halves = {name: (getattr(weights, name).float() * root).to(getattr(weights, name).dtype) for name in ("down", "up")}
+    parts = replace(weights, **halves).tensors()
+    return {name: tensor for name, tensor in parts.items() if name != "alpha"}
+
+
+def differences_named(differences: Mapping[str, Tensor], *, prefix: str | None) -> dict[str, Tensor]:
+    """Full changes of single parameters: `….diff` of a weight (or of a parameter that stands alone), `….diff_b`.
+
+    `prefix` None is musubi-tuner's naming, else what stands before the module's own path.
+    """
+    tensors = {}
+    for name, value in differences.items():
+        path, _, parameter = name.rpartition(".")
+        module, part = (path, {"weight": "diff", "bias": "diff_b"}[parameter]) if parameter in ("weight", "bias") else (
+            name, "diff"
+        )  # fmt: skip
+        tensors[f"{kohya_name(module) if prefix is None else f'{prefix}.{module}'}.{part}"] = value
+    return tensors
+
+
+def named(
+    modules: Mapping[str, AdapterWeights],
+    wanted: Format,
+    *,
+    parts_of: Parts,
+    differences: Mapping[str, Tensor] | None = None,
+    prefix: str | None = None,
+    keep_alpha: bool = False,
+) -> dict[str, Tensor]:
+    """The tensors of a file in the format that is wanted; `prefix` None takes that format's usual one.
+
+    WeightsError for `differences` in diffusers' format, which has no place for them.
+    """
+    if wanted == "default":
+        return to_default(modules) | differences_named(differences or {}, prefix=None)
+    if wanted == "other":
+        prefix = prefix or OTHER_PREFIX
+        rest = differences_named(differences or {}, prefix=prefix)
+        return to_other(modules, prefix=prefix, keep_alpha=keep_alpha) | rest
+    if differences:
+        raise WeightsError(
+            f"diffusers has no names for full changes of parameters, of which this file has {len(differences)} "
+            f"(first: {next(iter(differences))}).",
+            "Choose --target other.",
+        )
+    return to_diffusers(modules, parts_of=parts_of, prefix=prefix or DIFFUSERS_PREFIX, keep_alpha=keep_alpha)

@@ -1,0 +1,37 @@
+"""How LoKr takes a matrix apart: the sizes of its factors, as in lycoris-lora 4.1.3 and musubi-tuner. Plain numbers."""
+
+from __future__ import annotations
+
+import math
+
+Shape = tuple[int, ...]
+
+
+def lokr_shapes(
+    out_features: int, in_features: int, rank: int, *, factor: int = -1, whole: bool = False, both: bool = False
+) -> dict[str, Shape]:
+    """The parameters of a LoKr: [l, m] and [k, n] with l k = out, m n = in.
+
+    The second is a product where the rank is below half its longer side, the first only with `both`; `whole` keeps
+    both whole.
+    """
+    (rows1, rows2), (columns1, columns2) = factorised(out_features, factor), factorised(in_features, factor)
+    shapes: dict[str, Shape] = {}
+    for name, rows, columns, may in (("lokr_w1", rows1, columns1, both), ("lokr_w2", rows2, columns2, True)):
+        if may and not whole and rank < max(rows, columns) / 2:
+            shapes |= {f"{name}_a": (rows, rank), f"{name}_b": (rank, columns)}
+        else:
+            shapes[name] = (rows, columns)
+    return shapes
+
+
+def factorised(size: int, factor: int = -1) -> tuple[int, int]:
+    """(small, large) with small * large = size: `factor` where it divides, else as even as possible.
+
+    A positive factor that does not divide the size is the most that the smaller number may be.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    limit = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    small = next(number for number in range(limit, 0, -1) if size % number == 0)
+    return small, size // small

@@ -1,0 +1,70 @@
+"""The LoRAs of several experts that take turns in one model: one network to the loop, one file each to the person.
+
+All adapters sit on the same modules, one around the other; those whose expert is not in the model are switched off and
+do not learn. Knows no model and exchanges no weights: whoever brings an expert in says so with `use`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..contract.errors import WeightsError
+from .network import LoraNetwork, NormStats
+
+
+class LoraNetworks(nn.Module):
+    """As LoraNetwork where the loop and states are concerned. `names` tell the experts apart, and none is empty."""
+
+    def __init__(self, networks: Mapping[str, LoraNetwork]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def __getitem__(self, number: int) -> LoraNetwork:
+        return list(self._each().values())[number]
+
+    def use(self, number: int) -> None:
+        """Switch on the adapters of one expert and all others off."""
+        for index, network in enumerate(self._each().values()):
+            network.multiplier = 1.0 if index == number else 0.0
+            network.requires_grad_(index == number)
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights, each name after that of its expert."""
+        return {f"{name}.{key}": value for name, one in self._each().items() for key, value in one.state().items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave. WeightsError when it does not fit."""
+        names = {key.partition(".")[0] for key in tensors}
+        if names != set(self._each()):
+            raise WeightsError(
+                f"These LoRA weights are of {', '.join(sorted(names))}, not of {', '.join(self._each())}.",
+                "A training of two experts goes on from a state of two, one of a single expert from its own.",
+            )
+        for name, one in self._each().items():
+            start = f"{name}."
+            one.load_state({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
+
+    def parameter_groups(self, lr: float, loraplus_lr_ratio: float | None = None) -> list[dict[str, Any]]:
+        """The groups of all, each named after its expert."""
+        return [
+            {**group, "name": f"{group['name']} {name}"}
+            for name, one in self._each().items()
+            for group in one.parameter_groups(lr, loraplus_lr_ratio)
+        ]
+
+    def weight_norm(self) -> float:
+        """As LoraNetwork's, over all."""
+        return math.hypot(*(one.weight_norm() for one in self._each().values()))
+
+    def clamp_norms(self, max_norm: float) -> NormStats:
+        """As LoraNetwork's, over all."""
+        stats = [one.clamp_norms(max_norm) for one in self._each().values()]
+        average = sum(one.average for one in stats) / len(stats)
+        return NormStats(sum(one.scaled for one in stats), average, max(one.largest for one in stats))
+
+    def _each(self) -> dict[str, LoraNetwork]:
+        return dict(self.networks.items())  # type: ignore[arg-type]

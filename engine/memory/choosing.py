@@ -1,0 +1,111 @@
+"""Which options make a job fit: the first of a row of settings, cheapest in time and numbers first.
+
+What was asked for is never taken back, only added to. Whoever asks says what settings take ("measure"); nothing here
+knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
+
+    training     checkpoints; blocks streamed, as few as will do; checkpoints in main memory; attention computed again
+                 (slower); the same in fp8; one buffer for streamed blocks (slower)
+    generation   blocks streamed, as few as will do; the same in fp8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+Options = dict[str, Any]
+"""Options by name -> values that differ from what was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Bytes that settings take: of the card and of main memory."""
+
+    card: int
+    main: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bytes that there are; None: as many as are wanted."""
+
+    card: int | None = None
+    main: int | None = None
+
+    def allow(self, needs: Needs) -> bool:
+        return (self.card is None or needs.card <= self.card) and self.main_allows(needs)
+
+    def main_allows(self, needs: Needs) -> bool:
+        return self.main is None or needs.main <= self.main
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """`options` are to be added to the job's. `fits` False: they take least, and it is still too much."""
+
+    options: Options
+    needs: Needs
+    fits: bool
+
+
+Measure = Callable[[Options], Needs]
+
+
+def choose(measure: Measure, rows: Iterator[Options], limits: Limits) -> Choice:
+    """The first settings within the limits, else those that take least of the card where main memory suffices."""
+    least: Choice | None = None
+    for options in rows:
+        needs = measure(options)
+        if limits.allow(needs):
+            return Choice(options=options, needs=needs, fits=True)
+        if least is None or _rank(needs, limits) < _rank(least.needs, limits):
+            least = Choice(options=options, needs=needs, fits=False)
+    assert least is not None
+    return least
+
+
+def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
+    """What does not fit into main memory is worse than anything that does not fit into the card."""
+    return not limits.main_allows(needs), needs.card
+
+
+def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
+    """Settings of a training, by the names of options; `asked` are the job's."""
+    yield {}
+    attention = asked["gradient_checkpointing_attention"]
+    kept = [attention] if attention != "auto" else ["keep", "recompute"]
+    offloaded = [True] if asked["gradient_checkpointing_cpu_offload"] else [False, True]
+    for slots, fp8, offload, keep in product(_slots(asked), _fp8(asked, may_fp8), offloaded, kept):
+        wanted = {
+            "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
+            "gradient_checkpointing_attention": keep, **fp8, **slots,
+        }  # fmt: skip
+        yield from _streamed(asked, wanted, blocks)
+
+
+def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
+    """Settings of a generation."""
+    for fp8 in _fp8(asked, may_fp8):
+        yield from _streamed(asked, fp8, blocks)
+
+
+def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:
+    return [{}, {"fp8_scaled": True}] if may and not asked["fp8_scaled"] else [{}]
+
+
+def _slots(asked: Mapping[str, Any]) -> list[Options]:
+    return [{}, {"block_swap_ring_size": 1}] if asked["block_swap_ring_size"] > 1 else [{}]
+
+
+def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Options]:
+    """`wanted`, with more and more streamed blocks. One or two make nothing smaller: they have as many buffers."""
+    yield _differing(asked, wanted)
+    for count in range(max((asked["blocks_to_swap"] or 0) + 1, 3), blocks + 1):
+        streamed = {**wanted, "blocks_to_swap": count, "use_pinned_memory_for_block_swap": True}
+        yield _differing(asked, streamed)
+
+
+def _differing(asked: Mapping[str, Any], wanted: Options) -> Options:
+    return {name: value for name, value in wanted.items() if asked[name] != value}

@@ -1,0 +1,303 @@
+"""How much memory a job takes, worked out from sizes alone: the planner's formulas, and the numbers in them.
+
+Two kinds of numbers. `BLOCKS` and `VAES` count what the networks keep and make for a moment; they follow from the code
+of the blocks, are compared with it by running these on tensors that only have sizes (tests/memory/test_counted.py), and
+agree with what an H100 took to 3 % (tests/memory/test_estimate.py). The constants below them were measured.
+What is predicted is the most that tensors take at a time, "allocated" in PyTorch's words; `Stage.needed_bytes` is what
+has to be free for it. Bytes everywhere. Standard library only. Knows no family, no option and no file.
+Given up: attention that builds the whole matrix (GPUs before Ampere), and what cuDNN takes for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..parts.workload import BlockRun, Kind, VaeWork, Work
+from .rules import keeps_attention, spread
+
+Parts = dict[str, int]
+"""What takes memory, in words -> bytes."""
+
+HALF, FLOAT = 2, 4  # bytes of a number in 16 bits, which activations have, and in 32
+GIB = 1 << 30
+
+
+# --------------------------------------------------------------------------------------- the numbers, and their reasons
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Sizes in tokens x width and in tokens x feed-forward width, of 16-bit numbers, as pairs (of width, of the other).
+
+    `kept` is what one block's backward pass needs of its forward pass; `backward` the most that there is at a time
+    while a block is run again and differentiated, its input not counted; `forward` the same without gradients.
+    """
+
+    kept: tuple[float, float]
+    backward: tuple[float, float]
+    forward: tuple[float, float]
+
+
+BLOCKS: dict[Kind, Activations] = {
+    # float32 copies that layer norms keep: 2 each; q, k, v before and after norm and rotation; inputs of LoRA layers;
+    # two feed-forward rows. In backward comes: gradients of the feed-forward rows, the base's and the LoRA's.
+    "cross": Activations(kept=(18.1, 2.05), backward=(21.9, 4.1), forward=(4.95, 2.06)),
+    "double": Activations(kept=(13.1, 2.0), backward=(17.2, 4.0), forward=(13.1, 2.0)),
+    # linear1 makes q, k, v and the feed-forward row in one piece, which stays whole
+    "single": Activations(kept=(10.05, 2.0), backward=(17.1, 4.0), forward=(12.1, 3.0)),
+}
+IMAGE_ATTENTION = 2.1
+"""Sizes in tokens x width more, where "cross" blocks attend to image tokens as well: a second result, and the sum."""
+TEXT_WIDTHS = 5.4
+"""What "cross" blocks make of the text tokens they look at, in text tokens x width."""
+COMPILED = 1.4
+"""Sizes in tokens x width that a compiled block takes more. H100, Wan 14B: 1.57 at 14,040 tokens, 1.25 at 32,760."""
+PLAIN_QUANTIZING = 4.26
+"""Sizes in tokens x feed-forward width more, where fp8 layers quantise their inputs without Triton: float32 copies.
+H100: 4.3 with Wan 1.3B, 4.26 with 14B, streamed or not."""
+ON_THE_WAY = 4
+"""Inputs and attention results on the device while blocks' own wait in main memory: those of the block at work, and of
+the one that is fetched. H100, 6 blocks of Wan 14B: 4.0 at 14,040 and at 32,760 tokens."""
+
+
+@dataclass(frozen=True)
+class VaeNumbers:
+    """Bytes that encoding and decoding take in 16 bits: for each pixel (of a frame, or of a tile times its frames), and
+    besides; `result` for each pixel and frame of what is put together from tiles; `past` for each pixel of features
+    that wait between two chunks."""
+
+    encode: float
+    decode: float
+    besides: int = 0
+    result: float = 0
+    past: tuple[float, float] = (0, 0)
+
+
+VAES: dict[str, VaeNumbers] = {
+    # Wan's: four frames at a time; the widest layer is that of whole pictures, 96 channels
+    "chunks": VaeNumbers(encode=6_692, decode=8_672, past=(2_808, 4_729)),
+    # HunyuanVideo's: all frames of a tile at once, convolutions in slices of SLICE_ELEMENTS
+    "tiles": VaeNumbers(encode=773, decode=1_024, besides=int(0.6 * GIB), result=24),
+}
+
+OPTIMIZER_BYTES: dict[str, float] = {
+    "adamw": 8, "adam": 8, "adamw8bit": 2, "pagedadamw8bit": 0, "pagedadamw": 0, "lion": 4, "lion8bit": 1, "sgd": 0,
+    "adafactor": 0.1, "came": 4.1, "prodigy": 16, "adamwschedulefree": 8, "muon": 4,
+}  # fmt: skip
+"""State of an optimizer for each parameter, in bytes. Prodigy's are four float32 numbers, AdamW's two."""
+OTHER_OPTIMIZER_BYTES = 8
+OPTIMIZER_STEP_BYTES = 8
+"""For each parameter, for a moment, while all are changed at once: torch's foreach implementation."""
+
+CONTEXT = int(0.55 * GIB)
+"""What CUDA and its libraries take before the first tensor; torch does not count it."""
+SLACK = 0.15
+"""Gaps between tensors, as a share of what comes and goes. H100: 0.1 to 0.5 unhurried; the allocator closes most of
+them when the card is full."""
+PROGRAM = int(3.0 * GIB)
+"""Main memory of Python, torch and CUDA's libraries."""
+TEXT_ACTIVATIONS = int(0.35 * GIB)
+"""One caption of 512 tokens in UMT5-XXL or LLaMA-8B."""
+
+
+# ------------------------------------------------------------------------------------------------- what is asked about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A DiT as it will lie on the device: bytes outside of its blocks and of each block, and parameters of each block's
+    adapter."""
+
+    outside: int
+    blocks: tuple[int, ...]
+    adapters: tuple[int, ...] = ()
+    others: int = 0  # bytes of further DiTs that wait on the device, without blocks that are streamed
+    waiting: int = 0  # bytes of further DiTs that wait in main memory
+
+    @property
+    def total(self) -> int:
+        return self.outside + sum(self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a DiT is kept and run; the fields mean what the options of these names do."""
+
+    blocks_to_swap: int = 0
+    block_swap_ring_size: int = 2
+    gradient_checkpointing: bool = True
+    gradient_checkpointing_cpu_offload: bool = False
+    gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = "recompute"
+    compile: bool = False
+    plain_quantizing: bool = False  # fp8 layers without Triton
+    batch: int = 1
+    gradient_accumulation_steps: int = 1
+    optimizer_bytes: float = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One part of a job, and what is in memory during it. The job needs what its largest stage needs."""
+
+    name: str
+    device: Parts
+    main: Parts
+    passing: int = 0  # of the device's bytes those that come and go, between which gaps arise
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(self.device.values())
+
+    @property
+    def main_bytes(self) -> int:
+        return PROGRAM + sum(self.main.values())
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be free on the card: the tensors, the gaps between them, and CUDA itself."""
+        return CONTEXT + self.device_bytes + int(SLACK * self.passing)
+
+
+# ----------------------------------------------------------------------------------------------------------- the DiT
+
+
+def training(weights: Weights, work: Work, how: How, *, room: int | None = None) -> Stage:
+    """One training step. `room` is what may be taken of the card, for "auto"; None: more than enough."""
+    parameters = sum(weights.adapters)
+    device = _resident(weights, how)
+    device["LoRA"] = 4 * parameters
+    device["optimizer state"] = int(how.optimizer_bytes * parameters)
+    if how.gradient_checkpointing_attention == "auto":
+        how = replace(how, gradient_checkpointing_attention=_auto(weights, work, how, sum(device.values()), room))
+    activations, main = _backward(work, how)
+    largest = max(weights.adapters, default=0)
+    activations["gradients"] = 4 * (parameters if how.gradient_accumulation_steps > 1 else largest)
+    step = {"gradients": 4 * parameters, "optimizer step": OPTIMIZER_STEP_BYTES * parameters}
+    passing = activations if sum(activations.values()) > sum(step.values()) else step
+    return Stage(
+        name="training step",
+        device={**device, **passing},
+        main={**_streamed(weights, how), **main},
+        passing=sum(passing.values()),
+    )
+
+
+def denoising(weights: Weights, work: Work, how: How, *, name: str = "denoising", beside: Parts | None = None) -> Stage:
+    """One call of the DiT without gradients. `beside`: what else is on the device, such as a LoRA in training."""
+    samples = how.batch * work.at_once
+    each = [_block(work, run, BLOCKS[run.kind].forward) + _quantizing(work, run, how) for run in work.runs]
+    inside = samples * max(each) + _beside(work, samples)
+    device = {**_resident(weights, how), **(beside or {}), "tokens of one block": inside}
+    return Stage(name=name, device=device, main=_streamed(weights, how), passing=inside)
+
+
+def _resident(weights: Weights, how: How) -> Parts:
+    streamed = spread(how.blocks_to_swap, len(weights.blocks)) if how.blocks_to_swap else []
+    stay = sum(size for index, size in enumerate(weights.blocks) if index not in set(streamed))
+    found = {"DiT weights": weights.outside + stay}
+    if streamed:
+        slots = min(how.block_swap_ring_size, len(streamed))
+        found["buffers of streamed blocks"] = slots * max(weights.blocks[index] for index in streamed)
+    return found | ({"idle expert": weights.others} if weights.others else {})
+
+
+def _streamed(weights: Weights, how: How) -> Parts:
+    """Main memory: weights are read there whole, then streamed blocks get a place of their own, one by one."""
+    waiting = {"idle expert": weights.waiting} if weights.waiting else {}
+    if not how.blocks_to_swap:
+        return {"reading weights": 2 * max(weights.blocks, default=0), **waiting}
+    return {"weights of streamed blocks": weights.total + max(weights.blocks), **waiting}
+
+
+def _auto(weights: Weights, work: Work, how: How, resident: int, room: int | None) -> Literal["keep", "recompute"]:
+    free = None if room is None else room - CONTEXT - resident
+    tokens = how.batch * work.tokens * work.dim * HALF
+    return "keep" if free is None or keeps_attention(tokens, blocks=len(weights.blocks), free=free) else "recompute"
+
+
+def _backward(work: Work, how: How) -> tuple[Parts, Parts]:
+    """Activations at the worst moment of a step, on the device and in main memory: as a run's last block is run again,
+    what the blocks before it kept is still there."""
+    unit = how.batch * work.tokens * work.dim * HALF
+    compiled = int(COMPILED * unit) if how.compile else 0
+    if not how.gradient_checkpointing:
+        kept = sum(run.count * how.batch * _block(work, run, BLOCKS[run.kind].kept) for run in work.runs)
+        last = work.runs[-1]
+        more = _block(work, last, BLOCKS[last.kind].backward) - _block(work, last, BLOCKS[last.kind].kept)
+        more += _quantizing(work, last, how)
+        return {"activations of all blocks": kept, "one block forward and back": how.batch * more + compiled}, {}
+    keeps = how.gradient_checkpointing_attention != "recompute"
+    worst: Parts = {}
+    before = 0
+    for run in work.runs:
+        before += run.count
+        inside = how.batch * (_block(work, run, BLOCKS[run.kind].backward) + _quantizing(work, run, how))
+        inside += _beside(work, how.batch) + compiled
+        found = {"block inputs": before * unit, "attention results": (before - 1) * unit if keeps else 0}
+        if how.gradient_checkpointing_cpu_offload:
+            found = {"block inputs": min(ON_THE_WAY, before) * unit}
+        found["one block forward and back"] = inside
+        worst = max(worst, found, key=lambda parts: sum(parts.values()))
+    if not how.gradient_checkpointing_cpu_offload:
+        return worst, {}
+    return worst, {"block inputs": before * unit, "attention results": before * unit if keeps else 0}
+
+
+def _block(work: Work, run: BlockRun, sizes: tuple[float, float]) -> int:
+    """Bytes of one sample in one block."""
+    of_width, of_ffn = sizes
+    if work.image_tokens:
+        of_width += IMAGE_ATTENTION
+    return int(HALF * work.tokens * (of_width * work.dim + of_ffn * run.ffn_dim))
+
+
+def _quantizing(work: Work, run: BlockRun, how: How) -> int:
+    return int(PLAIN_QUANTIZING * HALF * work.tokens * run.ffn_dim) if how.plain_quantizing else 0
+
+
+def _beside(work: Work, samples: int) -> int:
+    """What blocks make of the tokens that they look at."""
+    return int(samples * TEXT_WIDTHS * (work.text_tokens + work.image_tokens) * work.dim * HALF)
+
+
+# ------------------------------------------------------------------------------------------------------ other models
+
+
+def vae_stage(
+    weights: int, work: VaeWork, *, width: int, height: int, frames: int, decoding: bool, batch: int = 1,
+    number_bytes: int = HALF, beside: Parts | None = None, name: str = "",
+) -> Stage:  # fmt: skip
+    """Encoding or decoding clips of a size in pixels. `weights`: bytes of the VAE."""
+    numbers, pixels = VAES[work.kind], width * height
+    each = numbers.decode if decoding else numbers.encode
+    at_once = min(frames, work.frames)
+    if work.kind == "chunks":
+        inside = int(each * pixels)
+        past = int(numbers.past[decoding] * pixels) if work.past_on_cpu else 0
+        inside -= past
+    else:
+        tile = min(pixels, work.tile * work.tile) if work.tile else pixels
+        inside, past = int(each * tile * at_once) + numbers.besides, 0
+        inside += int(numbers.result * pixels * at_once) if tile < pixels or frames > work.frames else 0
+    inside = batch * inside * number_bytes // HALF
+    device = {**(beside or {}), "VAE weights": weights, "frames in the VAE": inside}
+    clip = 3 * 4 * pixels * frames * batch
+    return Stage(
+        name=name or ("decoding" if decoding else "encoding clips"),
+        device=device,
+        main={"the clip": 2 * clip, "features between chunks": batch * past},
+        passing=inside,
+    )
+
+
+def text_stage(weights: Mapping[str, int], *, beside: Parts | None = None) -> Stage:
+    """Encoding captions. `weights`: bytes of each encoder by its name."""
+    device = {**(beside or {}), **weights, "captions": TEXT_ACTIVATIONS}
+    return Stage(name="encoding text", device=device, main={"reading weights": GIB}, passing=TEXT_ACTIVATIONS)
+
+
+def largest(stages: Sequence[Stage]) -> Stage:
+    """The stage that needs most of the card."""
+    return max(stages, key=lambda stage: stage.needed_bytes)

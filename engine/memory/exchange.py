@@ -1,0 +1,122 @@
+"""Several sets of frozen weights that take turns in one model.
+
+The model is built, adapted, compiled and streamed once; a turn only changes which numbers its parameters hold. Sets
+that are not in use wait beside it on the device (a turn costs nothing), in main memory (a turn is a copy each way, and
+the device holds one set and one tensor more), or in their files (a turn loads one, after the other is gone).
+Streamed blocks always wait in main memory, where a turn is a change of pointers. Knows no family and no noise level.
+Given up: copying both ways at once, sets of different shapes or number formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..contract.errors import OptionError, WeightsError
+from .host import host_bytes
+from .streaming import COMPILED_WITH_GRAPHS, BlockStream
+
+FLAG = "--offload_inactive_dit"
+
+
+@dataclass
+class _Waiting:
+    """A set that is not in use: tensors by name, and the streamed blocks' weights."""
+
+    tensors: dict[str, Tensor]
+    masters: list[Tensor]
+
+
+class WeightSets:
+    """The sets of one model, by number. `current` is in use; the others are loaded when their turn first comes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: nn.ModuleList,
+        current: int,
+        load: Callable[[int], tuple[nn.Module, nn.ModuleList]],
+        *,
+        stream: BlockStream | None = None,
+        keep: bool = True,
+        pinned: bool = False,
+    ) -> None:
+        """`load(number)` gives a model like this one, with its blocks, whose weights are where they shall wait.
+
+        `stream` is what streams the blocks. keep False: a set that leaves is forgotten, and loaded again for its next
+        turn. pinned: page-lock what waits in main memory (CUDA only).
+        """
+        if any(hasattr(block, COMPILED_WITH_GRAPHS) for block in blocks):
+            raise OptionError(
+                "This compile mode records CUDA graphs, which need weights that stay in place; experts take turns.",
+                "Use --compile_mode default or max-autotune-no-cudagraphs, or train or run one expert alone.",
+            )
+        self.model, self.current, self.keep = model, current, keep
+        self._blocks, self._load, self._stream, self._pinned = blocks, load, stream, pinned and keep
+        self._waiting: dict[int, _Waiting] = {}
+
+    def use(self, number: int) -> None:
+        """Have this set in the model. Never between a forward pass and its backward pass."""
+        if number == self.current:
+            return
+        if not self.keep:
+            self._forget_current()
+        if number not in self._waiting:
+            self._waiting[number] = self._loaded(number)
+        coming = self._waiting.pop(number)
+        for name, tensor in self._resident(self.model, self._blocks).items():
+            coming.tensors[name] = trade(tensor, coming.tensors[name])
+        if self._stream is not None:
+            coming.masters = self._stream.trade(coming.masters)
+        if self.keep:
+            self._waiting[self.current] = coming
+        self.current = number
+
+    def _loaded(self, number: int) -> _Waiting:
+        model, blocks = self._load(number)
+        theirs, ours = self._resident(model, blocks), self._resident(self.model, self._blocks)
+        if [(name, t.dtype) for name, t in theirs.items()] != [(name, t.dtype) for name, t in ours.items()]:
+            raise WeightsError("Weights that take turns in one model are of different kinds.", "Convert one of them.")
+        masters = self._stream.pack_blocks(blocks) if self._stream is not None else []
+        return _Waiting({name: self._put(tensor) for name, tensor in theirs.items()}, masters)
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        if not self._pinned or tensor.device.type != "cpu":
+            return tensor.data
+        place = host_bytes(tensor.nbytes, pinned=True, flag=FLAG)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        return place.copy_(tensor.data)
+
+    def _resident(self, model: nn.Module, blocks: nn.ModuleList) -> dict[str, Tensor]:
+        """The weights that are not streamed, by their names."""
+        streamed: set[int] = set()
+        if self._stream is not None:
+            for index in self._stream.indices:
+                streamed |= {id(parameter) for parameter in blocks[index].parameters()}
+        tensors = model.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in tensors.items() if id(tensor) not in streamed}
+
+    def _forget_current(self) -> None:
+        for tensor in self._resident(self.model, self._blocks).values():
+            tensor.data = tensor.data.new_empty(0)
+        if self._stream is not None:
+            self._stream.trade([])
+
+
+def trade(parameter: Tensor, waiting: Tensor) -> Tensor:
+    """Give a parameter the waiting numbers; returns where its former ones now lie.
+
+    On one device pointers change places; across devices numbers do, so that neither side needs memory for both. A
+    parameter that has been emptied takes the numbers to its device.
+    """
+    if waiting.device == parameter.device or not parameter.numel():
+        leaving, parameter.data = parameter.data, waiting.to(parameter.device)
+        return leaving
+    leaving = parameter.data.clone()
+    parameter.data.copy_(waiting, non_blocking=True)
+    waiting.copy_(leaving)
+    if parameter.is_cuda:
+        torch.cuda.synchronize(parameter.device)
+    return waiting

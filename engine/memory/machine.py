@@ -1,0 +1,75 @@
+"""What this machine has of memory, asked without torch: the GPU's driver through its own library, NVML.
+
+Standard library and psutil. Given up: other GPUs than NVIDIA's, for which --vram says it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU; bytes. `free` is what nobody uses now."""
+
+    name: str
+    total: int
+    free: int
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def find_card(device: str | None) -> Card | None:
+    """The GPU that `--device` names, the first one where it names none; None where there is none or it is the CPU."""
+    if device is not None and not device.startswith("cuda"):
+        return None
+    number = _visible(int((device or "cuda:0").partition(":")[2] or 0))
+    library = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+    try:
+        nvml = ctypes.CDLL(library)
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        return _asked(nvml, number)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _visible(number: int) -> int | str:
+    """The driver's number, or the id, of what CUDA calls `number`."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if number >= len(names):
+        return number
+    return int(names[number]) if names[number].isdigit() else names[number]
+
+
+def _asked(nvml: ctypes.CDLL, number: int | str) -> Card | None:
+    handle, memory, name = ctypes.c_void_p(), _Memory(), ctypes.create_string_buffer(96)
+    if isinstance(number, str):
+        status = nvml.nvmlDeviceGetHandleByUUID(number.encode(), ctypes.byref(handle))
+    else:
+        status = nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle))
+    if status != 0 or nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
+        return None
+    nvml.nvmlDeviceGetName(handle, name, len(name))
+    return Card(name.value.decode(errors="replace"), memory.total, memory.free)
+
+
+def main_memory() -> int:
+    """Bytes of main memory that can be had now, the limit of a container included."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(open("/sys/fs/cgroup/memory.max", encoding="ascii").read())
+        used = int(open("/sys/fs/cgroup/memory.current", encoding="ascii").read())
+        free = min(free, limit - used)
+    return free

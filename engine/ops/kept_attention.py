@@ -1,0 +1,210 @@
+"""Attention whose result a checkpoint keeps, so that the recomputation in the backward pass need not run it again.
+
+Of all that a transformer block computes, attention to its own tokens costs most per byte of its result. While a `Shelf`
+is open for writing, `kept_attention` puts its output and softmax statistics there; while it is open for reading, it
+takes them back in the same order and computes nothing. The gradient comes from the ordinary kernels, which need only
+those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
+
+PyTorch's kernels are called by name: cuDNN where it can (fastest on Hopper), FlashAttention 2 elsewhere on CUDA, the
+CPU's for tests. Given up: masks, dropout, GPUs older than Ampere (`can_keep` says no).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+KEEP_FROM = 2048
+"""Keys: attention to fewer (to a text) costs less than the memory of its result is worth."""
+
+Pair = tuple[Tensor, Tensor]
+_aten = torch.ops.aten
+
+
+class Store(Protocol):
+    """Where a shelf puts tensors: device memory as they are, or main memory (memory/checkpointing.py)."""
+
+    def put(self, tensor: Tensor) -> Any: ...
+
+    def take(self, kept: Any) -> Tensor: ...
+
+
+class Shelf:
+    """What one run of a checkpointed block keeps, oldest first. Can be read as often as the block is run again."""
+
+    def __init__(self, store: Store | None = None, *, keep_from: int = KEEP_FROM) -> None:
+        self._store, self.keep_from = store, keep_from
+        self._kept: list[tuple[Any, Any]] = []
+        self._next = 0
+        self._reading = False
+
+    def contexts(self) -> tuple[_Open, _Open]:
+        """For torch.utils.checkpoint: one to run the block in, one to run it again in."""
+        return _Open(self, reading=False), _Open(self, reading=True)
+
+    def begin(self, *, reading: bool) -> None:
+        """From the first place on: put results here, or take them."""
+        self._reading, self._next = reading, 0
+
+    def result(self, compute: Callable[[], Pair]) -> Pair:
+        """What was kept at this place, or what `compute` gives, which is kept."""
+        if self._reading:
+            out, statistics = self._kept[self._next]
+            self._next += 1
+            return (out, statistics) if self._store is None else (self._store.take(out), self._store.take(statistics))
+        out, statistics = compute()
+        kept = (out, statistics) if self._store is None else (self._store.put(out), self._store.put(statistics))
+        self._kept.append(kept)
+        return out, statistics
+
+
+class _Open:
+    """While entered, the shelf is the one that attention uses. Can be entered again, for a second backward pass."""
+
+    def __init__(self, shelf: Shelf, *, reading: bool) -> None:
+        self._shelf, self._reading = shelf, reading
+        self._before: tuple[Shelf | None, int | None] = (None, None)
+
+    def __enter__(self) -> None:
+        global _open_shelf, _keep_from
+        self._before = _open_shelf, _keep_from
+        _open_shelf, _keep_from = self._shelf, self._shelf.keep_from
+        self._shelf.begin(reading=self._reading)
+
+    def __exit__(self, *_: object) -> None:
+        global _open_shelf, _keep_from
+        _open_shelf, _keep_from = self._before
+
+
+_open_shelf: Shelf | None = None
+_keep_from: int | None = None  # of the open shelf: a plain number, which torch.compile can watch
+
+
+def is_kept(q_BLHD: Tensor, k_BLHD: Tensor) -> bool:
+    """Whether `attention` of these is to go through `kept_attention`: a shelf is open, and it is worth it."""
+    return _keep_from is not None and k_BLHD.shape[1] >= _keep_from and can_keep(q_BLHD)
+
+
+def can_keep(q_BLHD: Tensor) -> bool:
+    """Whether a kernel for this device, type and head size is known here."""
+    if q_BLHD.device.type == "cpu":
+        return True
+    if q_BLHD.device.type != "cuda" or torch.cuda.get_device_capability(q_BLHD.device) < (8, 0):
+        return False
+    half = _compute_dtype(q_BLHD) in (torch.float16, torch.bfloat16)
+    return half and q_BLHD.shape[-1] % 8 == 0 and q_BLHD.shape[-1] <= 256
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def kept_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D], kept on the open shelf or taken from it."""
+    dtype = _compute_dtype(q_BLHD)
+    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))[0]
+
+
+@torch.library.custom_op("musubi::kept_attention", mutates_args=())
+def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+    """(out [B, L, H, D], logsumexp [B, H, L] float32), both contiguous."""
+
+    def compute() -> Pair:
+        forward, _ = _kernels(q_BLHD, k_BLHD, v_BLHD)
+        out_BHLD, statistics = forward(*(part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD)))
+        batch, length, heads, _ = q_BLHD.shape
+        return out_BHLD.transpose(1, 2).contiguous(), statistics.reshape(batch, heads, length).contiguous()
+
+    out_BLHD, statistics_BHL = compute() if _open_shelf is None else _open_shelf.result(compute)
+    return out_BLHD.detach(), statistics_BHL.detach()  # autograd marks what is returned: not the shelf's own
+
+
+@_attention.register_fake
+def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+    batch, length, heads, _ = q_BLHD.shape
+    out = q_BLHD.new_empty(q_BLHD.shape)
+    return out, q_BLHD.new_empty((batch, heads, length), dtype=torch.float32)
+
+
+@torch.library.custom_op("musubi::kept_attention_backward", mutates_args=())
+def _attention_backward(
+    grad_BLHD: Tensor, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, out_BLHD: Tensor, statistics_BHL: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, backward = _kernels(q_BLHD, k_BLHD, v_BLHD)
+    parts = (part.transpose(1, 2) for part in (grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD))
+    grads = backward(*parts, statistics_BHL)
+    q_grad, k_grad, v_grad = (grad.transpose(1, 2).contiguous() for grad in grads)
+    return q_grad, k_grad, v_grad
+
+
+@_attention_backward.register_fake
+def _(grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD, statistics_BHL):  # type: ignore[no-untyped-def]
+    return tuple(part.new_empty(part.shape) for part in (q_BLHD, k_BLHD, v_BLHD))
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Pair) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad_BLHD: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    return _attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors)
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+# --------------------------------------------------------------------------------------------- PyTorch's kernels
+
+
+def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(forward, backward) on BHLD tensors for this device; the same for the two calls of one shape."""
+    if q_BLHD.device.type == "cpu":
+        return _cpu_forward, _cpu_backward
+    parts = (part.detach().transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
+    asked = torch.backends.cuda.SDPAParams(*parts, None, 0.0, False, False)
+    if torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9 and torch.backends.cuda.can_use_cudnn_attention(asked):
+        return _cudnn_forward, _cudnn_backward
+    return _flash_forward, _flash_backward
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    return _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+
+
+def _cpu_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor) -> Any:
+    return _aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, statistics, 0.0, False)
+
+
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    result = _aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
+    return result[0], result[1]
+
+
+def _cudnn_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor) -> Any:
+    seed = _no_seed(q.device)
+    return _aten._scaled_dot_product_cudnn_attention_backward(
+        grad, q, k, v, out, statistics.unsqueeze(-1), seed, seed, None, None, None, q.shape[2], k.shape[2], 0.0, False
+    )
+
+
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    result = _aten._scaled_dot_product_flash_attention(q, k, v)
+    return result[0], result[1]
+
+
+def _flash_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor) -> Any:
+    state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    unused = torch.empty((), dtype=torch.uint64, device=q.device)
+    return _aten._scaled_dot_product_flash_attention_backward(
+        grad, q, k, v, out, statistics, None, None, q.shape[2], k.shape[2], 0.0, False, state, unused
+    )
+
+
+def _no_seed(device: torch.device) -> Tensor:
+    """Dropout's seed and offset, which the kernels take although there is no dropout."""
+    return torch.zeros((), dtype=torch.int64, device=device)

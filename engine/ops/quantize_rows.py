@@ -1,0 +1,60 @@
+"""Rows of activations or gradients as float8 codes with a scale each, for fp8 matrix products.
+
+Three ways to the same codes: the formula; on CUDA a Triton kernel that reads and writes each number once, where the
+formula makes five passes; under torch.compile the formula again, which Inductor fuses into what comes before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .fp8 import CODES
+
+LARGEST = torch.finfo(CODES).max
+SMALLEST_SCALE = 1e-12
+LONGEST_ROW = 65536
+"""Numbers: the kernel holds a row in registers and shared memory."""
+
+Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(codes [M, K] float8 e4m3, scale [M, 1] float32) with codes·scale ≈ rows·factors; rows in any float format.
+
+    The scale is the row's largest magnitude / 448, at least 1e-12.
+    """
+    if rows_MK.is_cuda and not torch.compiler.is_compiling() and rows_MK.shape[1] <= LONGEST_ROW:
+        kernel = _kernel(rows_MK.device.index or 0)
+        if kernel is not None:
+            return kernel(rows_MK, factors_K)
+    return formula(rows_MK, factors_K)
+
+
+def formula(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What `quantize_rows` computes, in PyTorch's own operations."""
+    values = rows_MK.float() if factors_K is None else rows_MK.float() * factors_K
+    scale_M1 = (values.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
+    return (values * scale_M1.reciprocal()).clamp(-LARGEST, LARGEST).to(CODES), scale_M1
+
+
+@functools.cache
+def _kernel(device_index: int) -> Quantize | None:
+    """The Triton kernel, tried once on this device; None where Triton or its C compiler is missing."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        from .quantize_rows_triton import quantize
+
+        quantize(torch.ones(1, 16, device=f"cuda:{device_index}", dtype=torch.bfloat16), None)
+    except (RuntimeError, OSError, ImportError) as error:
+        warnings.warn(
+            f"Triton cannot compile kernels here, so fp8 layers quantise their inputs slowly: {error}", stacklevel=2
+        )
+        return None
+    return quantize

@@ -1,0 +1,83 @@
+"""Names, shapes and number formats of a checkpoint without torch, which takes seconds to import: for the planner.
+
+A safetensors header says it all. A PyTorch file is opened by torch itself, which reads no weights either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..contract.errors import WeightsError
+from .safetensors_header import read_header
+from .weight_paths import DOWNLOAD_HINT, find_files
+
+SCALES = (("scale_weight", "weight"), ("weight_scale", "weight"))
+"""(last part of a scale's name, of its fp8 weight's)."""
+FP8_NOTES = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
+"""Last parts of names that say how fp8 was made and hold no weights."""
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_FP8 = ("F8_E4M3", "F8_E5M2")
+
+
+@dataclass(frozen=True)
+class Headers:
+    """Tensors by the names in the file, in the format's words ("BF16"); scales of fp8 weights are left out."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+    plain_fp8: bool = False  # it has fp8 weights without scales
+
+    @property
+    def number_bytes(self) -> int:
+        """Of the format that most weights have; fp8 is computed in 16 bits."""
+        count: Counter[str] = Counter()
+        for name, dtype in self.dtypes.items():
+            if dtype in _BYTES:
+                count[dtype] += math.prod(self.shapes[name])
+        common = count.most_common(1)
+        return 2 if not common or common[0][0] in _FP8 else _BYTES[common[0][0]]
+
+
+def read_headers(path: str | Path, *, role: str) -> Headers:
+    """A checkpoint of any public layout. `role` is the flag that names it. WeightsError when there is none."""
+    path = Path(path).expanduser()
+    files = find_files(path, role=role)
+    if any(file.suffix.lower() != ".safetensors" for file in files):
+        return _through_torch(path, role)
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for number, file in enumerate(files):
+        try:
+            header = read_header(file)
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{role}: {file.name} cannot be read: {error}.", DOWNLOAD_HINT) from error
+        metadata = header.metadata if number == 0 else metadata
+        shapes.update({name: told.shape for name, told in header.tensors.items()})
+        dtypes.update({name: told.dtype for name, told in header.tensors.items()})
+    scales = _scales(dtypes)
+    hidden = {name for name in shapes if name.rpartition(".")[2] in FP8_NOTES} | scales
+    shown = [name for name in shapes if name not in hidden]
+    plain = not scales and any(dtype in _FP8 for dtype in dtypes.values())
+    return Headers({name: shapes[name] for name in shown}, {name: dtypes[name] for name in shown}, metadata, plain)
+
+
+def _scales(dtypes: dict[str, str]) -> set[str]:
+    found = set()
+    for name in dtypes:
+        stem, _, last = name.rpartition(".")
+        found |= {name for scale, weight in SCALES if last == scale and dtypes.get(f"{stem}.{weight}") in _FP8}
+    return found
+
+
+def _through_torch(path: Path, role: str) -> Headers:
+    from .weight_files import SAFETENSORS_DTYPES
+    from .weights import open_weights
+
+    file = open_weights(path, role=role)
+    words = {dtype: word for word, dtype in SAFETENSORS_DTYPES.items()}
+    return Headers(dict(file.shapes), {name: words.get(dtype, "?") for name, dtype in file.dtypes.items()}, {})

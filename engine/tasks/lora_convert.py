@@ -1,0 +1,38 @@
+"""`lora convert`: a LoRA under other names, for tools that read only those. What it does stays the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..contract.events import Artifact, Control, Log, Say
+from ..contract.job import Job
+from ..contract.options import LoraConvert
+from ..families import part
+from ..lora.files import read_lora, write_lora
+from ..lora.formats import named
+from ..lora.merge import report_unmatched
+from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lora, fullest_target
+
+
+def run(job: Job, say: Say, control: Control) -> str:
+    options = job[LoraConvert]
+    if options.dit is not None:
+        family = family_of_checkpoint(options.dit)
+        target = checkpoint_target(family, options.dit)
+    else:
+        family = family_of_lora(options.input, options.family, role="--input")
+        target = fullest_target(family)
+    lora = read_lora(options.input, target, role="--input")
+    say(Log(message=f"{lora.path.name} is read as a LoRA of {family}: {len(lora.modules)} modules."))
+    report_unmatched(lora, say)
+    tensors = named(
+        lora.modules,
+        options.target,
+        parts_of=part(family, "keys").diffusers_parts,
+        differences=lora.differences,
+        prefix=options.diffusers_prefix,
+        keep_alpha=options.keep_alpha,
+    )
+    write_lora(options.output, tensors, metadata=lora.metadata)
+    say(Artifact(kind="LoRA", path=str(Path(options.output))))
+    return f"{len(lora.modules)} modules under {options.target} names: {options.output}"

@@ -1,0 +1,279 @@
+"""What makes a video: the models of a generation, and the walk from noise to clean latents that families are handed.
+
+`generate` runs it on requests, a training on its samples. Knows no prompt file and no family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
+from itertools import starmap
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contract.errors import Stopped
+from ..contract.events import Control, Log, Meter, Say
+from ..contract.job import Job
+from ..contract.options import (
+    AttentionMode,
+    GenerationMemory,
+    GenerationPrecision,
+    GuidanceSteps,
+    Output,
+    Prompting,
+)
+from ..families import part
+from ..families.contract import Request
+from ..ops.device import free_memory
+from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
+from ..sampling.magcache import Calibration, MagCache, skipped_steps
+from ..sampling.samplers import Step, sample, schedule_of
+from ..sampling.schedules import TRAIN_TIMESTEPS
+from .denoiser import tune_backends
+from .encoders import Encoders
+from .experts import Experts
+from .requests import metadata_of
+from .results import Result, write_latent_file, write_pictures
+
+Texts = dict[str, dict[str, Tensor]]
+
+
+class Studio:
+    """The models of one generation, each loaded when it is first needed and forgotten when told.
+
+    A training gives it a DiT of its own (`use_experts`): samples while training come about here too.
+    """
+
+    def __init__(self, job: Job, say: Say, control: Control):
+        self.job, self.say, self.control = job, say, control
+        self.options = part(job.family, "options")
+        self.encoders = Encoders(job, say)
+        self.device = self.encoders.device
+        tune_backends(job[GenerationMemory])
+
+    @cached_property
+    def experts(self) -> Experts:
+        """The DiT, or those that take turns."""
+        backend, precision = self.job[AttentionMode].backend, self.job[GenerationPrecision]
+        return Experts(
+            self.job,
+            device=self.device,
+            weight_format=precision.weight_format,
+            attention_backend=backend,
+            say=self.say,
+        )
+
+    @cached_property
+    def dit(self) -> nn.Module:
+        self.experts.arrange()
+        return self.experts.dit
+
+    def check_files(self) -> None:
+        """A file that is missing, damaged or of another kind is refused now, not when it is reached."""
+        self._bare_dit = self.experts.check()
+        if GuidanceSteps in self.job:
+            self.job[GuidanceSteps].check_layers(len(part(self.job.family, "model").blocks(self._bare_dit)))
+        self.encoders.identity(self.options.TEXT_FILES, "the text encoder file")
+        if self.job[Output].output_type != "latent":
+            self.encoders.identity(("vae",), "the VAE file")
+        if self.encoders.has_image_encoder():
+            self.encoders.identity(self.options.IMAGE_FILES, "the image encoder file")
+
+    def use_experts(self, experts: Experts) -> None:
+        """Generate with this DiT as it is, LoRA and all, instead of loading one."""
+        self.experts, self.dit = experts, experts.dit
+
+    def forget_dit(self) -> None:
+        """Let go of the DiT and give its memory back."""
+        for name in ("dit", "experts"):
+            self.__dict__.pop(name, None)
+        free_memory(self.device)
+
+    def encoded(self, requests: Sequence[Request]) -> tuple[list[dict[str, Any]], Texts]:
+        """What the pictures of each request become, and all texts; each encoder is gone before the next is loaded."""
+        inputs = [self.prepare(request) for request in requests]
+        self.encoders.forget("image", "vae")
+        texts = self.encode_all(requests)
+        self.encoders.forget("text")
+        return inputs, texts
+
+    def encode_all(self, requests: Sequence[Request]) -> Texts:
+        """Every text that the requests need once, in main memory."""
+        texts = part(self.job.family, "sample").texts
+        wanted = list(dict.fromkeys(text for request in requests for text in texts(request)))
+        encode, encoder = part(self.job.family, "text").encode, self.encoders.text
+        meter = Meter(self.say, total=len(wanted), unit="prompts", label="encoding")
+        encoded = {}
+        for text in wanted:
+            encoded[text] = {name: tensor.cpu() for name, tensor in encode(encoder, [text])[0].items()}
+            meter.advance()
+        meter.close()
+        return encoded
+
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """What the pictures and videos of one request become, in main memory."""
+        family = part(self.job.family, "sample")
+        if hasattr(family, "check_request"):
+            family.check_request(request, self._bare_dit)
+        return family.prepare(request, self.encoders)
+
+    def latents(self, request: Request, texts: Texts, inputs: dict[str, Any], *, label: str) -> Tensor:
+        """The finished latents of one request, BCTHW on the CPU. Raises Stopped when a stop was asked for."""
+        latents_BCTHW = part(self.job.family, "sample").video_latents(
+            self.dit,
+            request,
+            texts=texts,
+            inputs=inputs,
+            denoise=Denoising(self, request, label),
+            device=self.device,
+        )
+        return latents_BCTHW.cpu()
+
+    def pixels(self, latents_BCTHW: Tensor) -> tuple[int, int, int]:
+        """Width, height and frames of the video that such latents become."""
+        family = part(self.job.family, "vae")
+        latent_frames, height, width = latents_BCTHW.shape[2:]
+        return width * family.SPACE_STRIDE, height * family.SPACE_STRIDE, (latent_frames - 1) * family.TIME_STRIDE + 1
+
+    def frames(self, latents_BCTHW: Tensor) -> Iterator[Tensor]:
+        """Decoded frames HWC uint8 RGB, one after the other, without those that are trimmed."""
+        family = part(self.job.family, "vae")
+        _, _, total = self.pixels(latents_BCTHW)
+        trim = min(self.options.trim_tail_frames(self.job), total - 1)
+        meter = Meter(self.say, total=total, unit="frames", label="decoding")
+        done = 0
+        arguments = self.options.decode_arguments(self.job)
+        for chunk_BCFHW in family.decode_frames(self.encoders.vae, latents_BCTHW, **arguments):
+            pixels_FHWC = ((chunk_BCFHW[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
+            for frame_HWC in pixels_FHWC:
+                done += 1
+                if done <= total - trim:
+                    yield frame_HWC
+            meter.advance(len(pixels_FHWC))
+        meter.close()
+
+    def write(
+        self, request: Request, latents_BCTHW: Tensor, *, name: str = "", notes: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write one result in the forms that the job asks for, latents first: they cannot be lost to the decoder.
+
+        `name` takes the place of the file's usual one, `notes` are added to what it says about itself. Returns the
+        path of what was written last.
+        """
+        output = self.job[Output]
+        loras = [Path(path).name for expert in self.experts.members for path in expert.loras]
+        width, height, frames = self.pixels(latents_BCTHW)
+        metadata = metadata_of(request, width=width, height=height, frames=frames) | ({"lora": loras} if loras else {})
+        result = Result(output, request.seed, {} if output.no_metadata else {**metadata, **(notes or {})}, name=name)
+        if output.output_type in ("latent", "both", "latent_images"):
+            path = write_latent_file(result, latents_BCTHW[0], say=self.say)
+        if output.output_type != "latent":
+            as_images = output.output_type in ("images", "latent_images")
+            path = write_pictures(result, self.frames(latents_BCTHW), as_images=as_images, say=self.say)
+        return path
+
+
+class Denoising:
+    """What a family's sample.py is handed as `denoise` (families/contract.py)."""
+
+    def __init__(self, studio: Studio, request: Request, label: str):
+        self._studio, self._request, self._label = studio, request, label
+        self._calibrations: dict[str, Calibration] = {}
+
+    def step_cache(
+        self,
+        *,
+        ratios: Sequence[float],
+        retention_ratio: float,
+        threshold: float,
+        most_in_a_row: int,
+        calibrate: bool = False,
+        label: str = "",
+    ) -> MagCache | Calibration:
+        if calibrate:
+            self._calibrations[label] = calibration = Calibration()
+            return calibration
+        steps = self._request.steps
+        skipped = skipped_steps(
+            ratios, steps=steps, retention_ratio=retention_ratio, threshold=threshold, most_in_a_row=most_in_a_row
+        )
+        self._studio.say(Log(message=f"MagCache, {label}: {sum(skipped)} of {steps} steps are left out."))
+        return MagCache(skipped)
+
+    def _report(self, name: str) -> None:
+        """What was measured during a call."""
+        for kind, calibration in self._calibrations.items():
+            for line in calibration.report():
+                self._studio.say(Log(message=f"{name}, {kind}: {line}"))
+        self._calibrations.clear()
+
+    def __call__(
+        self,
+        conditional: Any,
+        unconditional: Any,
+        noise_BCTHW: Tensor,
+        *,
+        both: Any = None,
+        skipped: Any = None,
+        clean_BCTHW: Tensor | None = None,
+        strength: float = 1.0,
+        shift: float | None = None,
+        solver: str | None = None,
+        rescale: float = 0.0,
+        label: str = "",
+    ) -> Tensor:
+        request, studio = self._request, self._studio
+        name = ", ".join(filter(None, (self._label, label)))
+        width, height, frames = studio.pixels(noise_BCTHW)
+        studio.say(Log(message=f"{name}: seed {request.seed}, {width}x{height}, {frames} frames"))
+        walk = {
+            "solver": solver or studio.job[Prompting].sample_solver,
+            "steps": request.steps,
+            "shift": request.shift if shift is None else shift,
+            "strength": 1.0 if clean_BCTHW is None else strength,
+        }
+        timesteps = schedule_of(**walk).timesteps.tolist()
+        numbers = [studio.experts.number_at(timestep / TRAIN_TIMESTEPS) for timestep in timesteps]
+        scales = [(request.guidance, *request.further_guidance)[number] for number in numbers]
+        models = Predictions(conditional=conditional, unconditional=unconditional, both=both, skipped=skipped)
+        velocities = guided_along(_plan(studio.job), models, scales, rescale=rescale)
+        velocity = in_turn(list(starmap(self._by_expert, zip(numbers, velocities, strict=True))))
+        meter: Meter | None = None
+
+        def seen(step: Step) -> None:
+            nonlocal meter
+            if meter is None:
+                meter = Meter(studio.say, total=step.total, unit="steps", label=name)
+            meter.advance()
+            if studio.control.stop_requested and step.done < step.total:
+                raise Stopped("Stopped while denoising.")
+
+        clean = sample(
+            velocity,
+            noise_BCTHW,
+            clean=clean_BCTHW,
+            on_step=seen,
+            **walk,
+        )
+        self._report(name)
+        return clean
+
+    def _by_expert(self, number: int, velocity: Velocity) -> Velocity:
+        """A velocity of one step, for which this expert is brought in."""
+
+        def with_expert(x_BCTHW: Tensor, timestep_B: Tensor) -> Tensor:
+            self._studio.experts.use(number)
+            return velocity(x_BCTHW, timestep_B)
+
+        return with_expert
+
+
+def _plan(job: Job) -> GuidancePlan:
+    """In which steps guidance acts; in all of them where the family has no such options."""
+    if GuidanceSteps not in job:
+        return GuidancePlan()
+    return GuidancePlan(**{field.name: getattr(job[GuidanceSteps], field.name) for field in fields(GuidancePlan)})

@@ -1,0 +1,78 @@
+"""What a training reads: the caches to train on, those to validate on, and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..contract.errors import DataError
+from ..contract.events import Log, Say, Stage, Warning_
+from ..contract.job import Job
+from ..contract.options import Timesteps, Training
+from ..contract.options import Validation as ValidationOptions
+from ..data.batches import BatchSampler, TrainItem, load_items
+from ..data.collate import Loader
+from ..data.config import DatasetConfig, load_config
+from ..data.holdout import choose, hold_out, one_by_one
+from ..families import part
+from ..training.group import Group
+from ..training.validation import Validation
+
+
+def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[TrainItem], Validation | None]:
+    """What is trained on, and what is validated on. DataError."""
+    options, wanted = part(job.family, "options"), job[ValidationOptions]
+    names = {"architecture": options.ARCHITECTURE, "say": say, "family": job.family}
+    items = load_items(config, **names)
+    _check_items(job, items)
+    if not wanted.wanted:
+        return items, None
+    if wanted.validation_dataset_config is None:
+        items, held = hold_out(items, wanted.validation_split, seed=wanted.validation_seed)
+    else:
+        say(Stage(name="Reading the validation dataset", message=wanted.validation_dataset_config))
+        held = load_items(load_config(wanted.validation_dataset_config, say=say), **names)
+        _check_items(job, held)
+        twice = {item.latent_path.resolve() for item in items} & {item.latent_path.resolve() for item in held}
+        if twice:
+            say(Warning_(message=f"{len(twice)} of the {len(held)} clips to validate on are trained on too."))
+    held = choose(held, wanted.max_validation_steps, seed=wanted.validation_seed)
+    say(Log(message=f"Training on {len(items)} clips, validating on {len(held)}."))
+    return items, Validation(
+        clips=lambda first, every: one_by_one(held[first::every]),
+        count=len(held),
+        sigmas=sorted({timestep / 1000 for timestep in wanted.validation_timesteps}),
+        seed=wanted.validation_seed,
+        every_n_steps=wanted.validate_every_n_steps,
+        every_n_epochs=wanted.validate_every_n_epochs,
+    )
+
+
+def loader_of(
+    job: Job, config: DatasetConfig, items: Sequence[TrainItem], seed: int, group: Group, *, pin_memory: bool
+) -> Loader:
+    """What reads this process's batches of any epoch."""
+    sampler = BatchSampler(
+        items,
+        batch_sizes=[dataset.batch_size for dataset in config.datasets],
+        seed=seed,
+        num_timestep_buckets=job[Timesteps].num_timestep_buckets,
+        rank=group.number,
+        world=group.count,
+    )
+    return Loader(sampler, workers=min(4, max(1, job[Training].max_data_loader_n_workers)), pin_memory=pin_memory)
+
+
+def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
+    """Caches may be good for another variant of the family. DataError names the first that will not do for this one."""
+    check = part(job.family, "model").check_cache
+    arguments = part(job.family, "options").conditioning_arguments(job)
+    for item in items:
+        lacks = check(item.shapes, **arguments)
+        if lacks:
+            raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")
+
+
+def item_names(loader: Loader, epoch: int, first: int, count: int) -> list[str]:
+    """The cache files in some batches, for messages about them."""
+    batches = loader.sampler.together(epoch)[first : first + count]
+    return [item.latent_path.name for batch in batches for item in batch.items]

@@ -1,0 +1,104 @@
+"""Running a job within the memory that there is: `--memory auto`, and what to say when it was not enough.
+
+Before the job: choose what makes it fit (fitting.py). After it ran out of the GPU's memory: everything is let go of,
+and it goes on once with a smaller plan; a training from its last step, which its loop has saved (training/loop.py).
+Without `--memory auto` the error names the options that would have helped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable
+
+import torch
+
+from ..contract.errors import EngineError, OutOfMemoryError, as_failed
+from ..contract.events import Control, Log, Say, Warning_
+from ..contract.job import Job
+from ..contract.options import Run
+from ..memory.estimate import CONTEXT
+from ..ops.device import choose_device, free_memory, limit_memory
+from .fitting import Plan, asked_size, plan, smaller, wanted
+from .plan import event_of, verdict
+
+Task = Callable[[Job, Say, Control], str]
+GoOn = Callable[[Job], Job]
+"""The job that goes on where one that broke off was."""
+
+
+def within_memory(job: Job, say: Say, control: Control, task: Task, *, go_on: GoOn = lambda job: job) -> str:
+    """Run `task` on a job as its options --memory and --vram say."""
+    device = gpu(job)
+    if device is None:
+        return task(job, say, control)
+    found = fitted(job, device, say) if wanted(job) else None
+    try:
+        return task(job if found is None else found.job, say, control)
+    except Exception as error:
+        less = less_than(found, job) if found_no_room(error) else None
+        if less is None:
+            raise
+        if found is None or not less.options or not less.fits or in_company():
+            raise explained(error, less) from error
+        told = as_failed(error)[0].message
+    # here the exception is gone, and with it the frames that held tensors
+    gc.collect()
+    free_memory(device)
+    say(Warning_(message=f"{told} Going on with less: {less.flags}"))
+    try:
+        return task(go_on(less.job), say, control)
+    except Exception as error:
+        again = less_than(less, job) if found_no_room(error) else None
+        if again is None:
+            raise
+        raise explained(error, again) from error
+
+
+def gpu(job: Job) -> torch.device | None:
+    """The GPU of this process; None where it computes on something else."""
+    device = choose_device(job[Run].device)
+    if device.type != "cuda":
+        return None
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.index is None else device
+
+
+def fitted(job: Job, device: torch.device, say: Say) -> Plan:
+    """Choose, say what was chosen, and keep to --vram."""
+    found = plan(job)
+    say(event_of(found))
+    say(Log(message=verdict(found)) if found.fits else Warning_(message=f"{verdict(found)} It is tried."))
+    told = asked_size(job)
+    if told is not None:
+        limit_memory(device, told - CONTEXT)
+    return found
+
+
+def less_than(found: Plan | None, job: Job) -> Plan | None:
+    """A smaller plan than the one that was not enough; None where none can be worked out."""
+    with contextlib.suppress(EngineError):
+        return smaller(found or plan(job))
+    return None
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether the GPU's memory ran out; of main memory the error tells by itself."""
+    return not isinstance(error, EngineError) and as_failed(error)[0].kind == "memory"
+
+
+def in_company() -> bool:
+    """Whether other processes train along, which cannot go on alone."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def explained(error: Exception, less: Plan) -> OutOfMemoryError:
+    """The error with advice: what this job needs to fit, worked out."""
+    failed, _ = as_failed(error)
+    if not less.fits:
+        hint = f"{verdict(less)} Make it smaller: resolution, frames, or batch_size."
+    elif less.options:
+        hint = f"Add {less.flags}. Or let --memory auto choose."
+    else:
+        hint = "It should have fitted: does another program use the GPU? " + failed.hint
+    return OutOfMemoryError(failed.message, hint=hint)

@@ -1,0 +1,54 @@
+"""`--fused_backward_pass`: each parameter takes its step as soon as its gradient is ready, which is then freed.
+
+So there is never more than one gradient, where else there is one for each parameter. It works with optimizers that look
+at one parameter at a time, and where nobody else has to see all gradients together: no clipping, no accumulation, one
+process, no loss scaler. Whether all that is so is for the caller to check (contract/rules.py, optimizers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class FusedBackward:
+    """Steps an optimizer within `backward()`, one parameter at a time."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+        self._optimizer = optimizer
+        self._squares = torch.zeros((), device=parameters[0].device)
+        for parameter in parameters:
+            learns = parameter.requires_grad  # an expert's that waits does not, yet
+            parameter.requires_grad_(True).register_post_accumulate_grad_hook(self._step)
+            parameter.requires_grad_(learns)
+
+    def take_norm(self) -> Tensor:
+        """The norm of all gradients since it was asked for last: not finite when one of them was not."""
+        norm = self._squares.sqrt()
+        self._squares = torch.zeros_like(norm)
+        return norm
+
+    def _step(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        self._squares += gradient.float().square().sum()
+        gradient.nan_to_num_(0.0, 0.0, 0.0)  # to ask whether it is needed would make the CPU wait for the device
+        with _only(self._optimizer, parameter):
+            self._optimizer.step()
+        parameter.grad = None
+
+
+@contextmanager
+def _only(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Iterator[None]:
+    """Inside this block the optimizer has this parameter alone, in its own group."""
+    every = [group["params"] for group in optimizer.param_groups]
+    for group, members in zip(optimizer.param_groups, every, strict=True):
+        group["params"] = [one for one in members if one is parameter]
+    try:
+        yield
+    finally:
+        for group, members in zip(optimizer.param_groups, every, strict=True):
+            group["params"] = members

@@ -1,0 +1,126 @@
+"""The processes of one training: how they find each other, and the few things that they tell each other.
+
+Gradients are averaged by one exchange a step, over the adapters alone, which streaming, checkpointing and compilation
+need not know of. Given up: DistributedDataParallel. It would have to wrap the whole frozen model, exchanges after
+every micro-batch unless told otherwise, and waits for every parameter, also of a process that has no batch left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, check_cuda_p2p_ib_support
+from torch import Tensor, distributed
+
+from ..contract.errors import OptionError, ProcessLost
+
+T = TypeVar("T")
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """The device of this process: of several on GPUs each has its own. OptionError when there are too few."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise OptionError(f"Several processes cannot share the device {device}.", "Use --device cuda or cpu.")
+    count = torch.cuda.device_count()
+    if int(local) >= count:
+        raise OptionError(
+            f"--num_processes needs a GPU for each process, but torch sees {count}.",
+            f"Use --num_processes {count}, or look at --gpu_ids.",
+        )
+    return torch.device("cuda", int(local))
+
+
+def join(device: torch.device, *, mixed_precision: str, timeout_minutes: int) -> Accelerator:
+    """Meet the other processes, if the environment names any, and return what computes on `device` from now on.
+
+    `timeout_minutes`: how long one may keep the others waiting.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate and NCCL take the current one
+    if device.type == "cuda" and not check_cuda_p2p_ib_support():
+        os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")  # accelerate refuses such GPUs otherwise
+    meeting = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+    AcceleratorState._reset_state(True)  # accelerate keeps the last job's settings for the whole process otherwise
+    GradientState._reset_state()
+    with _broken_means_lost():
+        return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[meeting])
+
+
+class Group:
+    """This training's processes, counted from 0. Number 0 says and saves. Alone nothing here costs anything."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.number, self.count = accelerator.process_index, accelerator.num_processes
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is number 0."""
+        return self.number == 0
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, all of them in one exchange."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _broken_means_lost():
+            distributed.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def add_up_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """The mean over all processes' micro-batches: each has divided by their number already."""
+        if self.count == 1:
+            return
+        learning = [parameter for parameter in parameters if parameter.requires_grad]  # not those of idle experts
+        for parameter in learning:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.add_up([parameter.grad for parameter in learning])  # type: ignore[misc]
+
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite each tensor with number 0's."""
+        if self.count > 1:
+            with _broken_means_lost():
+                for tensor in tensors:
+                    distributed.broadcast(tensor, src=0)
+
+    def told_by_first(self, value: T) -> T:
+        """Number 0's value, which may be any plain one."""
+        if self.count == 1:
+            return value
+        with _broken_means_lost():
+            return broadcast_object_list([value])[0]
+
+    def leave(self) -> None:
+        """Part from the others, when all have come so far."""
+        if self.count > 1:
+            with _broken_means_lost():
+                self._accelerator.wait_for_everyone()
+            distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _broken_means_lost() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what gloo and NCCL raise when the other end is gone
+        if not distributed.is_initialized():
+            raise
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ProcessLost(
+            f"The processes of this training lost each other: {first_line}",
+            "One of them ended or did not answer in time (--ddp_timeout). What it said stands above or in log.txt.",
+        ) from error

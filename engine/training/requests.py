@@ -1,0 +1,47 @@
+"""What a running training is asked for between two steps: by the person, by a signal, or by the clock."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..contract.events import Control, Log, Say
+from .group import Group
+from .setup import Settings, Setup
+
+
+class Asked(NamedTuple):
+    """`state`: a state is due, because the last one is old."""
+
+    stop: bool
+    save: bool
+    sample: bool
+    state: bool
+
+
+class Requests:
+    """Asks the first process, which alone hears and has the clock that counts, and tells all."""
+
+    def __init__(self, setup: Setup, settings: Settings, group: Group) -> None:
+        self._control: Control = setup.control
+        self._say: Say = setup.say
+        self._clock, self._settings, self._group = setup.clock, settings, group
+        self._started_s = self._state_saved_s = setup.clock()
+
+    def take(self) -> Asked:
+        """What was asked for since the last call; a stop stays asked for."""
+        control, every = self._control, self._settings.save_state_every_minutes
+        if self._group.leads and self._time_is_over() and not control.stop_requested:
+            limit = f"--max_train_minutes {self._settings.max_minutes:g}"
+            self._say(Log(message=f"{limit} are over: saving. The same command goes on from here."))
+            control.request_stop()
+        state = bool(every) and self._clock() - self._state_saved_s >= 60 * every
+        asked = Asked(control.stop_requested, control.take_save(), control.take_sample(), state)
+        return self._group.told_by_first(asked)
+
+    def state_saved(self) -> None:
+        """The clock for states begins anew."""
+        self._state_saved_s = self._clock()
+
+    def _time_is_over(self) -> bool:
+        limit = self._settings.max_minutes
+        return limit is not None and self._clock() - self._started_s >= 60 * limit

@@ -1,0 +1,99 @@
+"""The loss on clips that are not trained on, at fixed noise levels and with the same noise every time.
+
+So the numbers compare between steps, and between trainings of any seed, rank or distribution of noise levels. The
+noise belongs to a clip's name, the level and `--validation_seed`, and is drawn on the CPU, the same on every machine.
+Knows no file: batches of one clip are handed in. Given up: batches, which would tie the numbers to how clips are put
+together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..contract.events import Meter, Say
+from .experts import TrainedExperts
+from .group import Group
+from .step import flow_step, to_device
+
+if TYPE_CHECKING:
+    from .setup import Setup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What is validated on, and when.
+
+    `clips(first, every)` yields the name and the batch of each `every`-th clip of all `count`, from number `first` on.
+    `sigmas` lie in 0..1, without 0.
+    """
+
+    clips: Callable[[int, int], Iterable[tuple[str, Mapping[str, Any]]]]
+    count: int
+    sigmas: Sequence[float]
+    seed: int
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
+
+    def due_after_step(self, step: int) -> bool:
+        return bool(self.every_n_steps) and step % (self.every_n_steps or 1) == 0
+
+    def due_after_epoch(self, epoch: int) -> bool:
+        """`epoch` counts from 1."""
+        return bool(self.every_n_epochs) and epoch % (self.every_n_epochs or 1) == 0
+
+
+@torch.no_grad()
+def validation_losses(setup: Setup, validation: Validation, group: Group, *, say: Say) -> dict[str, float]:
+    """The mean loss over all clips: `loss/validation`, and `loss/validation_sigma_0.5` for each level.
+
+    Each process takes its share of the clips; all get the same numbers. Experts are brought in as the levels need
+    them, and the one of the highest level stays.
+    """
+    sigmas, device = sorted(validation.sigmas), setup.accelerator.device
+    totals, turns = torch.zeros(len(sigmas), device=device), _turns(sigmas, setup.experts)
+    mine = len(range(group.number, validation.count, group.count))
+    meter = Meter(say, total=mine * len(turns), unit="clip", label="Validating")
+    for expert, numbers in turns.items():
+        if setup.experts is not None:
+            setup.experts.use(expert)
+        for name, batch in validation.clips(group.number, group.count):
+            latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32)
+            cond = to_device(setup.conditioning(batch), device)
+            for number in numbers:
+                sigma_B = torch.full((latents_BCTHW.shape[0],), sigmas[number], device=device)
+                with setup.accelerator.autocast():
+                    totals[number] += flow_step(
+                        setup.velocity,
+                        latents_BCTHW,
+                        cond,
+                        sigma_B=sigma_B,
+                        timestep_B=1000.0 * sigma_B,
+                        noise_BCTHW=_noise(latents_BCTHW, f"{validation.seed}/{name}/{sigmas[number]:g}"),
+                    )
+            meter.advance()
+    meter.close()
+    group.add_up([totals])
+    means = (totals / validation.count).tolist()
+    each = {f"loss/validation_sigma_{sigma:g}": mean for sigma, mean in zip(sigmas, means, strict=True)}
+    return {"loss/validation": sum(means) / len(means), **each}
+
+
+def _turns(sigmas: Sequence[float], experts: TrainedExperts | None) -> dict[int, list[int]]:
+    """For each expert, which of the levels are its own."""
+    turns: dict[int, list[int]] = {}
+    for number, sigma in enumerate(sigmas):
+        expert = 0 if experts is None else bisect_right(experts.starts, sigma) - 1
+        turns.setdefault(expert, []).append(number)
+    return turns
+
+
+def _noise(like: Tensor, what: str) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "little") >> 1
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)

@@ -1,0 +1,87 @@
+"""Whether a training goes well, from its losses: smoothed by noise level, and an early warning when they explode.
+
+Losses of single steps say little, since the noise level decides most of them. So each tenth of the levels has an
+average of its own, over about the last fifty samples in it. Knows numbers only; what it remembers goes into a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEVELS = 10  # equal parts of sigma 0..1
+SAMPLES = 50  # that an average reaches back over
+EXPLODED, CALM = 2.0, 1.5  # times the lowest average: when to warn, and when to be ready to warn again
+
+
+def by_level(sigma_B: Tensor, loss_B: Tensor) -> Tensor:
+    """Shape [2, LEVELS] where loss_B is: the sum of the losses at each level, and how many there are."""
+    level_B = (sigma_B * LEVELS).long().clamp(0, LEVELS - 1).to(loss_B.device)
+    table = torch.zeros(2, LEVELS, device=loss_B.device)
+    return table.index_add_(1, level_B, torch.stack([loss_B.float(), torch.ones_like(loss_B, dtype=torch.float32)]))
+
+
+class Average:
+    """An exponential moving average over about the last SAMPLES values, without the start's bias."""
+
+    def __init__(self, total: float = 0.0, weight: float = 0.0) -> None:
+        self.total, self.weight = total, weight
+
+    def add(self, value: float, count: int = 1) -> float:
+        """Take in `count` values with this mean, and return the average."""
+        keep = (1 - 1 / SAMPLES) ** count
+        self.total, self.weight = keep * self.total + (1 - keep) * value, keep * self.weight + (1 - keep)
+        return self.total / self.weight
+
+
+class Watch:
+    """What the losses were so far. `stored` is the `state` of a training that goes on."""
+
+    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
+        stored = stored or {}
+        self._levels = {int(level): Average(*values) for level, values in stored.get("levels", {}).items()}
+        self._loss = Average(*stored.get("loss", ()))
+        self._steps: int = stored.get("steps", 0)
+        self._lowest: float | None = stored.get("lowest")
+        self._warned: bool = stored.get("warned", False)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that give the same Watch again."""
+        return {
+            "levels": {str(level): (average.total, average.weight) for level, average in self._levels.items()},
+            "loss": (self._loss.total, self._loss.weight),
+            "steps": self._steps,
+            "lowest": self._lowest,
+            "warned": self._warned,
+        }
+
+    def add_levels(self, sums: list[float], counts: list[float]) -> dict[str, float]:
+        """Take in what `by_level` gave, and return the averages of the levels that were met, by their names."""
+        values = {}
+        for level, (total, count) in enumerate(zip(sums, counts, strict=True)):
+            if count:
+                average = self._levels.setdefault(level, Average())
+                values[f"loss/sigma_{level / LEVELS:.1f}"] = average.add(total / count, int(count))
+        return values
+
+    def add_loss(self, loss: float) -> str:
+        """Take in the loss of a step, and return a warning when it is time for one."""
+        average = self._loss.add(loss)
+        self._steps += 1
+        if self._steps < SAMPLES:
+            return ""
+        lowest = self._lowest = average if self._lowest is None else min(self._lowest, average)
+        if self._warned:
+            self._warned = average > CALM * lowest
+            return ""
+        self._warned = average > EXPLODED * lowest
+        if not self._warned:
+            return ""
+        return (
+            f"The average loss has risen to {average:.4g}, {average / lowest:.1f} times its lowest ({lowest:.4g}): the "
+            "training may be falling apart. A lower --learning_rate is the usual cure; what was saved before is still "
+            "good."
+        )

@@ -1,0 +1,173 @@
+"""What the server answers the page: runs, files of a run, environment, settings, contact sheets. Knows no HTTP library.
+
+Each function takes an `Asked` and gives an `Answer`; they may block and are called on a thread. Paths are looked up
+like those of a workflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engine.contract.errors import EngineError, OptionError
+from . import demo, environment, jobs, paths, preferences, sheet, words
+from .runs import OVER, Run
+
+COMMANDS = ("stop", "save", "sample", "cancel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request: the run that its path names, its query, its JSON body."""
+
+    run: str = ""
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A status with JSON, or a file."""
+
+    status: int = 200
+    data: Any = None
+    file: Path | None = None
+
+
+class Refusal(Exception):
+    """An answer with another status than 200."""
+
+    def __init__(self, status: int, message: str, hint: str = ""):
+        super().__init__(message)
+        self.status, self.message, self.hint = status, message, hint
+
+
+def answered(function: Callable[[Asked], Answer], asked: Asked) -> Answer:
+    """The answer, mistakes included."""
+    try:
+        return function(asked)
+    except Refusal as refusal:
+        return error(refusal.status, refusal.message, refusal.hint)
+    except EngineError as problem:
+        status = 400 if isinstance(problem, OptionError) else 500
+        return error(status, words.of_node(problem.message), words.of_node(problem.hint))
+
+
+def error(status: int, message: str, hint: str = "") -> Answer:
+    return Answer(status=status, data={"error": {"message": message, "hint": hint}})
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def _run(asked: Asked) -> Run:
+    found = jobs.runs.get(paths.jobs(), asked.run)
+    if found is None:
+        raise Refusal(404, "There is no such run.", "It may have been taken off the list.")
+    return found
+
+
+def runs(asked: Asked) -> Answer:
+    return Answer(data={"runs": jobs.runs.summaries(paths.jobs())})
+
+
+def run(asked: Asked) -> Answer:
+    return Answer(data=_run(asked).whole())
+
+
+def log(asked: Asked) -> Answer:
+    after = asked.query.get("after", "")
+    text, offset = _run(asked).log(int(after) if after.isascii() and after.isdecimal() else None)
+    return Answer(data={"text": text, "offset": offset})
+
+
+def file(asked: Asked) -> Answer:
+    path = _run(asked).file(asked.query.get("name", ""))
+    if path is None:
+        raise Refusal(404, "The run made no such file, or it is gone.")
+    return Answer(file=paths.inside(path))
+
+
+def workflow(asked: Asked) -> Answer:
+    path = _run(asked).folder / "workflow.json"
+    if not path.is_file():
+        raise Refusal(404, "No workflow was kept with this run.", "It was queued without one, by a script.")
+    return Answer(file=path)
+
+
+def command(asked: Asked) -> Answer:
+    found, word = _run(asked), asked.body.get("command")
+    if word not in COMMANDS:
+        raise Refusal(400, f"There is no command {word!r}.", f"There are: {', '.join(COMMANDS)}.")
+    child = jobs.runs.child(found.id)
+    if child is None:
+        raise Refusal(409, "The run is not under way.", "Only a running one takes commands.")
+    if word == "cancel":
+        child.cancel()
+        found.change("stopping", message="Cancelled.")
+    else:
+        child.send(word)
+    if word == "stop":
+        found.change("stopping", message="Stopping: finishing the step at hand and saving.")
+    return Answer(data=found.summary())
+
+
+def remove(asked: Asked) -> Answer:
+    found = _run(asked)
+    if found.state not in OVER:
+        raise Refusal(409, "The run is under way.", "Cancel it first.")
+    jobs.runs.remove(paths.jobs(), found)
+    return Answer(data={"removed": found.id})
+
+
+# ------------------------------------------------------------------------------------- environment, settings, datasets
+
+
+def engine(asked: Asked) -> Answer:
+    return Answer(data=environment.maker.state())
+
+
+def engine_action(asked: Asked) -> Answer:
+    action = asked.body.get("action")
+    if action == "cancel":
+        environment.maker.cancel()
+    elif action in environment.ACTIONS:
+        environment.maker.begin(action)
+    else:
+        raise Refusal(400, f"There is no action {action!r}.", "There are: create, repair, cancel.")
+    return engine(asked)
+
+
+def make_demo(asked: Asked) -> Answer:
+    return Answer(data=demo.make().summary())
+
+
+def settings(asked: Asked) -> Answer:
+    return Answer(data=preferences.load().as_json())
+
+
+def change_settings(asked: Asked) -> Answer:
+    return Answer(data=preferences.save(asked.body).as_json())
+
+
+def dataset_preview(asked: Asked) -> Answer:
+    return Answer(file=sheet.of_path(asked.query.get("path", ""), asked.query.get("family", "")))
+
+
+ROUTES: tuple[tuple[str, str, Callable[[Asked], Answer]], ...] = (
+    ("GET", "/musubi/runs", runs),
+    ("GET", "/musubi/runs/{id}", run),
+    ("GET", "/musubi/runs/{id}/log", log),
+    ("GET", "/musubi/runs/{id}/file", file),
+    ("GET", "/musubi/runs/{id}/workflow", workflow),
+    ("POST", "/musubi/runs/{id}/command", command),
+    ("DELETE", "/musubi/runs/{id}", remove),
+    ("GET", "/musubi/environment", engine),
+    ("POST", "/musubi/environment", engine_action),
+    ("POST", "/musubi/demo", make_demo),
+    ("GET", "/musubi/settings", settings),
+    ("POST", "/musubi/settings", change_settings),
+    ("GET", "/musubi/datasets/preview", dataset_preview),
+)

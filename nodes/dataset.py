@@ -1,0 +1,379 @@
+"""The dataset node: describes a dataset from a folder, a file or a text, and writes the file that the engine reads.
+
+Every path in it is looked up, must lie in an allowed folder, and is written out whole. Datasets can be chained: each
+`[[datasets]]` table then keeps the values of its own `[general]`. What the keys mean is the engine's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..engine.contract import toml
+from ..engine.contract.errors import DataError, OptionError
+from ..engine.contract.files import write_text
+from . import manifest, paths, widgets
+from .sockets import DATASET, STRING
+from .spec import NONE, Call, Node, Outcome, Result, Socket, Switch, Widget
+
+FOLDER_KEYS = ("image_directory", "video_directory")
+LIST_KEYS = ("image_jsonl_file", "video_jsonl_file")
+CACHE_KEY = "cache_directory"
+PATH_KEYS = (*FOLDER_KEYS, *LIST_KEYS, CACHE_KEY, "control_directory")
+EXTRACTIONS = ("head", "chunk", "slide", "uniform", "full")
+MOST_TABLES = 100
+WINDOW = 9
+"""What the engine takes for fp_latent_window_size when it is not said."""
+TEXT_EXAMPLE = """\
+[general]
+resolution = [960, 544]
+caption_extension = ".txt"
+enable_bucket = true
+
+[[datasets]]
+video_directory = "datasets/my clips"
+target_frames = [1, 25, 45]
+frame_extraction = "head"
+"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A described dataset: its file, the file's tables, and where media and caches lie."""
+
+    path: str
+    tables: tuple[Mapping[str, Any], ...]
+
+    @property
+    def sources(self) -> list[str]:
+        return [str(table[key]) for table in self.tables for key in (*FOLDER_KEYS, *LIST_KEYS) if key in table]
+
+    @property
+    def caches(self) -> list[str]:
+        """The cache folder of each table, as the engine chooses it when none is said."""
+        found = []
+        for table, source in zip(self.tables, self.sources, strict=True):
+            given = Path(source)
+            found.append(str(table.get(CACHE_KEY) or (given.parent if given.is_file() else given)))
+        return found
+
+    def stamp(self) -> list[Any]:
+        """What changes when a file of the dataset does."""
+        places = [
+            *self.sources,
+            *(str(table["control_directory"]) for table in self.tables if "control_directory" in table),
+        ]
+        return [list(self.tables), [[place, _media_stamp(Path(place))] for place in places]]
+
+
+def _media_stamp(place: Path) -> list[Any]:
+    """As manifest.stamp_of, without the caches that may lie between the media."""
+    if not place.is_dir():
+        return manifest.stamp_of(place)
+    files = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+    ours = (".safetensors", ".fingerprint.json")
+    return [[path.name, *manifest.stamp_of(path)] for path in files if not path.name.endswith(ours)]
+
+
+def dataset_of(value: Any) -> Dataset:
+    """What came over a dataset input. OptionError when it is nothing of the kind."""
+    if not isinstance(value, Dataset):
+        raise OptionError("The dataset input needs a Dataset Config node.", hint="Connect one.")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------- the widgets
+
+
+def _folder_widgets() -> tuple[Widget, ...]:
+    return (
+        Widget(
+            id="folder", kind="choice", default=NONE, listing=paths.media_folders,
+            help="Folder of videos or images, each with a caption of the same name beside it. From ComfyUI's datasets, "
+            "input and output folders, and the folders allowed on the server.",
+        ),
+        Widget(
+            id="kind", kind="choice", default="auto", choices=("auto", "videos", "images"),
+            help="What is taken from the folder; auto: videos where there are some.",
+        ),
+        Widget(
+            id="width", kind="int", default=960, low=16, high=8192, step=16,
+            help="With height: how many pixels a clip may have. With enable_bucket it keeps its own shape.",
+        ),
+        Widget(id="height", kind="int", default=544, low=16, high=8192, step=16, help="See width."),
+        Widget(
+            id="enable_bucket", kind="bool", default=True, label="enable bucket",
+            help="Let each clip keep its shape, in sizes of about the same area; else all are cropped to one size.",
+        ),
+        Widget(
+            id="target_frames", kind="text", default="25", label="target frames",
+            help="Lengths of the clips that are cut out of a video, in frames: 4n+1, such as 1, 25, 45.",
+        ),
+        Widget(
+            id="frame_extraction", kind="choice", default="head", choices=EXTRACTIONS, label="frame extraction",
+            help="Where clips are cut: head: the beginning; chunk: piece after piece; slide: every frame_stride "
+            "frames; uniform: frame_sample pieces evenly; full: the whole video up to max_frames.",
+        ),
+        Widget(
+            id="batch_size", kind="int", default=1, low=1, high=1024, label="batch size",
+            help="Clips that are trained on at once.",
+        ),
+        Widget(
+            id="num_repeats", kind="int", default=1, low=1, high=100000, label="repeats",
+            help="How often each clip counts in an epoch.",
+        ),
+        Widget(
+            id="caption_extension", kind="choice", default=".txt", choices=(".txt", ".caption"), advanced=True,
+            label="caption extension", help="Ending of the caption files.",
+        ),
+        Widget(
+            id="bucket_no_upscale", kind="bool", default=False, advanced=True, label="no upscaling",
+            help="Leave clips smaller than the resolution as they are.",
+        ),
+        Widget(
+            id="frame_stride", kind="int", default=1, low=1, high=10000, advanced=True, label="frame stride",
+            help="Frames between two clips, for slide.",
+        ),
+        Widget(
+            id="frame_sample", kind="int", default=1, low=1, high=10000, advanced=True, label="frame sample",
+            help="Clips of each video, for uniform.",
+        ),
+        Widget(
+            id="max_frames", kind="int", default=129, low=1, high=10000, advanced=True, label="max frames",
+            help="Longest clip, for full.",
+        ),
+        Widget(
+            id="source_fps", kind="float", default=0.0, low=0, high=1000, step=1, advanced=True, label="source fps",
+            help="Frames a second of the videos, to be brought to the model's own rate. 0: every frame is taken.",
+        ),
+        Widget(
+            id="fp_latent_window_size", kind="int", default=WINDOW, low=1, high=1000, advanced=True,
+            label="latent window size", help="Latent frames in a section, for models that make a video in sections; "
+            "the published ones have 9.",
+        ),
+        Widget(
+            id="control_folder", kind="choice", default=NONE, listing=paths.media_folders, advanced=True,
+            label="control folder", help="Folder of control videos or images of the same names, for models that take "
+            "them.",
+        ),
+    )  # fmt: skip
+
+
+def _cases() -> dict[str, tuple[Widget, ...]]:
+    return {
+        "folder": _folder_widgets(),
+        "file": (
+            Widget(
+                id="file", kind="choice", default=NONE, listing=paths.dataset_files,
+                help="A dataset file (.toml or .json) in an allowed folder, as musubi-tuner reads it.",
+            ),
+        ),
+        "text": (
+            Widget(
+                id="text", kind="text", default=TEXT_EXAMPLE, multiline=True,
+                help="A dataset file, written here. Paths begin with the name of an allowed folder: datasets, input, "
+                "output.",
+            ),
+        ),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- from widgets to it
+
+
+def described(source: Mapping[str, Any], previous: Dataset | None = None) -> tuple[Mapping[str, Any], ...]:
+    """The `[[datasets]]` tables that the widgets mean, every path looked up. OptionError, DataError."""
+    if source["source"] == "folder":
+        tables = [_of_folder(source)]
+    elif source["source"] == "file":
+        if source["file"] == NONE:
+            raise OptionError("No dataset file is chosen.", hint="Choose one in file.", names=("file",))
+        file = paths.named(source["file"])
+        tables = _looked_up(_parsed(file), beside=file.parent)
+    else:
+        tables = _looked_up(_parsed_text(source["text"]), beside=None)
+    return (*(previous.tables if previous else ()), *tables)
+
+
+def _of_folder(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    if chosen["folder"] == NONE:
+        raise OptionError(
+            "No folder is chosen.", hint="Put clips with captions into ComfyUI's datasets folder, press R, choose it.",
+            names=("folder",),
+        )  # fmt: skip
+    folder = paths.named(chosen["folder"])
+    videos = chosen["kind"] == "videos" or (chosen["kind"] == "auto" and _has_videos(folder))
+    table: dict[str, Any] = {
+        "video_directory" if videos else "image_directory": str(folder),
+        CACHE_KEY: str(paths.cache_of(folder)),
+        "resolution": [chosen["width"], chosen["height"]],
+        "caption_extension": chosen["caption_extension"],
+        "enable_bucket": chosen["enable_bucket"],
+        "bucket_no_upscale": chosen["bucket_no_upscale"],
+        "batch_size": chosen["batch_size"],
+        "num_repeats": chosen["num_repeats"],
+    }
+    if chosen["fp_latent_window_size"] != WINDOW:
+        table["fp_latent_window_size"] = chosen["fp_latent_window_size"]
+    if chosen["control_folder"] != NONE:
+        table["control_directory"] = str(paths.named(chosen["control_folder"]))
+    if videos:
+        table["target_frames"] = _frame_counts(chosen["target_frames"])
+        table.update({key: chosen[key] for key in ("frame_extraction", "frame_stride", "frame_sample", "max_frames")})
+        if chosen["source_fps"]:
+            table["source_fps"] = float(chosen["source_fps"])
+    return table
+
+
+def _has_videos(folder: Path) -> bool:
+    return any(path.suffix.lower() in paths.VIDEO_SUFFIXES for path in folder.iterdir() if path.is_file())
+
+
+def _frame_counts(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() and 0 < int(word) < 100_000 for word in words):
+        raise OptionError(
+            f"target_frames {text[:100]!r} is no list of whole numbers.", hint="Write, for example, 1, 25, 45.",
+            names=("target_frames",),
+        )  # fmt: skip
+    return [int(word) for word in words]
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    if file.suffix.lower() != ".json":
+        return toml.load(file)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}.", "Correct the file.") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{file} must hold an object with general and datasets.")
+    return data
+
+
+def _parsed_text(text: str) -> dict[str, Any]:
+    return toml.loads(text, "the text of this node")
+
+
+def _looked_up(document: Mapping[str, Any], *, beside: Path | None) -> list[dict[str, Any]]:
+    general, tables = document.get("general", {}), document.get("datasets", [])
+    unknown = [key for key in document if key not in ("general", "datasets")]
+    if unknown:
+        raise DataError(f"Unknown table or key {unknown[0]!r}.", "A dataset has [general] and [[datasets]].")
+    if not isinstance(general, Mapping) or not isinstance(tables, list) or not tables or len(tables) > MOST_TABLES:
+        raise DataError("There is no [[datasets]] table.", "Add one with video_directory or image_directory.")
+    found = []
+    for table in tables:
+        if not isinstance(table, Mapping):
+            raise DataError("datasets must be a list of tables.", "Write [[datasets]], with two brackets.")
+        values = {**general, **table}
+        for key in PATH_KEYS:
+            if key in values:
+                values[key] = str(_path(values[key], key, beside))
+        if not any(key in values for key in (*FOLDER_KEYS, *LIST_KEYS)):
+            raise DataError("A [[datasets]] table names no media.", "Add video_directory or image_directory.")
+        for key in LIST_KEYS:
+            if key in values:
+                _check_list(Path(values[key]))
+        found.append(values)
+    return found
+
+
+def _path(text: Any, key: str, beside: Path | None) -> Path:
+    if not isinstance(text, str):
+        raise DataError(f"{key} needs a path, not {text!r}.", f"Change {key}.")
+    try:
+        if beside is not None and "\0" not in text and (beside / text).exists():
+            return paths.inside(beside / text)
+        return paths.anywhere(text)
+    except OptionError as error:
+        raise OptionError(f"{key}: {error.message}", hint=error.hint, names=(key,)) from None
+
+
+def _check_list(file: Path) -> None:
+    """Every path in a jsonl file lies in an allowed folder. OptionError."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}.", "Correct the path or the file.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line) if line.strip() else {}
+        except ValueError:
+            continue  # the engine says what is wrong with it
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            if "_path" in key and isinstance(value, str):
+                try:
+                    paths.inside(file.parent / os.path.expanduser(value))  # as the engine does
+                except OptionError as error:
+                    raise OptionError(f"{file.name}, line {number}: {error.message}", hint=error.hint) from None
+
+
+def as_toml(tables: tuple[Mapping[str, Any], ...]) -> str:
+    """The dataset file of these tables."""
+    lines = ["# Written by the Dataset Config node. Every key is described in docs/DATASET.md."]
+    for table in tables:
+        lines += ["", "[[datasets]]", *(toml.line(key, value) for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def written(tables: tuple[Mapping[str, Any], ...], name: str) -> Dataset:
+    """The dataset with its file, which is named by its content."""
+    try:
+        text = as_toml(tables)
+    except TypeError as error:
+        raise DataError(f"A value is of no kind that a dataset has: {error}.", "Correct the dataset.") from error
+    path = paths.work() / "datasets" / f"{name}-{paths.short_hash(text)}.toml"
+    if not path.is_file():
+        write_text(path, text, durable=False)
+    return Dataset(str(path), tables)
+
+
+# ---------------------------------------------------------------------------------------------------------- the node
+
+
+def _execute(call: Call) -> Outcome:
+    name = paths.safe_name(call.inputs["name"], "name")
+    previous = call.inputs.get("previous")
+    tables = described(call.inputs["source"], None if previous is None else dataset_of(previous))
+    dataset = written(tables, name)
+    return Outcome(values=(dataset, dataset.path))
+
+
+def _fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Changes with the files of the dataset, so that a new clip is noticed."""
+    node = config_node()
+    read = widgets.read((node.inputs[0],), inputs)
+    tables = described(read["source"])
+    return paths.short_hash(json.dumps(Dataset("", tables).stamp()))
+
+
+def config_node() -> Node:
+    return Node(
+        name="DatasetConfig", title="Dataset Config", group="Dataset", fingerprint=_fingerprint, execute=_execute,
+        help="Describes what is trained on: a folder of clips with captions, a dataset file, or a text. Writes the "
+        "file that the engine reads. Chain several to train on all of them.",
+        inputs=(
+            Switch(id="source", help="Where the dataset comes from.", cases=_cases()),
+            Widget(
+                id="name", kind="text", default="dataset", help="Name of the file that is written.", advanced=True
+            ),
+            Socket(
+                id="previous", types=(DATASET,), optional=True, label="previous",
+                help="A dataset that this one is added to.",
+            ),
+        ),
+        results=(
+            Result(id="dataset", type=DATASET, help="For caching and training."),
+            Result(id="path", type=STRING, help="The dataset file that was written."),
+        ),
+        aliases=("load dataset", "toml", "captions"),
+    )  # fmt: skip
+
+
+def nodes() -> list[Node]:
+    return [config_node()]

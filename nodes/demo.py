@@ -1,0 +1,154 @@
+"""The small models, clips and LoRAs on which every shipped workflow runs as it is, put where ComfyUI finds them.
+
+They are made by the engine on this computer, without a download. The models lie in a folder of their own, which is
+registered beside ComfyUI's model folders, so that their lists show plain names and deleting one folder removes all:
+
+    models/musubi_demo/<ComfyUI's folder>/musubi_demo_<family>_<option><suffix>
+    input/musubi_demo/                          six clips with captions
+
+Made on the person's word only. Knows the demo's folder as `engine demo --prepare_only` leaves it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..engine.contract import toml
+from ..engine.contract.errors import EngineError
+from ..engine.contract.events import Done, Event, Failed, Progress, Stage
+from ..engine.contract.files import whole_file
+from . import environment, host, jobs, paths, places, run, show
+from .runs import Run
+
+NAME = "musubi_demo"
+VERB = "demo"
+LORA_STEPS, LORA_SAVED_EVERY = 30, 10
+STEPS = ("prepare", "cache-latents", "cache-text", "train")
+TICK_S = 0.2
+
+
+def models() -> Path:
+    """The folder of the demo's models."""
+    return Path(host.folder_paths().models_dir) / NAME
+
+
+def register() -> None:
+    """Have ComfyUI list the demo's models. A folder that is not there costs nothing."""
+    for kind in paths.MODEL_FOLDERS.values():
+        host.folder_paths().add_model_folder_path(kind, str(models() / kind))
+
+
+def make() -> Run:
+    """Start to make everything, unless that is under way; the run that shows how it goes."""
+    with _lock:
+        if _under_way and _under_way[0].state not in ("done", "stopped", "failed"):
+            return _under_way[0]
+        this = jobs.runs.begin(paths.jobs(), title="Demo models", verb=VERB, family="", node="", prompt="")
+        _under_way[:] = [this]
+    threading.Thread(target=_make, args=(this,), name="musubi demo", daemon=True).start()
+    return this
+
+
+_lock = threading.Lock()
+_under_way: list[Run] = []
+
+
+def _make(this: Run) -> None:
+    try:
+        this.change("running")
+        names = places.family_names()
+        for number, family in enumerate(names):
+            _of_family(this, family, number * len(STEPS), len(names) * len(STEPS))
+        this.change("done", message=f"In {models()} and {clips()}.")
+    except EngineError as problem:
+        this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
+    except OSError as problem:
+        this.change("failed", error={"kind": "disk", "message": str(problem), "hint": "Look for space and rights."})
+    finally:
+        jobs.runs.control(this, None)
+        show.tell(this)
+
+
+def clips() -> Path:
+    """The folder of the demo's clips."""
+    return Path(host.folder_paths().get_input_directory()) / NAME
+
+
+def _of_family(this: Run, family: str, done: int, total: int) -> None:
+    """Prepare one family's demo in a working folder, train a short LoRA there, and put the files in their places."""
+    folder = paths.work() / VERB / family
+    dashed = family.replace("_", "-")
+    arguments = {
+        "prepare": ["demo", "--family", family, "--prepare_only", str(folder)],
+        "cache-latents": ["cache-latents", dashed, "--config_file", str(folder / "1_latents.toml")],
+        "cache-text": ["cache-text", dashed, "--config_file", str(folder / "2_text.toml")],
+        "train": ["train", dashed, "--config_file", str(folder / "3_train.toml"), "--max_train_steps", str(LORA_STEPS),
+                  "--save_every_n_steps", str(LORA_SAVED_EVERY)],
+    }  # fmt: skip
+    for number, step in enumerate(STEPS):
+        so_far = Progress(done=done + number, total=total, unit="step")
+        _engine(
+            this, [*arguments[step], "--job_dir", str(this.folder / f"{family}-{step}"), "--events"], family, so_far
+        )
+    for source, target in [*_model_files(folder, family), *_loras(folder, family), *_clip_files(folder)]:
+        with whole_file(target, durable=False) as temporary:
+            shutil.copyfile(source, temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _engine(this: Run, arguments: list[str], family: str, so_far: Progress) -> None:
+    """One engine command; what it says goes into the run's log. JobFailed in its own words."""
+
+    def take(event: Event) -> None:
+        if isinstance(event, Stage):
+            this.take(Stage(name=f"{places.title(family)}: {event.name}", message=event.message))
+            this.take(so_far)  # a stage begins without progress
+        elif not isinstance(event, (Progress, Done, Failed)):
+            this.take(event)
+
+    program = environment.engine_program(arguments, folder=paths.work(), log=this.folder / "log.txt")
+    child = run.Child(program, take)
+    jobs.runs.control(this, child)
+    ended = None
+    while ended is None:
+        ended = child.wait(TICK_S)
+        show.tell(this)
+    if isinstance(ended.last, Done) and not ended.last.stopped:
+        return
+    failed = ended.last if isinstance(ended.last, Failed) else None
+    raise jobs.JobFailed(
+        failed.message if failed else "The demo was stopped before it was complete.",
+        failed.hint if failed else "Start it again: what is there is kept.",
+    )
+
+
+def _model_files(folder: Path, family: str) -> Iterator[tuple[Path, Path]]:
+    """The model files that the demo's jobs name, under their names in ComfyUI, with the tokenizers beside them."""
+    for verb in (*places.CACHING, places.TRAIN, places.GENERATE):
+        known = places.of_command(verb, family)
+        for name, value in toml.load(next(folder.glob(f"*_{_SHORT[verb]}.toml"))).items():
+            kind = known[name].file_kind if name in known else None
+            if kind in paths.MODEL_FOLDERS and kind != "lora":
+                source = Path(value)
+                yield source, models() / paths.MODEL_FOLDERS[kind] / f"{NAME}_{family}_{name}{source.suffix}"
+    beside = folder / "models"
+    for source in beside.rglob("*"):
+        if source.is_file() and source.parent != beside:
+            yield source, models() / paths.MODEL_FOLDERS["text_encoder"] / source.relative_to(beside)
+
+
+_SHORT = {"cache-latents": "latents", "cache-text": "text", "train": "train", "generate": "generate"}
+
+
+def _loras(folder: Path, family: str) -> Iterator[tuple[Path, Path]]:
+    for source in (folder / "output").glob("*.safetensors"):
+        name = source.name.replace("demo-lora", f"{NAME}_{family}_lora")
+        yield source, models() / paths.MODEL_FOLDERS["lora"] / name
+
+
+def _clip_files(folder: Path) -> Iterator[tuple[Path, Path]]:
+    for source in (folder / "clips").iterdir():
+        yield source, clips() / source.name

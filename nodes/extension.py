@@ -1,0 +1,20 @@
+"""The extension that ComfyUI loads: its nodes, and the routes that are added once."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension
+
+from . import catalogue
+
+
+class Extension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def on_load(self) -> None:
+        from . import demo, routes
+
+        routes.add()
+        demo.register()
+
+    async def get_node_list(self) -> list[type]:
+        return [catalogue.comfy_class(node) for node in catalogue.nodes()]

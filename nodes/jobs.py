@@ -1,0 +1,197 @@
+"""From a job to a finished run: folder, environment, GPU, waiting, and what is said when it fails.
+
+Runs in ComfyUI's worker thread and blocks it, which is what keeps a second node off the GPU; ComfyUI's server thread
+stays free. Looks ten times a second whether the person pressed Cancel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from ..engine.contract import commands
+from ..engine.contract.errors import EngineError, OptionError
+from ..engine.contract.events import Done, Failed
+from ..engine.contract.files import write_text
+from ..engine.contract.job import Job, make_job, refuse_pending
+from . import environment, host, paths, preferences, run, show, words
+from .records import Runs
+from .runs import Run
+from .spec import Call
+
+TICK_S = 0.1
+SHOWN_LINES = 15
+SIGKILL = -9
+LEAST_FREE_MIB = 1024
+runs = Runs()
+
+
+class JobFailed(EngineError):
+    """A job that did not succeed, in the engine's own words."""
+
+
+def job_of(verb: str, family: str | None, values: Mapping[str, Any]) -> Job:
+    """The checked job. OptionError names the widget."""
+    job = make_job(commands.find(verb), family, {"log_level": preferences.load().log_level, **values})
+    refuse_pending(job)
+    return job
+
+
+def run_job(
+    call: Call, job: Job, *, uses_gpu: bool = True, on_artifact: Callable[[str, str], None] | None = None
+) -> Run:
+    """Run a job to its end. Raises JobFailed, environment.Missing, or ComfyUI's interruption.
+
+    The run is `stopped` when the person pressed Stop and save: what it made is there. `on_artifact` gets kind and path
+    of each finished file, in this thread.
+    """
+    this = runs.begin(
+        paths.jobs(), title=call.node.title, verb=job.command.verb, family=job.family or "", node=call.node_id,
+        prompt=call.prompt_id, workflow=call.workflow_id,
+    )  # fmt: skip
+    _keep_workflow(this, call)
+    try:
+        if uses_gpu:
+            _take_gpu(this)
+        try:
+            return _run(this, job, on_artifact or _ignore)
+        finally:
+            if uses_gpu:
+                run.gpu.release()
+    except EngineError as problem:
+        this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
+        raise
+    except BaseException as problem:  # ComfyUI's interruption is one; whatever it is, no run stays "running"
+        this.change("stopped" if host.is_interruption(problem) else "failed", message="Cancelled.")
+        raise
+    finally:
+        show.tell(this)
+
+
+def _keep_workflow(this: Run, call: Call) -> None:
+    if call.workflow is not None:
+        write_text(this.folder / "workflow.json", json.dumps(call.workflow, ensure_ascii=False), durable=False)
+
+
+def _take_gpu(this: Run) -> None:
+    """Wait until no other program of ours is on the GPU, then have ComfyUI give it up."""
+    while not run.gpu.acquire(timeout=TICK_S):
+        this.message = "Waiting for another run to give up the GPU."
+        show.tell(this)
+        if host.interrupted():
+            host.raise_interrupted()
+    try:
+        host.unload_models()
+    except BaseException:
+        run.gpu.release()
+        raise
+
+
+def _ignore(kind: str, path: str) -> None:
+    pass
+
+
+def _run(this: Run, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
+    job_file = this.folder / "job.toml"
+    write_text(job_file, job.to_toml())
+    arguments = [*job.name.split(), "--config_file", str(job_file), "--job_dir", str(this.folder), "--events"]
+    program = environment.engine_program(arguments, folder=paths.work(), log=this.folder / "log.txt")
+    child = run.Child(program, this.take)
+    runs.control(this, child)
+    this.change("running", message="The engine is starting.")
+    files = _new_files(this)
+    try:
+        ended = _wait(this, child, partial(_hand_on, files, on_artifact))
+    finally:
+        runs.control(this, None)
+        with contextlib.suppress(OSError):  # one that never started has nothing to be ended
+            if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
+                child.cancel()
+                child.wait(run.ASK_S + run.TERMINATE_S + run.KILL_S + 2 * run.LINGER_S)
+        _hand_on(files, on_artifact)  # what it saved while it was ended
+    return _judged(this, ended)
+
+
+def _new_files(this: Run) -> Iterator[list[tuple[str, str]]]:
+    """At each step the files (kind, path) that were finished since the last one."""
+    seen = 0
+    while True:
+        found = this.artifacts[seen:]
+        seen += len(found)
+        yield [(artifact["kind"], artifact["path"]) for artifact in found]
+
+
+def _hand_on(files: Iterator[list[tuple[str, str]]], on_artifact: Callable[[str, str], None]) -> None:
+    for kind, path in next(files):
+        on_artifact(kind, path)
+
+
+def _wait(this: Run, child: run.Child, hand_on: Callable[[], object]) -> run.Ended:
+    while True:
+        try:
+            ended = child.wait(TICK_S)
+        except OSError as problem:
+            raise JobFailed(f"The engine could not be started: {problem}.", _mend()) from problem
+        hand_on()
+        show.tell(this)
+        if ended is not None:
+            return ended
+        if host.interrupted():
+            this.change("stopping", message="Cancelled.")
+            show.tell(this)
+            host.raise_interrupted()
+
+
+def _mend() -> str:
+    return "Repair the environment: python -m env_bootstrap repair"
+
+
+def _judged(this: Run, ended: run.Ended) -> Run:
+    """The run as it ended. Raises JobFailed with the engine's message, never a bare exit status."""
+    if ended.cancelled:  # the page's Cancel; ComfyUI's own has raised already
+        host.raise_interrupted()
+    if isinstance(ended.last, Failed):
+        raise _failed(this, ended.last, ended)
+    if isinstance(ended.last, Done) and ended.status == 0:
+        this.change("stopped" if ended.last.stopped else "done", message=ended.last.message)
+        return this
+    raise JobFailed(_unsaid(ended), _tail(this, ended))
+
+
+def _failed(this: Run, failure: Failed, ended: run.Ended) -> JobFailed:
+    problem = JobFailed(words.of_node(failure.message), words.of_node(failure.hint))
+    problem.kind = failure.kind
+    if failure.kind == "bug":
+        problem.hint = f"{problem.hint}\n{_tail(this, ended)}"
+    return problem
+
+
+def _unsaid(ended: run.Ended) -> str:
+    if ended.status == SIGKILL:
+        return "The engine was killed from outside; most often the system does that when main memory is full."
+    if ended.status < 0:
+        return f"The engine crashed (signal {-ended.status})."
+    if ended.status == 0:
+        return "The engine ended without saying that it is done."
+    return f"The engine ended with status {ended.status} without saying why."
+
+
+def _tail(this: Run, ended: run.Ended) -> str:
+    lines = "\n".join(ended.tail[-SHOWN_LINES:])
+    return f"Its last lines:\n{lines}\nThe whole log: {this.folder / 'log.txt'}" if lines else f"Log: {this.folder}"
+
+
+def as_error(problem: EngineError) -> Exception:
+    """What ComfyUI shows in its dialog."""
+    message = words.of_node(problem.message)
+    hint = words.of_node(problem.hint)
+    whole = f"{message}\n\n{hint}" if hint else message
+    return ValueError(whole) if isinstance(problem, OptionError) else RuntimeError(whole)
+
+
+def elapsed_s(this: Run) -> float:
+    return (this.ended or time.time()) - this.started

@@ -1,0 +1,158 @@
+"""Nodes around LoRA files: conversion, merging, averaging. What they write appears in ComfyUI's own folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..engine.contract import commands
+from ..engine.contract.errors import OptionError
+from ..engine.contract.schema import Option
+from . import jobs, paths, places, sockets, tasks, widgets
+from .sockets import COMBO, LORAS, STRING
+from .spec import Call, Node, Outcome, Result, Socket, Widget, named_after
+
+NUMBERED = re.compile(r"(-step\d{8}|-\d{6})$")
+"""What a training adds to the name of a LoRA that it saves on the way; a test compares it with the engine's names."""
+LORA_RESULTS = (
+    Result(id="lora_name", type=COMBO, label="LoRA name", help="The LoRA as ComfyUI's LoRA loaders list it."),
+    Result(id="path", type=STRING, help="The file."),
+    tasks.RUN_RESULT,
+)
+
+
+def _name_widget() -> Widget:
+    return Widget(
+        id="name", kind="text", default="", help="Name of the file, without ending. Empty: made from the input's name."
+    )
+
+
+def _options(verb: str, *, without: tuple[str, ...] = ()) -> list[Option]:
+    return [option for name, option in places.of_command(verb, None).items() if name not in (*without, *places.RUN)]
+
+
+def _target(call: Call, kind: str, source: str, ending: str) -> Path:
+    given = call.inputs["name"].strip()
+    return paths.result_folder(kind) / (paths.safe_name(given or named_after(source, ending), "name") + ".safetensors")
+
+
+def _run(call: Call, verb: str, values: dict[str, Any], file: Path) -> Outcome:
+    """Run the tool unless its result is there; file name and path are the node's results."""
+    job = jobs.job_of(verb, None, values)
+    key = tasks.key_of_file(job, file)
+    again = tasks.found_again(call, key, verb, "")
+    if again is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        this = jobs.run_job(call, job)
+        if this.state == "done":
+            tasks.note_file(key, this, file)
+    else:
+        this = again[0]
+    return tasks.finished(call, (str(file.relative_to(file.parents[1])), str(file)), this)
+
+
+def _converter() -> Node:
+    made = widgets.of_options(_options("lora convert"))
+    made.sort(key=lambda widget: widget.advanced)
+
+    def execute(call: Call) -> Outcome:
+        values = widgets.to_options(made, call.inputs)
+        if "input" not in values:
+            raise OptionError("No LoRA is chosen.", hint="Choose one in input.", names=("input",))
+        file = _target(call, "lora", call.inputs["input"], str(values["target"]))
+        return _run(call, "lora convert", {**values, "output": str(file)}, file)
+
+    return Node(
+        name="LoRAFormatConverter", title="LoRA Format Converter", group="LoRA", execute=execute, is_output=True,
+        help="Writes a LoRA with the names that another program wants; what it does to the model stays the same.",
+        inputs=(*made, _name_widget()), results=LORA_RESULTS, aliases=("diffusers", "kohya", "peft", "convert lora"),
+    )  # fmt: skip
+
+
+def _merger() -> Node:
+    options = _options("lora merge", without=("lora_weight", "lora_multiplier"))
+    made = widgets.of_options(options)
+    write = Widget(
+        id="write", kind="choice", default="model", choices=("model", "LoRA"),
+        help="model: a model file with the LoRAs in it, for ComfyUI's diffusion_models folder. LoRA: one LoRA that "
+        "does what all of them do together.",
+    )  # fmt: skip
+
+    def execute(call: Call) -> Outcome:
+        stack = sockets.to_options(_options("lora merge"), call.inputs)
+        if not stack:
+            raise OptionError("The LoRA stack is empty.", hint="Choose LoRAs in the stack node.", names=("loras",))
+        values = {**widgets.to_options(made, call.inputs), **stack}
+        model = call.inputs["write"] == "model"
+        first = values.get("dit", "merged") if model else stack["lora_weight"][0]
+        file = _target(call, "dit" if model else "lora", str(first), "merged")
+        target = {"save_merged_model" if model else "save_merged_lora": str(file)}
+        return _run(call, "lora merge", {**values, **target}, file)
+
+    return Node(
+        name="LoRAMerger", title="LoRA Merger", group="LoRA", execute=execute, is_output=True,
+        help="Merges LoRAs into a model file, or several LoRAs into one.",
+        inputs=(Socket(id="loras", types=(LORAS,), help="From a LoRA Stack node."), write, *made, _name_widget()),
+        results=(
+            Result(
+                id="name", type=COMBO, help="The file as ComfyUI lists it, for a model loader or a LoRA loader."
+            ),
+            *LORA_RESULTS[1:],
+        ),
+        aliases=("bake lora", "combine lora"),
+    )  # fmt: skip
+
+
+def _averager() -> Node:
+    made = widgets.of_options(_options("lora ema", without=("path",)))
+    lora = Widget(
+        id="lora", kind="choice", default=widgets.NONE, unset=widgets.NONE, listing=lambda: paths.model_files("lora"),
+        help="One LoRA of a training: all that the training saved on the way (save_every_n_steps or _epochs) are "
+        "averaged. none: those of the stack.",
+    )  # fmt: skip
+    stack = Socket(id="loras", types=(LORAS,), optional=True, help="Or the LoRAs themselves, in this order.")
+
+    def execute(call: Call) -> Outcome:
+        given = call.inputs.get("loras")
+        if isinstance(given, sockets.LoraStack) and given.loras:
+            files = [entry.path for entry in given.loras]
+        elif call.inputs["lora"] != widgets.NONE:
+            files = [str(file) for file in saved_by(Path(paths.model_file("lora", call.inputs["lora"])))]
+        else:
+            raise OptionError("No LoRA is chosen.", hint="Choose one in lora, or connect a stack.", names=("lora",))
+        file = _target(call, "lora", NUMBERED.sub("", Path(files[0]).stem), "ema")
+        values = {**widgets.to_options(made, call.inputs), "path": files, "output_file": str(file)}
+        return _run(call, "lora ema", values, file)
+
+    return Node(
+        name="LoRAPostHocEMA", title="LoRA Post-Hoc EMA", group="LoRA", execute=execute, is_output=True,
+        help="Averages the LoRAs that one training saved on its way: steadier than the last of them.",
+        inputs=(stack, lora, *made, _name_widget()), results=LORA_RESULTS, aliases=("average", "ema"),
+    )  # fmt: skip
+
+
+def saved_by(file: Path) -> list[Path]:
+    """The numbered LoRAs of the training that saved this one, in order of their numbers. OptionError under two."""
+    stem = NUMBERED.sub("", file.stem)
+    found = sorted(
+        path for path in file.parent.glob("*" + file.suffix)
+        if NUMBERED.search(path.stem) and NUMBERED.sub("", path.stem) == stem
+    )  # fmt: skip
+    if len(found) < 2:
+        raise OptionError(
+            f"There are not two saved steps of {stem} to average.",
+            hint="Train with save_every_n_steps or save_every_n_epochs, or connect a stack.",
+            names=("lora",),
+        )
+    return found
+
+
+_TOOLS: dict[str, Callable[[], Node]] = {
+    "lora convert": _converter, "lora merge": _merger, "lora ema": _averager,
+}  # fmt: skip
+
+
+def nodes() -> list[Node]:
+    return [make() for verb, make in _TOOLS.items() if commands.find(verb).available]

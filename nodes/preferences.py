@@ -1,0 +1,83 @@
+"""The settings that belong to the server and never to a workflow: where the engine lives, which GPU, allowed folders.
+
+Kept in a folder that ComfyUI does not serve. A file that cannot be read counts as none and is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..engine.contract.errors import OptionError
+from ..engine.contract.files import write_text
+from . import host
+
+FILE = "settings.json"
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """`home`: the folder of the engine's environment ("": the platform's). `gpu`: "auto", "cpu" or a number.
+
+    `roots`: folders, beside ComfyUI's own, that workflows may use.
+    """
+
+    home: str = ""
+    gpu: str = "auto"
+    log_level: str = "info"
+    roots: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "roots": list(self.roots)}
+
+
+def path() -> Path:
+    return Path(host.folder_paths().get_system_user_directory("musubi")) / FILE
+
+
+def load() -> Preferences:
+    """The settings as they are now; the defaults when there are none."""
+    try:
+        return made_of(json.loads(path().read_text(encoding="utf-8")))
+    except (OSError, ValueError, OptionError):
+        return Preferences()
+
+
+def save(changes: Mapping[str, Any]) -> Preferences:
+    """Change some settings and keep them. OptionError for a wrong one, DiskError when they cannot be written."""
+    changed = made_of({**load().as_json(), **changes})
+    write_text(path(), json.dumps(changed.as_json(), indent=1) + "\n")
+    return changed
+
+
+def made_of(data: Mapping[str, Any]) -> Preferences:
+    """Settings out of JSON. Raises OptionError that names the wrong one."""
+    known = {field.name for field in fields(Preferences)}
+    unknown = [name for name in data if name not in known]
+    if unknown:
+        raise OptionError(f"There is no setting {unknown[0]!r}.", hint=f"There are: {', '.join(sorted(known))}.")
+    gpu, level = data.get("gpu", "auto"), data.get("log_level", "info")
+    if not isinstance(gpu, str) or not (gpu in ("auto", "cpu") or gpu.isdecimal()):
+        raise OptionError(f"gpu cannot be {gpu!r}.", hint="Use auto, cpu, or the number of a GPU such as 0.")
+    if level not in LEVELS:
+        raise OptionError(f"log_level cannot be {level!r}.", hint=f"Use {', '.join(LEVELS)}.")
+    listed = data.get("roots", [])
+    if not isinstance(listed, (list, tuple)):
+        raise OptionError("roots needs a list of folders.")
+    home = _folder(data.get("home", ""), "home", may_be_missing=True)
+    return Preferences(home=home, gpu=gpu, log_level=level, roots=tuple(_folder(root, "roots") for root in listed))
+
+
+def _folder(text: Any, where: str, *, may_be_missing: bool = False) -> str:
+    if not isinstance(text, str) or "\0" in text or (text and not os.path.isabs(text)):
+        raise OptionError(f"{where}: {text!r} is no absolute path of a folder.", hint="Write the whole path.")
+    if not text and not may_be_missing:
+        raise OptionError(f"{where}: an empty path.", hint="Write the whole path.")
+    if text and Path(text).parent == Path(text):
+        raise OptionError(f"{where}: {text} is a whole disk.", hint="Name a folder on it.")
+    return text

@@ -1,0 +1,45 @@
+"""Prompt lines typed on a node: one video a line, with the engine's `--w 832 --d 42 …`, as a file for the engine.
+
+A line's options that name files may reach allowed folders only, so each is looked up here and written as the path that
+was meant. Knows which letters name files; the engine reads the rest and says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..engine.contract.errors import OptionError
+from ..engine.contract.files import write_text
+from . import paths
+
+FILE_LETTERS = frozenset({"i", "ei", "cn", "ci", "cim"})
+"""Letters whose value is a path; a test compares them with the engine's own tables."""
+_OPTION = re.compile(r"(?:^|(?<=\s))--([A-Za-z]\S*)")
+
+
+def checked_line(line: str, number: int) -> str:
+    """The line with its files looked up. OptionError for one outside the allowed folders."""
+    marks = list(_OPTION.finditer(line))
+    found, end = line[: marks[0].start()] if marks else line, len(line)
+    for index, mark in enumerate(marks):
+        end = marks[index + 1].start() if index + 1 < len(marks) else len(line)
+        value = line[mark.end() : end]
+        if mark.group(1) in FILE_LETTERS:
+            try:
+                value = f" {paths.anywhere(value.strip())} "
+            except OptionError as error:
+                raise OptionError(f"Line {number}: {error.message}", hint=error.hint) from None
+        found += f"--{mark.group(1)}{value}"
+    return found.rstrip()
+
+
+def write_prompts(text: str) -> str:
+    """A file with these lines, named by what is in it. Returns its path. OptionError, DiskError."""
+    lines = [checked_line(line.strip(), number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if "\0" in text or not lines:
+        raise OptionError("There is no prompt in the list.", hint="Write one prompt a line.")
+    content = "\n".join(lines) + "\n"
+    path = paths.work() / "prompts" / f"{paths.short_hash(content)}.txt"
+    if not path.is_file():
+        write_text(path, content, durable=False)
+    return str(path)

@@ -1,0 +1,174 @@
+"""All runs: those of this server, and those whose folders are still there, read back as they were.
+
+Knows the files of a run; what they mean is in `runs.py`. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..engine.contract.events import Event, Resource, read
+from .runs import OVER, Run
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
+MOST_RUNS = 200
+REMOVED = ".removed"
+
+
+class Runs:
+    """The runs of this server, and those whose folders are still there."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Run] = {}
+        self._controls: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def begin(
+        self, folder: Path, *, title: str, verb: str, family: str, node: str, prompt: str, workflow: str = ""
+    ) -> Run:
+        """A new run, its folder `<time>-<verb>-<family>` below `folder`."""
+        name = "-".join(part for part in (time.strftime("%Y%m%d-%H%M%S"), verb.replace(" ", "-"), family) if part)
+        with self._lock:
+            unique, number = folder / name, 1
+            while unique.exists():
+                number += 1
+                unique = folder / f"{name}-{number}"
+            unique.mkdir(parents=True)
+            run = Run(unique, title=title, verb=verb, family=family, node=node, prompt=prompt, workflow=workflow)
+            self._live[run.id] = run
+        run.keep()
+        return run
+
+    def again(
+        self, folder: Path, run_id: str, *, title: str, verb: str, family: str, node: str, prompt: str,
+        workflow: str = "",
+    ) -> Run:  # fmt: skip
+        """The run that made a result, shown on the node that found the result; a bare one when it was removed."""
+        run = self.get(folder, run_id)
+        if run is None:
+            run = self.begin(folder, title=title, verb=verb, family=family, node=node, prompt=prompt, workflow=workflow)
+            run.change("done", message="Found the result of an earlier run.")
+        with self._lock:
+            self._live[run.id] = run
+        run.show_on(node, prompt, workflow)
+        return run
+
+    def control(self, run: Run, child: Any) -> None:
+        """Whom commands for this run go to; None when it is over."""
+        with self._lock:
+            if child is None:
+                self._controls.pop(run.id, None)
+            else:
+                self._controls[run.id] = child
+
+    def child(self, run_id: str) -> Any:
+        with self._lock:
+            return self._controls.get(run_id)
+
+    def get(self, folder: Path, run_id: str) -> Run | None:
+        """A run by its id, live or read back; None for an unknown one or no id at all."""
+        with self._lock:
+            if run_id in self._live:
+                return self._live[run_id]
+        if not ID.fullmatch(run_id):
+            return None
+        return read_back(folder / run_id)
+
+    def summaries(self, folder: Path) -> list[dict[str, Any]]:
+        """All runs, newest first."""
+        with self._lock:
+            live = {run.id: run.summary() for run in self._live.values()}
+        found = [live.get(place.name) or stored(place) for place in folders(folder)]
+        kept = sorted((run for run in found if run), key=lambda run: (run["started"], run["id"]), reverse=True)
+        return kept[:MOST_RUNS]
+
+    def newest(self, folder: Path) -> Run | None:
+        """The run that began last; None when there is none."""
+        listed = self.summaries(folder)
+        return self.get(folder, listed[0]["id"]) if listed else None
+
+    def remove(self, folder: Path, run: Run) -> None:
+        """Take a finished run off the list; its folder is moved, its results are not touched."""
+        with self._lock:
+            self._live.pop(run.id, None)
+        (folder / REMOVED).mkdir(exist_ok=True)
+        target, number = folder / REMOVED / run.id, 1
+        while target.exists():
+            number += 1
+            target = folder / REMOVED / f"{run.id}-{number}"
+        shutil.move(run.folder, target)
+
+
+def folders(folder: Path) -> Iterable[Path]:
+    try:
+        return [place for place in folder.iterdir() if (place / "run.json").is_file()]
+    except OSError:
+        return []
+
+
+def stored(place: Path) -> dict[str, Any] | None:
+    """The summary in `run.json`. A run that was under way when the server died has failed."""
+    try:
+        data = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("started"), (int, float)):
+        return None
+    data["id"], data["folder"] = place.name, str(place)
+    if data.get("state") not in OVER:
+        data["state"] = "failed"
+        data["ended"] = data.get("ended") or _modified(place / "events.jsonl") or data["started"]
+        data["error"] = {
+            "kind": "stopped", "message": "ComfyUI ended while this run was under way.",
+            "hint": "Queue the workflow again: a training goes on where it was.",
+        }  # fmt: skip
+    return data
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def read_back(place: Path) -> Run | None:
+    """A run of an earlier server, with its series; None when the folder is no run's."""
+    data = stored(place)
+    if data is None:
+        return None
+    texts = {name: str(data.get(name) or "") for name in ("title", "verb", "family", "node", "prompt", "workflow")}
+    run = Run(place, **texts)
+    events = _events(place / "events.jsonl")
+    measured, total = 0, sum(isinstance(event, Resource) for event in events)
+    until = data["ended"] or data["started"]
+    for event in events:
+        measured += isinstance(event, Resource)  # their times are not on record, but they came evenly
+        run.take(event, at=data["started"] + (until - data["started"]) * measured / max(total, 1))
+    run.state, run.started, run.ended = data["state"], data["started"], data["ended"]
+    run.shown = data.get("shown") or run.started
+    run.reused, run.error = bool(data.get("reused")), data.get("error")
+    run.stage, run.message, run.progress = str(data.get("stage") or ""), str(data.get("message") or ""), None
+    run.news()
+    return run
+
+
+def _events(file: Path) -> list[Event]:
+    """The events on record; a run that never came to speak has none, the last line of a killed one may be half."""
+    found = []
+    try:
+        with open(file, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                with contextlib.suppress(ValueError):
+                    found.append(read(line))
+    except OSError:
+        return []
+    return found

@@ -1,0 +1,1 @@
+"""Engines that misbehave, for whoever has to live with one."""

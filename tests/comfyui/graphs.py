@@ -1,0 +1,254 @@
+"""The shipped workflows in our own words: nodes, values, links, notes. `make_workflows.py` has ComfyUI write them down.
+
+Each one runs as it is on the demo models; its note says what to change for real ones. Families differ in a table only.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OURS = "MusubiTuner_"
+NAMESPACE = uuid.UUID("6f1c1f0a-6f63-4a43-9c39-0d5f2f6f7a11")
+DEMO = "musubi_demo"
+NOTES = Path(__file__).parent / "notes"
+PROMPT = "a red circle moves right in front of a night background"
+SIZE, FRAMES = 96, 17
+
+
+@dataclass(frozen=True)
+class Part:
+    """A node: a key of our own, its class, its column, and the widgets that are not at their defaults.
+
+    Nodes of a column stand below each other in the order in which they are written. `height` 0: as low as it goes.
+    """
+
+    key: str
+    type: str
+    column: int
+    values: dict[str, Any] = field(default_factory=dict)
+    height: int = 0
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A workflow. `links`: (from node, its output, to node, its input). `photographed`: the nodes on its picture."""
+
+    name: str
+    parts: tuple[Part, ...]
+    links: tuple[tuple[str, str, str, str], ...]
+    note: str
+    photographed: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return str(uuid.uuid5(NAMESPACE, self.name))
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is different about a family: its node names and its demo models."""
+
+    key: str
+    node: str
+    title: str
+    models: dict[str, Any]
+    generation: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] | None = None
+    starts_from_image: bool = False
+
+
+def _file(family: str, option: str, suffix: str = ".safetensors") -> str:
+    return f"{DEMO}_{family}_{option}{suffix}"
+
+
+def _files(family: str, *options: str) -> dict[str, Any]:
+    return {option: _file(family, option) for option in options}
+
+
+FOLDER = {
+    "source": "folder", "source.folder": f"input/{DEMO}", "source.width": SIZE, "source.height": SIZE,
+    "source.target_frames": str(FRAMES), "name": DEMO,
+}  # fmt: skip
+WINDOWS = f"""[general]
+resolution = [{SIZE}, {SIZE}]
+caption_extension = ".txt"
+
+[[datasets]]
+video_directory = "input/{DEMO}"
+target_frames = [{FRAMES}]
+fp_latent_window_size = 2
+"""
+WAN = Family(
+    key="wan", node="Wan21", title="Wan 2.1",
+    models={**_files("wan", "dit", "vae"), "t5": _file("wan", "t5", ".pth"), "task": "t2v-1.3B"},
+)  # fmt: skip
+HUNYUAN = Family(
+    key="hunyuan_video", node="HunyuanVideo", title="HunyuanVideo",
+    models=_files("hunyuan_video", "dit", "vae", "text_encoder1", "text_encoder2"),
+)  # fmt: skip
+FRAMEPACK = Family(
+    key="framepack", node="FramePack", title="FramePack",
+    models={**_files("framepack", "dit", "vae", "text_encoder1", "text_encoder2", "image_encoder"),
+            "latent_window_size": 2},
+    generation={"video_sections": 2}, dataset={"source": "text", "source.text": WINDOWS, "name": f"{DEMO}_windows"},
+    starts_from_image=True,
+)  # fmt: skip
+FAMILIES = (WAN, HUNYUAN, FRAMEPACK)
+
+
+def noted(kind: str, title: str, family: Family | None = None) -> str:
+    """A note out of `notes/`: the title, then English, then Japanese."""
+    begin, models = _languages("begin"), _languages(f"models_{family.key}") if family else ("", "")
+    parts = [
+        body.format(begin=begin[number], models=models[number]) for number, body in enumerate(_languages(kind))
+    ]  # fmt: skip
+    return f"# {title}\n\n" + "\n\n---\n\n".join(parts)
+
+
+def _languages(name: str) -> tuple[str, str]:
+    english, japanese = (NOTES / f"{name}.md").read_text(encoding="utf-8").split("\n---\n")
+    return english.strip(), japanese.strip()
+
+
+def _generation(family: Family) -> dict[str, Any]:
+    length = {} if family.generation else {"video_length": FRAMES}
+    return {
+        "prompt": PROMPT, "video_size_height": SIZE, "video_size_width": SIZE, **length, "infer_steps": 20,
+        "guidance_scale": 1.0, "seed": 42, "control_after_generate": "fixed",
+        "filename_prefix": f"musubi/{DEMO}_{family.key}", **family.generation,
+    }  # fmt: skip
+
+
+def _models(family: Family, column: int) -> Part:
+    return Part("models", f"{OURS}{family.node}ModelPaths", column, family.models)
+
+
+def _generator(family: Family, column: int) -> Part:
+    return Part("generator", f"{OURS}{family.node}Generator", column, _generation(family))
+
+
+def _save(name: str, column: int) -> Part:
+    return Part("save", f"{OURS}VideoOutput", column, {"filename_prefix": f"video/{name}"}, 560)
+
+
+def _first_frame(family: Family, column: int) -> tuple[tuple[Part, ...], tuple[tuple[str, str, str, str], ...]]:
+    """The picture that an image-to-video model begins with, out of a clip of the demo; nothing for the others."""
+    if not family.starts_from_image:
+        return (), ()
+    parts = (
+        Part("clip", f"{OURS}VideoInput", column, {"video": f"input/{DEMO}/red_circle_right.mp4"}),
+        Part("frames", "GetVideoComponents", column),
+        Part("frame", "ImageFromBatch", column, {"batch_index": 0, "length": 1}),
+    )
+    links = (
+        ("clip", "video", "frames", "video"), ("frames", "images", "frame", "image"),
+        ("frame", "IMAGE", "generator", "image"),
+    )  # fmt: skip
+    return parts, links
+
+
+def train(family: Family) -> Graph:
+    name = f"{DEMO}_{family.key}_mine"
+    prompt = f"{PROMPT} --w {SIZE} --h {SIZE} --f {FRAMES} --s 12 --l 1 --d 42"
+    sampling = {"prompts": prompt, "sample_every_n_steps": 50}
+    first, first_links = _first_frame(family, 3)
+    settings = {
+        "max_train_steps": 100, "seed": 42, "control_after_generate": "fixed", "network_dim": 16, "network_alpha": 16,
+        "timestep_sampling": "uniform", "save_every_n_steps": 50,
+    }  # fmt: skip
+    parts = (
+        Part("dataset", f"{OURS}DatasetConfig", 0, family.dataset or FOLDER),
+        _models(family, 1),
+        Part("latents", f"{OURS}VAELatentCache", 1),
+        Part("texts", f"{OURS}TextEncoderCache", 1),
+        Part("training", f"{OURS}LoRATrainingConfig", 2, settings),
+        Part("optimizer", f"{OURS}OptimizerConfig", 2, {"learning_rate": 0.002}),
+        *(() if family.starts_from_image else (Part("sampling", f"{OURS}SamplingConfig", 3, sampling),)),
+        Part("memory", f"{OURS}MemoryOptimizer", 3, {"mixed_precision": "no"}),
+        *first,
+        Part("trainer", f"{OURS}{family.node}LoRATrainer", 4, {"output_name": name}, 900),
+        _save(name, 4),
+        _generator(family, 5),
+    )
+    links = (
+        ("dataset", "dataset", "latents", "dataset"), ("latents", "dataset", "texts", "dataset"),
+        ("texts", "dataset", "trainer", "dataset"), ("models", "models", "latents", "models"),
+        ("models", "models", "texts", "models"), ("models", "models", "trainer", "models"),
+        ("training", "training", "trainer", "training"), ("optimizer", "optimizer", "trainer", "optimizer"),
+        *(() if family.starts_from_image else (("sampling", "sampling", "trainer", "sampling"),)),
+        ("memory", "memory", "trainer", "memory"), ("models", "models", "generator", "models"),
+        ("trainer", "LoRAs", "generator", "loras"), ("generator", "video", "save", "video"), *first_links,
+    )  # fmt: skip
+    note = noted("train", f"{family.title}: train a LoRA", family)
+    photographed = ("trainer", "generator")
+    return Graph(f"{family.title} - train a LoRA from a folder", parts, links, note, photographed)
+
+
+def generate(family: Family) -> Graph:
+    first, first_links = _first_frame(family, 1)
+    loras = {"lora_1": _file(family.key, "lora"), "strength_1": 1.0}
+    parts = (
+        _models(family, 1),
+        Part("loras", f"{OURS}{family.node}LoRAStack", 1, loras),
+        *first,
+        _generator(family, 2),
+        _save(f"{DEMO}_{family.key}", 3),
+    )
+    links = (
+        ("models", "models", "generator", "models"), ("loras", "loras", "generator", "loras"),
+        ("generator", "video", "save", "video"), *first_links,
+    )  # fmt: skip
+    note = noted("generate", f"{family.title}: generate with a LoRA", family)
+    photographed = ("models", "generator", "save")
+    return Graph(f"{family.title} - generate with a LoRA", parts, links, note, photographed)
+
+
+def merge() -> Graph:
+    mixed = {
+        "lora_1": _file("wan", "lora"), "strength_1": 0.6,
+        "lora_2": f"{DEMO}_wan_lora-step{20:08d}.safetensors", "strength_2": 0.4,
+    }  # fmt: skip
+    parts = (
+        Part("loras", f"{OURS}Wan21LoRAStack", 1, mixed),
+        _models(WAN, 1),
+        Part("merger", f"{OURS}LoRAMerger", 2, {"write": "LoRA", "name": f"{DEMO}_merged"}),
+        _generator(WAN, 3),
+        _save(f"{DEMO}_merged", 4),
+    )
+    links = (
+        ("loras", "loras", "merger", "loras"), ("models", "models", "generator", "models"),
+        ("loras", "loras", "generator", "loras"), ("generator", "video", "save", "video"),
+    )  # fmt: skip
+    note = noted("merge", "Several LoRAs become one")
+    return Graph("LoRA - merge several into one", parts, links, note, ("merger", "generator"))
+
+
+def convert() -> Graph:
+    values = {"input": _file("wan", "lora"), "target": "other", "family": "wan", "name": f"{DEMO}_for_others"}
+    parts = (
+        Part("converter", f"{OURS}LoRAFormatConverter", 1, values),
+        Part("path", "PreviewAny", 2, {}, 200, "Where it is"),
+    )
+    links = (("converter", "path", "path", "source"),)
+    note = noted("convert", "A LoRA for other programs")
+    return Graph("LoRA - convert for other programs", parts, links, note, ("note", "converter", "path"))
+
+
+def average() -> Graph:
+    values = {"lora": _file("wan", "lora"), "beta": 0.9, "name": f"{DEMO}_average"}
+    parts = (
+        Part("ema", f"{OURS}LoRAPostHocEMA", 1, values),
+        Part("path", "PreviewAny", 2, {}, 200, "Where it is"),
+    )
+    links = (("ema", "path", "path", "source"),)
+    note = noted("average", "Average the LoRAs of one training")
+    return Graph("LoRA - average one training (EMA)", parts, links, note, ("note", "ema", "path"))
+
+
+def graphs() -> list[Graph]:
+    """All of them, in the order in which a person meets them."""
+    return [*map(train, FAMILIES), *map(generate, FAMILIES), merge(), convert(), average()]

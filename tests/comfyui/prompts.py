@@ -1,0 +1,31 @@
+"""Prompts in the API's form, for tests that need no browser: caching and training on the demo's models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OURS = "MusubiTuner_"
+TRAINER = "6"
+
+
+def training(name: str, *, steps: int = 2000, save_every: int = 0) -> dict[str, Any]:
+    """From the demo's clips to a Wan LoRA. `steps` many enough to be interrupted."""
+    return {
+        "1": _node("Wan21ModelPaths", dit="musubi_demo_wan_dit.safetensors", vae="musubi_demo_wan_vae.safetensors",
+                   t5="musubi_demo_wan_t5.pth", task="t2v-1.3B"),
+        "2": _node("DatasetConfig", **{
+            "source": "folder", "source.folder": "input/musubi_demo", "source.width": 96, "source.height": 96,
+            "source.target_frames": "17",
+        }),
+        "3": _node("VAELatentCache", dataset=["2", 0], models=["1", 0]),
+        "4": _node("TextEncoderCache", dataset=["3", 0], models=["1", 0]),
+        "5": _node("LoRATrainingConfig", max_train_steps=steps, seed=1, network_dim=4, network_alpha=4.0,
+                   timestep_sampling="uniform", save_every_n_steps=save_every),
+        TRAINER: _node("Wan21LoRATrainer", dataset=["4", 0], models=["1", 0], training=["5", 0], memory=["7", 0],
+                       output_name=name),
+        "7": _node("MemoryOptimizer", mixed_precision="no"),
+    }  # fmt: skip
+
+
+def _node(name: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": OURS + name, "inputs": inputs}

@@ -1,0 +1,81 @@
+"""The first settings that fit, in the order of what they cost; and what was asked for stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.memory.choosing import Limits, Needs, choose, generation_rows, training_rows
+
+ASKED = {
+    "gradient_checkpointing": False, "gradient_checkpointing_cpu_offload": False,
+    "gradient_checkpointing_attention": "auto", "fp8_scaled": False, "blocks_to_swap": None,
+    "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2,
+}  # fmt: skip
+BLOCKS = 40
+
+
+def measure(options):
+    """A model of 40 blocks of 10, whose activations are 400, 100 with checkpoints; less with what else saves."""
+    now = {**ASKED, **options}
+    block = 5 if now["fp8_scaled"] else 10
+    streamed = now["blocks_to_swap"] or 0
+    card = block * (BLOCKS - streamed) + block * min(now["block_swap_ring_size"], streamed)
+    if not now["gradient_checkpointing"]:
+        return Needs(card=card + 400, main=0)
+    offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
+    card += 40 if offload else 100 + 50 * keep
+    return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
+
+
+def chosen(card, main=None, **asked):
+    rows = training_rows({**ASKED, **asked}, blocks=BLOCKS)
+    return choose(measure, rows, Limits(card=card, main=main))
+
+
+@pytest.mark.parametrize(("card", "words"), [
+    (800, set()),
+    (550, {"gradient_checkpointing", "gradient_checkpointing_attention"}),
+    (400, {"blocks_to_swap", "use_pinned_memory_for_block_swap"}),
+    (100, {"gradient_checkpointing_cpu_offload", "blocks_to_swap"}),
+    (55, {"fp8_scaled", "gradient_checkpointing_cpu_offload"}),
+    (46, {"fp8_scaled", "block_swap_ring_size"}),
+])  # fmt: skip
+def test_the_cheapest_that_fits_is_taken(card, words):
+    choice = chosen(card)
+    assert choice.fits and choice.needs.card <= card and words <= choice.options.keys()
+    assert ("fp8_scaled" in choice.options) == (card < 60), "numbers are changed last"
+
+
+def test_as_few_blocks_as_will_do():
+    count = chosen(400).options["blocks_to_swap"]
+    assert measure(chosen(400).options).card <= 400 < measure({**chosen(400).options, "blocks_to_swap": count - 1}).card
+
+
+def test_little_main_memory_is_kept_to():
+    choice = chosen(100, main=400)
+    assert not choice.fits or choice.needs.main <= 400
+    assert chosen(170, main=230).options.get("fp8_scaled"), "streamed in 16 bits it would take 400"
+
+
+def test_what_does_not_fit_gives_the_least():
+    choice = chosen(10)
+    assert not choice.fits and choice.needs.card == min(measure(o).card for o in training_rows(ASKED, blocks=BLOCKS))
+    assert measure(choice.options) == choice.needs
+
+
+def test_what_was_asked_for_is_not_taken_back():
+    asked = {"blocks_to_swap": 20, "gradient_checkpointing_attention": "recompute", "fp8_scaled": True}
+    for options in training_rows({**ASKED, **asked}, blocks=BLOCKS):
+        assert options.get("blocks_to_swap", 20) >= 20
+        assert not {"fp8_scaled", "gradient_checkpointing_attention"} & options.keys()
+
+
+def test_nothing_is_added_that_is_there_already():
+    asked = {**ASKED, "gradient_checkpointing": True, "use_pinned_memory_for_block_swap": True}
+    assert all("gradient_checkpointing" not in options for options in training_rows(asked, blocks=BLOCKS))
+    assert all("use_pinned_memory_for_block_swap" not in options for options in generation_rows(asked, blocks=BLOCKS))
+
+
+def test_a_file_in_plain_fp8_is_not_rounded_again():
+    rows = [*training_rows(ASKED, blocks=4, may_fp8=False), *generation_rows(ASKED, blocks=4, may_fp8=False)]
+    assert rows and all("fp8_scaled" not in options for options in rows)

@@ -1,0 +1,102 @@
+"""The planner's numbers are those of the code: full-size blocks are run on tensors that only have sizes, and counted.
+
+A failure means that a block keeps or makes more or less than before: renew `BLOCKS` in engine/memory/estimate.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import pytest
+import torch
+
+from engine.lora import network as lora
+from engine.memory.checkpointing import checkpoint_blocks
+from engine.memory.estimate import How, Weights, denoising, training
+from engine.parts.workload import BlockRun, Work
+from tests.memory.counting import counted, settle
+
+TEXT = 120  # tokens
+LATENTS = (9, 60, 104)
+TOLERANCE = 0.03
+# family, blocks by their fields in the config -> runs of blocks
+CASES = {
+    "cross": ("wan", {"num_layers": 2, "in_dim": 16, "image_dim": None, "image_tokens": None, "reference_dim": None}),
+    "double": ("hunyuan_video", {"num_double_blocks": 2, "num_single_blocks": 0}),
+    "single": ("hunyuan_video", {"num_double_blocks": 1, "num_single_blocks": 2}),
+}
+
+
+def part(family, file):
+    return importlib.import_module(f"engine.families.{family}.{file}")
+
+
+def config_of(kind, **more):
+    family, sizes = CASES[kind]
+    return family, dataclasses.replace(part(family, "detect").fullest(), **{**sizes, **more})
+
+
+def conditioning(family):
+    text = torch.empty(TEXT, 4096, dtype=torch.bfloat16)
+    if family == "wan":
+        return {"text": [text]}
+    return {"text": [text], "pooled": torch.empty(1, 768), "guidance": torch.empty(1)}
+
+
+def peak(kind, *, trained, checkpointed=True, **more):
+    """Bytes of activations at the worst moment, over weights and adapters."""
+    family, config = config_of(kind, **more)
+    model, keys = part(family, "model"), part(family, "keys")
+    dit = model.build(config, dtype=torch.bfloat16)
+    network = None
+    if trained:
+        network = lora.create(dit, block_classes=keys.LORA_BLOCKS, exclude=keys.LORA_EXCLUDE, dim=32, alpha=32)
+    with counted() as counter:
+        settle(dit)
+        if network is not None:
+            settle(network)
+            network.requires_grad_(True)
+        if trained and checkpointed:
+            checkpoint_blocks(model.blocks(dit), attention="recompute")
+        before = counter.peak = counter.live
+        noisy, time = torch.empty(1, 16, *LATENTS), torch.empty(1)
+        with torch.set_grad_enabled(trained), torch.autocast("cpu", dtype=torch.bfloat16, enabled=trained):
+            velocity = model.velocity(dit, noisy, time, conditioning(family))
+            loss = velocity.square().mean()
+        if trained:
+            loss.backward()
+        return counter.peak - before
+
+
+def predicted(kind, *, trained, checkpointed=True, **more):
+    family, config = config_of(kind, **more)
+    tokens = LATENTS[0] * LATENTS[1] * LATENTS[2] // 4
+    if family == "wan":
+        runs = (BlockRun(kind="cross", prefix="b", count=config.num_layers, ffn_dim=config.ffn_dim),)
+        work = Work(dim=config.dim, tokens=tokens, text_tokens=config.text_len, runs=runs)
+    else:
+        counts = {"double": config.num_double_blocks, "single": config.num_single_blocks}
+        runs = tuple(BlockRun(kind=k, prefix=k, count=n, ffn_dim=config.ffn_dim) for k, n in counts.items() if n)
+        work = Work(dim=config.dim, tokens=tokens + TEXT, runs=runs)
+    nothing = Weights(outside=0, blocks=(0,) * sum(run.count for run in runs))
+    how = How(gradient_checkpointing=checkpointed, optimizer_bytes=0)
+    return (training if trained else denoising)(nothing, work, how).device_bytes
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("trained", [True, False], ids=["training", "generation"])
+def test_blocks_take_what_is_predicted(kind, trained):
+    assert predicted(kind, trained=trained) == pytest.approx(peak(kind, trained=trained), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_without_checkpoints_too(kind):
+    found = peak(kind, trained=True, checkpointed=False)
+    assert predicted(kind, trained=True, checkpointed=False) == pytest.approx(found, rel=0.04)
+
+
+def test_a_narrow_model():
+    narrow = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12}
+    found = peak("cross", trained=True, **narrow)
+    assert predicted("cross", trained=True, **narrow) == pytest.approx(found, rel=TOLERANCE)

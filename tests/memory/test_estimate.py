@@ -1,0 +1,113 @@
+"""What is predicted against what an H100 took: six blocks of Wan 14B forward and backward, LoRA of rank 32, batch 1.
+
+GiB as PyTorch counts them. Whole jobs are compared in tests/tasks/test_plan.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from engine.memory.estimate import CONTEXT, GIB, How, VaeWork, Weights, denoising, largest, training, vae_stage
+from engine.parts.workload import BlockRun, Work
+
+BLOCK_NUMBERS = 351_288_320
+ROW_SCALES = 4 * (8 * 5120 + 13824 + 5120)
+ADAPTER = 32 * (8 * 2 * 5120 + 2 * (5120 + 13824))
+F33, F81 = 14_040, 32_760  # tokens of 480 x 832 at 33 and 81 frames
+KEEP = {"gradient_checkpointing_attention": "keep"}
+OFFLOAD = {**KEEP, "gradient_checkpointing_cpu_offload": True}
+MEASURED = [
+    (F33, "bf16", {}, 9.59),
+    (F33, "bf16", KEEP, 10.27),
+    (F33, "fp8", {}, 7.62),
+    (F33, "fp8", KEEP, 8.30),
+    (F33, "fp8", {**KEEP, "compile": True}, 8.51),
+    (F33, "fp8", {**OFFLOAD, "compile": True}, 7.57),
+    (F81, "bf16", KEEP, 17.9),
+    (F81, "fp8", {"compile": True}, 14.75),
+    (F81, "fp8", {**KEEP, "compile": True}, 16.34),
+    (F81, "fp8", {**OFFLOAD, "compile": True}, 14.13),
+]
+
+
+def weights(blocks=6, *, fp8=False, adapters=True):
+    each = BLOCK_NUMBERS + ROW_SCALES if fp8 else 2 * BLOCK_NUMBERS
+    return Weights(outside=int(0.43 * GIB), blocks=(each,) * blocks, adapters=(ADAPTER,) * blocks if adapters else ())
+
+
+def work(tokens=F33, blocks=6):
+    run = BlockRun(kind="cross", prefix="blocks", count=blocks, ffn_dim=13824)
+    return Work(dim=5120, tokens=tokens, text_tokens=512, runs=(run,))
+
+
+@pytest.mark.parametrize(("tokens", "numbers", "how", "measured"), MEASURED)
+def test_a_step_takes_what_was_measured(tokens, numbers, how, measured):
+    stage = training(weights(fp8=numbers == "fp8"), work(tokens), How(optimizer_bytes=0, **how))
+    assert stage.device_bytes / GIB == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("how", [How(), How(**KEEP), How(**OFFLOAD), How(gradient_checkpointing=False)], ids=str)
+def test_more_streamed_blocks_never_need_more(how):
+    found = [
+        training(weights(40), work(blocks=40), dataclasses.replace(how, blocks_to_swap=count)) for count in range(41)
+    ]
+    card = [stage.device_bytes for stage in found]
+    # the first two take as much in buffers as they leave
+    assert all(after <= before for before, after in itertools.pairwise(card)) and card[40] < card[2] == card[0]
+    assert all(after.main_bytes >= before.main_bytes for before, after in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize(("less", "more"), [
+    (How(), How(**KEEP)),
+    (How(**OFFLOAD), How(**KEEP)),
+    (How(), How(gradient_checkpointing=False)),
+    (How(blocks_to_swap=6, block_swap_ring_size=1), How(blocks_to_swap=6)),
+    (How(), How(batch=2)),
+    (How(), How(compile=True)),
+    (How(), How(gradient_accumulation_steps=2)),
+    (How(optimizer_bytes=2), How()),
+    (How(), How(plain_quantizing=True)),
+])  # fmt: skip
+def test_what_saves_memory_is_predicted_to(less, more):
+    assert training(weights(), work(), less).device_bytes < training(weights(), work(), more).device_bytes
+
+
+def test_longer_clips_and_fp8_the_same_way_in_generation():
+    bare, small = weights(adapters=False), weights(fp8=True, adapters=False)
+    assert denoising(bare, work(F33), How()).device_bytes < denoising(bare, work(F81), How()).device_bytes
+    assert denoising(small, work(), How()).device_bytes < denoising(bare, work(), How()).device_bytes
+    assert denoising(bare, work(), How()).device_bytes < training(weights(), work(), How()).device_bytes
+
+
+def test_attention_is_kept_on_a_card_that_has_room_for_it():
+    auto = How(gradient_checkpointing_attention="auto")
+    kept, not_kept = (
+        training(weights(), work(), How(gradient_checkpointing_attention=a)) for a in ("keep", "recompute")
+    )
+    assert training(weights(), work(), auto, room=80 * GIB).device == kept.device
+    assert training(weights(), work(), auto, room=10 * GIB).device == not_kept.device
+    assert training(weights(), work(), auto).device == kept.device, "nothing is known of the card"
+
+
+def test_a_small_step_needs_the_optimizers_moment():
+    stage = training(weights(40), work(64, blocks=40), How())
+    assert stage.device["optimizer step"] and "block inputs" not in stage.device
+
+
+def test_tiles_and_pieces_bound_what_a_vae_takes():
+    def decoded(kind, frames, **how):
+        return vae_stage(0, VaeWork(kind=kind, **how), width=960, height=544, frames=frames, decoding=True).device_bytes
+
+    assert decoded("chunks", 17) == decoded("chunks", 129)
+    assert decoded("chunks", 17, past_on_cpu=True) < decoded("chunks", 17)
+    assert decoded("tiles", 129, tile=256) == decoded("tiles", 257, tile=256) < decoded("tiles", 129)
+    assert decoded("tiles", 129, tile=128) < decoded("tiles", 129, tile=256)
+
+
+def test_more_has_to_be_free_than_tensors_take():
+    stage = training(weights(), work(), How())
+    assert stage.needed_bytes > CONTEXT + stage.device_bytes
+    assert largest([stage, denoising(weights(), work(), How())]) is stage

@@ -1,0 +1,7 @@
+"""Stands for ComfyUI's execution context: none."""
+
+from __future__ import annotations
+
+
+def get_executing_context() -> None:
+    return None

@@ -1,0 +1,242 @@
+"""The nodes from their inputs to a job, a result, and the result found again. The engine here only pretends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Engine, folder_dataset, part, run_node, wan_models
+
+jobs = part("nodes.jobs")
+
+
+def job_of(run: Any) -> dict[str, Any]:
+    return part("engine.contract.toml").load(run.folder / "job.toml")
+
+
+def train(**more: Any) -> tuple[Any, ...]:
+    inputs = {"dataset": folder_dataset(), "models": wan_models(), "output_name": "cat", **more}
+    return run_node("Wan21LoRATrainer", **inputs)
+
+
+def generate(**more: Any) -> tuple[Any, ...]:
+    inputs = {"models": wan_models(), "prompt": "a cat", "seed": 3, **more}
+    return run_node("Wan21Generator", **inputs)
+
+
+def test_from_caches_over_a_lora_to_a_video(models: Path, obliging: Engine) -> None:
+    dataset, paths = folder_dataset(), wan_models()
+    dataset, latents = run_node("VAELatentCache", dataset=dataset, models=paths)
+    dataset, texts = run_node("TextEncoderCache", dataset=dataset, models=paths)
+    name, loras, file, trained, further = train(dataset=dataset)
+    assert further.loras == ()
+    video, path, generated = generate(loras=loras)
+    assert obliging.starts == ["cache-latents wan", "cache-text wan", "train wan", "generate wan"]
+    assert name == "musubi/cat.safetensors"
+    assert Path(file) == models / "models/loras/musubi/cat.safetensors"
+    assert video.path == path == str(models / "output/musubi/wan.mp4")
+    assert job_of(generated)["lora_weight"] == [file]
+    assert {run.state for run in (latents, texts, trained, generated)} == {"done"}
+
+
+def test_an_unchanged_graph_starts_no_engine_also_in_a_new_server(models: Path, obliging: Engine) -> None:
+    for _ in range(2):
+        dataset = folder_dataset()
+        for node in ("VAELatentCache", "TextEncoderCache"):
+            dataset, cached = run_node(node, dataset=dataset, models=wan_models())
+        trained = train(dataset=dataset)[3]
+        *_, generated = generate()
+        jobs.runs.__init__()  # a server that has just been started
+    assert len(obliging.starts) == 4
+    assert cached.reused and trained.reused and generated.reused
+    assert generated.node == "7"
+
+
+@pytest.mark.parametrize("what", ["clip", "model", "lora", "cache", "option", "fresh"])
+def test_what_a_result_depends_on_makes_it_anew(models: Path, obliging: Engine, what: str) -> None:
+    dataset, cached = run_node("VAELatentCache", dataset=folder_dataset(), models=wan_models())
+    train(dataset=dataset)
+    before = len(obliging.starts)
+    changed = {
+        "clip": models / "datasets/cats/cat.txt",
+        "model": models / "models/vae/vae.safetensors",
+        "lora": models / "output/musubi/train/cat/cat.safetensors",
+        "cache": next((models / "output/musubi/cache").glob("*/*.safetensors")),
+    }
+    if what in changed:
+        changed[what].write_text("something else")
+    more = {"fresh": True} if what == "fresh" else {}
+    run_node("VAELatentCache", dataset=folder_dataset(), models=wan_models(task="t2v-14B"))
+    train(training=run_node("LoRATrainingConfig", network_dim=8)[0] if what == "option" else None, **more)
+    anew = {"clip": 2, "model": 2, "lora": 1, "cache": 1, "option": 1, "fresh": 1}
+    assert len(obliging.starts) - before == anew[what]
+
+
+def test_a_settings_node_hands_on_what_was_changed_and_nothing_else(models: Path) -> None:
+    (optimizer,) = run_node("OptimizerConfig", learning_rate=1e-4, optimizer_type="AdamW8bit", weight_decay=0.1)
+    assert optimizer.options == {
+        "learning_rate": 1e-4, "optimizer_type": "AdamW8bit", "optimizer_args": ["weight_decay=0.1"],
+    }  # fmt: skip
+    assert run_node("MemoryOptimizer", attention="xformers", blocks_to_swap=0)[0].options == {
+        "xformers": True, "blocks_to_swap": 0,
+    }  # fmt: skip
+    assert run_node("LoRATrainingConfig", network_module="networks.lokr", factor=8, dora_wd=True)[0].options == {
+        "network_module": "networks.lokr", "network_args": ["dora_wd=True", "factor=8"],
+    }  # fmt: skip
+    assert run_node("LoRATrainingConfig")[0].options == {}
+
+
+def test_settings_reach_the_job(models: Path, obliging: Engine) -> None:
+    _, _, _, run, _ = train(
+        training=run_node("LoRATrainingConfig", network_dim=8, seed=5)[0],
+        optimizer=run_node("OptimizerConfig", learning_rate=1e-4)[0],
+        memory=run_node("MemoryOptimizer", fp8_scaled=True)[0],
+    )
+    job = job_of(run)
+    assert (job["network_dim"], job["seed"], job["learning_rate"], job["fp8_scaled"]) == (8, 5, 1e-4, True)
+    assert Path(job["output_dir"]) == models / "output/musubi/train/cat"
+    assert (run.folder / "workflow.json").is_file()
+
+
+def test_saved_steps_appear_in_the_loras_folder_and_vanish_with_their_source(models: Path, tmp_path: Path) -> None:
+    publisher = part("nodes.publish").Publisher(models / "models/loras/musubi")
+    file = tmp_path / "cat-step00000002.safetensors"
+    file.write_text("two")
+    publisher.take("LoRA", str(file))
+    publisher.take("loss curve", str(tmp_path / "loss.png"))
+    shown = models / "models/loras/musubi/cat-step00000002.safetensors"
+    assert shown.read_text() == "two"
+    file.unlink()
+    publisher.finish()
+    assert not shown.exists()
+
+
+def test_a_failure_is_the_engines_message_in_the_words_of_the_node(
+    models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBLIGING_FAILS", "weights")
+    with pytest.raises(RuntimeError) as caught:
+        generate()
+    assert str(caught.value) == "dit is another model.\n\nChange dit."
+    (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
+    assert run["state"] == "failed"
+    assert run["error"] == {"kind": "weights", "message": "dit is another model.", "hint": "Change dit."}
+
+
+def test_a_wrong_option_is_told_before_anything_starts(models: Path, obliging: Engine) -> None:
+    with pytest.raises(ValueError, match="video_length: 80 is not 4n"):
+        generate(video_length=80)
+    with pytest.raises(ValueError, match="dit is required"):
+        train(models=wan_models(dit="none"))
+    assert obliging.starts == []
+
+
+def test_cancel_ends_the_node_with_comfyuis_own_exception(
+    models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    monkeypatch.setenv("OBLIGING_WAITS", "1")
+    threading.Timer(0.5, management.interrupt_current_processing).start()
+    began = time.monotonic()
+    with pytest.raises(management.InterruptProcessingException):
+        train()
+    assert time.monotonic() - began < 5
+    assert (models / "models/loras/musubi/cat.safetensors").is_file()  # it saved while it was ended
+    assert not management.processing_interrupted()  # used up: the next prompt is not cancelled too
+    assert not part("nodes.run").gpu.locked()
+    (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
+    assert run["state"] == "stopped"
+
+
+def test_an_engine_that_cannot_be_started(models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, environment = part("nodes.run"), part("nodes.environment")
+
+    def program(arguments: list[str], *, folder: Path, log: Path) -> Any:
+        return run.Program(argv=(str(models / "missing"),), environment={}, folder=folder, log=log)
+
+    monkeypatch.setattr(environment, "engine_program", program)
+    with pytest.raises(RuntimeError, match="could not be started"):
+        generate()
+    assert not run.gpu.locked()
+
+
+def test_stop_and_save_gives_the_lora_but_is_no_finished_result(
+    models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBLIGING_WAITS", "1")
+
+    def stop() -> None:
+        answers = part("nodes.answers")
+        while not jobs.runs._controls:
+            time.sleep(0.02)
+        (run_id,) = jobs.runs._controls
+        asked = answers.Asked(run=run_id, body={"command": "stop"})
+        assert answers.answered(answers.command, asked).data["state"] == "stopping"
+
+    threading.Thread(target=stop).start()
+    name, _, _, run, _ = train()
+    assert (name, run.state) == ("musubi/cat.safetensors", "stopped")
+    monkeypatch.delenv("OBLIGING_WAITS")
+    train()
+    assert len(obliging.starts) == 2
+
+
+def test_comfyuis_models_leave_the_gpu_first(models: Path, obliging: Engine) -> None:
+    import comfy.model_management as management
+
+    generate()
+    assert management.unloaded == 1
+    generate()
+    assert management.unloaded == 1  # nothing was started
+
+
+def test_the_page_is_told_of_a_run(models: Path, obliging: Engine) -> None:
+    import server
+
+    run = train()[3]
+    sent = server.PromptServer.instance.sent
+    states = [data["state"] for message, data in sent if message == "musubi.run"]
+    assert states[0] in ("waiting", "running") and states[-1] == "done"
+    artifacts = [data for message, data in sent if message == "musubi.event" and data["event"]["event"] == "artifact"]
+    assert artifacts[0]["run"] == run.id and artifacts[0]["node"] == "7"
+    assert artifacts[0]["event"]["url"].startswith(f"/musubi/runs/{run.id}/file?name=cat-step")
+
+
+def test_a_batch_gives_a_list_of_videos(models: Path, obliging: Engine) -> None:
+    videos, paths, _ = run_node("BatchProcessor", models=wan_models(), prompts="a cat\n\na dog --d 5\n")
+    assert [video.path for video in videos] == paths.splitlines()
+    assert len(videos) == 2
+
+
+def test_missing_environment_says_what_to_press(models: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        generate()
+    assert "environment is not made yet" in str(caught.value)
+    assert "Set up" in str(caught.value) and "env_bootstrap create" in str(caught.value)
+
+
+def test_lora_tools(models: Path, obliging: Engine) -> None:
+    for number in (2, 4):
+        (models / f"models/loras/cat-step{number:08}.safetensors").write_text("x")
+    name, path, _ = run_node("LoRAPostHocEMA", lora="cat-step00000004.safetensors")
+    assert (name, Path(path).name) == ("musubi/cat-ema.safetensors", "cat-ema.safetensors")
+    name, *_ = run_node("LoRAFormatConverter", input="style.safetensors", target="other")
+    assert name == "musubi/style-other.safetensors"
+    (loras,) = run_node("Wan21LoRAStack", lora_1="style.safetensors", strength_1=0.5)
+    name, path, run = run_node("LoRAMerger", loras=loras, dit="dit.safetensors")
+    assert Path(path) == models / "models/diffusion_models/musubi/dit-merged.safetensors"
+    assert job_of(run)["lora_multiplier"] == [0.5]
+
+
+def test_the_names_of_saved_steps_are_the_engines() -> None:
+    """Whoever changes how checkpoints are named has to change what the EMA node looks for."""
+    checkpoints = pytest.importorskip("engine.training.checkpoints")
+    numbered = part("nodes.lora_tools").NUMBERED
+    for base in (checkpoints.step_base("cat", 20), checkpoints.epoch_base("cat", 3)):
+        assert numbered.sub("", base) == "cat"
+    assert numbered.sub("", "cat") == "cat"

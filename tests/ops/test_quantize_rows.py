@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import torch
+
+from engine.ops.quantize_rows import LARGEST, quantize_rows
+
+
+def test_each_row_uses_the_whole_range_of_its_format():
+    torch.manual_seed(0)
+    rows = torch.randn(5, 64) * torch.tensor([[1e-4], [1.0], [1e4], [3.0], [0.0]])
+    codes, scale = quantize_rows(rows)
+    assert (codes.float().abs().amax(dim=-1)[:4] == LARGEST).all()
+    torch.testing.assert_close(codes.float() * scale, rows, rtol=0.07, atol=1e-6)
+
+
+def test_factors_come_before_the_scale():
+    torch.manual_seed(0)
+    rows, factors = torch.randn(3, 32), torch.rand(32) * 100
+    for ours, theirs in zip(quantize_rows(rows, factors), quantize_rows(rows * factors), strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0)

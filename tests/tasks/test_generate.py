@@ -1,0 +1,136 @@
+"""`generate` in every family: what command lines of the reference tools ask for and those tools get wrong."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.contract import cli
+from engine.families import names, part
+from engine.families.framepack import tiny as framepack
+from engine.families.wan import tiny as wan
+from engine.media.latents import load_latent, save_latent
+from engine.media.writing import read_metadata
+from engine.tasks.requests import requests_of
+
+FAMILIES = names(extra=False)
+SMALL = ("--video_size", 48, 64, "--infer_steps", 1, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, list[str]]:
+    """The flags that name each family's small models and the shortest video."""
+    found = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        tiny = part(family, "tiny")
+        tiny.write_tiny_models(folder)
+        options = tiny.tiny_model_options(folder)["generate"]
+        options |= {"video_sections": 1} if family == "framepack" else {"video_length": 5}
+        found[family] = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    return found
+
+
+def latent_of(engine, models, family: str, out: Path, *more: object) -> torch.Tensor:
+    """The latents of the one video that is made, always from the same seed."""
+    words = (*SMALL, "--prompt", "a bar", "--seed", 1, "--output_type", "latent", "--save_path", out)
+    result = engine("generate", family, *models[family], *words, *more)
+    assert result.status == 0, result.err
+    (path,) = out.glob("*_latent.safetensors")
+    return load_file(path)["latent"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_fp8_is_taken_by_every_family(family, models, engine, tmp_path):
+    """FramePack's --fp8 without --fp8_scaled crashes in the reference; --fp8_fast is dead in two of the three."""
+    plain = latent_of(engine, models, family, tmp_path / "plain")
+    small = latent_of(engine, models, family, tmp_path / "fp8", "--fp8")
+    assert small.isfinite().all() and not small.equal(plain)
+    assert (small - plain).norm() < 0.5 * plain.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_metadata_is_honoured_in_every_file(family, models, engine, tmp_path):
+    """Blissful Tuner writes them into Wan's and FramePack's latent files all the same."""
+    said = "a bar that nobody else knows"
+    words = (*SMALL, "--prompt", said, "--output_type", "both", "--save_path", tmp_path)
+    for more, wanted in ((("--no_metadata",), False), ((), True)):
+        for old in [*tmp_path.glob("*.mp4"), *tmp_path.glob("*.safetensors")]:
+            old.unlink()
+        assert engine("generate", family, *models[family], *words, *more).status == 0
+        (video,), (latent,) = tmp_path.glob("*.mp4"), tmp_path.glob("*_latent.safetensors")
+        assert (read_metadata(video).get("prompt") == said) is wanted
+        assert (said.encode() in video.read_bytes()) is wanted and (said.encode() in latent.read_bytes()) is wanted
+        assert bool(load_latent(latent)[1]) is wanted
+
+
+def test_each_of_several_latents_keeps_what_it_said(models, engine, tmp_path):
+    """In Blissful Tuner only the last one keeps it, and --no_metadata with --latent_path is a TypeError."""
+    saved = [
+        save_latent(tmp_path / f"{word}_latent.safetensors", torch.zeros(16, 1, 6, 8), metadata={"prompt": word})
+        for word in ("first", "second")
+    ]
+    decode = ("generate", "hunyuan_video", *models["hunyuan_video"], "--latent_path", *saved, "--device", "cpu")
+    assert engine(*decode, "--save_path", tmp_path / "kept").status == 0
+    kept = {path.name.split("_")[-2]: read_metadata(path).get("prompt") for path in (tmp_path / "kept").glob("*.png")}
+    assert kept == {"first": "first", "second": "second"}
+    assert engine(*decode, "--save_path", tmp_path / "silent", "--no_metadata").status == 0
+    silent = list((tmp_path / "silent").glob("*.png"))
+    assert len(silent) == 2 and not any(read_metadata(path) for path in silent)
+
+
+def test_lines_without_a_seed_draw_one_each(models, tmp_path):
+    """In Blissful Tuner they all share that of the command."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\na bar --d 7\n")
+    line = ["generate", "wan", *models["wan"], "--from_file", str(prompts), "--save_path", str(tmp_path)]
+    first, second, third = (request.seed for request in requests_of(cli.parse(line)))
+    assert first != second and third == 7
+    given = [request.seed for request in requests_of(cli.parse([*line, *shlex.split("--seed 5")]))]
+    assert given == [5, 5, 7]
+
+
+def write_lora(path: Path, modules: dict[str, tuple[int, int]]) -> Path:
+    """A LoRA of rank 2 that changes a lot, on modules of these (rows, columns)."""
+    random = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, (rows, columns) in modules.items():
+        tensors[f"lora_unet_{name}.lora_down.weight"] = torch.randn(2, columns, generator=random) * columns**-0.5
+        tensors[f"lora_unet_{name}.lora_up.weight"] = torch.randn(rows, 2, generator=random)
+        tensors[f"lora_unet_{name}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, path)
+    return path
+
+
+def test_patterns_choose_what_of_a_lora_acts(models, engine, tmp_path):
+    """The reference hands the list of patterns to re.compile and crashes."""
+    width, inner = wan.DIT_CONFIG.dim, wan.DIT_CONFIG.ffn_dim
+    attention, feed_forward = {"blocks_0_self_attn_q": (width, width)}, {"blocks_0_ffn_0": (inner, width)}
+    both = write_lora(tmp_path / "both.safetensors", attention | feed_forward)
+    alone = write_lora(tmp_path / "attention.safetensors", attention)
+
+    def made(name: str, *more: object) -> torch.Tensor:
+        return latent_of(engine, models, "wan", tmp_path / name, *more)
+
+    whole, part_of_it = made("both", "--lora_weight", both), made("alone", "--lora_weight", alone)
+    assert not whole.equal(part_of_it)
+    assert made("excluded", "--lora_weight", both, "--exclude_patterns", "ffn").equal(part_of_it)
+    assert made("included", "--lora_weight", both, "--include_patterns", "self_attn").equal(part_of_it)
+
+
+def test_a_merged_model_is_written_and_generates_as_with_its_lora(models, engine, tmp_path):
+    """In the reference --save_merged_model does nothing unless --lycoris is given too."""
+    width = framepack.DIT_CONFIG.dim
+    lora = write_lora(tmp_path / "lora.safetensors", {"transformer_blocks_0_attn_to_q": (width, width)})
+    wanted = latent_of(engine, models, "framepack", tmp_path / "lora", "--lora_weight", lora)
+    merged = tmp_path / "merged.safetensors"
+    words = ("--prompt", "a bar", "--lora_weight", lora, "--save_merged_model", merged, "--device", "cpu")
+    saved = engine("generate", "framepack", *models["framepack"], *words)
+    assert saved.status == 0, saved.err
+    found = latent_of(engine, models, "framepack", tmp_path / "merged", "--dit", merged)
+    plain = latent_of(engine, models, "framepack", tmp_path / "plain")
+    assert torch.allclose(found, wanted, atol=1e-5) and not torch.allclose(plain, wanted, atol=1e-3)

@@ -1,0 +1,122 @@
+"""Two processes do what one does with twice the accumulation: the same losses, the same LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.contract.errors import OptionError, ProcessLost
+from engine.training.group import Group, device_of_process
+from tests.training.several import Found, run
+
+SAVING = {"keep": {"save_every_n_steps": 4, "save_state": True}, "max_steps": 10, "count": 7}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},  # five batches an epoch: in the last round the second process has none
+    "accumulated": {"count": 7, "accumulation": 2},  # and here one of two
+    "dropout": {"dropout": 0.3, "scale_weight_norms": 0.2, "accumulation": 2},
+    "whole": SAVING,
+}
+COMPARED = ("loss/current", "loss/average", "lr/unet", "grad_norm")
+
+
+def doubled(values: dict[str, Any]) -> dict[str, Any]:
+    """The case for one process."""
+    return {**values, "accumulation": 2 * values.get("accumulation", 1)}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Found]]:
+    """(what one process found, what each of two found) in each case, and of two trainings that go on from a state."""
+    folder = tmp_path_factory.mktemp("several")
+    one = run(folder / "one", 1, {name: doubled(values) for name, values in CASES.items()})
+    going_on = {
+        "by two": {**SAVING, "resume": str(folder / "two" / "whole" / "toy-step00000004-state")},
+        "from one": {**SAVING, "resume": str(folder / "one" / "whole" / "toy-step00000004-state")},
+        "regrouped": {**SAVING, "accumulation": 2, "resume": str(folder / "one" / "whole" / "toy-step00000004-state")},
+    }
+    two = run(folder / "two", 2, {**CASES, **going_on})
+    return {name: (one.get(name, one["whole"])[0], two[name]) for name in two}
+
+
+def same(one: dict[str, Any], other: dict[str, Any], *, first: int = 0) -> None:
+    assert len(other["metrics"]) == len(one["metrics"]) - first > 0
+    for ours, theirs in zip(one["metrics"][first:], other["metrics"], strict=True):
+        for name in COMPARED:
+            assert theirs[name] == pytest.approx(ours[name], rel=0, abs=1e-6), name
+    for name, values in one["weights"].items():
+        assert torch.allclose(torch.tensor(other["weights"][name]), torch.tensor(values), rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_losses_and_lora_are_those_of_one_process_with_the_same_global_batch(found, case: str) -> None:
+    one, (first, second) = found[case]
+    same(one, first)
+    assert first["weights"] == second["weights"], "the copies have drifted apart"
+
+
+def test_each_batch_of_an_epoch_is_seen_once_by_one_of_them(found) -> None:
+    one, both = found["plain"]
+    epochs = [
+        sorted(seen for process in both for epoch, seen in process["seen"] if epoch == number) for number in (0, 1)
+    ]
+    assert epochs == [list(range(5)), list(range(5))]
+    assert [len([1 for epoch, _ in process["seen"] if epoch == 0]) for process in both] == [3, 2]
+    assert sorted(seen for process in both for seen in process["seen"]) == sorted(one["seen"])
+
+
+def test_one_of_them_speaks_and_saves(found) -> None:
+    first, second = found["whole"][1]
+    names = ["toy-step00000004", "toy-step00000008", "toy"]
+    assert first["saved"] == [f"{name}{ending}" for name in names for ending in (".safetensors", "-state")]
+    assert second["saved"] == second["metrics"] == second["warnings"] == [] and second["step"] == first["step"] == 10
+
+
+@pytest.mark.parametrize("case", ["by two", "from one"])
+def test_a_state_goes_on_with_as_many_processes_or_as_much_more_accumulation(found, case: str) -> None:
+    """Of the same training in one process, whoever saved it: the same row of batches, the same noise."""
+    one, (first, second) = found[case]
+    same(one, first, first=4)
+    assert first["weights"] == second["weights"] and not first["warnings"]
+
+
+def test_another_global_batch_goes_on_at_an_epoch_s_beginning_and_says_so(found) -> None:
+    first, second = found["regrouped"][1]
+    (warning,) = first["warnings"]
+    assert "going on after step 4 at the beginning of epoch 3" in warning and first["step"] == 10
+    seen = [seen for process in (first, second) for epoch, seen in process["seen"] if epoch == 2]
+    assert sorted(seen) == list(range(7))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(OptionError, match="needs a GPU for each process, but torch sees 2"):
+        device_of_process(torch.device("cuda"))
+    assert device_of_process(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of_process(torch.device("cuda")) == torch.device("cuda", 1)
+    with pytest.raises(OptionError, match="cannot share the device mps"):
+        device_of_process(torch.device("mps"))
+
+
+def test_a_broken_connection_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gloo and NCCL raise when another process is gone; running out of memory there stays what it is."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    group = object.__new__(Group)
+    group.count = 2
+    for error, expected in (
+        (RuntimeError("Connection closed by peer\nmore"), ProcessLost),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+    ):
+        monkeypatch.setattr(torch.distributed, "all_reduce", failing(error))
+        with pytest.raises(expected, match=str(error).partition("\n")[0]):
+            group.add_up([torch.zeros(2)])
+
+
+def failing(error: Exception):
+    def fail(tensor: torch.Tensor) -> None:
+        raise error
+
+    return fail

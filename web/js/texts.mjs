@@ -1,0 +1,39 @@
+/**
+ * The page's texts in the reader's language. They lie in `locales/<language>/main.json` under "musubi", where ComfyUI
+ * finds and serves them; a text that a language lacks is shown in English.
+ */
+
+import { translations } from './api.mjs'
+
+let language = 'en'
+let chosen = {}
+let english = {}
+
+/** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
+export async function loadTexts(locale) {
+  language = locale || 'en'
+  const all = await translations()
+  english = all.en?.musubi ?? {}
+  chosen = all[language]?.musubi ?? all[language.split('-')[0]]?.musubi ?? english
+}
+
+/** The language in use, as Intl takes it. */
+export function locale() {
+  return language
+}
+
+/** `text('run.stop')`; `{name}` in it is replaced by `values.name`. */
+export function text(key, values = {}) {
+  const found = look(chosen, key) ?? look(english, key) ?? key
+  return found.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
+}
+
+/** Like `text`, but `otherwise` where there is no such text. */
+export function textOr(key, otherwise) {
+  return look(chosen, key) ?? look(english, key) ?? otherwise
+}
+
+function look(table, key) {
+  const found = key.split('.').reduce((part, name) => part?.[name], table)
+  return typeof found === 'string' ? found : undefined
+}
