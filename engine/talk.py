@@ -38,7 +38,9 @@ from .contract.events import (
 from .contract.files import write_text
 
 PROGRESS_LINES_S = 1.0
-NOISY_LIBRARIES = ("transformers", "diffusers", "accelerate", "PIL", "matplotlib", "libav", "httpx", "urllib3")
+NOISY_LIBRARIES = (
+    "transformers", "diffusers", "accelerate", "PIL", "matplotlib", "libav", "httpx", "urllib3", "huggingface_hub",
+)  # fmt: skip
 
 
 class JobFolder:

@@ -90,9 +90,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "family": tuple(name.replace("_", "-") for name in families.names(extra=False)),
     "compile_backend": ("inductor", "cudagraphs", "aot_eager", "eager"),
     "preset": ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"),
+    "vram": ("6GB", "8GB", "10GB", "12GB", "16GB", "20GB", "24GB", "32GB", "48GB", "80GB"),
     "pixel_format": ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"),
 }  # fmt: skip
 """Free names of the command line that are pick lists on a node. The first is not the default: the option has it."""
+
+DEFAULTS: dict[str, Any] = {"memory": "auto"}
+"""What nodes do where the command line, which people know from elsewhere, does something else."""
 
 FAMILYS_OWN: dict[str, tuple[str, ...]] = {
     "network_module": ("LoRA", *(name for name in OTHER_ADAPTERS if name.startswith("networks."))),

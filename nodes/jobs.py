@@ -18,7 +18,8 @@ from ..engine.contract.errors import EngineError, OptionError
 from ..engine.contract.events import Done, Failed
 from ..engine.contract.files import write_text
 from ..engine.contract.job import Job, make_job, refuse_pending
-from . import environment, host, paths, preferences, run, show, words
+from ..engine.contract.schema import listed
+from . import allowed, environment, host, paths, preferences, run, show, words
 from .records import Runs
 from .runs import Run
 from .spec import Call
@@ -36,7 +37,10 @@ class JobFailed(EngineError):
 
 def job_of(verb: str, family: str | None, values: Mapping[str, Any]) -> Job:
     """The checked job. OptionError names the widget."""
-    job = make_job(commands.find(verb), family, {"log_level": preferences.load().log_level, **values})
+    command = commands.find(verb)
+    known = listed(commands.sections_of(command, family))
+    ours = {name: value for name, value in allowed.DEFAULTS.items() if name in known}
+    job = make_job(command, family, {"log_level": preferences.load().log_level, **ours, **values})
     refuse_pending(job)
     return job
 

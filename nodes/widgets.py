@@ -146,7 +146,8 @@ _SPECIAL = {"prompts": _prompts, "state": _state, "folder": _log_folder}
 
 def _choice(option: Option, choices: tuple[str, ...], *, unset: str | None) -> Widget:
     choices = choices if unset is None else (unset, *choices)
-    return _plain(option, "choice", choices=choices, default=unset or option.default, unset=unset)
+    default = allowed.DEFAULTS.get(option.name, unset or option.default)
+    return _plain(option, "choice", choices=choices, default=default, unset=unset)
 
 
 def _text(option: Option) -> Widget:

@@ -52,8 +52,11 @@ IMAGE_ATTENTION = 2.1
 """Sizes in tokens x width more, where "cross" blocks attend to image tokens as well: a second result, and the sum."""
 TEXT_WIDTHS = 5.4
 """What "cross" blocks make of the text tokens they look at, in text tokens x width."""
-COMPILED = 1.4
-"""Sizes in tokens x width that a compiled block takes more. H100, Wan 14B: 1.57 at 14,040 tokens, 1.25 at 32,760."""
+COMPILED: dict[Kind, float] = {"cross": 1.4, "double": 5, "single": 5}
+"""Sizes in tokens x width that a compiled block takes more in training. H100: Wan 14B 1.57 at 14,040 tokens, 1.25 at
+32,760; HunyuanVideo 9.2, FramePack 4.0 at 19,000."""
+COMPILED_FORWARD = 13
+"""The same without gradients. H100: Wan 14B 12.8 at 14,040 tokens."""
 PLAIN_QUANTIZING = 4.26
 """Sizes in tokens x feed-forward width more, where fp8 layers quantise their inputs without Triton: float32 copies.
 H100: 4.3 with Wan 1.3B, 4.26 with 14B, streamed or not."""
@@ -135,6 +138,8 @@ class How:
     batch: int = 1
     gradient_accumulation_steps: int = 1
     optimizer_bytes: float = 8
+    parameter_bytes: int = FLOAT  # of the adapters, and of their gradients
+    fused_backward_pass: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +172,16 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
     """One training step. `room` is what may be taken of the card, for "auto"; None: more than enough."""
     parameters = sum(weights.adapters)
     device = _resident(weights, how)
-    device["LoRA"] = 4 * parameters
+    device["LoRA"] = how.parameter_bytes * parameters
     device["optimizer state"] = int(how.optimizer_bytes * parameters)
     if how.gradient_checkpointing_attention == "auto":
         how = replace(how, gradient_checkpointing_attention=_auto(weights, work, how, sum(device.values()), room))
     activations, main = _backward(work, how)
     largest = max(weights.adapters, default=0)
-    activations["gradients"] = 4 * (parameters if how.gradient_accumulation_steps > 1 else largest)
-    step = {"gradients": 4 * parameters, "optimizer step": OPTIMIZER_STEP_BYTES * parameters}
+    held = parameters if how.gradient_accumulation_steps > 1 else 0 if how.fused_backward_pass else largest
+    activations["gradients"] = how.parameter_bytes * held
+    moved = 0 if how.fused_backward_pass else parameters
+    step = {"gradients": how.parameter_bytes * moved, "optimizer step": OPTIMIZER_STEP_BYTES * moved}
     passing = activations if sum(activations.values()) > sum(step.values()) else step
     return Stage(
         name="training step",
@@ -189,6 +196,7 @@ def denoising(weights: Weights, work: Work, how: How, *, name: str = "denoising"
     samples = how.batch * work.at_once
     each = [_block(work, run, BLOCKS[run.kind].forward) + _quantizing(work, run, how) for run in work.runs]
     inside = samples * max(each) + _beside(work, samples)
+    inside += int(samples * COMPILED_FORWARD * work.tokens * work.dim * HALF) if how.compile else 0
     device = {**_resident(weights, how), **(beside or {}), "tokens of one block": inside}
     return Stage(name=name, device=device, main=_streamed(weights, how), passing=inside)
 
@@ -221,20 +229,20 @@ def _backward(work: Work, how: How) -> tuple[Parts, Parts]:
     """Activations at the worst moment of a step, on the device and in main memory: as a run's last block is run again,
     what the blocks before it kept is still there."""
     unit = how.batch * work.tokens * work.dim * HALF
-    compiled = int(COMPILED * unit) if how.compile else 0
     if not how.gradient_checkpointing:
         kept = sum(run.count * how.batch * _block(work, run, BLOCKS[run.kind].kept) for run in work.runs)
         last = work.runs[-1]
         more = _block(work, last, BLOCKS[last.kind].backward) - _block(work, last, BLOCKS[last.kind].kept)
         more += _quantizing(work, last, how)
-        return {"activations of all blocks": kept, "one block forward and back": how.batch * more + compiled}, {}
+        more = how.batch * more + _compiled(last, unit, how)
+        return {"activations of all blocks": kept, "one block forward and back": more}, {}
     keeps = how.gradient_checkpointing_attention != "recompute"
     worst: Parts = {}
     before = 0
     for run in work.runs:
         before += run.count
         inside = how.batch * (_block(work, run, BLOCKS[run.kind].backward) + _quantizing(work, run, how))
-        inside += _beside(work, how.batch) + compiled
+        inside += _beside(work, how.batch) + _compiled(run, unit, how)
         found = {"block inputs": before * unit, "attention results": (before - 1) * unit if keeps else 0}
         if how.gradient_checkpointing_cpu_offload:
             found = {"block inputs": min(ON_THE_WAY, before) * unit}
@@ -251,6 +259,10 @@ def _block(work: Work, run: BlockRun, sizes: tuple[float, float]) -> int:
     if work.image_tokens:
         of_width += IMAGE_ATTENTION
     return int(HALF * work.tokens * (of_width * work.dim + of_ffn * run.ffn_dim))
+
+
+def _compiled(run: BlockRun, unit: int, how: How) -> int:
+    return int(COMPILED[run.kind] * unit) if how.compile else 0
 
 
 def _quantizing(work: Work, run: BlockRun, how: How) -> int:

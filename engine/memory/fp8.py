@@ -20,6 +20,8 @@ from ..ops.fp8 import CODES, dequantize, quantize
 from ..ops.quantize_rows import quantize_rows
 
 Transform = Callable[[str, Tensor], Tensor]
+BIAS_FROM_ROWS = 256
+"""With fewer (a short text) cuBLAS has no kernel that adds the bias too: seen up to 64 rows, with 8,960 columns."""
 
 
 class Fp8Linear(nn.Linear):
@@ -105,15 +107,17 @@ def _fp8_product(
 ) -> Tensor:
     """bf16 [M, N] = (rows·factors)·codes·scale, the rows quantised with a scale each."""
     quantized, scale_M1 = quantize_rows(rows_MK, factors_K)
-    return torch._scaled_mm(
+    added_later = bias is not None and rows_MK.shape[0] < BIAS_FROM_ROWS
+    product = torch._scaled_mm(
         quantized,
         codes_KN,
         scale_a=scale_M1,
         scale_b=scale_1N.contiguous(),
-        bias=bias,
+        bias=None if added_later else bias,
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
+    return product + bias if added_later else product
 
 
 def quantize_model(model: nn.Module, *, wanted: Callable[[str], bool], mode: str = "block") -> list[str]:

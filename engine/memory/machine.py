@@ -10,8 +10,11 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
+
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,6 @@ def main_memory() -> int:
     """Bytes of main memory that can be had now, the limit of a container included."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
-        limit = int(open("/sys/fs/cgroup/memory.max", encoding="ascii").read())
-        used = int(open("/sys/fs/cgroup/memory.current", encoding="ascii").read())
+        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
     return free

@@ -193,6 +193,8 @@ def how_trained(job: Job, batch: int) -> How:
         batch=batch,
         gradient_accumulation_steps=job[Training].gradient_accumulation_steps,
         optimizer_bytes=optimizer_bytes(job),
+        parameter_bytes=HALF if job[Optimizer].full_bf16 else FLOAT,
+        fused_backward_pass=job[Optimizer].fused_backward_pass,
     )
 
 
@@ -200,7 +202,9 @@ def how_generated(job: Job) -> How:
     """How a DiT runs without gradients."""
     precision = job[GenerationPrecision] if GenerationPrecision in job else job[TrainingPrecision]
     return How(
-        blocks_to_swap=job[Memory].blocks_to_swap or 0, plain_quantizing=_quantizes_plainly(precision.weight_format)
+        blocks_to_swap=job[Memory].blocks_to_swap or 0,
+        compile=job[Memory].compile,
+        plain_quantizing=_quantizes_plainly(precision.weight_format),
     )
 
 

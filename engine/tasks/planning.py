@@ -35,7 +35,7 @@ from ..parts.weight_headers import read_headers
 from ..parts.workload import Work, video_pixels
 from ..sampling.prompts import GENERATE, TRAIN, PromptLine, read_prompts
 from .needs import needed
-from .planned_weights import PlannedDit, how_generated, how_trained, optimizer_bytes, weight_bytes
+from .planned_weights import PlannedDit, how_generated, how_trained, weight_bytes
 
 Size = tuple[int, int, int]
 """Width, height and frames in pixels."""
@@ -118,8 +118,10 @@ class Survey:
         if job[Samples].sample_prompts is None:
             return stages
         parameters = sum(weights.adapters)
-        beside = {"LoRA": FLOAT * parameters, "optimizer state": int(optimizer_bytes(job) * parameters)}
-        how = how_generated(job)
+        how, trained = how_generated(job), how_trained(job, 1)
+        beside = {
+            "LoRA": trained.parameter_bytes * parameters, "optimizer state": int(trained.optimizer_bytes * parameters)
+        }  # fmt: skip
         for width, height, frames in self._samples():
             clip = Clip(1, pixels=(width, height, frames))
             stage = denoising(weights, self._work(job, clip), how, name="sample: denoising", beside=beside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..contract.errors import OptionError
 from ..contract.events import Artifact, Control, Log, Say, Stage
 from ..contract.job import Job
+from ..contract.locks import only_one
 from ..contract.options import (
     Attention,
     Data,
@@ -43,7 +45,7 @@ from ..lora.merge import report_unmatched
 from ..ops.device import choose_device
 from ..training import upload
 from ..training.checkpoints import Checkpoints, Keep
-from ..training.group import Group, device_of_process, join
+from ..training.group import Group, device_of_process, is_first_process, join
 from ..training.loop import Settings, Setup, count_steps, train
 from ..training.optimizers import BuiltOptimizer, OptimizerChoice, choose_optimizer
 from ..training.schedules import HeldRate, Schedule, create_scheduler, take_rates
@@ -68,13 +70,26 @@ def home(job: Job) -> Path:
 
 
 def run(job: Job, say: Say, control: Control) -> str:
-    return within_memory(job, say, control, _train, go_on=resuming.going_on(job, say))
+    if job[Training].show_timesteps:
+        return noise_levels.show(job, say)
+    with _only_training(job):
+        return within_memory(job, say, control, _train, remember=lambda: resuming.going_on(job, say))
+
+
+def _only_training(job: Job) -> contextlib.AbstractContextManager[None]:
+    """Two trainings that write the same files would spoil each other's. Of several processes the first looks."""
+    if not is_first_process():
+        return contextlib.nullcontext()
+    folder, name = job[Saving].output_dir, job[Saving].output_name
+    return only_one(
+        Path(folder) / f".{name}.lock",
+        what=f"{name} in {folder} is being trained",
+        hint="Wait until it ends or stop it, or choose another --output_name.",
+    )
 
 
 def _train(job: Job, say: Say, control: Control) -> str:
     sampling = noise_levels.sigma_sampling(job[Timesteps])
-    if job[Training].show_timesteps:
-        return noise_levels.show(job, say)
     device = device_of_process(choose_device(job[Run].device))
     experts = Experts(
         job,
@@ -118,7 +133,7 @@ def _train(job: Job, say: Say, control: Control) -> str:
         samples.encode()
     model = _Trained(job, experts, device, seed, say)
     groups = model.network.parameter_groups(job[Optimizer].learning_rate, _loraplus_ratio(job[Network]))
-    optimizer = chosen.build(groups, full_bf16=job[Optimizer].full_bf16)
+    optimizer = chosen.build(groups)
     recorder = Recorder(say, device)
     facts = training_facts(job, config, loader, optimizer, steps=steps, epochs=epochs, seed=seed)
     writer, *writers = (
@@ -305,6 +320,7 @@ def _chosen_optimizer(job: Job, group: Group, device: torch.device, say: Say) ->
         rates=_rates(job),
         device=device,
         fused=options.fused_backward_pass,
+        full_bf16=options.full_bf16,
     )
     for note in chosen.notes:
         say(Log(message=note))

@@ -28,19 +28,22 @@ GoOn = Callable[[Job], Job]
 """The job that goes on where one that broke off was."""
 
 
-def within_memory(job: Job, say: Say, control: Control, task: Task, *, go_on: GoOn = lambda job: job) -> str:
-    """Run `task` on a job as its options --memory and --vram say."""
+def within_memory(
+    job: Job, say: Say, control: Control, task: Task, *, remember: Callable[[], GoOn] = lambda: lambda job: job
+) -> str:
+    """Run `task` on a job as its options --memory and --vram say. `remember` is called before it begins."""
     device = gpu(job)
     if device is None:
         return task(job, say, control)
     found = fitted(job, device, say) if wanted(job) else None
+    go_on = remember() if found is not None else None
     try:
         return task(job if found is None else found.job, say, control)
     except Exception as error:
         less = less_than(found, job) if found_no_room(error) else None
         if less is None:
             raise
-        if found is None or not less.options or not less.fits or in_company():
+        if go_on is None or not less.options or not less.fits or in_company():
             raise explained(error, less) from error
         told = as_failed(error)[0].message
     # here the exception is gone, and with it the frames that held tensors

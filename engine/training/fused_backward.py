@@ -7,7 +7,8 @@ process, no loss scaler. Whether all that is so is for the caller to check (cont
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,14 +16,22 @@ from torch import Tensor
 
 
 class FusedBackward:
-    """Steps an optimizer within `backward()`, one parameter at a time."""
+    """Steps an optimizer within `backward()`, one parameter at a time, as long as somebody holds this."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._squares = torch.zeros((), device=parameters[0].device)
-        for parameter in parameters:
+        groups = [list(group["params"]) for group in optimizer.param_groups]
+        self._group_of = {parameter: number for number, group in enumerate(groups) for parameter in group}
+        self._squares = torch.zeros((), device=groups[0][0].device)
+        step = weakref.WeakMethod(self._step)  # a hook is never collected with its parameter: it must not hold that
+
+        def hook(parameter: Tensor) -> None:
+            if (alive := step()) is not None:
+                alive(parameter)
+
+        for parameter in self._group_of:
             learns = parameter.requires_grad  # an expert's that waits does not, yet
-            parameter.requires_grad_(True).register_post_accumulate_grad_hook(self._step)
+            parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)
             parameter.requires_grad_(learns)
 
     def take_norm(self) -> Tensor:
@@ -36,19 +45,20 @@ class FusedBackward:
         assert gradient is not None
         self._squares += gradient.float().square().sum()
         gradient.nan_to_num_(0.0, 0.0, 0.0)  # to ask whether it is needed would make the CPU wait for the device
-        with _only(self._optimizer, parameter):
+        with self._alone(parameter):
             self._optimizer.step()
         parameter.grad = None
 
-
-@contextmanager
-def _only(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Iterator[None]:
-    """Inside this block the optimizer has this parameter alone, in its own group."""
-    every = [group["params"] for group in optimizer.param_groups]
-    for group, members in zip(optimizer.param_groups, every, strict=True):
-        group["params"] = [one for one in members if one is parameter]
-    try:
-        yield
-    finally:
-        for group, members in zip(optimizer.param_groups, every, strict=True):
-            group["params"] = members
+    @contextmanager
+    def _alone(self, parameter: Tensor) -> Iterator[None]:
+        """Inside this block the optimizer has this parameter alone, in its own group."""
+        groups = self._optimizer.param_groups
+        every = [group["params"] for group in groups]
+        for group in groups:
+            group["params"] = []
+        groups[self._group_of[parameter]]["params"] = [parameter]
+        try:
+            yield
+        finally:
+            for group, members in zip(groups, every, strict=True):
+                group["params"] = members

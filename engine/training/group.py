@@ -24,6 +24,11 @@ from ..contract.errors import OptionError, ProcessLost
 T = TypeVar("T")
 
 
+def is_first_process() -> bool:
+    """Whether this is number 0 of a training's processes, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def device_of_process(device: torch.device) -> torch.device:
     """The device of this process: of several on GPUs each has its own. OptionError when there are too few."""
     local = os.environ.get("LOCAL_RANK")

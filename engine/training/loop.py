@@ -59,7 +59,7 @@ class _Training:
         self.group = Group(setup.accelerator)
         self.optimizer = setup.accelerator.prepare_optimizer(setup.optimizer.optimizer, device_placement=False)
         self.parameters = setup.optimizer.parameters
-        self.fused = FusedBackward(setup.optimizer.optimizer, self.parameters) if settings.fused_backward_pass else None
+        self.fused = FusedBackward(setup.optimizer.optimizer) if settings.fused_backward_pass else None
         self.together = settings.accumulation * self.group.count  # micro-batches in a step
         self.steps_per_epoch = math.ceil(setup.batches_per_epoch / self.together)
         self.epochs = math.ceil(settings.max_steps / self.steps_per_epoch)
@@ -389,9 +389,12 @@ class _Training:
         return save()
 
     def _keep_what_is_done(self) -> None:
-        """Memory ran out within a step: the steps before it are saved, so that less memory can go on from there."""
+        """Memory ran out within a step: the steps before it are saved, so that less memory can go on from there.
+
+        With a fused backward pass some parameters may have taken this step already: then what is on disk has to do.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        if self.step > self.first_step and self.group.leads:
+        if self.step > self.first_step and self.group.leads and self.fused is None:
             self._save_passing_state()
 
     def _validate(self) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class BuiltOptimizer:
 class OptimizerChoice:
     """A class, and arguments that it takes. `lr` None: it finds its own rate, whatever the groups say.
 
-    `forced_schedule` and `notes` as in BuiltOptimizer.
+    `forced_schedule` and `notes` as in BuiltOptimizer. `full_bf16` makes the parameters bf16, with stochastic rounding.
     """
 
     wanted: type
@@ -102,16 +102,14 @@ class OptimizerChoice:
     lr: float | None
     forced_schedule: str | None = None
     notes: tuple[str, ...] = ()
+    full_bf16: bool = False
 
     @property
     def schedule_free(self) -> bool:
         return self.wanted.__name__.lower().endswith("schedulefree")
 
-    def build(self, groups: Sequence[dict[str, Any]], *, full_bf16: bool = False) -> BuiltOptimizer:
-        """The optimizer for parameter groups. OptionError when it refuses the arguments' values.
-
-        `full_bf16` makes the parameters bf16, with stochastic rounding.
-        """
+    def build(self, groups: Sequence[dict[str, Any]]) -> BuiltOptimizer:
+        """The optimizer for parameter groups. OptionError when it refuses the arguments' values."""
         own = {"lr"} if self.lr is None else set()
         given = [{key: value for key, value in group.items() if key not in own} for group in groups]
         try:
@@ -123,7 +121,7 @@ class OptimizerChoice:
         modes = {}
         if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
             modes = {"train": optimizer.train, "eval": optimizer.eval}
-        if full_bf16:
+        if self.full_bf16:
             weights = Bf16Weights(optimizer)
             modes = {name: weights.in_float32(change) for name, change in modes.items()}
         return BuiltOptimizer(
@@ -177,14 +175,22 @@ def choose_optimizer(
     rates: Sequence[float] | None = None,
     device: torch.device | str = "cpu",
     fused: bool = False,
+    full_bf16: bool = False,
 ) -> OptimizerChoice:
     """Find the class, check its arguments, and let it take a step on `device`.
 
     `rates` are those of the groups to come, where they are several. `fused`: it shall do one parameter at a time.
-    `lr_scheduler` and `max_grad_norm` are looked at for advice only.
+    `full_bf16` as in OptimizerChoice. `lr_scheduler` and `max_grad_norm` are looked at for advice only.
     """
     chosen = _choice(name, parse_arguments(_FLAG, arguments), lr=lr, lr_scheduler=lr_scheduler, max_norm=max_grad_norm)
     check_names(_FLAG, chosen.arguments, chosen.wanted, own=("params", "lr"))
+    if full_bf16 and chosen.schedule_free and chosen.wanted is not AdamWScheduleFree:
+        raise OptionError(
+            f"--full_bf16: {chosen.wanted.__name__} would lose what it has learnt each time that it is saved, since it "
+            "computes its weights back from rounded ones.",
+            "Choose --optimizer_type AdamWScheduleFree, or leave out --full_bf16.",
+        )
+    chosen = replace(chosen, full_bf16=full_bf16)
     chosen.trial(rates)
     if not chosen.step_alone(torch.device(device)) and fused:
         raise OptionError(
@@ -210,7 +216,7 @@ def _choice(name: str, values: dict[str, Any], *, lr: float, lr_scheduler: str, 
             f"{wanted.__name__} finds its learning rate by itself and multiplies it with --learning_rate {lr:g}: "
             "1 is meant there, and less learns as much more slowly."
         )
-    return OptimizerChoice(wanted=wanted, arguments=values, lr=lr, notes=tuple(notes))
+    return replace(chosen, notes=tuple(notes))
 
 
 def _class_of(name: str) -> tuple[Any, ...]:

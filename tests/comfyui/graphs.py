@@ -215,7 +215,7 @@ def merge() -> Graph:
     parts = (
         Part("loras", f"{OURS}Wan21LoRAStack", 1, mixed),
         _models(WAN, 1),
-        Part("merger", f"{OURS}LoRAMerger", 2, {"write": "LoRA", "name": f"{DEMO}_merged"}),
+        Part("merger", f"{OURS}LoRAMerger", 2, {"write": "LoRA", "dit": "none", "name": f"{DEMO}_merged"}),
         _generator(WAN, 3),
         _save(f"{DEMO}_merged", 4),
     )
@@ -228,7 +228,7 @@ def merge() -> Graph:
 
 
 def convert() -> Graph:
-    values = {"input": _file("wan", "lora"), "target": "other", "family": "wan", "name": f"{DEMO}_for_others"}
+    values = {"input": _file("wan", "lora"), "target": "other", "dit": "none", "name": f"{DEMO}_for_others"}
     parts = (
         Part("converter", f"{OURS}LoRAFormatConverter", 1, values),
         Part("path", "PreviewAny", 2, {}, 200, "Where it is"),

@@ -9,7 +9,15 @@ from engine.contract.cli import parse
 from engine.data.batches import load_items
 from engine.data.config import load_config
 from engine.parts.weights import open_weights
-from tests.gpu.full_size.__main__ import CASES, command_of, step_of, step_times, tiny_case
+from tests.gpu.full_size.__main__ import (
+    CASES,
+    command_of,
+    predicted,
+    step_of,
+    step_times,
+    tiny_case,
+    with_prediction,
+)
 from tests.gpu.full_size.files import MODELS, config_of, tiny_metadata, write_dataset, write_models, write_random
 from tests.layouts.checks import HERE, read_layout
 
@@ -35,6 +43,16 @@ def test_every_case_is_a_command_that_the_engine_takes(name, written, tmp_path):
     job = parse([str(word) for word in command])
     assert job is not None and job.name == f"{case.verb} {MODELS[case.model].command}"
     assert (job.values()["blocks_to_swap"] or 0) == (2 if case.mode == "swap" else 0)
+
+
+@pytest.mark.parametrize("name", ["train-wan-1.3b-480x832x33/swap", "generate-framepack-640x640x37/bf16"])
+def test_every_case_has_a_prediction(name, written, tmp_path):
+    case = tiny_case(CASES[name])
+    command = command_of(case, written(case.model), tmp_path, tiny=True, device="cpu")
+    expected = predicted([str(word) for word in command])
+    assert 0 <= expected < 1
+    row = with_prediction({"peak_alloc_gib": 4.0, "peak_reserved_gib": 5.0}, 3.9)
+    assert row["predicted_gib"] == 3.9 and row["predicted_to_measured"] == 0.975
 
 
 @pytest.mark.parametrize("name", ["wan-1.3b", "hunyuan-video-13b", "framepack"])

@@ -36,6 +36,16 @@ def cosine(a, b):
     return nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0).item()
 
 
+@pytest.mark.parametrize("rows", [1, 13, 64, 255, 256])
+@pytest.mark.parametrize("columns", [8960, 15360])
+def test_few_rows_and_many_columns_with_a_bias(rows, columns):
+    """cuBLAS refuses such products: a short prompt in HunyuanVideo's feed-forward layers."""
+    linear = nn.Linear(columns, 1536, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(1, rows, columns, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert cosine(Fp8Linear.from_linear(linear, "channel")(x), linear(x)) > 0.998
+
+
 @pytest.mark.parametrize("mode", ["channel", "tensor", "cast", "block"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_fp8_products_are_close_to_the_dequantised_linear(mode, bias):

@@ -45,6 +45,19 @@ def shake(lora) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_bf16_adapters_work_where_nothing_is_cast_by_itself(name: str) -> None:
+    """As `--full_bf16` makes them, for samples that are made without autocast."""
+    dit = toy()
+    lora = network(dit, name)
+    shake(lora)
+    x = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(1))
+    exact = dit(x).detach()
+    for parameter in lora.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    assert (dit(x) - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_a_fresh_adapter_changes_nothing_and_sits_on_linear_layers(name: str) -> None:
     dit = toy()
     x = torch.randn(2, 5, WIDTH)

@@ -19,6 +19,7 @@ from engine.contract.events import Control, Plan
 from engine.memory.estimate import GIB, largest
 from engine.tasks import fitting, plan, planned_weights
 from engine.tasks.planning import Survey, cached_sizes
+from tests.gpu.full_size.__main__ import CASES, MODES
 from tests.layouts.checks import HERE, read_layout
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ SWAP = ("--fp8_scaled", "--use_pinned_memory_for_block_swap", "--blocks_to_swap"
 MODELS = {
     "wan-1.3b": ("wan", "wan21_t2v_1_3b", "wan21_vae", ("--task", "t2v-1.3B")),
     "wan-14b": ("wan", "wan21_t2v_14b", "wan21_vae", ("--task", "t2v-14B")),
-    "hunyuan-video": ("hunyuan-video", "hunyuanvideo_t2v_13b", "hunyuanvideo_vae_tencent", ()),
+    "hunyuan-video-13b": ("hunyuan-video", "hunyuanvideo_t2v_13b", "hunyuanvideo_vae_tencent", ()),
     "framepack": ("framepack", "framepack_i2v_hy", "hunyuanvideo_vae_tencent", ()),
 }
 # benchmarks/h100_wan_train.json; in fp8 without the Triton kernel, which came later
@@ -40,7 +41,8 @@ TRAININGS = [
     ("wan-14b", (480, 832, 33), ("--fp8_scaled",), 26.6),
     ("wan-14b", (480, 832, 33), SWAP, 20.8),
 ]
-GENERATIONS = [("hunyuan-video", (544, 960, 33), 26.48), ("framepack", (640, 640, 37), 26.38)]
+FULL_SIZE = json.loads((ROOT / "benchmarks" / "h100_full_size.json").read_text())
+H100 = int(79.1 * GIB)
 
 
 def header_only(path, shapes, dtype="BF16"):
@@ -129,10 +131,14 @@ def test_trainings_take_what_was_measured(models, tmp_path, model, size, more, m
     assert stage.name == "training step" and stage.device_bytes / GIB == pytest.approx(measured, rel=0.05)
 
 
-@pytest.mark.parametrize(("model", "size", "measured"), GENERATIONS)
-def test_generations_take_what_was_measured(models, tmp_path, model, size, measured):
-    stage = worst(generation_line(models, tmp_path, model, size))
-    assert stage.name == "denoising" and stage.device_bytes / GIB == pytest.approx(measured, rel=0.02)
+@pytest.mark.parametrize("row", FULL_SIZE, ids=lambda row: f"{row['case']}/{row['mode']}")
+def test_full_size_cases_take_what_was_measured(models, tmp_path, row):
+    case = CASES[f"{row['case']}/{row['mode']}"]
+    more = [*MODES[case.mode], *([str(case.swapped)] if case.mode == "swap" else [])]
+    line = training_line if case.verb == "train" else generation_line
+    job = cli.parse(line(models, tmp_path, case.model, case.size, *more))
+    stage = largest(Survey(job).stages(job, room=H100))
+    assert stage.device_bytes / GIB == pytest.approx(row["peak_alloc_gib"], rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------- what is asked
@@ -181,7 +187,7 @@ def test_vae_and_text_encoder_get_lighter_where_they_are_too_large(models, tmp_p
 
 
 def test_guidance_in_one_call_takes_two_samples(models, tmp_path):
-    line = generation_line(models, tmp_path, "hunyuan-video", (544, 960, 33))
+    line = generation_line(models, tmp_path, "hunyuan-video-13b", (544, 960, 33))
     once, twice = worst(line), worst([*line, "--guidance_scale", "6", "--embedded_cfg_scale", "1"])
     split = worst([*line, "--guidance_scale", "6", "--split_uncond"])
     assert twice.passing == pytest.approx(2 * once.passing, rel=0.01) and split.passing == once.passing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_is_told_and_does_not_reach_the_weights() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    fused = FusedBackward(torch.optim.SGD([weight], lr=1.0), [weight])
+    fused = FusedBackward(torch.optim.SGD([weight], lr=1.0))
     (weight * torch.tensor([float("inf"), float("nan"), 1.0])).sum().backward()
     assert weight.tolist() == [1.0, 1.0, 0.0] and not fused.take_norm().isfinite()
     (weight * 3.0).sum().backward()
@@ -70,7 +72,7 @@ def test_a_parameter_that_does_not_learn_yet_is_moved_once_it_does() -> None:
     """Of several experts one learns at a time."""
     weight, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     other.requires_grad_(False)
-    FusedBackward(torch.optim.SGD([weight, other], lr=1.0), [weight, other])
+    fused = FusedBackward(torch.optim.SGD([weight, other], lr=1.0))
     assert not other.requires_grad
     (weight + other).sum().backward()
     assert weight.tolist() == [0.0, 0.0] and other.tolist() == [1.0, 1.0]
@@ -78,6 +80,21 @@ def test_a_parameter_that_does_not_learn_yet_is_moved_once_it_does() -> None:
     other.requires_grad_(True)
     (weight + other).sum().backward()
     assert weight.tolist() == [0.0, 0.0] and other.tolist() == [0.0, 0.0]
+    assert fused.take_norm().item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("full_bf16", [False, True])
+def test_a_training_that_is_over_leaves_no_memory_behind(full_bf16: bool) -> None:
+    """A worker that stays does one job after the other."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    built = choose_optimizer("AdamW", [], lr=1.0, full_bf16=full_bf16).build([{"params": [weight], "lr": 1.0}])
+    fused = FusedBackward(built.optimizer)
+    weight.sum().backward()
+    (state,) = built.optimizer.state.values()
+    left = [weakref.ref(weight), weakref.ref(state["exp_avg"])]
+    del weight, built, fused, state
+    gc.collect()
+    assert [one() for one in left] == [None, None]
 
 
 @pytest.mark.parametrize("name", ["Prodigy", "AdamWScheduleFree"])

@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 
 from engine.contract.errors import DataError, OptionError
 from engine.contract.events import Artifact, Control, Metric, Progress, Warning_
+from engine.training import loop
 from engine.training.checkpoints import Keep
 from engine.training.loop import _Training, count_steps, step_seed
 from engine.training.schedules import Schedule
 from engine.training.sigmas import SigmaSampling
 from engine.training.states import read_owner
+from engine.training.step import flow_error
 from tests.training.toy_job import ITEMS, Job, batches, job
 
 EVERY_WAY = [
@@ -375,6 +377,29 @@ def test_averages_by_noise_level_go_on_as_they_were(tmp_path: Path) -> None:
     rest = job(tmp_path, max_steps=20)
     rest.resume(tmp_path / "toy-step00000013-state")
     assert levels(first) + levels(rest) == levels(whole) and all(len(entry) == 1 for entry in levels(whole))
+
+
+def test_a_step_that_runs_out_of_memory_costs_no_step_before_it(tmp_path: Path) -> None:
+    """In the second micro-batch of the fourth step, when gradients of the first are there already."""
+    whole = job(tmp_path / "whole", accumulation=2)
+    whole.run()
+    calls = []
+
+    def once(*args, **values):
+        calls.append(args)
+        if len(calls) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return flow_error(*args, **values)
+
+    first = job(tmp_path / "parts", accumulation=2)
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(loop, "flow_error", once)
+        first.run()
+    (state,) = (tmp_path / "parts").glob("*-state")
+    second = job(tmp_path / "parts", accumulation=2)
+    second.resume(state)
+    assert first.losses + second.losses == whole.losses
+    assert all(torch.equal(value, whole.network.state()[name]) for name, value in second.network.state().items())
 
 
 def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:

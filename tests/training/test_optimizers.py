@@ -198,6 +198,13 @@ def test_showing_the_average_does_not_disturb_what_is_trained() -> None:
         built.optimizer.step()
 
 
+def test_bf16_weights_are_refused_where_looking_at_the_average_would_round_them() -> None:
+    choose_optimizer("AdamWScheduleFree", [], lr=0.1, full_bf16=True)
+    with pytest.raises(OptionError, match="ToyScheduleFree would lose") as caught:
+        choose_optimizer(f"{__name__}.ToyScheduleFree", [], lr=0.1, full_bf16=True)
+    assert "AdamWScheduleFree" in caught.value.hint
+
+
 class TakesAnything(torch.optim.SGD):
     """Many packages' classes pass on what they do not know."""
 

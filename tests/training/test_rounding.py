@@ -43,7 +43,7 @@ def test_the_largest_numbers_do_not_become_infinite_by_chance() -> None:
 
 def parameters(optimizer: str, steps: int, *, lr: float, bf16: bool = True) -> torch.Tensor:
     weight = torch.nn.Parameter(torch.ones(200, 50))
-    built = choose_optimizer(optimizer, [], lr=lr).build([{"params": [weight], "lr": lr}], full_bf16=bf16)
+    built = choose_optimizer(optimizer, [], lr=lr, full_bf16=bf16).build([{"params": [weight], "lr": lr}])
     built.train()
     for _ in range(steps):
         weight.grad = torch.ones_like(weight)
@@ -68,7 +68,7 @@ def test_steps_too_small_for_bf16_are_not_lost() -> None:
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor", "Prodigy", "CAME", "Lion", "Muon", "AdamWScheduleFree"])
 def test_every_optimizer_keeps_its_moments_in_float32_also_when_loaded(name: str) -> None:
     weight = torch.nn.Parameter(torch.linspace(0.1, 1, 12).view(3, 4))
-    built = choose_optimizer(name, [], lr=0.01).build([{"params": [weight], "lr": 0.01}], full_bf16=True)
+    built = choose_optimizer(name, [], lr=0.01, full_bf16=True).build([{"params": [weight], "lr": 0.01}])
     built.train()
     weight.grad = torch.ones_like(weight)
     assert weight.grad.dtype == torch.bfloat16

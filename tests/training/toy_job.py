@@ -125,7 +125,7 @@ def job(
     )
     settings = {"max_steps": 10, "accumulation": 1, **settings}
     groups = network.parameter_groups(lr)
-    built = choose_optimizer(optimizer, optimizer_args, lr=lr).build(groups, full_bf16=full_bf16)
+    built = choose_optimizer(optimizer, optimizer_args, lr=lr, full_bf16=full_bf16).build(groups)
     scheduler = create_scheduler(
         schedule
         or (Schedule(name=built.forced_schedule) if built.forced_schedule else Schedule(name="cosine", warmup=2)),

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { duration, memory, moment, share, short, speed } from '../../web/js/format.mjs'
+import { duration, memory, moment, share, short, speed, withoutFolders } from '../../web/js/format.mjs'
 import { highlighted, levelOf } from '../../web/js/log_lines.mjs'
 import { nodeAt, runOf, taskOf } from '../../web/js/graph.mjs'
 
@@ -79,4 +79,10 @@ test('a search hit is found whatever its case, every time it occurs', () => {
 
 test('errors and warnings stand out, ordinary words do not', () => {
   assert.deepEqual(['12:00 error: x', 'Traceback (most', 'warning: y', 'terror', 'saved LoRA'].map(levelOf), ['error', 'error', 'warning', '', ''])
+})
+
+test('a message keeps the name of a file and loses its folders', () => {
+  assert.equal(withoutFolders('Trained: /data/my/lora.safetensors'), 'Trained: lora.safetensors')
+  assert.equal(withoutFolders('written to C:\\Comfy\\out\\a.mp4 and b'), 'written to a.mp4 and b')
+  assert.equal(withoutFolders('100 steps, 3.4 steps/s, 1/2'), '100 steps, 3.4 steps/s, 1/2')
 })

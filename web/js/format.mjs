@@ -48,3 +48,8 @@ export function share(progress) {
   if (!progress || !Number.isFinite(progress.total) || progress.total <= 0) return null
   return Math.min(1, Math.max(0, progress.done / progress.total))
 }
+
+/** A message with each absolute path in it cut down to the name of its file: the folders stand elsewhere. */
+export function withoutFolders(message) {
+  return message.replace(/(?:[A-Za-z]:)?[\\/](?:[^\s:\\/]+[\\/])+([^\s\\/]+)/g, '$1')
+}

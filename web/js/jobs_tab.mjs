@@ -5,7 +5,7 @@
 import { button, make, setText, show } from './dom.mjs'
 import { environment, watchEnvironment } from './environment.mjs'
 import { pathRow } from './files.mjs'
-import { duration, moment, share } from './format.mjs'
+import { duration, moment, share, withoutFolders } from './format.mjs'
 import { RunPanel, stateBadge, titleOf } from './run_panel.mjs'
 import { elapsed, isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
@@ -117,7 +117,7 @@ export class JobsTab {
       state = `${now.state}${now.reused}`
       element.dataset.state = now.state
       setText(facts, `${moment(now.started, locale())}  ·  ${duration(elapsed(now))}`)
-      setText(words, now.error?.message ?? (isLive(now) ? now.stage : now.message) ?? '')
+      setText(words, now.error?.message ?? (isLive(now) ? now.stage : withoutFolders(now.message)) ?? '')
       show(bar, isLive(now))
       fill.style.width = `${(share(now.progress) ?? 0) * 100}%`
     }

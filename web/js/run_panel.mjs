@@ -8,7 +8,7 @@ import { server } from './api.mjs'
 import { Chart } from './chart.mjs'
 import { button, copyText, icon, make, setText, show } from './dom.mjs'
 import { files } from './files.mjs'
-import { duration, share, speed } from './format.mjs'
+import { duration, share, speed, withoutFolders } from './format.mjs'
 import { LogView } from './log.mjs'
 import { Resources } from './resources.mjs'
 import { elapsed, isLive } from './run_state.mjs'
@@ -192,7 +192,7 @@ export class RunPanel {
       if (Number.isFinite(progress.eta_s)) facts.push(text('run.left', { time: duration(progress.eta_s) }))
     }
     if (run.started) facts.push(text(live ? 'run.since' : 'run.took', { time: duration(elapsed(run)) }))
-    if (run.state === 'done') facts.push(run.reused ? text('run.reused') : run.message)
+    if (run.state === 'done') facts.push(run.reused ? text('run.reused') : withoutFolders(run.message))
     setText(this.facts, facts.filter(Boolean).join('  ·  '))
   }
 

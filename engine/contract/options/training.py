@@ -63,7 +63,7 @@ class Optimizer(Section, title="Optimizer"):
         (), 'Arguments for the optimizer, such as "weight_decay=0.01" "betas=(0.9,0.95)".', key_values=True,
         metavar="KEY=VALUE",
     )  # fmt: skip
-    learning_rate: float = opt(2e-6, "Learning rate. For a LoRA, 1e-4 to 2e-4 is usual.", low=0)
+    learning_rate: float = opt(2e-6, "Learning rate. For a LoRA, 1e-4 to 2e-4 is usual; for Prodigy 1.", low=0)
     max_grad_norm: float = opt(1.0, "Clip the gradient to this norm; 0 does not clip.", low=0, advanced=True)
     fused_backward_pass: bool = opt(
         False, "Move each weight as soon as its gradient is there, which is then freed: less memory. Needs "
@@ -71,7 +71,7 @@ class Optimizer(Section, title="Optimizer"):
     )  # fmt: skip
     full_bf16: bool = opt(
         False, "Keep the LoRA itself and its gradients in bf16, half the memory; rounded by chance, so that small "
-        "steps are not lost. Needs --mixed_precision bf16.", advanced=True,
+        "steps are not lost. Needs --mixed_precision bf16; saves most with --fused_backward_pass.", advanced=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -18,6 +18,10 @@ from typing import Any
 
 import torch
 
+from engine.contract.cli import parse
+from engine.memory.estimate import GIB, largest
+from engine.tasks.fitting import limits_of
+from engine.tasks.planning import Survey
 from tests.gpu.full_size.files import CAPTION, MODELS, config_of, write_dataset, write_models
 
 WARM_UP = 3  # training steps that do not count
@@ -113,6 +117,7 @@ def measure(name: str, case: Case, paths: dict[str, Path], folder: Path, *, tiny
     folder.mkdir(parents=True)
     command = command_of(case, paths, folder, tiny=tiny, device=device)
     peaks, errors = folder / "peaks.json", folder / "stderr.txt"
+    expected = predicted([str(word) for word in command])
     started, times, values, failed = time.monotonic(), [], [], {}
     with open(errors, "w") as stderr:
         process = subprocess.Popen(
@@ -135,8 +140,24 @@ def measure(name: str, case: Case, paths: dict[str, Path], folder: Path, *, tiny
         **row, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "n": len(seconds),
         "seconds": round(statistics.median(seconds), 3) if seconds else None,
         "first_step_after_s": round(times[0][0] - started, 1), "whole_s": round(time.monotonic() - started, 1),
-        **json.loads(peaks.read_text()), **losses,
+        **with_prediction(json.loads(peaks.read_text()), expected), **losses,
     }  # fmt: skip
+
+
+def predicted(command: list[str]) -> float:
+    """GiB of tensors that the planner expects of a command: for "peak_alloc_gib"."""
+    job = parse(command)
+    assert job is not None
+    stages = Survey(job).stages(job, room=limits_of(job)[0].card)
+    return round(largest(stages).device_bytes / GIB, 2)
+
+
+def with_prediction(measured: dict[str, float], expected: float) -> dict[str, float]:
+    """The measured peaks, what was expected, and its share of the measured one."""
+    found = {**measured, "predicted_gib": expected}
+    if "peak_alloc_gib" in measured:
+        found["predicted_to_measured"] = round(expected / measured["peak_alloc_gib"], 3)
+    return found
 
 
 def step_of(event: dict[str, Any]) -> int | None:

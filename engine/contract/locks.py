@@ -1,0 +1,56 @@
+"""One writer at a time: a lock on a name that the operating system drops when its holder dies, however it dies.
+
+The lock's file says who holds it, for the message only, and stays behind: it is the kernel's lock that counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import OptionError
+
+FAR_BYTE = 1 << 30  # Windows locks bytes against reading too, so a byte is locked that the text never reaches
+
+
+@contextlib.contextmanager
+def only_one(path: Path, *, what: str, hint: str) -> Iterator[None]:
+    """Hold the lock file `path` inside this block. OptionError "`what` …" when another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _try_lock(descriptor):
+            raise OptionError(f"{what} by another run, {_holder(path)}.", hint=hint)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+        yield
+    finally:
+        os.close(descriptor)  # which gives the lock back
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, FAR_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "just started"
+    except OSError:
+        return "just started"
