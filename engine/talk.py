@@ -22,6 +22,7 @@ from typing import IO
 
 from .contract.errors import DiskError
 from .contract.events import (
+    STOP_WITH_STDIN,
     Artifact,
     Control,
     Done,
@@ -237,7 +238,7 @@ def conversation(
             outward(event)
 
     say(hello)
-    if events:
+    if events or STOP_WITH_STDIN in os.environ:
         listen(control, say)
     try:
         with signals_ask_to_stop(control, say):

@@ -240,6 +240,10 @@ class Meter:
         )
 
 
+STOP_WITH_STDIN = "MUSUBI_STOP_WITH_STDIN"
+"""Environment variable: a job that talks to a person stops at the end of stdin too: a program of ours holds it."""
+
+
 class Control:
     """What was asked of a running job. Set from any thread, looked at by the job between two steps."""
 

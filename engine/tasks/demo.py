@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from ..contract.errors import DataError, DiskError, EngineError, OutOfMemoryError, Stopped
-from ..contract.events import Artifact, Control, Log, Say, Stage
+from ..contract.events import STOP_WITH_STDIN, Artifact, Control, Log, Say, Stage
 from ..contract.files import write_text
 from ..contract.job import Job
 from ..contract.options import Demo
@@ -96,8 +96,11 @@ def _going_on(step: Step, prepared: Prepared, progressed: Progressed) -> list[st
 def _run_step(command: list[str], say: Say, control: Control) -> None:
     """Run one engine command as a person would; its output goes straight to the screen."""
     say(Log(message=f"$ python -m engine {shlex.join(command)}"))
-    environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    status = subprocess.run([sys.executable, "-m", "engine", *command], env=environment, check=False).returncode
+    # a killed demo leaves no step behind that goes on writing: the end of its stdin stops it
+    environment = {**os.environ, "PYTHONPATH": str(PACK), STOP_WITH_STDIN: "1"}
+    arguments = [sys.executable, "-m", "engine", *command]
+    with subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE) as process:
+        status = process.wait()
     if control.stop_requested:
         raise Stopped("The demo was stopped. The same command goes on where it was.")
     if status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ def test_the_demo_ends_with_the_status_of_the_step_that_failed(
     status: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk or a bug in a step is no mistake in the demo's input, which 2 would say."""
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=status))
+    ended = contextlib.nullcontext(SimpleNamespace(wait=lambda: status))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: ended)
     with pytest.raises(EngineError, match="train wan") as caught:
         demo._run_step(["train", "wan"], lambda event: None, Control())
     assert caught.value.exit_status == expected
