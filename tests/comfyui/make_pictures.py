@@ -69,7 +69,7 @@ def failure(browser: Browser, url: str) -> None:
     open_with(browser, url)
     wrong = {"MusubiTuner_Wan21ModelPaths": {"task": "i2v-14B"}, TRAINER: {"output_name": "wrong"}}
     load(browser, wanted(wrong), "A wrong choice")
-    look_at(browser, ["MusubiTuner_Wan21ModelPaths", "MusubiTuner_VAELatentCache", TRAINER], left=60, top=90)
+    look_at(browser, [TRAINER], left=60, top=90)
     queue(browser)
     browser.wait_for("document.querySelector('.musubi-problem.error')", seconds=BEGUN_S, what="the error")
     time.sleep(8.0)
@@ -117,14 +117,14 @@ def main() -> None:
         training(browser, url, "training")
         training(browser, url, "training_nodes2", nodes2=True)
         training(browser, url, "training_ja", nodes2=True, locale="ja", theme="light")
-        failure(browser, url)
-        jobs(browser, url)
-        setup(browser, url, "setup")
-        setup(browser, url, "setup_ja", locale="ja", theme="light")
         browser.resize(2000, 1250)
         whole_graph(browser, url, "workflow")
         whole_graph(browser, url, "workflow_nodes2", nodes2=True)
-        open_with(browser, url)
+        browser.resize(1280, 800)
+        jobs(browser, url)
+        setup(browser, url, "setup")
+        setup(browser, url, "setup_ja", locale="ja", theme="light")
+        failure(browser, url)
 
 
 if __name__ == "__main__":

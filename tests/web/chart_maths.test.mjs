@@ -1,13 +1,29 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { extent, indexAt, moved, nearest, range, reduced, smooth, smoothing, ticks, within, zoomed } from '../../web/js/chart_maths.mjs'
+import {
+  extent,
+  indexAt,
+  moved,
+  nearest,
+  range,
+  reduced,
+  smooth,
+  smoothing,
+  ticks,
+  within,
+  zoomed
+} from '../../web/js/chart_maths.mjs'
 
-const line = (count, value = (step) => step) => Array.from({ length: count }, (_, index) => [index + 1, value(index + 1)])
+const line = (count, value = (step) => step) =>
+  Array.from({ length: count }, (_, index) => [index + 1, value(index + 1)])
 
 test('the smoothed curve begins at the first value, not at half of it', () => {
   assert.deepEqual(smooth([[1, 4]], 0.9), [[1, 4]])
-  const constant = smooth(line(50, () => 2), 0.95)
+  const constant = smooth(
+    line(50, () => 2),
+    0.95
+  )
   assert.ok(constant.every(([, value]) => Math.abs(value - 2) < 1e-12))
 })
 
@@ -39,12 +55,19 @@ test('a flat curve has a range with some height', () => {
 })
 
 test('a part of a series keeps one neighbour on each side', () => {
-  assert.deepEqual(within(line(10), [4, 6]).map(([step]) => step), [3, 4, 5, 6, 7])
+  assert.deepEqual(
+    within(line(10), [4, 6]).map(([step]) => step),
+    [3, 4, 5, 6, 7]
+  )
   assert.deepEqual(within(line(3), [-5, 50]), line(3))
 })
 
 test('the nearest point is found between two, before the first and after the last', () => {
-  const series = [[10, 0], [20, 1], [40, 2]]
+  const series = [
+    [10, 0],
+    [20, 1],
+    [40, 2]
+  ]
   assert.deepEqual(nearest(series, 14), [10, 0])
   assert.deepEqual(nearest(series, 16), [20, 1])
   assert.deepEqual(nearest(series, -5), [10, 0])

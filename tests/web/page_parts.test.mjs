@@ -65,20 +65,45 @@ test('a run of a graph that was never saved is found after a reload, when the gr
 })
 
 test('what a node runs follows from its name', () => {
-  const named = ['Wan21LoRATrainer', 'FramePackGenerator', 'VAELatentCache', 'LoRAMerger', 'TrainingMonitor', 'DatasetConfig']
-  assert.deepEqual(named.map((name) => taskOf(`MusubiTuner_${name}`)), ['train', 'generate', 'cache-latents', 'lora merge', 'newest', ''])
+  const named = [
+    'Wan21LoRATrainer',
+    'FramePackGenerator',
+    'VAELatentCache',
+    'LoRAMerger',
+    'TrainingMonitor',
+    'DatasetConfig'
+  ]
+  assert.deepEqual(
+    named.map((name) => taskOf(`MusubiTuner_${name}`)),
+    ['train', 'generate', 'cache-latents', 'lora merge', 'newest', '']
+  )
   assert.equal(taskOf('OtherPack_LoRATrainer'), '')
   assert.equal(taskOf(undefined), '')
 })
 
 test('a search hit is found whatever its case, every time it occurs', () => {
-  assert.deepEqual(highlighted('Loss and loss.', 'LOSS'), [['Loss', true], [' and ', false], ['loss', true], ['.', false]])
+  assert.deepEqual(highlighted('Loss and loss.', 'LOSS'), [
+    ['Loss', true],
+    [' and ', false],
+    ['loss', true],
+    ['.', false]
+  ])
   assert.deepEqual(highlighted('nothing', ''), [['nothing', false]])
-  assert.deepEqual(highlighted('<b>&', 'b'), [['<', false], ['b', true], ['>&', false]])
+  assert.deepEqual(highlighted('<b>&', 'b'), [
+    ['<', false],
+    ['b', true],
+    ['>&', false]
+  ])
 })
 
 test('errors and warnings stand out, ordinary words do not', () => {
-  assert.deepEqual(['12:00 error: x', 'Traceback (most', 'warning: y', 'terror', 'saved LoRA'].map(levelOf), ['error', 'error', 'warning', '', ''])
+  assert.deepEqual(['12:00 error: x', 'Traceback (most', 'warning: y', 'terror', 'saved LoRA'].map(levelOf), [
+    'error',
+    'error',
+    'warning',
+    '',
+    ''
+  ])
 })
 
 test('a message keeps the name of a file and loses its folders', () => {

@@ -1,10 +1,33 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { LONGEST_RESOURCES, LONGEST_SERIES, appendLog, applyEvent, applySummary, applyWhole, elapsed, fromSummary, isLive, tail } from '../../web/js/run_state.mjs'
+import {
+  LONGEST_RESOURCES,
+  LONGEST_SERIES,
+  appendLog,
+  applyEvent,
+  applySummary,
+  applyWhole,
+  elapsed,
+  fromSummary,
+  isLive,
+  tail
+} from '../../web/js/run_state.mjs'
 
 const summary = { id: 'r', verb: 'train', family: 'wan', state: 'running', started: 100, ended: null }
-const whole = { ...summary, metrics: { 'loss/current': [[1, 0.5], [2, 0.4]] }, resources: {}, previews: [], artifacts: [], log: { text: 'a\n', offset: 2 } }
+const whole = {
+  ...summary,
+  metrics: {
+    'loss/current': [
+      [1, 0.5],
+      [2, 0.4]
+    ]
+  },
+  resources: {},
+  previews: [],
+  artifacts: [],
+  log: { text: 'a\n', offset: 2 }
+}
 const metric = (step, value) => ({ event: 'metric', step, values: { 'loss/current': value } })
 
 test('a new summary leaves the series alone', () => {
@@ -19,7 +42,11 @@ test('an event that the whole run had already is not counted twice', () => {
   const run = applyWhole(fromSummary(summary), whole)
   applyEvent(run, metric(2, 0.4))
   applyEvent(run, metric(3, 0.3))
-  assert.deepEqual(run.metrics['loss/current'], [[1, 0.5], [2, 0.4], [3, 0.3]])
+  assert.deepEqual(run.metrics['loss/current'], [
+    [1, 0.5],
+    [2, 0.4],
+    [3, 0.3]
+  ])
 })
 
 test('a loss that is no number leaves a gap and is remembered once', () => {
@@ -31,7 +58,15 @@ test('a loss that is no number leaves a gap and is remembered once', () => {
 })
 
 test('a run read back with a broken loss says so too', () => {
-  const run = applyWhole(fromSummary(summary), { ...whole, metrics: { 'loss/current': [[1, 0.5], [2, 'NaN']] } })
+  const run = applyWhole(fromSummary(summary), {
+    ...whole,
+    metrics: {
+      'loss/current': [
+        [1, 0.5],
+        [2, 'NaN']
+      ]
+    }
+  })
   assert.equal(run.badStep, 2)
 })
 
@@ -42,7 +77,8 @@ test('series stay short, and keep their first and their last point', () => {
   assert.ok(series.length <= LONGEST_SERIES + 1)
   assert.equal(series[0][0], 1)
   assert.equal(series.at(-1)[0], 3 * LONGEST_SERIES - 1)
-  for (let index = 0; index < 2 * LONGEST_RESOURCES; index += 1) applyEvent(run, { event: 'resource', values: { ram_mib: index } })
+  for (let index = 0; index < 2 * LONGEST_RESOURCES; index += 1)
+    applyEvent(run, { event: 'resource', values: { ram_mib: index } })
   assert.equal(run.resources.ram_mib.length, LONGEST_RESOURCES)
 })
 

@@ -18,10 +18,16 @@ export function isClassic(app) {
 /** Fold a node's rare settings away. `app` is ComfyUI's. */
 export function foldAdvanced(node, app) {
   if (!node.widgets?.some(isAdvanced)) return
-  const toggle = node.addWidget('button', 'musubi_advanced', null, () => {
-    node.showAdvanced = !node.showAdvanced
-    apply(node, app, toggle)
-  }, { serialize: false })
+  const toggle = node.addWidget(
+    'button',
+    'musubi_advanced',
+    null,
+    () => {
+      node.showAdvanced = !node.showAdvanced
+      apply(node, app, toggle)
+    },
+    { serialize: false }
+  )
   toggle.serialize = false
   folded.add({ node, toggle })
   apply(node, app, toggle)
@@ -39,9 +45,11 @@ export function foldAdvanced(node, app) {
 
 /** Draw all nodes anew when the person changes the renderer. */
 export function followRenderer(app) {
-  app.ui.settings.addEventListener(`${RENDERER}.change`, () => setTimeout(() => {
-    for (const { node, toggle } of folded) apply(node, app, toggle, node.size)
-  }))
+  app.ui.settings.addEventListener(`${RENDERER}.change`, () =>
+    setTimeout(() => {
+      for (const { node, toggle } of folded) apply(node, app, toggle, node.size)
+    })
+  )
 }
 
 function isAdvanced(widget) {
@@ -51,11 +59,13 @@ function isAdvanced(widget) {
 function apply(node, app, toggle, size = null) {
   const classic = isClassic(app)
   const rare = node.widgets.filter(isAdvanced)
-  for (const widget of rare) widget.hidden = !node.showAdvanced // in the newer renderer this only says how high the node is
+  for (const widget of rare) widget.hidden = !node.showAdvanced // the newer renderer only measures by it
   toggle.hidden = toggle.options.hidden = !classic // each renderer looks at one of the two
   toggle.label = node.showAdvanced ? text('advanced.fold') : text('advanced.show', { count: rare.length })
   if (!classic) return
   const least = node.computeSize()
-  node.setSize(size ? [Math.max(size[0], least[0]), Math.max(size[1], least[1])] : [Math.max(node.size[0], least[0]), least[1]])
+  node.setSize(
+    size ? [Math.max(size[0], least[0]), Math.max(size[1], least[1])] : [Math.max(node.size[0], least[0]), least[1]]
+  )
   node.setDirtyCanvas?.(true, true)
 }

@@ -1,5 +1,5 @@
 /**
- * The curve of a training run on a canvas: loss raw and smoothed, learning rate, zoom, and the values under the pointer.
+ * The curve of a training run on a canvas: loss raw and smoothed, learning rate, zoom, values under the pointer.
  *
  * Drag to look at a part, scroll to zoom once the chart has the focus (elsewhere scrolling belongs to ComfyUI's canvas
  * and to the page), double-click or Escape for the whole; arrow keys, + and - do the same. Draws what it is given.
@@ -20,14 +20,26 @@ function curvesOf(metrics) {
   const rateName = Object.keys(metrics).find((name) => name.startsWith('lr/'))
   const curves = [
     { label: text('chart.raw'), points: raw, axis: 'left', colour: '--musubi-raw', width: 1 },
-    { label: text('chart.smooth'), points: smooth(raw, smoothing(raw.length)), axis: 'left', colour: '--musubi-loss', width: 2 }
+    {
+      label: text('chart.smooth'),
+      points: smooth(raw, smoothing(raw.length)),
+      axis: 'left',
+      colour: '--musubi-loss',
+      width: 2
+    }
   ]
   if (metrics['loss/validation']) {
     const points = metrics['loss/validation']
     curves.push({ label: text('chart.validation'), points, axis: 'left', colour: '--musubi-validation', width: 2 })
   }
   if (rateName) {
-    curves.push({ label: text('chart.rate'), points: metrics[rateName], axis: 'right', colour: '--musubi-rate', width: 1.5 })
+    curves.push({
+      label: text('chart.rate'),
+      points: metrics[rateName],
+      axis: 'right',
+      colour: '--musubi-rate',
+      width: 1.5
+    })
   }
   return curves
 }
@@ -38,7 +50,12 @@ export class Chart {
     this.legend = make('div', { class: 'musubi-legend' })
     this.tip = make('div', { class: 'musubi-tip', hidden: true })
     this.empty = make('div', { class: 'musubi-empty' }, text('chart.empty'))
-    this.element = make('div', { class: 'musubi-chart' }, this.legend, make('div', { class: 'musubi-plot' }, this.canvas, this.tip, this.empty))
+    this.element = make(
+      'div',
+      { class: 'musubi-chart' },
+      this.legend,
+      make('div', { class: 'musubi-plot' }, this.canvas, this.tip, this.empty)
+    )
     this.window = null // steps that are shown; null: all
     this.hidden = new Set()
     this.curves = []
@@ -89,7 +106,12 @@ export class Chart {
     const plot = { left: EDGE.left, right: width - EDGE.right, top: EDGE.top, bottom: height - EDGE.bottom }
     const ranges = { left: range(of('left'), view, OUTLIERS), right: range(of('right'), view) }
     return {
-      width, height, view, plot, ranges, shown,
+      width,
+      height,
+      view,
+      plot,
+      ranges,
+      shown,
       x: (step) => plot.left + ((step - view[0]) / (view[1] - view[0])) * (plot.right - plot.left),
       y: (value, axis) => {
         const [low, high] = ranges[axis]
@@ -125,11 +147,14 @@ export class Chart {
     pen.font = '10px system-ui, sans-serif'
     pen.lineWidth = 1
     pen.textBaseline = 'middle'
-    const axes = [['left', plot.left - 6, 'right'], ['right', plot.right + 6, 'left']]
-    for (const [axis, at, align] of axes) {
+    const axes = [
+      ['left', plot.left - 6, 'right', 34],
+      ['right', plot.right + 6, 'left', 70]
+    ]
+    for (const [axis, at, align, distance] of axes) {
       if (!shown.some((curve) => curve.axis === axis)) continue
       pen.textAlign = align
-      for (const mark of ticks(...ranges[axis], (plot.bottom - plot.top) / 34)) {
+      for (const mark of ticks(...ranges[axis], (plot.bottom - plot.top) / distance)) {
         const level = Math.round(y(mark, axis)) + 0.5
         if (axis === 'left') this._line(pen, [plot.left, level], [plot.right, level], colour('--musubi-grid'))
         pen.fillStyle = colour(axis === 'left' ? '--musubi-muted' : '--musubi-rate')
@@ -179,7 +204,12 @@ export class Chart {
       pen.beginPath()
       pen.arc(x(point[0]), y(point[1], axis), 3, 0, 2 * Math.PI)
       pen.fill()
-      return make('div', {}, make('span', { class: 'musubi-dot', style: `background: var(${name})` }), `${label} ${short(point[1])}`)
+      return make(
+        'div',
+        {},
+        make('span', { class: 'musubi-dot', style: `background: var(${name})` }),
+        `${label} ${short(point[1])}`
+      )
     })
     this.tip.replaceChildren(make('b', {}, text('chart.step', { step: at[0] })), ...rows)
     this.tip.hidden = false
@@ -198,12 +228,19 @@ export class Chart {
   }
 
   _drawLegend() {
-    const wanted = this.curves.filter(({ points }) => points.length).map(({ label }) => label).join()
+    const wanted = this.curves
+      .filter(({ points }) => points.length)
+      .map(({ label }) => label)
+      .join()
     if (this.legend.dataset.labels === wanted) return
     this.legend.dataset.labels = wanted
     const entry = ({ label, colour }) => {
-      const toggle = make('button', { type: 'button', class: 'musubi-chip', 'aria-pressed': String(!this.hidden.has(label)) },
-        make('span', { class: 'musubi-dot', style: `background: var(${colour})` }), label)
+      const toggle = make(
+        'button',
+        { type: 'button', class: 'musubi-chip', 'aria-pressed': String(!this.hidden.has(label)) },
+        make('span', { class: 'musubi-dot', style: `background: var(${colour})` }),
+        label
+      )
       toggle.addEventListener('click', () => {
         if (!this.hidden.delete(label)) this.hidden.add(label)
         toggle.setAttribute('aria-pressed', String(!this.hidden.has(label)))

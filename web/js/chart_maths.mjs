@@ -39,7 +39,9 @@ export function extent(serieses) {
  * out, so that one spike does not flatten the curve.
  */
 export function range(serieses, [first, last], outliers = 0) {
-  const values = serieses.flatMap((series) => within(series, [first, last]).map(([, value]) => value)).sort((a, b) => a - b)
+  const values = serieses
+    .flatMap((series) => within(series, [first, last]).map(([, value]) => value))
+    .sort((a, b) => a - b)
   if (!values.length) return [0, 1]
   const cut = Math.floor(values.length * outliers)
   const [low, high] = [values[cut], values[values.length - 1 - cut]]

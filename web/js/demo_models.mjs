@@ -15,8 +15,14 @@ export function demoModels() {
   const bar = make('div', { class: 'musubi-progress', role: 'progressbar', 'aria-label': text('demo.title') }, fill)
   const words = make('div', { class: 'musubi-facts', 'aria-live': 'polite' })
   const start = button({ symbol: 'box', text: text('demo.make'), onclick: begin })
-  const element = make('section', { class: 'musubi-demo' }, make('h3', {}, text('demo.title')),
-    make('p', { class: 'musubi-muted' }, text('demo.words')), make('div', { class: 'musubi-bar' }, start, words), bar)
+  const element = make(
+    'section',
+    { class: 'musubi-demo' },
+    make('h3', {}, text('demo.title')),
+    make('p', { class: 'musubi-muted' }, text('demo.words')),
+    make('div', { class: 'musubi-bar' }, start, words),
+    bar
+  )
   let ready = false
 
   async function begin() {
@@ -34,7 +40,11 @@ export function demoModels() {
     start.disabled = !ready || live
     if (!run) return
     fill.style.width = `${(share(run.progress) ?? 0) * 100}%`
-    const ended = { done: text('demo.done'), failed: `${run.error?.message ?? ''} ${run.error?.hint ?? ''}`, stopped: text('state.stopped') }
+    const ended = {
+      done: text('demo.done'),
+      failed: `${run.error?.message ?? ''} ${run.error?.hint ?? ''}`,
+      stopped: text('state.stopped')
+    }
     setText(words, live ? run.stage : (ended[run.state] ?? ''))
   }
 

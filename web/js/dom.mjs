@@ -26,7 +26,13 @@ export function icon(name) {
 export function button({ symbol, text, label, kind = '', onclick }) {
   return make(
     'button',
-    { type: 'button', class: `musubi-button ${kind}`.trim(), title: label ?? null, 'aria-label': label ?? null, onclick },
+    {
+      type: 'button',
+      class: `musubi-button ${kind}`.trim(),
+      title: label ?? null,
+      'aria-label': label ?? null,
+      onclick
+    },
     symbol ? icon(symbol) : null,
     text ? make('span', {}, text) : null
   )

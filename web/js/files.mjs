@@ -11,8 +11,12 @@ const SYMBOLS = { lora: 'star', video: 'video', image: 'image', state: 'replay',
 
 /** A path with a button that copies it. */
 export function pathRow(path) {
-  return make('div', { class: 'musubi-path' }, make('code', { title: path }, path),
-    button({ symbol: 'copy', label: text('files.copy'), kind: 'quiet', onclick: () => copyText(path) }))
+  return make(
+    'div',
+    { class: 'musubi-path' },
+    make('code', { title: path }, path),
+    button({ symbol: 'copy', label: text('files.copy'), kind: 'quiet', onclick: () => copyText(path) })
+  )
 }
 
 /** The view of a run's files: `{ element, update(run) }`. */
@@ -38,7 +42,14 @@ export function files() {
 function row({ kind, path, name, url }) {
   const title = name ?? fileName(path)
   const key = kind.toLowerCase().replaceAll(' ', '_')
-  return make('li', {}, icon(SYMBOLS[key] ?? 'file'), make('span', { class: 'musubi-kind' }, textOr(`artifact.${key}`, kind)),
-    url ? make('a', { href: fileAddress(url), download: title, title: path }, title) : make('span', { title: path }, title),
-    button({ symbol: 'copy', label: text('files.copy'), kind: 'quiet', onclick: () => copyText(path) }))
+  return make(
+    'li',
+    {},
+    icon(SYMBOLS[key] ?? 'file'),
+    make('span', { class: 'musubi-kind' }, textOr(`artifact.${key}`, kind)),
+    url
+      ? make('a', { href: fileAddress(url), download: title, title: path }, title)
+      : make('span', { title: path }, title),
+    button({ symbol: 'copy', label: text('files.copy'), kind: 'quiet', onclick: () => copyText(path) })
+  )
 }

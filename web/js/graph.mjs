@@ -21,14 +21,14 @@ export function isOurs(className) {
   return Boolean(className?.startsWith(PREFIX))
 }
 
-/** What a node of this class runs: a verb, "newest" (it follows any run), "machine", or "" for a node that runs nothing. */
+/** What a node of this class runs: a verb, "newest" (it follows any run), "machine", or "" for nothing. */
 export function taskOf(className) {
   if (!isOurs(className)) return ''
   const name = className.slice(PREFIX.length)
   return TASKS.find(([pattern]) => pattern.test(name))?.[1] ?? ''
 }
 
-/** The node that a run's path names ("7", or "12:3" for node 3 in the sub-graph of node 12); null when it is not there. */
+/** The node that a run's path names ("7", or "12:3" for node 3 in the sub-graph of node 12), null for none. */
 export function nodeAt(root, path) {
   let graph = root
   let node = null

@@ -58,22 +58,54 @@ export class JobsTab {
   // --------------------------------------------------------------------------------------------------------- list
 
   _makeList() {
-    const filter = (name) => make('button', { type: 'button', class: 'musubi-chip', 'data-filter': name, 'aria-pressed': String(name === this.filter),
-      onclick: () => this._setFilter(name) }, text(`jobs.${name}`))
-    const search = make('input', { type: 'search', class: 'musubi-input', placeholder: text('jobs.search'), 'aria-label': text('jobs.search') })
+    const filter = (name) =>
+      make(
+        'button',
+        {
+          type: 'button',
+          class: 'musubi-chip',
+          'data-filter': name,
+          'aria-pressed': String(name === this.filter),
+          onclick: () => this._setFilter(name)
+        },
+        text(`jobs.${name}`)
+      )
+    const search = make('input', {
+      type: 'search',
+      class: 'musubi-input',
+      placeholder: text('jobs.search'),
+      'aria-label': text('jobs.search')
+    })
     search.addEventListener('input', () => {
       this.wanted = search.value.trim().toLowerCase()
       this.draw()
     })
     search.addEventListener('keydown', (event) => event.stopPropagation())
-    this.notice = make('div', { class: 'musubi-notice' }, make('span', {}, text('idle.missing')),
-      button({ symbol: 'download', text: text('setup.open'), kind: 'primary', onclick: this.actions.onsetup }))
+    this.notice = make(
+      'div',
+      { class: 'musubi-notice' },
+      make('span', {}, text('idle.missing')),
+      button({ symbol: 'download', text: text('setup.open'), kind: 'primary', onclick: this.actions.onsetup })
+    )
     this.filters = make('div', { class: 'musubi-bar' }, ...Object.keys(FILTERS).map(filter))
     this.list = make('div', { class: 'musubi-cards', role: 'list' })
     this.empty = make('div', { class: 'musubi-empty' }, text('jobs.empty'))
-    const head = make('div', { class: 'musubi-head' }, make('h2', {}, text('jobs.title')),
-      button({ symbol: 'cog', label: text('setup.title'), kind: 'quiet', onclick: this.actions.onsetup }))
-    this.listPage = make('div', { class: 'musubi-listpage' }, head, this.notice, search, this.filters, this.list, this.empty)
+    const head = make(
+      'div',
+      { class: 'musubi-head' },
+      make('h2', {}, text('jobs.title')),
+      button({ symbol: 'cog', label: text('setup.title'), kind: 'quiet', onclick: this.actions.onsetup })
+    )
+    this.listPage = make(
+      'div',
+      { class: 'musubi-listpage' },
+      head,
+      this.notice,
+      search,
+      this.filters,
+      this.list,
+      this.empty
+    )
   }
 
   _setFilter(name) {
@@ -89,10 +121,15 @@ export class JobsTab {
     const shown = runs.list().filter((run) => FILTERS[this.filter](run) && this._matches(run))
     show(this.empty, !shown.length)
     const ids = new Set(shown.map(({ id }) => id))
-    for (const [id, card] of this.cards) if (!ids.has(id)) { card.element.remove(); this.cards.delete(id) }
+    for (const [id, card] of this.cards)
+      if (!ids.has(id)) {
+        card.element.remove()
+        this.cards.delete(id)
+      }
     shown.forEach((run, index) => {
       const card = this.cards.get(run.id) ?? this._addCard(run)
-      if (this.list.children[index] !== card.element) this.list.insertBefore(card.element, this.list.children[index] ?? null)
+      if (this.list.children[index] !== card.element)
+        this.list.insertBefore(card.element, this.list.children[index] ?? null)
       card.update(run)
     })
   }
@@ -108,9 +145,18 @@ export class JobsTab {
     const words = make('div', { class: 'musubi-caption' })
     const fill = make('div', { class: 'musubi-fill' })
     const bar = make('div', { class: 'musubi-progress' }, fill)
-    const element = make('div', { class: 'musubi-card', role: 'listitem' },
-      make('button', { type: 'button', class: 'musubi-open', onclick: () => showRun(run.id) },
-        make('div', { class: 'musubi-head' }, title, badge), facts, bar, words))
+    const element = make(
+      'div',
+      { class: 'musubi-card', role: 'listitem' },
+      make(
+        'button',
+        { type: 'button', class: 'musubi-open', onclick: () => showRun(run.id) },
+        make('div', { class: 'musubi-head' }, title, badge),
+        facts,
+        bar,
+        words
+      )
+    )
     let state = ''
     const update = (now) => {
       if (state !== `${now.state}${now.reused}`) badge.replaceChildren(stateBadge(now))
@@ -138,7 +184,9 @@ export class JobsTab {
     const tools = make('div', { class: 'musubi-bar' })
     const back = button({ symbol: 'arrow-left', text: text('jobs.back'), kind: 'quiet', onclick: () => showRun(null) })
     this.detail = { id: openRun, panel, tools, stop: runs.watch(openRun, (whole) => panel.update(whole)), drawn: '' }
-    this.element.replaceChildren(make('div', { class: 'musubi-detail' }, make('div', { class: 'musubi-head' }, back), panel.element, tools))
+    this.element.replaceChildren(
+      make('div', { class: 'musubi-detail' }, make('div', { class: 'musubi-head' }, back), panel.element, tools)
+    )
     if (run) {
       panel.update(run)
       this._drawTools(run)
@@ -151,14 +199,21 @@ export class JobsTab {
     if (this.detail.drawn === key) return
     this.detail.drawn = key
     const { onload, onremove } = this.actions
-    const removal = button({ symbol: 'trash', text: text('jobs.remove'), label: text('jobs.remove_help'), kind: 'quiet danger',
+    const removal = button({
+      symbol: 'trash',
+      text: text('jobs.remove'),
+      label: text('jobs.remove_help'),
+      kind: 'quiet danger',
       onclick: async () => {
         await onremove(run)
         showRun(null)
-      } })
+      }
+    })
     this.detail.tools.replaceChildren(
       button({ symbol: 'sitemap', text: text('jobs.load'), label: text('jobs.load_help'), onclick: () => onload(run) }),
-      isLive(run) ? '' : removal, make('div', { class: 'musubi-wide' }, pathRow(run.folder)))
+      isLive(run) ? '' : removal,
+      make('div', { class: 'musubi-wide' }, pathRow(run.folder))
+    )
   }
 
   _closeDetail() {

@@ -10,11 +10,27 @@ const NEAR_THE_END = 24 // pixels
 
 export class LogView {
   constructor() {
-    this.search = make('input', { type: 'search', class: 'musubi-input', placeholder: text('log.search'), 'aria-label': text('log.search') })
+    this.search = make('input', {
+      type: 'search',
+      class: 'musubi-input',
+      placeholder: text('log.search'),
+      'aria-label': text('log.search')
+    })
     this.count = make('span', { class: 'musubi-muted', 'aria-live': 'polite' })
     const copy = button({ symbol: 'copy', label: text('log.copy'), kind: 'quiet', onclick: () => copyText(this.text) })
-    this.lines = make('div', { class: 'musubi-lines', tabindex: '0', role: 'log', 'aria-live': 'off', 'data-capture-wheel': 'true' })
-    this.element = make('div', { class: 'musubi-log' }, make('div', { class: 'musubi-bar' }, this.search, this.count, copy), this.lines)
+    this.lines = make('div', {
+      class: 'musubi-lines',
+      tabindex: '0',
+      role: 'log',
+      'aria-live': 'off',
+      'data-capture-wheel': 'true'
+    })
+    this.element = make(
+      'div',
+      { class: 'musubi-log' },
+      make('div', { class: 'musubi-bar' }, this.search, this.count, copy),
+      this.lines
+    )
     this.text = ''
     this.search.addEventListener('input', () => this._redraw())
     this.search.addEventListener('keydown', (event) => event.stopPropagation()) // ComfyUI's own keys
@@ -43,7 +59,9 @@ export class LogView {
   }
 
   _append(text, wanted = '') {
-    const lines = text.split('\n').filter((line) => line && (!wanted || line.toLowerCase().includes(wanted.toLowerCase())))
+    const lines = text
+      .split('\n')
+      .filter((line) => line && (!wanted || line.toLowerCase().includes(wanted.toLowerCase())))
     const drawn = lines.map((line) => {
       const parts = highlighted(line, wanted).map(([part, hit]) => (hit ? make('mark', {}, part) : part))
       return make('div', { class: `musubi-line ${levelOf(line)}` }, ...parts)

@@ -72,7 +72,11 @@ app.registerExtension({
 
   async setup() {
     app.extensionManager.registerSidebarTab({
-      id: TAB, icon: 'pi pi-chart-line', title: text('jobs.tab'), tooltip: text('jobs.title'), type: 'custom',
+      id: TAB,
+      icon: 'pi pi-chart-line',
+      title: text('jobs.tab'),
+      tooltip: text('jobs.title'),
+      type: 'custom',
       render: (container) => {
         tab?.destroy()
         tab = new JobsTab({ onload: loadWorkflow, onremove: removeRun, onsetup: openSetup })

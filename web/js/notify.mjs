@@ -18,12 +18,14 @@ const COMFYUI_TELLS_MS = 1500
 export function tellEnds(app) {
   const live = new Set()
   const told = new Set() // prompts of which ComfyUI has shown the failure
-  const toast = (severity, summary, detail = '') => app.extensionManager.toast.add({ severity, summary, detail, life: SHOWN_MS })
+  const toast = (severity, summary, detail = '') =>
+    app.extensionManager.toast.add({ severity, summary, detail, life: SHOWN_MS })
   listen('execution_error', ({ prompt_id: prompt }) => told.add(prompt))
   runs.watchList(() => {
     for (const run of runs.list()) {
       if (isLive(run)) live.add(run.id)
-      else if (live.delete(run.id) && TOLD.has(run.verb) && app.extensionManager.setting.get('MusubiTuner.Notify')) tell(run)
+      else if (live.delete(run.id) && TOLD.has(run.verb) && app.extensionManager.setting.get('MusubiTuner.Notify'))
+        tell(run)
     }
   })
 

@@ -41,7 +41,9 @@ export class Resources {
     picture.append(line)
     const value = make('span', { class: 'musubi-resource-value' })
     const label = textOr(`resource.${name}`, name.replace(/_mib$|_percent$/, '').replaceAll('_', ' '))
-    this.element.append(make('div', { class: 'musubi-resource' }, make('span', { class: 'musubi-muted' }, label), value, picture))
+    this.element.append(
+      make('div', { class: 'musubi-resource' }, make('span', { class: 'musubi-muted' }, label), value, picture)
+    )
     const row = { value, line }
     this.rows.set(name, row)
     return row
@@ -57,5 +59,10 @@ function amount(name, value) {
 function outline(series, total) {
   const top = total ?? Math.max(...series.map(([, value]) => value), 1e-9) * 1.1
   const span = Math.max(series.length - 1, 1)
-  return series.map(([, value], index) => `${((index / span) * WIDTH).toFixed(1)},${(HEIGHT - 1 - (value / top) * (HEIGHT - 2)).toFixed(1)}`).join(' ')
+  return series
+    .map(
+      ([, value], index) =>
+        `${((index / span) * WIDTH).toFixed(1)},${(HEIGHT - 1 - (value / top) * (HEIGHT - 2)).toFixed(1)}`
+    )
+    .join(' ')
 }

@@ -17,8 +17,12 @@ import { Samples } from './samples.mjs'
 import { text, textOr } from './texts.mjs'
 
 const SYMBOLS = {
-  waiting: 'clock', running: 'spin pi-spinner', stopping: 'spin pi-spinner', done: 'check-circle',
-  stopped: 'stop-circle', failed: 'times-circle'
+  waiting: 'clock',
+  running: 'spin pi-spinner',
+  stopping: 'spin pi-spinner',
+  done: 'check-circle',
+  stopped: 'stop-circle',
+  failed: 'times-circle'
 }
 const REALLY_MS = 4000
 const SAID_MS = 5000
@@ -39,7 +43,12 @@ export function titleOf(run) {
 /** The state as a coloured word with a symbol. */
 export function stateBadge(run) {
   const state = run.reused && run.state === 'done' ? 'reused' : run.state
-  return make('span', { class: `musubi-badge ${run.state}` }, icon(state === 'reused' ? 'history' : SYMBOLS[run.state]), text(`state.${state}`))
+  return make(
+    'span',
+    { class: `musubi-badge ${run.state}` },
+    icon(state === 'reused' ? 'history' : SYMBOLS[run.state]),
+    text(`state.${state}`)
+  )
 }
 
 export class RunPanel {
@@ -49,10 +58,21 @@ export class RunPanel {
     this.onsetup = onsetup
     this.badge = make('span', {})
     this.title = make('span', { class: 'musubi-title' })
-    this.open = onopen && button({ symbol: 'external-link', label: text('run.open'), kind: 'quiet', onclick: () => onopen(this.run) })
+    this.open =
+      onopen &&
+      button({ symbol: 'external-link', label: text('run.open'), kind: 'quiet', onclick: () => onopen(this.run) })
     this.bar = make('div', { class: 'musubi-fill' })
-    this.progress = make('div', { class: 'musubi-progress', role: 'progressbar', 'aria-valuemin': '0', 'aria-valuemax': '100',
-      'aria-label': text('run.progress') }, this.bar)
+    this.progress = make(
+      'div',
+      {
+        class: 'musubi-progress',
+        role: 'progressbar',
+        'aria-valuemin': '0',
+        'aria-valuemax': '100',
+        'aria-label': text('run.progress')
+      },
+      this.bar
+    )
     this.facts = make('div', { class: 'musubi-facts' })
     this.problem = make('div', { class: 'musubi-problem', role: 'alert', hidden: true })
     this.said = make('div', { class: 'musubi-said', role: 'status' })
@@ -61,10 +81,25 @@ export class RunPanel {
     this.tabs = make('div', { class: 'musubi-tabs', role: 'tablist' })
     this.pages = make('div', { class: 'musubi-pages' })
     this.idle = make('div', { class: 'musubi-idle' })
-    this.body = make('div', { class: 'musubi-body' }, this.progress, this.facts, this.problem, this.buttons, this.said,
-      this.tabs, this.pages, this.resources.element)
-    this.element = make('div', { class: 'musubi musubi-panel' },
-      make('div', { class: 'musubi-head' }, this.badge, this.title, this.open), this.body, this.idle)
+    this.body = make(
+      'div',
+      { class: 'musubi-body' },
+      this.progress,
+      this.facts,
+      this.problem,
+      this.buttons,
+      this.said,
+      this.tabs,
+      this.pages,
+      this.resources.element
+    )
+    this.element = make(
+      'div',
+      { class: 'musubi musubi-panel' },
+      make('div', { class: 'musubi-head' }, this.badge, this.title, this.open),
+      this.body,
+      this.idle
+    )
     this.views = {}
     this.verb = ''
     this._makeTabs(verb)
@@ -108,8 +143,12 @@ export class RunPanel {
     this.views.curve?.destroy()
     this.views = {}
     const names = tabsOf(verb)
-    const tab = (name) => make('button', { type: 'button', role: 'tab', class: 'musubi-tab', 'data-tab': name,
-      onclick: () => this.choose(name) }, text(`tab.${name}`))
+    const tab = (name) =>
+      make(
+        'button',
+        { type: 'button', role: 'tab', class: 'musubi-tab', 'data-tab': name, onclick: () => this.choose(name) },
+        text(`tab.${name}`)
+      )
     this.tabs.replaceChildren(...names.map(tab))
     this.tabs.onkeydown = (event) => this._tabKey(event, names)
     this.choose(names[0])
@@ -123,7 +162,12 @@ export class RunPanel {
       tab.setAttribute('aria-selected', String(chosen))
       tab.tabIndex = chosen ? 0 : -1
     }
-    this.views[name] ??= { curve: () => new Chart(), samples: () => new Samples(), log: () => new LogView(), files: () => files() }[name]()
+    this.views[name] ??= {
+      curve: () => new Chart(),
+      samples: () => new Samples(),
+      log: () => new LogView(),
+      files: () => files()
+    }[name]()
     this.pages.replaceChildren(this.views[name].element)
     this._drawPage()
   }
@@ -160,7 +204,9 @@ export class RunPanel {
     this.idle.dataset.drawn = String(missing)
     this.idle.replaceChildren(
       make('p', {}, text(missing ? 'idle.missing' : 'idle.ready')),
-      ...(missing && this.onsetup ? [button({ symbol: 'download', text: text('setup.open'), kind: 'primary', onclick: this.onsetup })] : [])
+      ...(missing && this.onsetup
+        ? [button({ symbol: 'download', text: text('setup.open'), kind: 'primary', onclick: this.onsetup })]
+        : [])
     )
   }
 
@@ -185,7 +231,9 @@ export class RunPanel {
     if (live && run.stage) facts.push(run.stage)
     const { progress } = run
     if (progress && (live || run.state !== 'done')) {
-      facts.push(`${progress.label ? `${progress.label} ` : ''}${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${progress.unit}`)
+      const label =
+        progress.label && progress.label.toLowerCase() !== run.stage?.toLowerCase() ? `${progress.label} ` : ''
+      facts.push(`${label}${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${progress.unit}`)
     }
     if (live && progress) {
       if (progress.rate) facts.push(speed(progress.rate, progress.unit))
@@ -209,14 +257,21 @@ export class RunPanel {
         make('b', {}, textOr(`error.${error.kind}`, text('error.bug'))),
         make('div', {}, error.message),
         error.hint ? make('div', { class: 'musubi-advice' }, error.hint) : '',
-        make('div', { class: 'musubi-bar' },
+        make(
+          'div',
+          { class: 'musubi-bar' },
           button({ symbol: 'copy', text: text('run.copy_report'), onclick: () => copyText(report(this.run)) }),
           button({ symbol: 'align-left', text: text('run.show_log'), onclick: () => this.choose('log') }),
           error.kind === 'environment' && this.onsetup
-            ? button({ symbol: 'wrench', text: text('setup.open'), kind: 'primary', onclick: this.onsetup }) : null)
+            ? button({ symbol: 'wrench', text: text('setup.open'), kind: 'primary', onclick: this.onsetup })
+            : null
+        )
       )
     } else if (kind) {
-      this.problem.replaceChildren(make('b', {}, text('error.not_finite', { step: badStep })), make('div', {}, text('error.not_finite_hint')))
+      this.problem.replaceChildren(
+        make('b', {}, text('error.not_finite', { step: badStep })),
+        make('div', {}, text('error.not_finite_hint'))
+      )
     } else {
       this.problem.textContent = message || text('run.stopped')
     }
@@ -231,28 +286,41 @@ export class RunPanel {
     if (!isLive(run)) return
     const busy = run.state !== 'running'
     const command = (name, symbol, kind = '') => {
-      const made = button({ symbol, text: text(`run.${name}`), label: text(`run.${name}_help`), kind, onclick: () => this._command(name) })
+      const made = button({
+        symbol,
+        text: text(`run.${name}`),
+        label: text(`run.${name}_help`),
+        kind,
+        onclick: () => this._command(name)
+      })
       made.disabled = busy
       return made
     }
-    const shown = run.verb === 'train'
-      ? [command('stop', 'stop-circle', 'primary'), command('save', 'save'), command('sample', 'video')]
-      : [command('stop', 'stop-circle')]
+    const shown =
+      run.verb === 'train'
+        ? [command('stop', 'stop-circle', 'primary'), command('save', 'save'), command('sample', 'video')]
+        : [command('stop', 'stop-circle')]
     this.buttons.replaceChildren(...shown, this._cancelButton())
   }
 
   _cancelButton() {
     let sure = 0
-    const made = button({ symbol: 'times', text: text('run.cancel'), label: text('run.cancel_help'), kind: 'quiet danger', onclick: () => {
-      if (Date.now() - sure < REALLY_MS) {
-        this._command('cancel')
-        return
+    const made = button({
+      symbol: 'times',
+      text: text('run.cancel'),
+      label: text('run.cancel_help'),
+      kind: 'quiet danger',
+      onclick: () => {
+        if (Date.now() - sure < REALLY_MS) {
+          this._command('cancel')
+          return
+        }
+        sure = Date.now()
+        const word = made.querySelector('span')
+        word.textContent = text('run.really')
+        setTimeout(() => (word.textContent = text('run.cancel')), REALLY_MS)
       }
-      sure = Date.now()
-      const word = made.querySelector('span')
-      word.textContent = text('run.really')
-      setTimeout(() => (word.textContent = text('run.cancel')), REALLY_MS)
-    } })
+    })
     return made
   }
 
@@ -279,6 +347,7 @@ export function report(run) {
     `Musubi Tuner: ${run.verb} ${run.family ?? ''}`.trim(),
     `run ${run.id}, ${run.state}`,
     error ? `${error.kind}: ${error.message}\nhint: ${error.hint}` : '',
-    '', run.log.slice(-6000)
+    '',
+    run.log.slice(-6000)
   ].join('\n')
 }

@@ -13,7 +13,17 @@ export const LIVE_STATES = new Set(['waiting', 'running', 'stopping'])
 
 /** A run of which only the summary is known. */
 export function fromSummary(summary) {
-  return { ...summary, whole: false, metrics: {}, resources: {}, previews: [], artifacts: [], log: '', logEnd: 0, badStep: null }
+  return {
+    ...summary,
+    whole: false,
+    metrics: {},
+    resources: {},
+    previews: [],
+    artifacts: [],
+    log: '',
+    logEnd: 0,
+    badStep: null
+  }
 }
 
 /** Take over a new summary; the series stay. */

@@ -24,8 +24,12 @@ export function addRunWidget(node, app, actions) {
   const [low, high] = HEIGHT[task] ?? PLAIN
   panel.element.style.setProperty('--musubi-least-height', `${low - 20}px`)
   const widget = node.addDOMWidget('musubi_run', 'musubi_run', panel.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => low, getMaxHeight: () => high,
-    getValue: () => '', setValue: () => {}
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => low,
+    getMaxHeight: () => high,
+    getValue: () => '',
+    setValue: () => {}
   })
   widget.serialize = false
   const height = isClassic(app) ? Math.max(node.size[1], node.computeSize()[1]) : node.size[1]
@@ -69,12 +73,16 @@ function rootOf(app) {
  */
 function handWheelToCanvas(element, app) {
   const classic = () => !element.closest('[data-node-id]')
-  element.addEventListener('wheel', (event) => {
-    const scrolls = event.target.closest?.('[data-capture-wheel="true"]')
-    if (!classic() || (scrolls && scrolls.contains(document.activeElement))) return
-    event.preventDefault()
-    app.canvas.processMouseWheel(event)
-  }, { passive: false })
+  element.addEventListener(
+    'wheel',
+    (event) => {
+      const scrolls = event.target.closest?.('[data-capture-wheel="true"]')
+      if (!classic() || (scrolls && scrolls.contains(document.activeElement))) return
+      event.preventDefault()
+      app.canvas.processMouseWheel(event)
+    },
+    { passive: false }
+  )
   const middle = (event) => classic() && (event.button === 1 || event.buttons & 4)
   element.addEventListener('pointerdown', (event) => middle(event) && app.canvas.processMouseDown(event))
   element.addEventListener('pointermove', (event) => middle(event) && app.canvas.processMouseMove(event))

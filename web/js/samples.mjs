@@ -30,13 +30,22 @@ function label({ step }) {
 
 /** The last part of a path, of whichever system. */
 export function fileName(path) {
-  return String(path ?? '').split(/[\\/]/).pop()
+  return String(path ?? '')
+    .split(/[\\/]/)
+    .pop()
 }
 
 function picture(url, { large = false } = {}) {
   if (VIDEO.test(url)) {
-    const video = make('video', { src: fileAddress(url), muted: true, loop: true, playsinline: true, preload: 'metadata',
-      autoplay: large, controls: large })
+    const video = make('video', {
+      src: fileAddress(url),
+      muted: true,
+      loop: true,
+      playsinline: true,
+      preload: 'metadata',
+      autoplay: large,
+      controls: large
+    })
     video.muted = true // the attribute alone does not silence an element made by a script
     return video
   }
@@ -72,7 +81,8 @@ export class Samples {
     this.drawn = current.url
     this.large.replaceChildren(picture(current.url, { large: true }))
     this.caption.textContent = current.label
-    for (const entry of this.strip.children) entry.setAttribute('aria-selected', String(entry.dataset.url === current.url))
+    for (const entry of this.strip.children)
+      entry.setAttribute('aria-selected', String(entry.dataset.url === current.url))
   }
 
   _drawStrip() {
@@ -81,8 +91,19 @@ export class Samples {
     const present = new Set([...this.strip.children].map((entry) => entry.dataset.url))
     for (const { url, label } of this.media) {
       if (present.has(url)) continue
-      const entry = make('button', { type: 'button', class: 'musubi-thumbnail', role: 'option', title: label, 'aria-label': label,
-        'aria-selected': 'false', 'data-url': url }, picture(url))
+      const entry = make(
+        'button',
+        {
+          type: 'button',
+          class: 'musubi-thumbnail',
+          role: 'option',
+          title: label,
+          'aria-label': label,
+          'aria-selected': 'false',
+          'data-url': url
+        },
+        picture(url)
+      )
       entry.addEventListener('click', () => this._choose(url))
       this.strip.append(entry)
       this.strip.scrollLeft = this.strip.scrollWidth

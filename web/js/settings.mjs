@@ -14,14 +14,35 @@ const LEVELS = ['debug', 'info', 'warning', 'error']
 
 /** Setting → how it is edited. `read` and `write` turn the server's value into the field's and back. */
 const FIELDS = {
-  home: { make: () => make('input', { type: 'text', class: 'musubi-input', spellcheck: 'false', placeholder: text('settings.home_default') }) },
+  home: {
+    make: () =>
+      make('input', {
+        type: 'text',
+        class: 'musubi-input',
+        spellcheck: 'false',
+        placeholder: text('settings.home_default')
+      })
+  },
   gpu: { make: () => choices(['auto', 'cpu', ...Array.from({ length: GPUS }, (_, index) => String(index))], gpuName) },
-  keep_alive: { make: () => make('input', { type: 'number', class: 'musubi-input', min: '0', step: '1' }), write: Number },
+  keep_alive: {
+    make: () => make('input', { type: 'number', class: 'musubi-input', min: '0', step: '1' }),
+    write: Number
+  },
   log_level: { make: () => choices(LEVELS, (level) => level) },
   roots: {
-    make: () => make('textarea', { class: 'musubi-input', rows: '3', spellcheck: 'false', placeholder: text('settings.roots_example') }),
+    make: () =>
+      make('textarea', {
+        class: 'musubi-input',
+        rows: '3',
+        spellcheck: 'false',
+        placeholder: text('settings.roots_example')
+      }),
     read: (folders) => folders.join('\n'),
-    write: (words) => words.split('\n').map((line) => line.trim()).filter(Boolean)
+    write: (words) =>
+      words
+        .split('\n')
+        .map((line) => line.trim())
+        .filter(Boolean)
   }
 }
 
@@ -63,25 +84,44 @@ export function settingField(name) {
   return element
 }
 
-/** The entries for ComfyUI's settings dialog; names and tooltips are translated by `locales/<language>/settings.json`. */
+/** The entries for ComfyUI's settings dialog; `locales/<language>/settings.json` translates them. */
 export function comfySettings(openSetup) {
   const custom = (name, label, tooltip) => ({
-    id: `MusubiTuner.${name}`, name: label, tooltip, category: ['Musubi Tuner', 'Engine', name], defaultValue: '',
+    id: `MusubiTuner.${name}`,
+    name: label,
+    tooltip,
+    category: ['Musubi Tuner', 'Engine', name],
+    defaultValue: '',
     type: () => settingField(name)
   })
   return [
     {
-      id: 'MusubiTuner.Notify', name: 'Tell me when a run ends', category: ['Musubi Tuner', 'Page', 'Notify'],
-      tooltip: 'A message in the corner when a training or a video is finished or has failed.', type: 'boolean', defaultValue: true
+      id: 'MusubiTuner.Notify',
+      name: 'Tell me when a run ends',
+      category: ['Musubi Tuner', 'Page', 'Notify'],
+      tooltip: 'A message in the corner when a training or a video is finished or has failed.',
+      type: 'boolean',
+      defaultValue: true
     },
     custom('roots', 'Allowed folders', 'Folders that workflows may use beside those of ComfyUI, one a line.'),
     custom('log_level', 'Log level', 'How much the engine writes into its log.'),
-    custom('keep_alive', 'Keep the engine ready', 'Seconds that the engine stays in memory after a run; 0 ends it at once.'),
+    custom(
+      'keep_alive',
+      'Keep the engine ready',
+      'Seconds that the engine stays in memory after a run; 0 ends it at once.'
+    ),
     custom('gpu', 'GPU', 'On which GPU the engine works.'),
-    custom('home', "Folder of the engine's environment", 'Where the engine and its packages are installed. Empty: the usual folder.'),
+    custom(
+      'home',
+      "Folder of the engine's environment",
+      'Where the engine and its packages are installed. Empty: the usual folder.'
+    ),
     {
-      id: 'MusubiTuner.Setup', name: 'Engine', tooltip: 'Make, repair or check the environment that trains and generates.',
-      category: ['Musubi Tuner', 'Engine', 'Setup'], defaultValue: '',
+      id: 'MusubiTuner.Setup',
+      name: 'Engine',
+      tooltip: 'Make, repair or check the environment that trains and generates.',
+      category: ['Musubi Tuner', 'Engine', 'Setup'],
+      defaultValue: '',
       type: () => {
         const open = make('button', { type: 'button', class: 'musubi-button', onclick: openSetup }, text('setup.open'))
         return make('div', { class: 'musubi musubi-setting' }, open)

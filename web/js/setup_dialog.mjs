@@ -11,7 +11,13 @@ import { environment, refreshEnvironment, watchEnvironment } from './environment
 import { settingField } from './settings.mjs'
 import { text } from './texts.mjs'
 
-const SYMBOLS = { unknown: 'question-circle', missing: 'download', making: 'spin pi-spinner', ready: 'check-circle', broken: 'exclamation-triangle' }
+const SYMBOLS = {
+  unknown: 'question-circle',
+  missing: 'download',
+  making: 'spin pi-spinner',
+  ready: 'check-circle',
+  broken: 'exclamation-triangle'
+}
 const LINES = 400
 
 let dialog = null
@@ -44,7 +50,11 @@ class SetupDialog {
     this.heading = make('b', {})
     this.words = make('div', { class: 'musubi-muted' })
     this.bar = make('div', { class: 'musubi-fill' })
-    this.progress = make('div', { class: 'musubi-progress', role: 'progressbar', 'aria-label': text('run.progress') }, this.bar)
+    this.progress = make(
+      'div',
+      { class: 'musubi-progress', role: 'progressbar', 'aria-label': text('run.progress') },
+      this.bar
+    )
     this.stage = make('div', { class: 'musubi-facts', 'aria-live': 'polite' })
     this.problem = make('div', { class: 'musubi-problem error', role: 'alert', hidden: true })
     this.buttons = make('div', { class: 'musubi-bar' })
@@ -52,14 +62,27 @@ class SetupDialog {
     this.log = make('pre', { class: 'musubi-lines', tabindex: '0' })
     this.logBox = make('details', {}, make('summary', {}, text('setup.log')), this.log)
     this.demo = demoModels()
-    const settings = ['home', 'gpu'].map((name) => make('label', {}, make('span', {}, text(`settings.${name}`)), settingField(name)))
-    this.element = make('dialog', { class: 'musubi musubi-dialog', 'aria-labelledby': 'musubi-setup-title' },
-      make('div', { class: 'musubi-head' }, make('h2', { id: 'musubi-setup-title' }, text('setup.title')),
-        button({ symbol: 'times', label: text('setup.close'), kind: 'quiet', onclick: () => this.element.close() })),
+    const settings = ['home', 'gpu'].map((name) =>
+      make('label', {}, make('span', {}, text(`settings.${name}`)), settingField(name))
+    )
+    this.element = make(
+      'dialog',
+      { class: 'musubi musubi-dialog', 'aria-labelledby': 'musubi-setup-title' },
+      make(
+        'div',
+        { class: 'musubi-head' },
+        make('h2', { id: 'musubi-setup-title' }, text('setup.title')),
+        button({ symbol: 'times', label: text('setup.close'), kind: 'quiet', onclick: () => this.element.close() })
+      ),
       make('div', { class: 'musubi-status' }, this.symbol, make('div', {}, this.heading, this.words)),
-      this.progress, this.stage, this.problem, this.buttons,
+      this.progress,
+      this.stage,
+      this.problem,
+      this.buttons,
       make('details', { class: 'musubi-where' }, make('summary', {}, text('setup.where')), this.facts, ...settings),
-      this.logBox, this.demo.element)
+      this.logBox,
+      this.demo.element
+    )
     this.element.addEventListener('keydown', (event) => event.stopPropagation()) // ComfyUI's own keys
     this._end = watchEnvironment((state) => this.update(state))
     this.update(environment())
@@ -92,17 +115,28 @@ class SetupDialog {
   }
 
   _drawProblem({ state, message, hint }) {
-    const wrong = (state === 'broken' || state === 'missing' || state === 'unknown') && Boolean(message) && !/^absent$/.test(message)
+    const wrong =
+      (state === 'broken' || state === 'missing' || state === 'unknown') &&
+      Boolean(message) &&
+      !/^absent$/.test(message)
     show(this.problem, wrong)
     if (!wrong) return
-    this.problem.replaceChildren(make('div', {}, message), hint ? make('div', { class: 'musubi-advice' }, hint) : '',
-      button({ symbol: 'copy', text: text('setup.copy_report'), onclick: () => copyText([message, hint, '', ...lines].join('\n')) }))
+    this.problem.replaceChildren(
+      make('div', {}, message),
+      hint ? make('div', { class: 'musubi-advice' }, hint) : '',
+      button({
+        symbol: 'copy',
+        text: text('setup.copy_report'),
+        onclick: () => copyText([message, hint, '', ...lines].join('\n'))
+      })
+    )
   }
 
   _drawButtons(state) {
     if (this.buttons.dataset.drawn === state) return
     this.buttons.dataset.drawn = state
-    const act = (action, symbol, kind = '') => button({ symbol, text: text(`setup.${action}`), kind, onclick: () => this._act(action) })
+    const act = (action, symbol, kind = '') =>
+      button({ symbol, text: text(`setup.${action}`), kind, onclick: () => this._act(action) })
     const shown = {
       missing: [act('create', 'download', 'primary')],
       broken: [act('repair', 'wrench', 'primary')],
@@ -124,7 +158,12 @@ class SetupDialog {
 
   _drawFacts({ home, python, torch, log }) {
     const rows = Object.entries({ home, python, torch, log }).filter(([, value]) => value)
-    this.facts.replaceChildren(...rows.flatMap(([name, value]) => [make('dt', {}, text(`setup.fact_${name}`)), make('dd', {}, make('code', {}, value))]))
+    this.facts.replaceChildren(
+      ...rows.flatMap(([name, value]) => [
+        make('dt', {}, text(`setup.fact_${name}`)),
+        make('dd', {}, make('code', {}, value))
+      ])
+    )
   }
 
   _drawLog() {
