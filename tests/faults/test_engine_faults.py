@@ -165,7 +165,7 @@ def test_nothing_but_events_on_stdout_even_when_a_library_prints(cached, tmp_pat
         assert child.steps == [1, 2]
     said = child.errors.read_text()
     for words in ("a library prints", "so does its C code", "and its child"):
-        assert said.count(words) == 2
+        assert said.count(words) >= 2
     record = (tmp_path / "job" / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert '"event": "hello"' in record[0] and '"event": "done"' in record[-1]
 

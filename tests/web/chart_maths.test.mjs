@@ -103,3 +103,11 @@ test('a reduced series keeps its highest and its lowest point', () => {
   assert.ok(kept.some(([, value]) => value === 99) && kept.some(([, value]) => value === -99))
   assert.ok(kept.every(([step], index) => index === 0 || step > kept[index - 1][0]))
 })
+
+test('a learning rate that differs in its last digit only is flat, and has an end', () => {
+  const series = [[1, 0.002], [2, 0.0020000000000000005]]
+  const [low, high] = range([series], [1, 2])
+  assert.ok(high - low > 1e-4)
+  assert.ok(ticks(low, high, 4).length < 10)
+  assert.deepEqual(ticks(0.002, 0.0020000000000000005, 4), [])
+})

@@ -3,6 +3,8 @@
  * steps rising.
  */
 
+const ROUNDING = 1e-9 // values that differ by less than this share are the same number, computed twice
+
 /**
  * Exponential moving average, corrected for its start (Kingma & Ba 2015, part 3): the first value is the series' own
  * and not half of it. `weight` 0 (raw) … below 1 (flat).
@@ -45,7 +47,8 @@ export function range(serieses, [first, last], outliers = 0) {
   if (!values.length) return [0, 1]
   const cut = Math.floor(values.length * outliers)
   const [low, high] = [values[cut], values[values.length - 1 - cut]]
-  const room = (high - low || Math.abs(high) || 1) * 0.08
+  const size = Math.max(Math.abs(low), Math.abs(high))
+  const room = (high - low > size * ROUNDING ? high - low : size || 1) * 0.08
   return [low - room, high + room]
 }
 
@@ -79,7 +82,7 @@ export function nearest(series, step) {
 /** Round numbers between low and high, about `count` of them: steps of 1, 2 or 5 times a power of ten. */
 export function ticks(low, high, count) {
   const rough = (high - low) / Math.max(count, 1)
-  if (!(rough > 0)) return []
+  if (!(rough > Math.max(Math.abs(low), Math.abs(high)) * ROUNDING)) return [] // counting on would never arrive
   const power = 10 ** Math.floor(Math.log10(rough))
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power
   const marks = []
