@@ -216,9 +216,11 @@ def _fill_the_disk(folder, queue):
 
 def test_a_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path):
     pytest.importorskip("resource")
+    from tests.media.test_writing import _fill_the_disk as work  # by the name that the child finds it under
+
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    child = context.Process(target=_fill_the_disk, args=(tmp_path, queue))
+    child = context.Process(target=work, args=(tmp_path, queue))
     child.start()
     assert queue.get(timeout=60) == ["disk error"] * 4
     child.join(10)
