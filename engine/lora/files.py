@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from ..contract.files import write_bytes
+from ..parts.weight_files import read_pickle
 from .names import UNREADABLE, LoraTarget, Place, split
 from .peft import find_weights, peft_settings
 from .pieces import cut, joined
@@ -182,7 +183,7 @@ def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str,
     if not path.is_file():
         raise WeightsError(f"{role} {path}: there is no such file.", f"Correct the path, or leave out {role}.")
     if path.suffix != ".safetensors":
-        return _pickled(path, role), {}
+        return read_pickle(path, role=role), {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -192,21 +193,6 @@ def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str,
     if not tensors:
         raise WeightsError(f"{role} {path}: the file holds no tensors.")
     return tensors, metadata
-
-
-def _pickled(path: Path, role: str) -> dict[str, Tensor]:
-    """A .pt, .pth or .bin file, read without running anything in it."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise WeightsError(f"{role} {path}: not a readable LoRA file ({type(error).__name__}).") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = content if isinstance(content, dict) else {}
-    tensors = {str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{role} {path}: the file holds no tensors.")
-    return tensors
 
 
 def write_lora(

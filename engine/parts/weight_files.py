@@ -79,7 +79,9 @@ def read_pickle(path: Path, *, role: str) -> dict[str, torch.Tensor]:
             f"{role}: {path.name} holds more than tensors, and loading it could run code, so it was refused.",
             "Use the .safetensors version of this model, or re-save its state dict with a tool that you trust.",
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - garbage sends the unpickler anywhere: IndexError, struct.error, ...
         raise _not_weights(path, role=role) from error
     for key in ("module", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

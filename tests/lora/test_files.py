@@ -153,7 +153,7 @@ def test_unusable_files_are_named_with_a_reason(tmp_path: Path) -> None:
     one = torch.ones(2, 2)
     assert "no such file" in told(None)
     assert "readable" in told(b"<html>not found</html>")
-    assert "readable" in told(b"garbage", "a.pt")
+    assert "is a text file, not weights" in told(b"garbage", "a.pt")
     assert "another model family" in told({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": one})
     assert "lacks w1_b, w2_a, w2_b of its LoHa" in told({"lora_unet_blocks_0_down.hada_w1_a": one})
     assert "lacks w2_a, w2_b of its LoKr" in told({"lora_unet_blocks_0_down.lokr_w1": one})
