@@ -1,6 +1,6 @@
 """How far it is from `main` to the attention call: the lines of the functions that a reader passes through.
 
-docs/CONTRIBUTING.md tells about it; `python -m tests.test_distance` prints the way. The aim is 450 lines.
+docs/CONTRIBUTING.md tells about it; `python -m tests.test_distance` prints the way. The limit is the aim.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).parents[1]
-LIMIT = 500
+LIMIT = 450
 TRUNK = [
     ("engine/__main__.py", ("main", "run", "lead")),
-    ("engine/tasks/train.py", ("run", "_Trained")),
+    ("engine/tasks/train.py", ("run", "_train", "_setup")),
+    ("engine/tasks/trained_model.py", ("TrainedModel",)),
     ("engine/training/loop.py", (
         "train", "_Training.run", "_Training._run_epoch", "_Training._train_step", "_Training._loss")),
     ("engine/training/step.py", ("flow_error",)),

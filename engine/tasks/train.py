@@ -3,62 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
-from ..contract.errors import OptionError
-from ..contract.events import Artifact, Control, Log, Say, Stage
+from ..contract.events import Artifact, Control, Say
 from ..contract.job import Job
 from ..contract.locks import only_one
-from ..contract.options import (
-    Attention,
-    Data,
-    HuggingFace,
-    Launch,
-    Logging,
-    Network,
-    Optimizer,
-    Run,
-    Samples,
-    Saving,
-    Timesteps,
-    Training,
-    TrainingMemory,
-    TrainingPrecision,
-)
-from ..contract.options import Schedule as ScheduleOptions
-from ..data.config import load_config
+from ..contract.options import Attention, Run, Samples, Saving, Timesteps, Training, TrainingPrecision
 from ..families import part
-from ..families.contract import Expert
-from ..lora import network as lora
-from ..lora.arguments import read_network_arguments
-from ..lora.files import read_lora
-from ..lora.formats import to_default
-from ..lora.merge import report_unmatched
-from ..ops.device import choose_device
-from ..training import upload
+from ..ops.device import choose_device, device_of_process
 from ..training.checkpoints import Checkpoints, Keep
-from ..training.group import Group, device_of_process, is_first_process, join
-from ..training.loop import Settings, Setup, count_steps, train
-from ..training.optimizers import BuiltOptimizer, OptimizerChoice, choose_optimizer
-from ..training.schedules import HeldRate, Schedule, create_scheduler, take_rates
+from ..training.group import Group, is_first_process
+from ..training.loop import Setup, train
+from ..training.optimizers import BuiltOptimizer
+from ..training.schedules import take_rates
+from ..training.sigmas import SigmaSampling
 from ..training.states import Position, read_owner, read_state
-from ..training.trackers import OpenTracker, choose_trackers
 from . import noise_levels, resuming
-from .denoiser import tune_backends
+from . import training_choices as choices
 from .experts import Experts
-from .lora_targets import lora_target
 from .recorder import Recorder
-from .resuming import Start
+from .resuming import Record, Start
 from .samples import TrainingSamples
-from .training_data import item_names, loader_of, training_items
+from .trained_model import TrainedModel
+from .training_data import TrainingData, read_training_data
 from .training_facts import lora_writer, trained_size, training_facts
 from .within_memory import within_memory
 
@@ -89,6 +62,42 @@ def _only_training(job: Job) -> contextlib.AbstractContextManager[None]:
 
 
 def _train(job: Job, say: Say, control: Control) -> str:
+    ready = _prepare(job, say, control)
+    group, finished = ready.group, _finished_already(job, ready, say)
+    if finished:
+        group.leave()
+        return finished
+    record = resuming.new_record(job, ready.start, ready.data.binding)
+    with contextlib.ExitStack() as at_end:
+        setup = _setup(job, ready, record, say, control, at_end)
+        settings = choices.loop_settings(job, steps=ready.data.steps, seed=ready.data.seed, sampling=ready.sampling)
+        position = _taken_up(ready.start, setup, ready.data.binding, say)
+        if group.leads:
+            resuming.write_record(job, record)
+        outcome = train(setup, settings, start=position)
+        if group.leads and not outcome.stopped:
+            resuming.write_finished(job, record, steps=outcome.step)
+        group.leave()
+    verb = "Stopped after" if outcome.stopped else "Trained"
+    return f"{verb} {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """What there is before the DiT is loaded: by then every mistake of the job that can be seen without it was."""
+
+    device: torch.device
+    accelerator: Accelerator
+    group: Group
+    start: Start
+    data: TrainingData
+    sampling: SigmaSampling
+    keep: Keep
+    experts: Experts
+    samples: TrainingSamples | None
+
+
+def _prepare(job: Job, say: Say, control: Control) -> _Ready:
     sampling = noise_levels.sigma_sampling(job[Timesteps])
     device = device_of_process(choose_device(job[Run].device))
     experts = Experts(
@@ -100,133 +109,103 @@ def _train(job: Job, say: Say, control: Control) -> str:
     )
     experts.check()
     samples = TrainingSamples(job, say, control) if job[Samples].sample_prompts is not None else None
-    say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
-    config = load_config(job[Data].dataset_config, say=say)
-    training = job[Training]
-    accelerator = _accelerator(job, device)
+    accelerator = choices.create_accelerator(job, device)
     group = Group(accelerator)
-    start = group.told_by_first(resuming.find_start(job, say) if group.leads else resuming.Start())
-    seed = group.told_by_first(_seed(job, start))
-    items, validation = training_items(job, config, say)
-    loader = loader_of(job, config, items, seed, group, pin_memory=device.type == "cuda")
-    steps, epochs = count_steps(
-        len(loader),
-        accumulation=training.gradient_accumulation_steps * group.count,
-        max_train_steps=training.max_train_steps,
-        max_train_epochs=training.max_train_epochs,
-    )
-    asked_seed = seed if training.seed is None else training.seed
-    sizes = [dataset.batch_size for dataset in config.datasets]
-    binding = resuming.binding_options(job, items, batch_sizes=sizes, seed=asked_seed)
-    done = group.told_by_first(resuming.finished_already(job, start, binding, steps=steps) if group.leads else "")
-    if done:
-        say(Artifact(kind="LoRA", path=str(resuming.final_lora(job))))  # whoever started it wants to know where it is
-        group.leave()
-        return done
-    record = resuming.new_record(job, start, binding)
-    checkpoints_ready = _keep(job[Saving])
-    chosen = _chosen_optimizer(job, group, device, say)
-    _scheduler(job, chosen.trial(), steps)  # a mistake shows now, before the DiT is loaded
-    trackers = _trackers(job, record.started, first_step=start.first_step) if group.leads else ()
-    uploader = _uploader(job, say) if group.leads else None
-    if samples is not None and group.leads:
-        samples.encode()
-    model = _Trained(job, experts, device, seed, say)
-    groups = model.network.parameter_groups(job[Optimizer].learning_rate, _loraplus_ratio(job[Network]))
-    optimizer = chosen.build(groups)
-    recorder = Recorder(say, device)
-    facts = training_facts(job, config, loader, optimizer, steps=steps, epochs=epochs, seed=seed)
-    writer, *writers = (
-        lora_writer(job, network, facts, size=trained_size(job, loader), expert=expert, levels=experts.levels(number))
-        for number, (expert, network) in enumerate(zip(experts.members, model.networks, strict=True))
-    )
-    setup = Setup(
+    start = group.told_by_first(resuming.find_start(job, say) if group.leads else Start())
+    return _Ready(
+        device=device,
         accelerator=accelerator,
+        group=group,
+        start=start,
+        data=read_training_data(job, start, group, say, pin_memory=device.type == "cuda"),
+        sampling=sampling,
+        keep=choices.what_to_keep(job[Saving]),
+        experts=experts,
+        samples=samples,
+    )
+
+
+def _finished_already(job: Job, ready: _Ready, say: Say) -> str:
+    """What to tell whoever starts a finished training again, who wants to know where its LoRA is; else ""."""
+    done = ""
+    if ready.group.leads:
+        done = resuming.finished_already(job, ready.start, ready.data.binding, steps=ready.data.steps)
+    done = ready.group.told_by_first(done)
+    if done:
+        say(Artifact(kind="LoRA", path=str(resuming.final_lora(job))))
+    return done
+
+
+def _setup(job: Job, ready: _Ready, record: Record, say: Say, control: Control, at_end: contextlib.ExitStack) -> Setup:
+    """The parts of the loop, the DiT loaded and adapted. What has to be closed when it ends is put into `at_end`."""
+    data, experts, samples, leads = ready.data, ready.experts, ready.samples, ready.group.leads
+    optimizer_choice = choices.optimizer_choice(job, ready.group, ready.device, say)
+    choices.scheduler_of(job, optimizer_choice.trial(), data.steps)  # a mistake shows now, before the DiT is loaded
+    trackers = choices.trackers_of(job, record.started, first_step=ready.start.first_step) if leads else ()
+    uploader = choices.open_uploader(job, say) if leads else None
+    on_saved = choices.upload_of(job, uploader)
+    if uploader is not None:
+        at_end.callback(uploader.close)
+    if samples is not None and leads:
+        samples.encode()
+    model = TrainedModel(job, experts, ready.device, data.seed, say)
+    optimizer = optimizer_choice.build(model.parameter_groups(job))
+    recorder = Recorder(say, ready.device)
+    if leads:
+        at_end.callback(recorder.draw, Path(job[Saving].output_dir) / f"{job[Saving].output_name}_loss.png")
+    opened = [open_tracker() for open_tracker in trackers]
+    for tracker in opened:
+        at_end.callback(tracker.close)
+    return Setup(
+        accelerator=ready.accelerator,
         network=model.network,
         optimizer=optimizer,
-        scheduler=_scheduler(job, optimizer, steps),
+        scheduler=choices.scheduler_of(job, optimizer, data.steps),
         velocity=model.velocity,
         conditioning=model.conditioning,
         latent_scale=part(job.family, "options").LATENT_SCALE,
-        batches=lambda epoch, first: loader.epoch(epoch, position=first),
-        item_names=lambda epoch, first, count: item_names(loader, epoch, first, count),
-        batches_per_epoch=len(loader),
-        checkpoints=Checkpoints(
-            job[Saving].output_dir,
-            job[Saving].output_name,
-            keep=checkpoints_ready,
-            write_lora=writer,
-            beside={e.ending: write for e, write in zip(experts.members[1:], writers, strict=True)},
-            on_saved=_upload_of(job, uploader),
-            owner=resuming.owner_of(record),
-            say=say,
-        ),
+        batches=lambda epoch, first: data.loader.epoch(epoch, position=first),
+        item_names=data.item_names,
+        batches_per_epoch=len(data.loader),
+        checkpoints=_checkpoints(job, ready, model, optimizer, record, on_saved=on_saved, say=say),
         say=recorder,
         control=control,
-        trackers=[open_tracker() for open_tracker in trackers],
+        trackers=opened,
         history=recorder,
         experts=experts.trained(),
-        validation=validation,
-        on_sample=None if samples is None else lambda *when: samples.make(experts, *when, trackers=setup.trackers),
+        validation=data.validation,
+        on_sample=None if samples is None else lambda *when: samples.make(experts, *when, trackers=opened),
     )
-    settings = Settings(
-        max_steps=steps,
-        seed=seed,
-        sampling=sampling,
-        accumulation=training.gradient_accumulation_steps,
-        max_grad_norm=job[Optimizer].max_grad_norm,
-        fused_backward_pass=job[Optimizer].fused_backward_pass,
-        scale_weight_norms=job[Network].scale_weight_norms,
-        sample_every_n_steps=job[Samples].sample_every_n_steps,
-        sample_every_n_epochs=job[Samples].sample_every_n_epochs,
-        sample_at_first=job[Samples].sample_at_first,
-        max_not_finite_steps=training.max_not_finite_steps,
-        max_minutes=training.max_train_minutes,
-        save_state_every_minutes=job[Saving].save_state_every_minutes,
+
+
+def _checkpoints(
+    job: Job,
+    ready: _Ready,
+    model: TrainedModel,
+    optimizer: BuiltOptimizer,
+    record: Record,
+    *,
+    on_saved: Callable[[Path], None],
+    say: Say,
+) -> Checkpoints:
+    """What writes the LoRA of each expert, and the states."""
+    data, experts, saving = ready.data, ready.experts, job[Saving]
+    facts = training_facts(job, data, optimizer)
+    size = trained_size(job, data.loader)
+    writer, *writers = (
+        lora_writer(job, network, facts, size=size, expert=expert, levels=experts.levels(number))
+        for number, (expert, network) in enumerate(zip(experts.members, model.networks, strict=True))
     )
-    position = _taken_up(start, setup, binding, say)
-    if group.leads:
-        resuming.write_record(job, record)
-    try:
-        outcome = train(setup, settings, start=position)
-        if group.leads and not outcome.stopped:
-            resuming.write_finished(job, record, steps=outcome.step)
-        group.leave()
-    finally:
-        for tracker in setup.trackers:
-            tracker.close()
-        if uploader is not None:
-            uploader.close()
-        if group.leads:
-            recorder.draw(Path(job[Saving].output_dir) / f"{job[Saving].output_name}_loss.png")
-    verb = "Stopped after" if outcome.stopped else "Trained"
-    return f"{verb} {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
-
-
-class _Trained:
-    """The frozen DiT with its adapters, wrapped as the job says."""
-
-    def __init__(self, job: Job, experts: Experts, device: torch.device, seed: int, say: Say):
-        self._model = part(job.family, "model")
-        self._arguments = part(job.family, "options").conditioning_arguments(job)
-        memory = job[TrainingMemory]
-        tune_backends(memory)
-        self.experts = experts
-        self.dit = experts.dit
-        self.networks = [
-            _network(job, expert, self.dit, seed + number, say).to(device)
-            for number, expert in enumerate(experts.members)
-        ]
-        self.network = experts.adapt(self.networks)
-        experts.arrange(
-            slots=memory.block_swap_ring_size, pinned=memory.block_swap_h2d_only, checkpointing=memory.checkpointing
-        )
-
-    def velocity(self, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
-        return self._model.velocity(self.dit, x_BCTHW, timestep_B, cond)
-
-    def conditioning(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self._model.cond_from_batch(batch, **self._arguments)
+    return Checkpoints(
+        saving.output_dir,
+        saving.output_name,
+        keep=ready.keep,
+        write_lora=writer,
+        beside={expert.ending: write for expert, write in zip(experts.members[1:], writers, strict=True)},
+        on_saved=on_saved,
+        owner=resuming.owner_of(record),
+        say=say,
+    )
 
 
 def _taken_up(start: Start, setup: Setup, binding: Mapping[str, Any], say: Say) -> Position | None:
@@ -241,155 +220,3 @@ def _taken_up(start: Start, setup: Setup, binding: Mapping[str, Any], say: Say) 
     if before and before["learning_rate"] != binding["learning_rate"]:
         take_rates(setup.scheduler, optimizer, rates)
     return position
-
-
-def _seed(job: Job, start: Start) -> int:
-    """That of the state where the training goes on; else the job's, or that of an earlier try, or a new one."""
-    given = job[Training].seed
-    if start.seed is not None and (start.state is not None or given is None):
-        return start.seed
-    return random.SystemRandom().randrange(2**32) if given is None else given
-
-
-def _accelerator(job: Job, device: torch.device) -> Accelerator:
-    bf16 = device.type == "cuda" or job[Optimizer].full_bf16
-    chosen = job[TrainingPrecision].mixed_precision or ("bf16" if bf16 else "no")
-    return join(device, mixed_precision=chosen, timeout_minutes=job[Launch].ddp_timeout)
-
-
-def _keep(saving: Saving) -> Keep:
-    return Keep(
-        save_every_n_steps=saving.save_every_n_steps,
-        save_every_n_epochs=saving.save_every_n_epochs,
-        save_last_n_steps=saving.save_last_n_steps,
-        save_last_n_epochs=saving.save_last_n_epochs,
-        save_last_n_steps_state=saving.save_last_n_steps_state,
-        save_last_n_epochs_state=saving.save_last_n_epochs_state,
-        save_state=saving.save_state,
-        save_state_on_train_end=saving.save_state_on_train_end,
-        save_last_n_states=saving.save_last_n_states,
-    )
-
-
-def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> lora.LoraNetwork:
-    """New adapters for one expert, or those of its `--network_weights`."""
-    options, keys = job[Network], part(job.family, "keys")
-    arguments = read_network_arguments(options.network_module, options.network_args)
-    given = None
-    if expert.network_weights:
-        role = f"--network_weights{expert.ending}"
-        given = read_lora(expert.network_weights, lora_target(job.family, dit), role=role)
-    if given and options.dim_from_weights:
-        network = lora.create_like(dit, given.modules, dropout=options.network_dropout, seed=seed, **arguments.like)
-    else:
-        network = lora.create(
-            dit,
-            block_classes=keys.LORA_BLOCKS,
-            exclude="" if arguments.all_linear else keys.LORA_EXCLUDE,
-            dim=options.rank,
-            alpha=options.network_alpha,
-            dropout=options.network_dropout,
-            seed=seed,
-            **arguments.create,
-        )
-    if given:
-        report_unmatched(given, say)
-        network.load_state(to_default(given.modules))
-    count = sum(parameter.numel() for parameter in network.parameters())
-    kinds, ranks = " and ".join(network.kinds), ", ".join(map(str, network.ranks))
-    say(Log(message=f"{kinds} of rank {ranks} on {len(network.paths)} modules, {count / 1e6:.1f} M parameters."))
-    if arguments.values.get("verbose"):
-        for name, path in network.paths.items():
-            say(Log(message=f"{name}: {path}"))
-    return network
-
-
-def _chosen_optimizer(job: Job, group: Group, device: torch.device, say: Say) -> OptimizerChoice:
-    options = job[Optimizer]
-    if options.fused_backward_pass and group.count > 1:
-        raise OptionError(
-            f"--fused_backward_pass uses each gradient at once, but {group.count} processes add theirs up.",
-            "Leave it out, or train in one process.",
-        )
-    chosen = choose_optimizer(
-        options.optimizer_type,
-        options.optimizer_args,
-        lr=options.learning_rate,
-        lr_scheduler=job[ScheduleOptions].lr_scheduler,
-        max_grad_norm=options.max_grad_norm,
-        rates=_rates(job),
-        device=device,
-        fused=options.fused_backward_pass,
-        full_bf16=options.full_bf16,
-    )
-    for note in chosen.notes:
-        say(Log(message=note))
-    return chosen
-
-
-def _scheduler(job: Job, built: BuiltOptimizer, steps: int) -> LRScheduler | HeldRate:
-    options = job[ScheduleOptions]
-    schedule = Schedule(
-        name=built.forced_schedule or options.lr_scheduler,
-        warmup=options.lr_warmup_steps,
-        decay=options.lr_decay_steps,
-        cycles=options.lr_scheduler_num_cycles,
-        power=options.lr_scheduler_power,
-        timescale=options.lr_scheduler_timescale,
-        min_ratio=options.lr_scheduler_min_lr_ratio,
-        arguments=options.lr_scheduler_args,
-        class_path=options.lr_scheduler_type,
-    )
-    return create_scheduler(schedule, built.optimizer, total_steps=steps, schedule_free=built.schedule_free)
-
-
-def _rates(job: Job) -> list[float]:
-    """The learning rates of the groups that there will be."""
-    rate, options = job[Optimizer].learning_rate, job[Network]
-    arguments = read_network_arguments(options.network_module, options.network_args)
-    return [rate, rate * (arguments.loraplus_lr_ratio or 1.0), *arguments.create["rates"].values()]
-
-
-def _loraplus_ratio(network: Network) -> float | None:
-    return read_network_arguments(network.network_module, network.network_args).loraplus_lr_ratio
-
-
-def _uploader(job: Job, say: Say) -> upload.Uploader | None:
-    """What uploads saved files, when the job names a repository for them."""
-    options = job[HuggingFace]
-    if options.huggingface_repo_id is None:
-        return None
-    repository = upload.Repository(
-        name=options.huggingface_repo_id,
-        kind=options.huggingface_repo_type,
-        folder=options.huggingface_path_in_repo or "",
-        private=options.huggingface_repo_visibility == "private",
-    )
-    api = upload.hub(options.huggingface_token)
-    return upload.open_uploader(api, repository, in_background=options.async_upload, say=say)
-
-
-def _upload_of(job: Job, uploader: upload.Uploader | None) -> Callable[[Path], None]:
-    """What happens to a LoRA file or a state folder that was just saved."""
-
-    def on_saved(path: Path) -> None:
-        if uploader is not None and (path.is_file() or job[HuggingFace].save_state_to_huggingface):
-            uploader.upload(path)
-
-    return on_saved
-
-
-def _trackers(job: Job, started: str, *, first_step: int) -> Sequence[OpenTracker]:
-    options = job[Logging]
-    return choose_trackers(
-        options.log_with,
-        logging_dir=options.logging_dir,
-        log_prefix=options.log_prefix or "",
-        tracker_name=options.log_tracker_name,
-        wandb_run_name=options.wandb_run_name or "",
-        wandb_api_key=options.wandb_api_key or "",
-        config=job.shown() if options.log_config else None,
-        tracker_config=options.log_tracker_config,
-        started=started,
-        first_step=first_step,
-    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.events import Log, Say, Stage, Warning_
 from ..contract.job import Job
-from ..contract.options import Timesteps, Training
+from ..contract.options import Data, Timesteps, Training
 from ..contract.options import Validation as ValidationOptions
 from ..data.batches import BatchSampler, TrainItem, load_items
 from ..data.collate import Loader
@@ -15,7 +18,60 @@ from ..data.config import DatasetConfig, load_config
 from ..data.holdout import choose, hold_out, one_by_one
 from ..families import part
 from ..training.group import Group
+from ..training.setup import count_steps
 from ..training.validation import Validation
+from . import resuming
+from .resuming import Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What is trained on, and for how long. `binding`: what makes this training the one it is (tasks/resuming.py)."""
+
+    config: DatasetConfig
+    loader: Loader
+    validation: Validation | None
+    seed: int
+    steps: int
+    epochs: int
+    binding: dict[str, Any]
+
+    def item_names(self, epoch: int, first: int, count: int) -> list[str]:
+        """The cache files in some batches, for messages about them."""
+        batches = self.loader.sampler.together(epoch)[first : first + count]
+        return [item.latent_path.name for batch in batches for item in batch.items]
+
+
+def read_training_data(job: Job, start: Start, group: Group, say: Say, *, pin_memory: bool) -> TrainingData:
+    """The dataset file, the caches that it names, and what follows from how many there are. DataError."""
+    training = job[Training]
+    say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
+    config = load_config(job[Data].dataset_config, say=say)
+    seed = group.told_by_first(_seed(training.seed, start))
+    items, validation = training_items(job, config, say)
+    loader = loader_of(job, config, items, seed, group, pin_memory=pin_memory)
+    steps, epochs = count_steps(
+        len(loader),
+        accumulation=training.gradient_accumulation_steps * group.count,
+        max_train_steps=training.max_train_steps,
+        max_train_epochs=training.max_train_epochs,
+    )
+    binding = resuming.binding_options(
+        job,
+        items,
+        batch_sizes=[dataset.batch_size for dataset in config.datasets],
+        seed=seed if training.seed is None else training.seed,
+    )
+    return TrainingData(
+        config=config, loader=loader, validation=validation, seed=seed, steps=steps, epochs=epochs, binding=binding
+    )
+
+
+def _seed(given: int | None, start: Start) -> int:
+    """That of the state where the training goes on; else the job's, or that of an earlier try, or a new one."""
+    if start.seed is not None and (start.state is not None or given is None):
+        return start.seed
+    return random.SystemRandom().randrange(2**32) if given is None else given
 
 
 def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[TrainItem], Validation | None]:
@@ -70,9 +126,3 @@ def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
         lacks = check(item.shapes, **arguments)
         if lacks:
             raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")
-
-
-def item_names(loader: Loader, epoch: int, first: int, count: int) -> list[str]:
-    """The cache files in some batches, for messages about them."""
-    batches = loader.sampler.together(epoch)[first : first + count]
-    return [item.latent_path.name for batch in batches for item in batch.items]

@@ -25,7 +25,6 @@ from ..contract.options import (
 )
 from ..contract.options import Schedule as ScheduleOptions
 from ..data.collate import Loader
-from ..data.config import DatasetConfig
 from ..families import part
 from ..families.contract import Expert
 from ..lora import network as lora
@@ -35,25 +34,17 @@ from ..lora.formats import named
 from ..ops.device import dtype_of
 from ..training.metadata import ModelSpec, TrainingFacts, lora_metadata
 from ..training.optimizers import BuiltOptimizer
+from .training_data import TrainingData
 
 
-def training_facts(
-    job: Job,
-    config: DatasetConfig,
-    loader: Loader,
-    optimizer: BuiltOptimizer,
-    *,
-    steps: int,
-    epochs: int,
-    seed: int,
-) -> TrainingFacts:
+def training_facts(job: Job, data: TrainingData, optimizer: BuiltOptimizer) -> TrainingFacts:
     """What the LoRA file says about how it came to be."""
     options = part(job.family, "options")
     training, timesteps, memory = job[Training], job[Timesteps], job[TrainingMemory]
     network, arguments = job[Network], parse_network_args(job[Network].network_args)
     datasets = [
         {"resolution": list(dataset.resolution), "batch_size": dataset.batch_size, "num_repeats": dataset.num_repeats}
-        for dataset in config.datasets
+        for dataset in data.config.datasets
     ]
     return TrainingFacts(
         base_model_version=options.ARCHITECTURE,
@@ -66,17 +57,17 @@ def training_facts(
         training_started_at=time.time(),
         output_name=job[Saving].output_name,
         learning_rate=job[Optimizer].learning_rate,
-        num_train_items=loader.sampler.num_items,
-        num_batches_per_epoch=len(loader),
-        num_epochs=epochs,
+        num_train_items=data.loader.sampler.num_items,
+        num_batches_per_epoch=len(data.loader),
+        num_epochs=data.epochs,
         gradient_checkpointing=memory.gradient_checkpointing,
         gradient_checkpointing_cpu_offload=memory.gradient_checkpointing_cpu_offload,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        max_train_steps=steps,
+        max_train_steps=data.steps,
         lr_warmup_steps=job[ScheduleOptions].lr_warmup_steps,
         lr_scheduler=optimizer.forced_schedule or job[ScheduleOptions].lr_scheduler,
         mixed_precision=job[TrainingPrecision].mixed_precision,
-        seed=seed,
+        seed=data.seed,
         training_comment=job[Metadata].training_comment,
         optimizer=optimizer.description,
         max_grad_norm=job[Optimizer].max_grad_norm,

@@ -1,0 +1,87 @@
+"""The frozen DiT of a training with its adapters, wrapped as the job says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..contract.events import Log, Say
+from ..contract.job import Job
+from ..contract.options import Network, Optimizer, TrainingMemory
+from ..families import part
+from ..families.contract import Expert
+from ..lora import network as lora
+from ..lora.arguments import read_network_arguments
+from ..lora.files import read_lora
+from ..lora.formats import to_default
+from ..lora.merge import report_unmatched
+from .denoiser import tune_backends
+from .experts import Experts
+from .lora_targets import lora_target
+
+
+class TrainedModel:
+    """What the loop trains: `velocity` runs the DiT, `network` is what learns, `networks` one LoRA for each expert."""
+
+    def __init__(self, job: Job, experts: Experts, device: torch.device, seed: int, say: Say):
+        self._model = part(job.family, "model")
+        self._arguments = part(job.family, "options").conditioning_arguments(job)
+        memory = job[TrainingMemory]
+        tune_backends(memory)
+        self.experts = experts
+        self.dit = experts.dit
+        self.networks = [
+            _network(job, expert, self.dit, seed + number, say).to(device)
+            for number, expert in enumerate(experts.members)
+        ]
+        self.network = experts.adapt(self.networks)
+        experts.arrange(
+            slots=memory.block_swap_ring_size, pinned=memory.block_swap_h2d_only, checkpointing=memory.checkpointing
+        )
+
+    def parameter_groups(self, job: Job) -> list[dict[str, Any]]:
+        """What the optimizer is given, each group with its learning rate."""
+        options = job[Network]
+        ratio = read_network_arguments(options.network_module, options.network_args).loraplus_lr_ratio
+        return self.network.parameter_groups(job[Optimizer].learning_rate, ratio)
+
+    def velocity(self, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+        return self._model.velocity(self.dit, x_BCTHW, timestep_B, cond)
+
+    def conditioning(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self._model.cond_from_batch(batch, **self._arguments)
+
+
+def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> lora.LoraNetwork:
+    """New adapters for one expert, or those of its `--network_weights`."""
+    options, keys = job[Network], part(job.family, "keys")
+    arguments = read_network_arguments(options.network_module, options.network_args)
+    given = None
+    if expert.network_weights:
+        role = f"--network_weights{expert.ending}"
+        given = read_lora(expert.network_weights, lora_target(job.family, dit), role=role)
+    if given and options.dim_from_weights:
+        network = lora.create_like(dit, given.modules, dropout=options.network_dropout, seed=seed, **arguments.like)
+    else:
+        network = lora.create(
+            dit,
+            block_classes=keys.LORA_BLOCKS,
+            exclude="" if arguments.all_linear else keys.LORA_EXCLUDE,
+            dim=options.rank,
+            alpha=options.network_alpha,
+            dropout=options.network_dropout,
+            seed=seed,
+            **arguments.create,
+        )
+    if given:
+        report_unmatched(given, say)
+        network.load_state(to_default(given.modules))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    kinds, ranks = " and ".join(network.kinds), ", ".join(map(str, network.ranks))
+    say(Log(message=f"{kinds} of rank {ranks} on {len(network.paths)} modules, {count / 1e6:.1f} M parameters."))
+    if arguments.values.get("verbose"):
+        for name, path in network.paths.items():
+            say(Log(message=f"{name}: {path}"))
+    return network
