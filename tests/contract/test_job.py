@@ -200,7 +200,7 @@ def test_what_the_other_families_decide_stands_in_the_job() -> None:
     assert (values["infer_steps"], values["guidance_scale"], values["negative_prompt"]) == (25, 1.0, "")
     assert (values["video_length"], values["video_seconds"], values["flow_shift"]) == (None, 5.0, None)
     assert generation("framepack", "--prompt p --one_frame_inference default").values()["video_length"] == 1
-    assert generation("hunyuan-video", "--prompt p").values()["dit_in_channels"] == 16
+    assert generation("hunyuan-video", "--prompt p").values()["dit_in_channels"] is None  # the file says
     assert generation("hunyuan-video", "--prompt p --image_path i.png").values()["dit_in_channels"] == 32
 
 

@@ -64,8 +64,8 @@ class HunyuanDit(Section, title="HunyuanVideo", accepted=ACCEPTED):
     """Which DiT it is; its sizes are read from the file."""
 
     dit_in_channels: int | None = opt(
-        None, "Input channels: 32 for SkyReels V1 image-to-video, 16 for all others. Default: 32 in generation with "
-        "--image_path, else 16.", advanced=True,
+        None, "Input channels: 32 for SkyReels V1 image-to-video, 16 for all others. Default: the file's in "
+        "generation, 16 in training.", advanced=True,
     )  # fmt: skip
     img_in_txt_in_offloading: bool = opt(False, "Keep the embedders in main memory.", advanced=True)
 
@@ -254,16 +254,16 @@ def rules(job: Job) -> None:
 
 def resolved(job: Job) -> dict[str, Any]:
     """The kind of DiT that the job is for; there is no negative prompt of HunyuanVideo's own."""
-    starts_from_image = HunyuanInputs in job and job[HunyuanInputs].image_path is not None
-    return {
-        "dit_in_channels": IMAGE_CHANNELS if starts_from_image else 16,
-        "negative_prompt": Defaults().negative_prompt,
-    }
+    found: dict[str, Any] = {"negative_prompt": Defaults().negative_prompt}
+    if HunyuanInputs not in job:
+        return found | {"dit_in_channels": 16}
+    return found | ({} if job[HunyuanInputs].image_path is None else {"dit_in_channels": IMAGE_CHANNELS})
 
 
-def task(job: Job) -> str:
-    """What the job asks of the checkpoint: "t2v" or "skyreels-i2v"."""
-    return TASKS[job[HunyuanDit].dit_in_channels]
+def task(job: Job) -> str | None:
+    """What the job asks of the checkpoint: "t2v", "skyreels-i2v", or None: each prompt says whether it has an image."""
+    channels = job[HunyuanDit].dit_in_channels
+    return None if channels is None else TASKS[channels]
 
 
 def files(job: Job) -> dict[str, str | None]:
@@ -321,7 +321,6 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
             raise OptionError(f"{line.where}: HunyuanVideo takes no {name}.", hint="Take it out of the prompt.")
     inputs, guidance = job[HunyuanInputs], job[HunyuanGuidance]
     image = line.image_path or inputs.image_path
-    _check_image(line.where, image, task(job))
     scale = guidance.embedded_cfg_scale if line.guidance_scale is None else line.guidance_scale
     settings = {"embedded_cfg_scale": scale, "split_uncond": guidance.split_uncond}
     if image:
@@ -331,17 +330,6 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
     if image or inputs.video_path:
         settings |= {"tile_pixels": job[VaeTiles].tile}
     return settings
-
-
-def _check_image(where: str, image: str | None, wanted: str) -> None:
-    if image and wanted == "t2v":
-        raise OptionError(
-            f"{where}: an image needs a SkyReels V1 image-to-video --dit.", hint="Add --dit_in_channels 32 with it."
-        )
-    if not image and wanted == "skyreels-i2v":
-        raise OptionError(
-            f"{where}: --dit_in_channels 32 starts a video from an image, and none is given.", hint="Add --image_path."
-        )
 
 
 def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int, int, int]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...contract.errors import DataError
+from ...contract.errors import DataError, OptionError
 from ...media import images, video
 from ...media.resize import resize_to_bucket
 from ...parts.batching import batch_of_one, moved
@@ -30,6 +31,32 @@ from . import model, vae
 def texts(request: Request) -> list[str]:
     """The prompt, and the negative prompt where there is guidance."""
     return [request.prompt, *([request.negative_prompt] if request.guided else [])]
+
+
+def check_request(request: Request, dit: nn.Module) -> None:
+    """OptionError where the request has an image and this DiT no place for it, or the other way round.
+
+    Only names and shapes of the DiT are needed.
+    """
+    what, config = f'The prompt "{shorten(request.prompt, 40, placeholder="…")}"', dit.config
+    if config.concat_dim not in (0, config.out_dim):
+        raise OptionError(
+            f"--dit is an image-to-video model of {config.in_dim} input channels, which nothing here generates with.",
+            "Use a text-to-video model, or SkyReels V1 image-to-video.",
+            names=("dit",),
+        )
+    if request.settings.get("image_path") and not config.concat_dim:
+        raise OptionError(
+            f"{what} starts from an image, but this --dit takes text only.",
+            "Give a SkyReels V1 image-to-video --dit, or leave out --image_path (in a prompt line: --i).",
+            names=("image_path", "dit"),
+        )
+    if config.concat_dim and not request.settings.get("image_path"):
+        raise OptionError(
+            f"{what} has no image to start from, which this --dit (SkyReels V1 image-to-video) needs.",
+            "Add --image_path (in a prompt line: --i).",
+            names=("image_path", "dit"),
+        )
 
 
 def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:

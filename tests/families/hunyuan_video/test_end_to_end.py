@@ -199,7 +199,10 @@ def test_skyreels_image_to_video_trains_and_generates(cached, skyreels, engine, 
 
 def test_a_checkpoint_of_another_kind_is_refused_with_the_way_out(cached, skyreels, trained, engine, tmp_path) -> None:
     refused = generate(engine, cached, trained, tmp_path, "--dit", skyreels)
-    assert refused.status == 2 and "32 input channels" in refused.err and "--image_path" in refused.err
+    assert refused.status == 2 and "has no image to start from" in refused.err and "--image_path" in refused.err
+    write_image(tmp_path / "a.png", np.full((80, 90, 3), (200, 60, 30), np.uint8))
+    refused = generate(engine, cached, trained, tmp_path, "--image_path", tmp_path / "a.png")
+    assert refused.status == 2 and "It can do t2v" in refused.err
     refused = engine(*step(cached, "train"), "--dit_in_channels", 32, "--output_dir", tmp_path / "out")
     assert refused.status == 2 and "It can do t2v" in refused.err
 

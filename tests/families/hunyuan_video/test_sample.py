@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.contract.errors import DataError
+from engine.contract.errors import DataError, OptionError
 from engine.families.contract import Request
 from engine.families.hunyuan_video import model, sample, tiny, vae
 from engine.media.images import write_image
@@ -130,6 +130,27 @@ def test_a_skyreels_image_becomes_the_first_latent_frame_and_zeros_as_in_trainin
     assert {len(one) for one in generated} == {1, 2}
     assert all(torch.allclose(one[:1], trained, atol=1e-6) for one in generated)
     assert trained[:, :, :1].any() and not trained[:, :, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("in_dim", "image", "said"),
+    [
+        (16, None, ""),
+        (32, "a.png", ""),
+        (16, "a.png", '"a cat" starts from an image, but this --dit takes text only'),
+        (32, None, '"a cat" has no image to start from'),
+        (33, "a.png", "33 input channels"),
+    ],
+)
+def test_the_file_says_whether_a_prompt_may_have_an_image(in_dim, image, said):
+    bare = model.build(dataclasses.replace(CONFIG, in_dim=in_dim))
+    asked = request(settings={**SETTINGS, **({"image_path": image} if image else {})})
+    if not said:
+        sample.check_request(asked, bare)
+        return
+    with pytest.raises(OptionError, match=said) as caught:
+        sample.check_request(asked, bare)
+    assert caught.value.hint
 
 
 def test_a_video_s_latents_go_to_the_solver_with_the_strength(dit):
