@@ -2,7 +2,7 @@
 
 Pictures and videos to start from are encoded first, then all prompts, then all latents are made, then all are decoded,
 so that only one large model is in memory at a time; with `--interactive` they stay. Files are looked at before anything
-is loaded. A stop keeps what is finished: latents that are complete are decoded.
+is loaded. Each latent is a file as soon as it is finished: whatever happens then, `--latent_path` makes a video of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..contract.job import Job
 from ..contract.options import GenerationPrecision, LoraStack, Output, Prompting, Run
 from ..contract.rules import generates
 from ..media.latents import load_latent
-from ..parts.weights import open_weights, write_weights
+from .lora_merge import write_merged
 from .needs import needed
 from .requests import requests_of, typed_request
 from .results import Result, is_file_name, write_pictures
@@ -52,13 +52,13 @@ def _generate(job: Job, say: Say, control: Control) -> str:
     for number, (request, given) in enumerate(zip(requests, inputs, strict=True), 1):
         label = f"video {number} of {len(requests)}"
         try:
-            finished.append((request, studio.latents(request, texts, given, label=label)))
+            finished.append(studio.keep(request, studio.latents(request, texts, given, label=label)))
         except Stopped:
             say(Warning_(message=f"Stopped in {label}; those before it are written."))
             break
     studio.forget_dit()
-    for request, latents_BCTHW in finished:
-        studio.write(request, latents_BCTHW)
+    for result in finished:
+        studio.write(result)
     return f"{len(finished)} of {len(requests)} written to {job[Output].save_path}"
 
 
@@ -84,7 +84,7 @@ def _converse(job: Job, studio: Studio) -> str:
             continue
         except Stopped:
             break
-        studio.write(request, latents_BCTHW)
+        studio.write(studio.keep(request, latents_BCTHW))
         count += 1
     return f"{count} written to {job[Output].save_path}"
 
@@ -104,12 +104,16 @@ def _decode_saved(job: Job, studio: Studio) -> str:
 
 
 def _save_merged(job: Job, studio: Studio) -> str:
-    """The DiT with its LoRAs, under the original checkpoint's names."""
+    """Each DiT with its LoRAs, under its checkpoint's own names."""
     target = Path(job[LoraStack].save_merged_model)
     if job[GenerationPrecision].weight_format != "stored":
         raise OptionError("--save_merged_model writes the weights as they are stored, not in fp8.", "Leave out --fp8…")
-    merged = {name: tensor.contiguous() for name, tensor in studio.dit.state_dict().items()}
-    names = ", ".join(Path(path).name for path in job[LoraStack].lora_weight)
-    said = open_weights(studio.experts.members[0].dit, role="--dit").metadata  # a head size may stand there only
-    write_weights(target, merged, metadata={**said, "merged_lora": names})
-    return f"Merged {names} into {target}"
+    written = []
+    for expert, loras in zip(studio.experts.members, studio.experts.loras, strict=True):
+        if loras:
+            path = target.with_name(f"{target.stem}{expert.ending}{target.suffix}")
+            write_merged(
+                str(job.family), expert.dit, str(path), loras, role=expert.flag, device=studio.device, say=studio.say
+            )
+            written.append(path.name)
+    return f"Merged LoRAs into {' and '.join(written)} in {target.parent}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from ..contract.errors import OptionError
 from ..contract.events import Artifact, Control, Log, Meter, Say
@@ -39,22 +41,39 @@ def run(job: Job, say: Say, control: Control) -> str:
 
 
 def _into_model(job: Job, family: str, loras: Loras, say: Say) -> str:
-    options = job[LoraMerge]
-    output = str(options.save_merged_model)
-    file = open_unscaled(str(options.dit), role="--dit")
-    if Path(output).resolve() in {Path(str(options.dit)).resolve(), file.path.resolve()}:
-        raise OptionError("--save_merged_model would replace --dit.", "Give the merged model another name.")
+    options, output = job[LoraMerge], str(job[LoraMerge].save_merged_model)
+    write_merged(family, str(options.dit), output, loras, role="--dit", device=choose_device(job[Run].device), say=say)
+    return f"Merged {len(loras)} LoRA{'s' if len(loras) > 1 else ''} into {output}"
+
+
+def write_merged(
+    family: str,
+    dit: str,
+    output: str,
+    loras: Sequence[tuple[LoraFile, float]],
+    *,
+    role: str,
+    device: torch.device,
+    say: Say,
+) -> None:
+    """Write the checkpoint `dit` (that the flag `role` names) with LoRAs in it to `output`, in its own layout.
+
+    OptionError where that would replace it, WeightsError where nothing can be merged into it, DiskError.
+    """
+    file = open_unscaled(dit, role=role)
+    if Path(output).resolve() in {Path(dit).resolve(), file.path.resolve()}:
+        raise OptionError(f"--save_merged_model would replace {role}.", "Give the merged model another name.")
     meter = Meter(say, total=len(file.shapes), unit="tensors", label="Merging")
     merge_into(
         file,
         output,
         arrangement=part(family, "keys").arrange(file.shapes),
-        transform=merger(loras, device=choose_device(job[Run].device)),
+        transform=merger(loras, device=device),
         metadata={"merged_lora": _told(loras)},
         on_tensor=meter.advance,
     )
+    meter.close()
     say(Artifact(kind="model", path=output))
-    return f"Merged {len(loras)} LoRA{'s' if len(loras) > 1 else ''} into {output}"
 
 
 def _into_one(options: LoraMerge, loras: Loras, say: Say) -> str:
@@ -95,5 +114,5 @@ def _metadata(loras: Loras, merged: Mapping[str, LoraWeights]) -> dict[str, str]
     }
 
 
-def _told(loras: Loras) -> str:
+def _told(loras: Sequence[tuple[LoraFile, float]]) -> str:
     return ", ".join(f"{lora.path.name}: {multiplier:g}" for lora, multiplier in loras)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..contract.events import Artifact, Say
 from ..contract.options import Output
-from ..media.latents import SUFFIX, output_stem, save_latent
+from ..media.latents import SUFFIX, output_stem
 from ..media.writing import write_images, write_png, write_video
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".webp")
@@ -47,10 +47,15 @@ class Result:
             return output_stem(given, self.seed, source=self.source)
         stem, number = given.with_suffix(""), 0
         candidate = stem
-        while any(candidate.parent.glob(f"{_literal(candidate.name)}.*")):
+        while _is_taken(candidate):
             number += 1
             candidate = stem.with_name(f"{stem.name}_{number}")
         return candidate
+
+    @property
+    def latent(self) -> Path:
+        """The file of its latents."""
+        return self.named(SUFFIX)
 
     def named(self, suffix: str) -> Path:
         path = self.stem.with_name(self.stem.name + suffix)
@@ -58,14 +63,13 @@ class Result:
         return path
 
 
+def _is_taken(stem: Path) -> bool:
+    name = _literal(stem.name)
+    return any(stem.parent.glob(f"{name}.*")) or stem.with_name(stem.name + SUFFIX).exists()
+
+
 def _literal(name: str) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
-
-
-def write_latent_file(result: Result, latent_CTHW: Tensor, *, say: Say) -> Path:
-    path = save_latent(result.named(SUFFIX), latent_CTHW, metadata=result.metadata)
-    say(Artifact(kind="latent", path=str(path)))
-    return path
 
 
 def write_pictures(result: Result, frames: Iterator[Tensor], *, as_images: bool, say: Say) -> Path:

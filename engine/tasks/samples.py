@@ -112,7 +112,8 @@ class TrainingSamples:
         latents_BCTHW = self._studio.latents(request, self._texts, self._inputs[index], label=label)
         single = self._studio.pixels(latents_BCTHW)[2] == 1
         name = sample_name(self._trained, step=step, epoch=epoch, index=index, seed=request.seed, single=single)
-        path = self._studio.write(request, latents_BCTHW, name=name, notes={"trained": self._trained, "steps": step})
+        notes = {"trained": self._trained, "steps": step}
+        path = self._studio.write(self._studio.keep(request, latents_BCTHW, name=name, notes=notes))
         picture = shown(path)
         jpeg = base64.b64encode(encoded(picture, "JPEG", quality=85)).decode("ascii")
         self._say(Preview(jpeg=jpeg, label=f"step {step}, {label}: {shorten(request.prompt, 100)}"))

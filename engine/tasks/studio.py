@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import Stopped
-from ..contract.events import Control, Log, Meter, Say
+from ..contract.events import Artifact, Control, Log, Meter, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import (
     AttentionMode,
@@ -28,6 +28,7 @@ from ..contract.options import (
 )
 from ..families import part
 from ..families.contract import Request
+from ..media.latents import load_latent, save_latent
 from ..ops.device import free_memory
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
 from ..sampling.magcache import Calibration, MagCache, skipped_steps
@@ -37,7 +38,7 @@ from .denoiser import tune_backends
 from .encoders import Encoders
 from .experts import Experts
 from .requests import metadata_of
-from .results import Result, write_latent_file, write_pictures
+from .results import Result, write_pictures
 
 Texts = dict[str, dict[str, Tensor]]
 
@@ -156,25 +157,42 @@ class Studio:
             meter.advance(len(pixels_FHWC))
         meter.close()
 
-    def write(
+    def keep(
         self, request: Request, latents_BCTHW: Tensor, *, name: str = "", notes: Mapping[str, Any] | None = None
-    ) -> Path:
-        """Write one result in the forms that the job asks for, latents first: they cannot be lost to the decoder.
+    ) -> Result:
+        """Give finished latents a file, which no trouble with the decoder can take away.
 
-        `name` takes the place of the file's usual one, `notes` are added to what it says about itself. Returns the
-        path of what was written last.
+        `name` takes the place of the file's usual one, `notes` are added to what it says about itself.
         """
         output = self.job[Output]
         loras = [Path(path).name for expert in self.experts.members for path in expert.loras]
         width, height, frames = self.pixels(latents_BCTHW)
         metadata = metadata_of(request, width=width, height=height, frames=frames) | ({"lora": loras} if loras else {})
         result = Result(output, request.seed, {} if output.no_metadata else {**metadata, **(notes or {})}, name=name)
-        if output.output_type in ("latent", "both", "latent_images"):
-            path = write_latent_file(result, latents_BCTHW[0], say=self.say)
-        if output.output_type != "latent":
-            as_images = output.output_type in ("images", "latent_images")
-            path = write_pictures(result, self.frames(latents_BCTHW), as_images=as_images, say=self.say)
-        return path
+        save_latent(result.latent, latents_BCTHW[0], metadata=result.metadata)
+        return result
+
+    def write(self, result: Result) -> Path:
+        """Make of kept latents what the job asks for, and return the path of what was written last.
+
+        The latents' file stays where it was asked for, or where no pictures could be made of it.
+        """
+        output, wanted = self.job[Output], self.job[Output].output_type in ("latent", "both", "latent_images")
+        path = result.latent
+        if wanted:
+            self.say(Artifact(kind="latent", path=str(path)))
+        if output.output_type == "latent":
+            return path
+        latents_BCTHW = load_latent(path)[0].unsqueeze(0)
+        as_images = output.output_type in ("images", "latent_images")
+        try:
+            made = write_pictures(result, self.frames(latents_BCTHW), as_images=as_images, say=self.say)
+        except Exception:
+            self.say(Warning_(message=f"What was denoised is kept: generate --latent_path {path} decodes it."))
+            raise
+        if not wanted:
+            path.unlink()
+        return made
 
 
 class Denoising:

@@ -68,6 +68,24 @@ def test_no_metadata_is_honoured_in_every_file(family, models, engine, tmp_path)
         assert bool(load_latent(latent)[1]) is wanted
 
 
+def test_what_is_denoised_is_never_lost_to_the_decoder(models, engine, tmp_path, monkeypatch):
+    """Each latent is a file before the next is begun; the file goes when its video is there."""
+    (tmp_path / "prompts.txt").write_text("a bar --d 1\na dot --d 2\n")
+    words = (*SMALL, "--from_file", tmp_path / "prompts.txt", "--save_path")
+    assert engine("generate", "wan", *models["wan"], *words, tmp_path / "good").status == 0
+    assert not list((tmp_path / "good").glob("*_latent.safetensors"))
+    assert len(list((tmp_path / "good").glob("*.mp4"))) == 2
+
+    def broken(vae, latents_BCTHW, **more):
+        raise RuntimeError("the decoder broke")
+
+    monkeypatch.setattr(part("wan", "vae"), "decode_frames", broken)
+    failed = engine("generate", "wan", *models["wan"], *words, tmp_path / "bad.mp4")
+    first, second = tmp_path / "bad_latent.safetensors", tmp_path / "bad_1_latent.safetensors"
+    assert failed.status == 70 and f"--latent_path {first}" in failed.err
+    assert not torch.equal(load_latent(first)[0], load_latent(second)[0]) and not list(tmp_path.glob("*.mp4"))
+
+
 def test_each_of_several_latents_keeps_what_it_said(models, engine, tmp_path):
     """In Blissful Tuner only the last one keeps it, and --no_metadata with --latent_path is a TypeError."""
     saved = [

@@ -108,13 +108,13 @@ def trained(cached, tmp_path_factory) -> Training:
     (out / "prompts.txt").write_text(f"# two samples\n{LINE} --d 7\n{LINE} --d 8 --l 2 --n grey\n")
     kept = {}
 
-    def write(studio, request, latents_BCTHW, *, name="", notes=None):
+    def keep(studio, request, latents_BCTHW, *, name="", notes=None):
         kept[name] = latents_BCTHW
         return original(studio, request, latents_BCTHW, name=name, notes=notes)
 
-    original = Studio.write
+    original = Studio.keep
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Studio, "write", write)
+        patch.setattr(Studio, "keep", keep)
         status = train(
             cached, out, *cached.for_training, "--sample_prompts", out / "prompts.txt", "--sample_at_first",
             "--sample_every_n_steps", 3,
@@ -210,13 +210,13 @@ def make_samples(shop: Workshop, tmp_path: Path, *more: object, line: str) -> tu
     made = TrainingSamples(job, said.append, Control())
     kept = []
 
-    def write(studio, request, latents_BCTHW, **given):
+    def keep(studio, request, latents_BCTHW, **given):
         kept.append(latents_BCTHW)
         return original(studio, request, latents_BCTHW, **given)
 
-    original = Studio.write
+    original = Studio.keep
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Studio, "write", write)
+        patch.setattr(Studio, "keep", keep)
         made.encode()
         experts = Experts(
             job, device=torch.device("cpu"), weight_format="stored", attention_backend="auto", say=said.append
