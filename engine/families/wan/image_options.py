@@ -12,7 +12,7 @@ from ...contract.schema import Section, opt
 from .one_frame import MOST_CONTROLS, parse
 from .variants import VARIANTS, takes_two_images
 
-_MASKS = "masks of control images"
+_MASKS = {"control_image_mask_path": "Wan models have no place for masks of control images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class WanImageTraining(Section, title="Images", late=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanInputs(Section, title="Images and control", late=True, pending={"control_image_mask_path": _MASKS}):
+class WanInputs(Section, title="Images and control", late=True, accepted=_MASKS):
     """Pictures and videos that a generation starts from."""
 
     image_path: str | None = opt(None, "Image that the video starts from.", file_kind="image", metavar="FILE")
@@ -129,7 +129,7 @@ def settings_of(inputs: WanInputs, line: Any, *, task: str, has_clip: bool) -> d
         "one_frame": parse(places, where="--one_frame_inference") if places else None,
     }
     if line.control_image_mask_path:
-        raise OptionError(f"{line.where}: --cim is not available yet ({_MASKS}).", "Leave it out.")
+        raise OptionError(f"{line.where}: {_MASKS['control_image_mask_path']} (--cim).", "Leave it out.")
     problems = list(_problems(settings))
     sees_image = any(settings[name] is not None for name in ("image_path", "reference_image_path", "one_frame"))
     if sees_image and VARIANTS[task].image_encoder and not has_clip:
