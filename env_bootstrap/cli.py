@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from . import launch, maker, status
+from . import extras, launch, maker, stamp, status
 from .home import Home, find_home
 from .maker import Wish
 from .problems import GO_ON, Interrupted, Problem, disk_or_home
@@ -49,16 +49,20 @@ def parser() -> argparse.ArgumentParser:
 
     create = add("create", "make the environment, or go on making it; at once when it is there")
     repair = add("repair", "look at every installed file and put right what is wrong, from nothing if need be")
-    remove = add("remove", "delete the environment and everything else that this program made")
+    adds = add("add", f"install optional packages, and keep them from now on: {', '.join(extras.BY_NAME)}")
+    remove = add("remove", "delete the environment and everything else that this program made; or only NAMEs")
     state = add("status", "how the environment is; exit status 0 when ready, else 1")
     add("python", "print the path of the environment's Python")
     for name, text in PASSED_ON.items():
         add(name, text)
+    adds.add_argument("names", nargs="+", metavar="NAME", help="an optional package")
+    remove.add_argument("names", nargs="*", metavar="NAME", help="an optional package, to remove it alone")
     for command in (create, repair):
         command.add_argument("--with_tests", action="store_true", help="also the packages that the tests need")
+    for command in (create, repair, adds):
         command.add_argument("--python", default="", metavar="PATH", help="the Python to make it from")
         command.add_argument("--events", action="store_true", help="JSON lines on stdout; `stop` on stdin ends it")
-    for command in (create, repair, remove):
+    for command in (create, repair, adds, remove):
         command.add_argument("--timeout", type=float, metavar="S", help=PATIENCE)
     repair.add_argument("--rebuild", action="store_true", help="build anew, whatever is found")
     remove.add_argument("--yes", action="store_true", help="do not ask")
@@ -121,6 +125,26 @@ def _repair(home: Home, options: argparse.Namespace, report: Report, environment
     torch = have.versions.get("torch", "?")
     what = "repaired" if found else "nothing to repair"
     report.done(f"{what}: {home.env} (PyTorch {torch}, Python {have.python}, {duration(report.elapsed_s)})")
+    return 0
+
+
+def _add(home: Home, options: argparse.Namespace, report: Report, environment: Mapping[str, str]) -> int:
+    wanted = extras.named(options.names)
+    before = stamp.load(home.stamp)
+    tests = before is not None and "test" in before.steps
+    wish = Wish(tests=tests, extras=tuple(wanted), interpreter=options.python, timeout_s=options.timeout)
+    there = launch.is_ready(home, environment, adding=wanted)
+    have = maker.create(home, wish, environment=environment, report=report, command="add")
+    names = ", ".join(f"{extra.name} {have.versions[extra.name]}" for extra in wanted)
+    took = "" if there else f" ({duration(report.elapsed_s)})"
+    report.done(f"{'already there' if there else 'added'}: {names}{took}")
+    return 0
+
+
+def _take_out(home: Home, options: argparse.Namespace, report: Report, environment: Mapping[str, str]) -> int:
+    wanted = extras.named(options.names)
+    maker.take_out(home, wanted, Wish(timeout_s=options.timeout), environment=environment, report=report)
+    report.log(f"removed: {', '.join(extra.name for extra in wanted)}")
     return 0
 
 
@@ -209,6 +233,10 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
             return 0
         if options.command == "repair":
             return _repair(home, options, report, environment)
+        if options.command == "add":
+            return _add(home, options, report, environment)
+        if options.command == "remove" and options.names:
+            return _take_out(home, options, report, environment)
         if options.command == "remove":
             return _remove(home, options, report)
         if options.command == "status":

@@ -149,6 +149,12 @@ class Installer:
         if ended.status:
             raise recognise(ended.tail, what=what, status=ended.status)
 
+    def uninstall(self, names: Sequence[str]) -> None:
+        """Take packages out; those that are not there are no matter. Problem when it fails."""
+        ended = self._run([*self.pip, "uninstall", "--yes", *names], lambda text: None, lambda: None)
+        if ended.status:
+            raise recognise(ended.tail, what=" and ".join(names), status=ended.status)
+
     def would_install(self, requirement: str) -> Mapping[str, object]:
         """pip's report on what it would take for `requirement` by its own settings; empty when it cannot tell."""
         target = self.home.temporary / "would-install.json"

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import plan, status
+from .extras import Extra
 from .home import PACK, WINDOWS, Home
 from .problems import Problem
 from .processes import clean_environment
@@ -64,6 +65,6 @@ def run_tests(home: Home, arguments: Sequence[str], *, environment: Mapping[str,
     return hand_over(pytest_command(require_python(home, environment), arguments), environment, folder=PACK)
 
 
-def is_ready(home: Home, environment: Mapping[str, str], *, tests: bool) -> bool:
-    """Whether `create` would have nothing to do."""
-    return plan.current(home, environment, tests=tests) is not None
+def is_ready(home: Home, environment: Mapping[str, str], *, tests: bool = False, adding: Sequence[Extra] = ()) -> bool:
+    """Whether `create`, or `add` of these packages, would have nothing to do."""
+    return plan.current(home, environment, tests=tests, adding=adding) is not None

@@ -8,16 +8,17 @@ Everything here runs under the lock.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from . import integrity, plan, stamp
+from . import adding, extras, integrity, plan, stamp
+from .adding import Workplace
+from .checking import imports
+from .extras import Extra
 from .home import PACK, REQUIREMENTS, Home
 from .installers import Advance, Installer, installer_environment
 from .interpreters import Maker, choose_maker, fetch_uv, find_uv
@@ -29,12 +30,6 @@ from .report import Report
 from .stamp import Stamp
 from .torch_builds import Gpu, choose_build, detect_gpu, index_of, is_light, nvidia_smi, torch_pin, wished_build
 
-IMPORTS = (
-    "torch accelerate safetensors transformers tokenizers sentencepiece av numpy PIL cv2 tomli_w psutil pynvml aiofiles"
-    " ftfy rich rich_argparse tqdm tensorboard matplotlib"
-).split()
-TEST_IMPORTS = ["pytest", "hypothesis", "mypy", "diffusers"]
-CHECKER = Path(__file__).resolve().with_name("imports.py")
 OUR_LOG = re.compile(r"\d{8}-\d{6}-\w+\.log")
 GRAVE = "env.removing-"
 SHOWN = 5  # faults told one by one; the rest are counted
@@ -43,21 +38,26 @@ REPAIR = "Mend it with: python -m env_bootstrap repair"
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller wants: the packages for the tests too, a certain Python, a limit to waiting for the lock."""
+    """What a caller wants: the packages for the tests too, optional ones by name, a certain Python, a limit to waiting
+    for the lock."""
 
     tests: bool = False
+    extras: tuple[Extra, ...] = ()
     interpreter: str = ""
     timeout_s: float | None = None
 
 
 def create(home: Home, wish: Wish, *, environment: Mapping[str, str], report: Report, command: str = "create") -> Stamp:
     """The finished environment's stamp; makes whatever is missing. Problem when it cannot be."""
-    have = plan.current(home, environment, tests=wish.tests)
+
+    def current() -> Stamp | None:
+        return plan.current(home, environment, tests=wish.tests, adding=wish.extras)
+
+    have = current()
     if have:
         return have
     with _at_work(home, wish, report, command) as lock:
-        have = plan.current(home, environment, tests=wish.tests)
-        return have or _make(home, wish, environment=environment, report=report, lock=lock)
+        return current() or _make(home, wish, environment=environment, report=report, lock=lock)
 
 
 def repair(
@@ -75,10 +75,12 @@ def repair(
             found.append("a new one was asked for")
         if found:
             report.log(f"Building anew: {found[0]}.")
-            discard(home)
+            discard(home, again=have.extras)
         else:
             found = faults(home, have)
-            if have.steps.pop("check", None):
+            have.steps.pop("check", None)
+            _ask_for(have, extras.kept(have.extras))
+            if have.steps:
                 stamp.save(have, home.stamp)
         wish = Wish(tests=wish.tests or "test" in have.steps, interpreter=wish.interpreter)
         try:
@@ -87,7 +89,7 @@ def repair(
             if problem.kind != "broken":
                 raise
             report.warning(f"{problem.message} Building anew.")
-            discard(home)
+            discard(home, again=have.extras)
             return _make(home, wish, environment=environment, report=report, lock=lock), [*found, problem.message]
 
 
@@ -114,10 +116,25 @@ def remove(home: Home, wish: Wish, *, report: Report) -> bool:
     return found
 
 
-def discard(home: Home) -> None:
-    """Delete the environment. Problem when the folder of that name was not made here."""
+def take_out(
+    home: Home, wanted: Sequence[Extra], wish: Wish, *, environment: Mapping[str, str], report: Report
+) -> None:
+    """Uninstall optional packages, and forget that they were asked for. Problem when there is no environment."""
+    with _at_work(home, wish, report, "remove") as lock:
+        have = stamp.load(home.stamp)
+        if have is None or "venv" not in have.steps:
+            raise Problem("absent", f"There is no environment at {home.path}.", "There is nothing to remove.")
+        installer = Installer(home, report, environment=installer_environment(home, environment), uv=None, lock=lock)
+        adding.take_out(Workplace(home, have, installer, environment, report), [extra.name for extra in wanted])
+
+
+def discard(home: Home, *, again: Sequence[str] = ()) -> None:
+    """Delete the environment. Problem when the folder of that name was not made here.
+
+    `again` names optional packages that the next one shall have as well.
+    """
     if not os.path.lexists(home.env):
-        home.stamp.unlink(missing_ok=True)
+        _forget(home, again)
         return
     if home.env.is_symlink() or not home.env.is_dir() or not home.marker.exists():
         if home.env.is_dir() and not home.env.is_symlink() and not any(home.env.iterdir()):
@@ -127,7 +144,7 @@ def discard(home: Home) -> None:
             f"{home.env} was not made by this program, so it is left alone.",
             "Move it away, or set MUSUBI_HOME to another folder.",
         )
-    home.stamp.unlink(missing_ok=True)
+    _forget(home, again)
     try:
         os.rename(home.env, home.path / f"{GRAVE}{os.getpid()}-{time.monotonic_ns()}")
     except OSError as failure:
@@ -139,6 +156,13 @@ def discard(home: Home) -> None:
     _bury(home)
 
 
+def _forget(home: Home, again: Sequence[str]) -> None:
+    if again:
+        stamp.save(Stamp(extras=list(again)), home.stamp)
+    else:
+        home.stamp.unlink(missing_ok=True)
+
+
 def faults(home: Home, have: Stamp) -> list[str]:
     """What a full look at the files finds wrong, one phrase each. The environment need not be finished."""
     if not have.steps:
@@ -148,18 +172,6 @@ def faults(home: Home, have: Stamp) -> list[str]:
         return [f"{home.python} does not run"]
     whole = [f"{package} {fault}" for package, fault in integrity.damaged(site_packages).items()]
     return whole or [f"{name} is gone from the packages" for name in integrity.missing(site_packages, have.entries)]
-
-
-def imports(home: Home, environment: Mapping[str, str], *, tests: bool) -> dict[str, object] | None:
-    """What `imports.py` says when the environment's Python runs it; None when it says nothing."""
-    modules = IMPORTS + (TEST_IMPORTS if tests else [])
-    command = [str(home.python), str(CHECKER), *modules]
-    told = output_of(command, environment=clean_environment(environment), timeout_s=300)
-    try:
-        answer = json.loads((told or "").strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return None
-    return answer if isinstance(answer, dict) else None
 
 
 @contextlib.contextmanager
@@ -198,19 +210,23 @@ def _runs(home: Home) -> bool:
     return output_of(question, environment=clean_environment(os.environ)) is not None
 
 
+def _emptied(home: Home, have: Stamp) -> Stamp:
+    """Nothing is left but the names of the optional packages."""
+    discard(home, again=have.extras)
+    return Stamp(extras=have.extras)
+
+
 def _sound(home: Home, have: Stamp, report: Report) -> Stamp:
     """The stamp without the steps whose results are not whole; what is half there is cleared away."""
     if "venv" not in have.steps or not _runs(home):
         if have.steps:
             report.log("The environment's Python does not run: building anew.")
-        discard(home)
-        return Stamp()
+        return _emptied(home, have)
     site_packages = home.site_packages()
     assert site_packages is not None
     broken = integrity.damaged(site_packages)
     if any(name.startswith("pip-") for name in broken):
-        discard(home)
-        return Stamp()
+        return _emptied(home, have)
     found = faults(home, have)
     for fault in found[:SHOWN]:
         report.log(f"Found: {fault}; it is installed again.")
@@ -228,51 +244,69 @@ def _make(home: Home, wish: Wish, *, environment: Mapping[str, str], report: Rep
     build = wished_build(environment) or have.build or choose_build(_gpu(environment, report), environment)
     if have.build and have.build != build:
         report.log(f"Building anew: PyTorch is the {have.build} build, and {build} is wanted.")
-        discard(home)
-        have = Stamp()
-    have.build, have.pack, have.ready = build, str(PACK), False
+        have = _emptied(home, have)
+    extras.refuse_impossible(wish.extras, build, environment)
+    have.build, have.pack = build, str(PACK)
     have.chosen = have.chosen or bool(wished_build(environment))
-    left = plan.outstanding(have, tests=wish.tests)
-    check_space(home, left)
+    _ask_for(have, wish.extras)
+    left, to_add = plan.outstanding(have, tests=wish.tests), plan.to_add(have)
+    have.ready = have.ready and not left
+    steps = [*left, *(plan.extra_step(extra, build) for extra in to_add)]
+    check_space(home, steps)
     stamp.save(have, home.stamp)
 
     settings = installer_environment(home, environment)
     installer = Installer(home, report, environment=settings, uv=find_uv(environment, home), lock=lock)
+    place = Workplace(home, have, installer, environment, report)
+    begin = _stages(report, steps)
     work: dict[str, Callable[[Advance], None]] = {
         "venv": lambda advance: _make_venv(home, wish, have, environment, report, lock),
         "torch": lambda advance: _install_torch(installer, build, environment, report, advance),
         "base": lambda advance: _install_file(installer, "base", advance),
-        "cuda": lambda advance: _install_optional(installer, report, advance),
+        "cuda": lambda advance: adding.add_unasked(place, extras.of_cuda(build), advance),
         "test": lambda advance: _install_file(installer, "test", advance),
         "check": lambda advance: _check(home, have, environment, wish, report),
     }
-    total_s = sum(step.seconds for step in left)
-    before_s = 0.0
-    for number, step in enumerate(left, 1):
-        report.stage(step.name, f"[{number}/{len(left)}] {step.title}")
-        report.progress(before_s / total_s)
-        work[step.name](_advance(report, before_s, step, total_s))
-        before_s += step.seconds
+    for step in left:
+        work[step.name](begin(step))
         have.steps[step.name] = step.fingerprint
         stamp.save(have, home.stamp)
-    return _finish(home, have, report)
-
-
-def _finish(home: Home, have: Stamp, report: Report) -> Stamp:
-    site_packages = home.site_packages()
-    assert site_packages is not None
-    have.entries = integrity.entries(site_packages)
-    have.versions = integrity.versions(site_packages)
-    have.made = time.strftime("%Y-%m-%d %H:%M:%S")
-    have.seconds = round(report.elapsed_s, 1)
-    have.ready = True
-    stamp.save(have, home.stamp)
+    if not have.ready:
+        _finish(place)
+    adding.add_again(place, [extra for extra in to_add if extra not in wish.extras], begin=begin)
+    adding.add_asked(place, [extra for extra in to_add if extra in wish.extras], begin=begin)
     report.progress(1.0)
     return have
 
 
-def _advance(report: Report, before_s: float, step: Step, total_s: float) -> Advance:
-    return lambda fraction, label: report.progress((before_s + step.seconds * fraction) / total_s, label)
+def _ask_for(have: Stamp, wanted: Sequence[Extra]) -> None:
+    """Record what this run asks for. What was tried and is not there is tried again."""
+    for extra in wanted:
+        if extra.name not in have.extras:
+            have.extras.append(extra.name)
+        if extra.name not in have.versions:
+            have.steps.pop(plan.extra_step_name(extra.name), None)
+
+
+def _finish(place: Workplace) -> None:
+    place.have.made = time.strftime("%Y-%m-%d %H:%M:%S")
+    place.have.seconds = round(place.report.elapsed_s, 1)
+    place.have.ready = True
+    place.record()
+
+
+def _stages(report: Report, steps: Sequence[Step]) -> Callable[[Step], Advance]:
+    """What tells that one of `steps` begins, and gives its share of the bar."""
+    total_s = sum(step.seconds for step in steps)
+
+    def begin(step: Step) -> Advance:
+        number = steps.index(step)
+        before_s = sum(earlier.seconds for earlier in steps[:number])
+        report.stage(step.name, f"[{number + 1}/{len(steps)}] {step.title}")
+        report.progress(before_s / total_s)
+        return lambda fraction, label: report.progress((before_s + step.seconds * fraction) / total_s, label)
+
+    return begin
 
 
 def check_space(home: Home, left: list[Step]) -> None:
@@ -337,18 +371,6 @@ def _install_file(installer: Installer, name: str, advance: Advance) -> None:
     expected = 3 * len(plan.requirement_lines(name))
     arguments = ["-r", str(REQUIREMENTS / f"{name}.txt"), *constraints]
     installer.install(arguments, what=f"the packages of {name}.txt", advance=advance, expected=expected)
-
-
-def _install_optional(installer: Installer, report: Report, advance: Advance) -> None:
-    lines = plan.requirement_lines("cuda")
-    for number, line in enumerate(lines):
-        advance(number / len(lines), line)
-        try:
-            installer.install([line, "-c", str(REQUIREMENTS / "torch.txt")], what=line, advance=lambda *progress: None)
-        except Problem as problem:
-            if problem.kind == "disk":
-                raise
-            report.warning(f"{line.split(';')[0].strip()} is left out: {problem.message} The engine works without it.")
 
 
 def _check(home: Home, have: Stamp, environment: Mapping[str, str], wish: Wish, report: Report) -> None:

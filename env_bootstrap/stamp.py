@@ -20,7 +20,8 @@ class Stamp:
     """What one environment was made of.
 
     `chosen`: the person named the build of PyTorch (MUSUBI_TORCH). `steps` maps a finished step to the fingerprint of
-    what it was made from. `entries` are the names in site-packages when it was last good, `versions` its packages.
+    what it was made from. `extras` are the optional packages that the person asked for. `entries` are the names in
+    site-packages when it was last good, `versions` its packages.
     """
 
     build: str = ""
@@ -32,6 +33,7 @@ class Stamp:
     seconds: float = 0.0
     ready: bool = False
     steps: dict[str, str] = field(default_factory=dict)
+    extras: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     entries: list[str] = field(default_factory=list)
     format: int = FORMAT

@@ -6,11 +6,12 @@ and imports the packages, which takes some seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from . import integrity, maker, plan, stamp
+from . import adding, checking, extras, integrity, maker, plan, stamp
+from .extras import Extra
 from .home import PACK, Home
 from .problems import Problem
 from .stamp import Stamp
@@ -23,6 +24,19 @@ NEXT = {
     "broken": "Mend it with: python -m env_bootstrap repair",
     "ready": "",
 }
+
+
+@dataclass(frozen=True)
+class ExtraStatus:
+    """One optional package. `version` is empty where it is not installed; then `add` is the command that installs it,
+    or `obstacle` why none does."""
+
+    name: str
+    purpose: str
+    wanted_by: str
+    version: str = ""
+    add: str = ""
+    obstacle: str = ""
 
 
 @dataclass
@@ -42,6 +56,7 @@ class Status:
     made: str = ""
     seconds: float = 0.0
     packages: dict[str, str] = field(default_factory=dict)
+    extras: list[ExtraStatus] = field(default_factory=list)
     log: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -61,6 +76,7 @@ def look(home: Home, environment: Mapping[str, str], *, quick: bool = False) -> 
         status.build, status.python_version = have.build, have.python
         status.torch = have.versions.get("torch", "")
         status.made, status.seconds, status.packages = have.made, have.seconds, have.versions
+        status.extras = [_extra(extra, have) for extra in extras.EXTRAS]
     if status.state in ("ready", "outdated"):
         status.python = str(home.python)
     if not quick:
@@ -77,7 +93,7 @@ def _judge(status: Status, home: Home, have: Stamp, environment: Mapping[str, st
         return
     status.reasons = _quick_faults(home, have) if quick else maker.faults(home, have)
     if not quick and not status.reasons:
-        answer = maker.imports(home, environment, tests="test" in have.steps)
+        answer = checking.imports(home, environment, tests="test" in have.steps)
         failed = answer["failed"] if answer else {"its packages": "the environment's Python ended by itself"}
         if isinstance(failed, dict):
             status.reasons = [f"cannot import {name}: {reason}" for name, reason in failed.items()]
@@ -90,6 +106,14 @@ def _judge(status: Status, home: Home, have: Stamp, environment: Mapping[str, st
     status.reasons = [f"changed since it was made: {step.title}" for step in left]
     if have.pack != str(PACK):
         status.notes.append(f"last made for the pack in {have.pack}")
+
+
+def _extra(extra: Extra, have: Stamp) -> ExtraStatus:
+    known = ExtraStatus(extra.name, extra.purpose, extra.wanted_by)
+    if extra.name in have.versions:
+        return replace(known, version=have.versions[extra.name])
+    obstacle = extra.obstacle(have.build)
+    return replace(known, obstacle=obstacle) if obstacle else replace(known, add=f"{adding.ADD} {extra.name}")
 
 
 def _quick_faults(home: Home, have: Stamp) -> list[str]:
@@ -125,9 +149,20 @@ def table(status: Status) -> str:
         ("torch", f"{status.torch} {build}".strip()),
         ("gpu", status.gpu),
         ("packages", str(len(status.packages)) if status.packages else ""),
+        *_optional(status.extras),
         ("made", f"{status.made}, in {status.seconds:.0f} s" if status.made else ""),
         ("log", status.log),
         *(("note", note) for note in status.notes),
         ("next", status.next),
     ]
     return "\n".join(f"{name:<10}{value}".rstrip() for name, value in rows if value)
+
+
+def _optional(found: Sequence[ExtraStatus]) -> list[tuple[str, str]]:
+    """A row for each optional package, and one that says how to add one."""
+    rows = []
+    for extra in found:
+        there = extra.version or ("not for this machine" if extra.obstacle else "not installed")
+        what = extra.obstacle or f"{extra.purpose}: {extra.wanted_by}"
+        rows.append(("", f"{extra.name:<27}{there:<21}{what}"))
+    return [("optional", f"add one with: {adding.ADD} NAME"), *rows] if rows else []

@@ -72,6 +72,13 @@ def pip_install() -> int:
     return 0
 
 
+def uninstall(names: list[str]) -> int:
+    for name in names:
+        for path in (*PACKAGES.glob(f"{name}-*.dist-info"), PACKAGES / name):
+            shutil.rmtree(path, ignore_errors=True)
+    return 0
+
+
 def make_environment(folder: Path) -> int:
     rule = SCENARIO.get("venv", {})
     time.sleep(rule.get("sleep", 0))
@@ -117,6 +124,8 @@ def main() -> int:
         if "config" in ARGUMENTS:
             print(SCENARIO.get("pip_config", ""))
             return 0
+        if "uninstall" in ARGUMENTS:
+            return uninstall(ARGUMENTS[ARGUMENTS.index("--yes") + 1 :])
         return pip_install()
     if ARGUMENTS and ARGUMENTS[0].endswith("imports.py"):
         gone = {name: "ModuleNotFoundError: gone" for name in SCENARIO.get("imports_failed", [])}

@@ -98,7 +98,7 @@ def test_a_gpu_gets_its_channel_and_the_optional_packages(world: World, capsys: 
     assert any("/whl/cu130" in word for word in world.installs()[0])
     assert world.stamp()["versions"]["torch"] == "2.13.0+cu130"
     said = capsys.readouterr().err
-    assert said.count("warning:") == 1 and "sageattention==1.0.6 is left out" in said
+    assert said.count("warning:") == 1 and "sageattention is left out" in said
 
 
 def test_a_gpu_that_torch_cannot_see_is_a_warning(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from env_bootstrap.checking import IMPORTS
 from env_bootstrap.home import REQUIREMENTS
-from env_bootstrap.maker import IMPORTS
 
 FILES = sorted(REQUIREMENTS.glob("*.txt"))
 LINE = re.compile(
@@ -45,7 +45,7 @@ def test_a_package_with_a_newer_pin_has_one_for_python_310(name: str) -> None:
 
 def test_torch_is_alone() -> None:
     assert lines("torch") == ["torch==2.13.0"]
-    assert not any(line.startswith("torch=") for name in ("base", "cuda", "test") for line in lines(name))
+    assert not any(line.startswith("torch=") for name in ("base", "extras", "test") for line in lines(name))
 
 
 def test_what_is_imported_is_required() -> None:
