@@ -1,11 +1,12 @@
 """What a family owes: the page to read first.
 
-A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample tiny`,
-and `image` where it has an image encoder. There is no base class and nothing to override; a file is imported when it is
-needed (`families.part("wan", "vae")`), so caching never loads the DiT and training never loads the text encoder. The
-Protocols below are those files: attributes are module constants, methods are module functions. `FILES` maps file names
-to them, and a test compares every family. A family may give a function further keyword arguments with defaults: a
-function of its `options.py` fills them, which each Protocol names. No task knows an option that only a family has.
+A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample tiny
+bench`, and `image` where it has an image encoder. There is no base class and nothing to override; a file is imported
+when it is needed (`families.part("wan", "vae")`), so caching never loads the DiT and training never loads the text
+encoder. The Protocols below are those files: attributes are module constants, methods are module functions. `FILES`
+maps file names to them, and a test compares every family. A family may give a function further keyword arguments with
+defaults: a function of its `options.py` fills them, which each Protocol names. No task knows an option that only a
+family has.
 
     caching      vae.load, image.load            -> vae.training_samples  -> one cache file a sample
                  text.load                       -> text.encode           -> one cache file a caption
@@ -19,7 +20,8 @@ The same tensors, by the names that caches have, go into `model.cond_from_batch`
 Tensor suffixes: B batch, C channels, T latent frames, F pixel frames, H W height and width (of latents in latents),
 L tokens, D width. sigma is 0 (clean) … 1 (noise); a timestep is 0..1000 and appears only where a model wants it.
 Pixels say their range. `shapes` is {name: shape} as a file has them; `cond` is a dict that the loop only moves to the
-device: tensors, lists of tensors, plain Python values. `files` maps names of options ("vae", "t5") to paths.
+device: tensors, lists of tensors, plain Python values. `files` maps names of options ("vae", "t5") to paths. The other
+things that change hands (clips, requests, experts …) are in `values.py`.
 
 What is not here, because no family implements it: LoRA, block streaming, checkpointing, compile, fp8 (they act on
 `model.blocks`), samplers and guidance (they get a velocity function), the loss and its sampling of sigma.
@@ -28,9 +30,10 @@ What is not here, because no family implements it: LoRA, block streaming, checkp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .values import BenchModel, BenchVae, Clips, Defaults, Denoise, Encoders, Files, Request, Shapes, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -39,163 +42,6 @@ if TYPE_CHECKING:
     from ..contract.job import Job
     from ..parts.arrangement import Rows
     from ..parts.workload import VaeWork, Work
-
-Shapes = Mapping[str, tuple[int, ...]]
-Files = Mapping[str, str]
-Velocity = Callable[["Tensor", "Tensor"], "Tensor"]
-"""`(x_BCTHW, timestep_B) -> velocity_BCTHW`: the DiT under one conditioning."""
-StepCache = Callable[["Tensor", Callable[[], "Tensor"]], "Tensor"]
-"""`(tokens before the blocks, run) -> tokens after them`: runs the blocks, or knows what they would add."""
-
-
-# ------------------------------------------------------------------------------------------- what is handed around
-
-
-class Variant(Protocol):
-    """A member of a family: `name` is a task's name where one fits, `config` whatever `model.build` takes."""
-
-    family: str
-    name: str
-    config: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clips:
-    """Clips of one size and one dataset, to be made into training samples. Pixels are RGB, -1..1.
-
-    The settings are those of the dataset file: `window` is `fp_latent_window_size`, the others `fp_1f_…`.
-    """
-
-    frames_BCFHW: Tensor
-    controls_BCFHW: tuple[Tensor, ...] = ()  # each control of the clips, at a size of its own
-    alphas_BHW: tuple[Tensor | None, ...] = ()  # of each control image, 0..1; None where it has no alpha channel
-    is_image: bool = False
-    window: int = 9  # latent frames in a section
-    clean_indices: tuple[int, ...] | None = None  # places in time of the controls (one-frame)
-    target_index: int | None = None
-    no_post: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One video to make. Sizes in pixels as they were asked for, `frames` = 4n + 1.
-
-    `settings` is what `options.request_settings` gave: the family's own, files as Path.
-    """
-
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    frames: int
-    steps: int
-    shift: float | None  # None: the family works it out
-    guidance: float  # classifier-free; 1 is none
-    seed: int
-    cpu_noise: bool = False
-    skip_layers: tuple[int, ...] = ()  # blocks that skip layer guidance leaves out, see `Denoise`
-    further_guidance: tuple[float, ...] = ()  # of the experts beside the first
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def guided(self) -> bool:
-        """Whether the negative prompt plays a part."""
-        return bool(self.skip_layers) or any(scale != 1.0 for scale in (self.guidance, *self.further_guidance))
-
-
-class Encoders(Protocol):
-    """Models that are loaded when they are first looked at. A family that needs neither costs nothing."""
-
-    device: torch.device
-
-    @property
-    def vae(self) -> Any:
-        """What `vae.load` gave."""
-
-    @property
-    def image(self) -> Any:
-        """What `image.load` gave; OptionError when the job names no file for it."""
-
-
-class Denoise(Protocol):
-    """From noise to clean latents: solver, schedule, guidance, progress and stopping are inside."""
-
-    def __call__(
-        self,
-        conditional: Velocity,
-        unconditional: Velocity | None,
-        noise_BCTHW: Tensor,
-        *,
-        both: Velocity | None = None,
-        skipped: Velocity | None = None,
-        clean_BCTHW: Tensor | None = None,
-        strength: float = 1.0,
-        shift: float | None = None,
-        solver: str | None = None,
-        rescale: float = 0.0,
-        label: str = "",
-    ) -> Tensor:
-        """Clean latents, float32, where noise_BCTHW is.
-
-        `both` takes a batch of twice the size, conditional first, and replaces the two others where guidance is on.
-        `skipped`: the unconditional velocity without the request's `skip_layers`, where it has any.
-        `clean_BCTHW` with `strength` below 1: begin that far up the schedule, from these latents under as much noise.
-        `shift`, `solver` None: the request's and the job's. `label` tells several calls of one video apart.
-        """
-
-    def step_cache(
-        self,
-        *,
-        ratios: Sequence[float],
-        retention_ratio: float,
-        threshold: float,
-        most_in_a_row: int,
-        calibrate: bool = False,
-        label: str = "",
-    ) -> StepCache:
-        """MagCache (sampling/magcache.py) for one of the velocities of the next call; each needs one of its own.
-
-        `calibrate`: leave nothing out, and report the ratios after the call; `label` says of which velocity.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expert:
-    """One of the DiTs of a job, which share the noise levels and take turns. Most families have one for all of them.
-
-    `ending` is what its options end with, and its LoRA's file name in a training: "" or such as "_high_noise".
-    """
-
-    dit: str  # the file that `--dit` + ending names
-    ending: str = ""
-    starts_at: float = 0.0  # the lowest sigma that it works at; the next expert's ends its range
-    loras: tuple[str, ...] = ()  # files that are merged into it
-    multipliers: tuple[float, ...] = ()
-    network_weights: str | None = None  # the LoRA that its training begins with
-    guidance: float | None = None  # None: the request's
-    waits: Literal["device", "memory", "file"] = "device"  # where its weights are while another one works
-
-    @property
-    def flag(self) -> str:
-        return f"--dit{self.ending}"
-
-    @property
-    def name(self) -> str:
-        """For the log, states and events."""
-        return self.ending.strip("_") or "low_noise"
-
-
-class Defaults(Protocol):
-    """What a generation does where nothing is said."""
-
-    video_length: int
-    infer_steps: int
-    flow_shift: float | None
-    guidance_scale: float
-    negative_prompt: str
-
-
-# --------------------------------------------------------------------------------------------------- the files
 
 
 class Options(Protocol):
@@ -373,11 +219,16 @@ class Model(Protocol):
     ) -> nn.Module:
         """A frozen model with `.variant` and `.dtype`, what it computes in. `role` is the flag that names the file.
 
-        `transform(name, tensor)` sees each weight first: LoRA merging.
+        `transform(name, tensor)` sees each weight first: LoRA merging. `parts.weights.load_into` calls it, and lets it
+        choose what is read at all.
         """
 
     def blocks(self, dit: nn.Module) -> Sequence[nn.Module]:
-        """The blocks in the order in which they run. They take and return plain tensors (or None)."""
+        """The blocks in the order in which they run. They take and return plain tensors (or None).
+
+        A block may have `TOKENWISE`: names of its modules and methods that treat each token by itself, which may be
+        run in pieces (memory/pieces.py). They take tensors [B, L, …] and give one.
+        """
 
     def velocity(self, dit: nn.Module, x_BCTHW: Tensor, timestep_B: Tensor, cond: dict[str, Any]) -> Tensor:
         """Noise - clean, float32, of x's shape (without channels that conditioning adds). timestep_B in 0..1000.
@@ -456,7 +307,8 @@ class Sample(Protocol):
 class Tiny(Protocol):
     """tiny.py: small models in the files and under the names of the real ones, for the demo and the tests.
 
-    Where the demo's dataset file needs more for this family: `DATASET_KEYS`.
+    Where the demo's dataset file needs more for this family: `DATASET_KEYS`. Where a LoRA cannot teach the DiT a clip
+    by heart, so that the demo does without this proof: `LEARNS_BY_HEART = False`.
     """
 
     def write_tiny_models(self, folder: str | Path, *, seed: int = 42) -> dict[str, Path]:
@@ -464,6 +316,22 @@ class Tiny(Protocol):
 
     def tiny_model_options(self, folder: str | Path) -> dict[str, dict[str, Any]]:
         """For each verb what its job file must say to use the models in `folder`."""
+
+
+class Bench(Protocol):
+    """bench.py: what `bench` measures, and inputs of random numbers for it, in the forms of public files and caches."""
+
+    MODELS: tuple[BenchModel, ...]
+    VAE: BenchVae
+
+    def write_encoders(self, folder: Path, config: Any) -> dict[str, Path]:
+        """Text and image encoders of few layers, as wide as a DiT of this `config` wants them. Paths by option."""
+
+    def latents(self, config: Any, *, size_THW: tuple[int, int, int], window: int) -> dict[str, Tensor]:
+        """The tensors of one training sample, as `vae.training_samples` names them."""
+
+    def caption(self, config: Any) -> dict[str, Tensor]:
+        """The tensors of one caption, as `text.encode` names them."""
 
 
 FILES: dict[str, type] = {
@@ -475,5 +343,6 @@ FILES: dict[str, type] = {
     "keys": Keys,
     "sample": Sample,
     "tiny": Tiny,
+    "bench": Bench,
 }
 OPTIONAL_FILES: dict[str, type] = {"image": Image}

@@ -20,7 +20,7 @@ from ..ops.device import free_bytes
 from ..ops.kept_attention import KEEP_FROM, Shelf
 from .host import host_bytes
 from .rules import keeps_attention
-from .streaming import CHECKPOINTED
+from .slots import CHECKPOINTED
 
 FLAG = "--gradient_checkpointing_cpu_offload"
 SMALLEST_OFFLOAD = 1 << 20

@@ -4,7 +4,7 @@ What was asked for is never taken back, only added to. Whoever asks says what se
 knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
 
     training     checkpoints; blocks streamed, as few as will do; checkpoints in main memory; attention computed again
-                 (slower); the same in fp8; one buffer for streamed blocks (slower)
+                 (slower); the same in fp8; what is token by token in pieces; one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
 """
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+PIECES = 8
+"""Of what treats each token by itself: with more, something else takes most."""
 Options = dict[str, Any]
 """Options by name -> values that differ from what was asked for."""
 
@@ -77,10 +79,11 @@ def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True
     attention = asked["gradient_checkpointing_attention"]
     kept = [attention] if attention != "auto" else ["keep", "recompute"]
     offloaded = [True] if asked["gradient_checkpointing_cpu_offload"] else [False, True]
-    for slots, fp8, offload, keep in product(_slots(asked), _fp8(asked, may_fp8), offloaded, kept):
+    rows = product(_slots(asked), _pieces(asked), _fp8(asked, may_fp8), offloaded, kept)
+    for slots, pieces, fp8, offload, keep in rows:
         wanted = {
             "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
-            "gradient_checkpointing_attention": keep, **fp8, **slots,
+            "gradient_checkpointing_attention": keep, **fp8, **pieces, **slots,
         }  # fmt: skip
         yield from _streamed(asked, wanted, blocks)
 
@@ -95,13 +98,22 @@ def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:
     return [{}, {"fp8_scaled": True}] if may and not asked["fp8_scaled"] else [{}]
 
 
+def _pieces(asked: Mapping[str, Any]) -> list[Options]:
+    return [{}, {"ffn_chunks": PIECES}] if asked["ffn_chunks"] < PIECES else [{}]
+
+
 def _slots(asked: Mapping[str, Any]) -> list[Options]:
     return [{}, {"block_swap_ring_size": 1}] if asked["block_swap_ring_size"] > 1 else [{}]
 
 
 def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Options]:
-    """`wanted`, with more and more streamed blocks. One or two make nothing smaller: they have as many buffers."""
+    """`wanted`, with more and more streamed blocks. One or two make nothing smaller: they have as many buffers.
+
+    None where processes share out the blocks, which does the same from GPU to GPU.
+    """
     yield _differing(asked, wanted)
+    if asked.get("shard_base"):
+        return
     for count in range(max((asked["blocks_to_swap"] or 0) + 1, 3), blocks + 1):
         streamed = {**wanted, "blocks_to_swap": count, "use_pinned_memory_for_block_swap": True}
         yield _differing(asked, streamed)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..contract.errors import OptionError
-from .streaming import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
+from .slots import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ADDRESSES = ("reduce-overhead", "max-autotune")

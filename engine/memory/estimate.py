@@ -33,20 +33,31 @@ class Activations:
 
     `kept` is what one block's backward pass needs of its forward pass; `backward` the most that there is at a time
     while a block is run again and differentiated, its input not counted; `forward` the same without gradients.
+    `pieces` is `backward` where what treats each token by itself runs in pieces of the tokens (memory/pieces.py): of
+    width, and, divided by their number, of width and of feed-forward width; but at least `elsewhere` of width, which
+    attention takes or what is not in pieces.
     """
 
     kept: tuple[float, float]
     backward: tuple[float, float]
     forward: tuple[float, float]
+    pieces: tuple[float, float, float]
+    elsewhere: float
 
 
 BLOCKS: dict[Kind, Activations] = {
     # float32 copies that layer norms keep: 2 each; q, k, v before and after norm and rotation; inputs of LoRA layers;
     # two feed-forward rows. In backward comes: gradients of the feed-forward rows, the base's and the LoRA's.
-    "cross": Activations(kept=(18.1, 2.05), backward=(21.9, 4.1), forward=(4.95, 2.06)),
-    "double": Activations(kept=(13.1, 2.0), backward=(17.2, 4.0), forward=(13.1, 2.0)),
+    "cross": Activations(
+        kept=(18.1, 2.05), backward=(20.95, 4.1), forward=(4.36, 2.06), pieces=(7.3, 7.1, 4.36), elsewhere=10.1
+    ),
+    "double": Activations(
+        kept=(13.1, 2.0), backward=(17.2, 4.0), forward=(13.1, 2.0), pieces=(18.2, 0, 3.72), elsewhere=21.1
+    ),
     # linear1 makes q, k, v and the feed-forward row in one piece, which stays whole
-    "single": Activations(kept=(10.05, 2.0), backward=(17.1, 4.0), forward=(12.1, 3.0)),
+    "single": Activations(
+        kept=(10.05, 2.0), backward=(17.1, 4.0), forward=(8.1, 3.0), pieces=(15.2, 6.1, 3.0), elsewhere=18.9
+    ),
 }
 IMAGE_ATTENTION = 2.1
 """Sizes in tokens x width more, where "cross" blocks attend to image tokens as well: a second result, and the sum."""
@@ -130,9 +141,11 @@ class How:
 
     blocks_to_swap: int = 0
     block_swap_ring_size: int = 2
+    shared_by: int = 1  # processes that share out the blocks
     gradient_checkpointing: bool = True
     gradient_checkpointing_cpu_offload: bool = False
     gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = "recompute"
+    ffn_chunks: int = 1
     compile: bool = False
     plain_quantizing: bool = False  # fp8 layers without Triton
     batch: int = 1
@@ -202,6 +215,12 @@ def denoising(weights: Weights, work: Work, how: How, *, name: str = "denoising"
 
 
 def _resident(weights: Weights, how: How) -> Parts:
+    if how.shared_by > 1:
+        slots = min(how.block_swap_ring_size, len(weights.blocks))
+        return {
+            "DiT weights": weights.outside + sum(-(-size // how.shared_by) for size in weights.blocks),
+            "buffers of shared blocks": slots * max(weights.blocks),
+        }
     streamed = spread(how.blocks_to_swap, len(weights.blocks)) if how.blocks_to_swap else []
     stay = sum(size for index, size in enumerate(weights.blocks) if index not in set(streamed))
     found = {"DiT weights": weights.outside + stay}
@@ -232,7 +251,7 @@ def _backward(work: Work, how: How) -> tuple[Parts, Parts]:
     if not how.gradient_checkpointing:
         kept = sum(run.count * how.batch * _block(work, run, BLOCKS[run.kind].kept) for run in work.runs)
         last = work.runs[-1]
-        more = _block(work, last, BLOCKS[last.kind].backward) - _block(work, last, BLOCKS[last.kind].kept)
+        more = _differentiated(work, last, 1) - _block(work, last, BLOCKS[last.kind].kept)
         more += _quantizing(work, last, how)
         more = how.batch * more + _compiled(last, unit, how)
         return {"activations of all blocks": kept, "one block forward and back": more}, {}
@@ -241,7 +260,7 @@ def _backward(work: Work, how: How) -> tuple[Parts, Parts]:
     before = 0
     for run in work.runs:
         before += run.count
-        inside = how.batch * (_block(work, run, BLOCKS[run.kind].backward) + _quantizing(work, run, how))
+        inside = how.batch * (_differentiated(work, run, how.ffn_chunks) + _quantizing(work, run, how))
         inside += _beside(work, how.batch) + _compiled(run, unit, how)
         found = {"block inputs": before * unit, "attention results": (before - 1) * unit if keeps else 0}
         if how.gradient_checkpointing_cpu_offload:
@@ -261,12 +280,22 @@ def _block(work: Work, run: BlockRun, sizes: tuple[float, float]) -> int:
     return int(HALF * work.tokens * (of_width * work.dim + of_ffn * run.ffn_dim))
 
 
+def _differentiated(work: Work, run: BlockRun, pieces: int) -> int:
+    """Bytes of one sample while one block is run again and differentiated."""
+    numbers = BLOCKS[run.kind]
+    if pieces == 1:
+        return _block(work, run, numbers.backward)
+    whole, of_width, of_ffn = numbers.pieces
+    cut = (whole + of_width / pieces, of_ffn / pieces)
+    return max(_block(work, run, cut), _block(work, run, (numbers.elsewhere, 0)))
+
+
 def _compiled(run: BlockRun, unit: int, how: How) -> int:
     return int(COMPILED[run.kind] * unit) if how.compile else 0
 
 
 def _quantizing(work: Work, run: BlockRun, how: How) -> int:
-    return int(PLAIN_QUANTIZING * HALF * work.tokens * run.ffn_dim) if how.plain_quantizing else 0
+    return int(PLAIN_QUANTIZING * HALF * work.tokens * run.ffn_dim) // how.ffn_chunks if how.plain_quantizing else 0
 
 
 def _beside(work: Work, samples: int) -> int:

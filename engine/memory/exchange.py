@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..contract.errors import OptionError, WeightsError
 from .host import host_bytes
-from .streaming import COMPILED_WITH_GRAPHS, BlockStream
+from .slots import COMPILED_WITH_GRAPHS
+from .streaming import BlockStream
 
 FLAG = "--offload_inactive_dit"
 

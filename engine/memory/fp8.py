@@ -20,6 +20,8 @@ from ..ops.fp8 import CODES, dequantize, quantize
 from ..ops.quantize_rows import quantize_rows
 
 Transform = Callable[[str, Tensor], Tensor]
+SCALE = "scale_weight"
+"""The name of an Fp8Linear's scale beside its `weight`."""
 BIAS_FROM_ROWS = 256
 """With fewer (a short text) cuBLAS has no kernel that adds the bias too: seen up to 64 rows, with 8,960 columns."""
 

@@ -111,8 +111,8 @@ def double_stream(
     count = image_BLD.shape[1]
     cos_LD, sin_LD = cos_LD[..., :count, :], sin_LD[..., :count, :]
     image_parts, text_parts = image.modulation(vector_BD), text.modulation(vector_BD)
-    q, k, v = image.heads(_modulated(image_BLD, image_parts[0], image_parts[1]))
-    text_q, text_k, text_v = text.heads(_modulated(text_BLD, text_parts[0], text_parts[1]))
+    q, k, v = image.heads(modulated(image_BLD, image_parts[0], image_parts[1]))
+    text_q, text_k, text_v = text.heads(modulated(text_BLD, text_parts[0], text_parts[1]))
     q_BLHD = torch.cat([rotate(q, cos_LD, sin_LD), text_q], dim=1)
     k_BLHD = torch.cat([rotate(k, cos_LD, sin_LD), text_k], dim=1)
     v_BLHD = torch.cat([v, text_v], dim=1)
@@ -129,21 +129,25 @@ def single_stream(
     key_lengths_B: Tensor | None,
     *,
     modulation: Modulation,
-    inward: Callable[[Tensor], tuple[Heads, Tensor]],
-    outward: Layer,
+    before: Callable[..., tuple[Tensor, ...]],
+    after: Callable[..., Tensor],
     backend: str,
 ) -> Tensor:
     """Tokens (image, then text) after one single-stream block: attention and feed-forward side by side.
 
-    `inward` gives the heads and the feed-forward layer's hidden values; `outward` takes the attention's result and
-    the activated hidden values as one row. `cos_LD`, `sin_LD` are for all tokens: see `with_text`.
+    `before(x, cos, sin, shift=, scale=)` gives q, k, v and one more tensor, which `after(x, found, that, gate=)` is
+    handed beside the attention's result. `cos_LD`, `sin_LD` are for all tokens: see `with_text`.
     """
     shift, scale, gate = modulation(vector_BD)
-    (q, k, v), hidden = inward(_modulated(x_BLD, shift, scale))
-    q_BLHD, k_BLHD = rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD)
-    found_BLD = attention(q_BLHD, k_BLHD, v, key_lengths_B=key_lengths_B, backend=backend).flatten(2)
-    update_BLD = outward(torch.cat([found_BLD, F.gelu(hidden, approximate="tanh")], dim=-1))
-    return gated_sum(x_BLD, update_BLD, gate)
+    q, k, v, handed_on_BLD = before(x_BLD, cos_LD, sin_LD, shift=shift, scale=scale)
+    found_BLD = attention(q, k, v, key_lengths_B=key_lengths_B, backend=backend).flatten(2)
+    del q, k, v  # not needed while the widest layer runs
+    return after(x_BLD, found_BLD, handed_on_BLD, gate=gate)
+
+
+def activated_row(found_BLD: Tensor, hidden_BLD: Tensor) -> Tensor:
+    """The attention's result and the activated hidden values as one row, for a single-stream block's last layer."""
+    return torch.cat([found_BLD, F.gelu(hidden_BLD, approximate="tanh")], dim=-1)
 
 
 def refiner_block(
@@ -211,7 +215,8 @@ def from_patches(values_BLP: Tensor, grid: Sequence[int], patch: Sequence[int]) 
     return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(values_BLP), cells.shape[4], *sizes)
 
 
-def _modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The norm of tokens, moved by what time and text say, in x's dtype. shift, scale: float32 [B, 1, D]."""
     return modulated_norm(x_BLD, shift, scale, eps=EPS).to(x_BLD.dtype)
 
 
@@ -219,4 +224,4 @@ def _updated(stream: Stream, x_BLD: Tensor, found_BLD: Tensor, parts: tuple[Tens
     """The rest of a stream's block after attention: its gated sum, then the gated feed-forward layer."""
     _, _, gate, shift, scale, feed_forward_gate = parts
     x_BLD = gated_sum(x_BLD, stream.project(found_BLD), gate)
-    return gated_sum(x_BLD, stream.feed_forward(_modulated(x_BLD, shift, scale)), feed_forward_gate)
+    return gated_sum(x_BLD, stream.feed_forward(modulated(x_BLD, shift, scale)), feed_forward_gate)

@@ -54,6 +54,16 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, size, end)
 
 
+def in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted; the library writes them in another order in every process."""
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
 def _described(told: dict[str, Any], data_start: int) -> Described:
     begin, end = told["data_offsets"]
     shape = tuple(told["shape"])

@@ -16,7 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -148,6 +148,26 @@ def metadata_number(file: WeightFile, key: str, *, default: int) -> int:
     return int(told)
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A transform that need not see every tensor: what `instead` gives is taken, and nothing is read.
+
+    It gets the module's own tensor, of the shape and the type that are wanted.
+    """
+
+    def instead(self, name: str, own: torch.Tensor) -> torch.Tensor | None: ...
+
+
+class Unread:
+    """A transform with which nothing is read: all stays as the module was built, such as on "meta"."""
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def instead(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        return own
+
+
 def load_into(
     module: nn.Module,
     file: WeightFile,
@@ -162,12 +182,17 @@ def load_into(
     `rename` maps a name in the file to the module's, None drops it. Two names that map to one (tied tables stored
     twice) must agree in shape; the first is used. `transform(name, tensor)` gets the module's name and the tensor
     on `device` as stored (scaled fp8 multiplied out); the result is then cast to `dtype`, unless the transform
-    returned another dtype than it got, which is its choice. dtype None keeps the file's types.
+    returned another dtype than it got, which is its choice. It may choose what is read (`Choosing`).
+    dtype None keeps the file's types.
     Raises WeightsError that lists the first missing, unexpected and misshapen names.
     """
     slots = _slots(module)
     sources = _match(slots, file, rename)
     for ours, theirs in sources.items():
+        given = transform.instead(ours, _own(slots[ours])) if isinstance(transform, Choosing) else None
+        if given is not None:
+            _assign(slots[ours], given)
+            continue
         tensor = file.read(theirs, device=device)
         changed = tensor if transform is None else transform(ours, tensor)
         if dtype is not None and changed.dtype == tensor.dtype and changed.is_floating_point():
@@ -281,8 +306,7 @@ def _match(slots: dict[str, Slot], file: WeightFile, rename: Callable[[str], str
         if ours not in slots:
             unexpected.append(theirs)
             continue
-        part, name = slots[ours][0]
-        wanted = tuple(getattr(part, name).shape)
+        wanted = tuple(_own(slots[ours]).shape)
         if shape != wanted:
             misshapen.append(f"{theirs} {list(shape)} instead of {list(wanted)}")
         sources.setdefault(ours, theirs)
@@ -299,6 +323,11 @@ def _match(slots: dict[str, Slot], file: WeightFile, rename: Callable[[str], str
 
 def _first(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def _own(slot: Slot) -> torch.Tensor:
+    part, name = slot[0]
+    return getattr(part, name)
 
 
 def _assign(slot: Slot, tensor: torch.Tensor) -> None:

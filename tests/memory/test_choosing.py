@@ -9,7 +9,7 @@ from engine.memory.choosing import Limits, Needs, choose, generation_rows, train
 ASKED = {
     "gradient_checkpointing": False, "gradient_checkpointing_cpu_offload": False,
     "gradient_checkpointing_attention": "auto", "fp8_scaled": False, "blocks_to_swap": None,
-    "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2,
+    "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2, "ffn_chunks": 1,
 }  # fmt: skip
 BLOCKS = 40
 
@@ -23,7 +23,7 @@ def measure(options):
     if not now["gradient_checkpointing"]:
         return Needs(card=card + 400, main=0)
     offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
-    card += 40 if offload else 100 + 50 * keep
+    card += (40 if offload else 100 + 50 * keep) - (4 if now["ffn_chunks"] > 1 else 0)
     return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
 
 
@@ -38,12 +38,14 @@ def chosen(card, main=None, **asked):
     (400, {"blocks_to_swap", "use_pinned_memory_for_block_swap"}),
     (100, {"gradient_checkpointing_cpu_offload", "blocks_to_swap"}),
     (55, {"fp8_scaled", "gradient_checkpointing_cpu_offload"}),
-    (46, {"fp8_scaled", "block_swap_ring_size"}),
+    (46, {"fp8_scaled", "ffn_chunks"}),
+    (42, {"fp8_scaled", "ffn_chunks", "block_swap_ring_size"}),
 ])  # fmt: skip
 def test_the_cheapest_that_fits_is_taken(card, words):
     choice = chosen(card)
     assert choice.fits and choice.needs.card <= card and words <= choice.options.keys()
     assert ("fp8_scaled" in choice.options) == (card < 60), "numbers are changed last"
+    assert ("ffn_chunks" in choice.options) == (card < 50), "only where it is needed"
 
 
 def test_as_few_blocks_as_will_do():
@@ -68,6 +70,12 @@ def test_what_was_asked_for_is_not_taken_back():
     for options in training_rows({**ASKED, **asked}, blocks=BLOCKS):
         assert options.get("blocks_to_swap", 20) >= 20
         assert not {"fp8_scaled", "gradient_checkpointing_attention"} & options.keys()
+
+
+def test_a_base_that_is_shared_out_is_not_streamed_as_well():
+    rows = list(training_rows({**ASKED, "shard_base": True}, blocks=BLOCKS))
+    assert not any("blocks_to_swap" in options for options in rows)
+    assert {"block_swap_ring_size", "fp8_scaled"} <= {name for options in rows for name in options}
 
 
 def test_nothing_is_added_that_is_there_already():

@@ -65,6 +65,9 @@ def test_more_streamed_blocks_never_need_more(how):
     (How(**OFFLOAD), How(**KEEP)),
     (How(), How(gradient_checkpointing=False)),
     (How(blocks_to_swap=6, block_swap_ring_size=1), How(blocks_to_swap=6)),
+    (How(shared_by=2), How()),
+    (How(shared_by=4), How(shared_by=2)),
+    (How(shared_by=2, block_swap_ring_size=1), How(shared_by=2)),
     (How(), How(batch=2)),
     (How(), How(compile=True)),
     (How(), How(gradient_accumulation_steps=2)),
@@ -90,6 +93,17 @@ def test_attention_is_kept_on_a_card_that_has_room_for_it():
     assert training(weights(), work(), auto, room=80 * GIB).device == kept.device
     assert training(weights(), work(), auto, room=10 * GIB).device == not_kept.device
     assert training(weights(), work(), auto).device == kept.device, "nothing is known of the card"
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_a_shared_base_is_its_part_of_every_block_and_the_buffers(processes):
+    found = weights(40)
+    for stage in (
+        training(found, work(), How(shared_by=processes)),
+        denoising(found, work(), How(shared_by=processes)),
+    ):
+        assert stage.device["DiT weights"] == found.outside + 40 * found.blocks[0] // processes
+        assert stage.device["buffers of shared blocks"] == 2 * found.blocks[0]
 
 
 def test_a_small_step_needs_the_optimizers_moment():

@@ -8,7 +8,8 @@ from torch import nn
 
 from engine.contract.errors import OptionError, WeightsError
 from engine.memory.exchange import WeightSets, trade
-from engine.memory.streaming import COMPILED_WITH_GRAPHS, stream_blocks
+from engine.memory.slots import COMPILED_WITH_GRAPHS
+from engine.memory.streaming import stream_blocks
 
 
 class Model(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...parts import siglip
 from ...parts.siglip import Siglip
 from ...parts.weights import open_weights
-from ..contract import Files
+from ..values import Files
 from .detect import check_role
 
 FLAG = "--image_encoder"

@@ -8,17 +8,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...parts.embeddings import Float32LayerNorm, RmsNorm
+from ...parts.embeddings import Float32LayerNorm, RmsNorm, gated_sum
 from ...parts.mmdit import (
     EPS,
     Heads,
     Modulation,
     Stream,
+    activated_row,
     double_stream,
+    modulated,
     refiner_block,
     single_stream,
     split_heads,
 )
+from ...parts.rope import rotate
 from .detect import FramePackConfig
 
 
@@ -71,6 +74,8 @@ class JointAttention(SelfAttention):
 class HunyuanVideoTransformerBlock(nn.Module):
     """A double-stream block. Its name is what LoRA tools of the world know it by."""
 
+    TOKENWISE = ("ff", "ff_context")
+
     def __init__(self, config: FramePackConfig, *, backend: str):
         super().__init__()
         self.backend = backend
@@ -100,6 +105,8 @@ class HunyuanVideoTransformerBlock(nn.Module):
 class HunyuanVideoSingleTransformerBlock(nn.Module):
     """A single-stream block, over image and text tokens in one row. Its name is what LoRA tools know it by."""
 
+    TOKENWISE = ("before_attention", "after_attention")
+
     def __init__(self, config: FramePackConfig, *, backend: str):
         super().__init__()
         self.backend = backend
@@ -124,13 +131,29 @@ class HunyuanVideoSingleTransformerBlock(nn.Module):
             sin_LD,
             key_lengths_B,
             modulation=self.norm,
-            inward=self._inward,
-            outward=self.proj_out,
+            before=self.before_attention,
+            after=self.after_attention,
             backend=self.backend,
         )
 
-    def _inward(self, x_BLD: torch.Tensor) -> tuple[Heads, torch.Tensor]:
-        return self.attn.heads(x_BLD), self.proj_mlp(x_BLD)
+    def before_attention(
+        self,
+        x_BLD: torch.Tensor,
+        cos_LD: torch.Tensor,
+        sin_LD: torch.Tensor,
+        *,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """q, k, v and the tokens that the feed-forward layer takes."""
+        x_BLD = modulated(x_BLD, shift, scale)
+        q, k, v = self.attn.heads(x_BLD)
+        return rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD), v, x_BLD
+
+    def after_attention(
+        self, x_BLD: torch.Tensor, found_BLD: torch.Tensor, modulated_BLD: torch.Tensor, *, gate: torch.Tensor
+    ) -> torch.Tensor:
+        return gated_sum(x_BLD, self.proj_out(activated_row(found_BLD, self.proj_mlp(modulated_BLD))), gate)
 
 
 class RefinerBlock(nn.Module):

@@ -25,7 +25,7 @@ from ...ops.attention import check_backend
 from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.embeddings import Float32Linear, modulated_norm
 from ...parts.mmdit import EPS, Modulation, from_patches, key_lengths, with_text
-from ..contract import StepCache
+from ..values import StepCache
 from .detect import FramePackConfig, Shapes, Variant, check_task, detect
 from .embedders import (
     ConditionEmbedding,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...media.images import image_size
 from ...media.resize import fit_size
-from ..contract import Encoders, Request
+from ..values import Encoders, Request
 from . import image, pictures
 from .conditions import IMAGE_STATES, one_frame_tensors
 from .pictures import Size

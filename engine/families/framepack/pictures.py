@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...media.images import read_alpha, read_image
 from ...media.resize import resize_to_bucket
-from ..contract import Encoders
+from ..values import Encoders
 from .conditions import latent_mask
 from .vae import encode
 

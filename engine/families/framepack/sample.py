@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...ops.sigmas import framepack_mu
 from ...parts.batching import batch_of_one, moved
-from ..contract import Denoise, Encoders, Request, StepCache, Velocity
+from ..values import Denoise, Encoders, Request, StepCache, Velocity
 from . import image, model, one_frame, pictures
 from .conditions import IMAGE_STATES, history_tensors
 from .sections import HISTORY_FRAMES, Section, choose, f1_layout, parse_sections, plain_layout, plan

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...contract.errors import DataError
 from ...parts.siglip import Siglip
-from ..contract import Clips
+from ..values import Clips
 from . import image
 from .conditions import IMAGE_STATES, history_tensors, latent_mask, one_frame_tensors
 from .sections import HISTORY_FRAMES, TIME_STRIDE, f1_layout, frames_used, one_frame_layout, plain_layout, plan

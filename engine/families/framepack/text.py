@@ -16,7 +16,7 @@ from ...parts import clip_text, llama_text
 from ...parts.clip_text import ClipText
 from ...parts.llama_text import LlamaText
 from ...parts.weights import WeightFile, open_weights
-from ..contract import Files
+from ..values import Files
 from .detect import check_role
 
 CACHE_TOKENS = 512

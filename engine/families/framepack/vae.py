@@ -25,7 +25,7 @@ from ...parts import hunyuan_vae
 from ...parts.hunyuan_vae import LATENT_CHANNELS, SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
 from ...parts.weights import open_weights
-from ..contract import Clips
+from ..values import Clips
 from . import samples
 from .detect import check_role
 from .sections import WINDOW, section_pixel_frames, sections_in

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...parts import mmdit
-from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, modulated_norm
+from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, gated_sum, modulated_norm
 from ...parts.mmdit import Heads, Layer, Modulation, Stream
+from ...parts.rope import rotate
 from .detect import HunyuanVideoConfig
 
 
@@ -140,6 +141,8 @@ class TokenRefiner(nn.Module):
 class MMDoubleStreamBlock(nn.Module):
     """Image and text with layers of their own, one attention. LoRA files and tools of the world know it by its name."""
 
+    TOKENWISE = ("img_mlp", "txt_mlp")
+
     def __init__(self, config: HunyuanVideoConfig, *, backend: str):
         super().__init__()
         self.head_dim, self.backend = config.head_dim, backend
@@ -191,6 +194,8 @@ class MMDoubleStreamBlock(nn.Module):
 class MMSingleStreamBlock(nn.Module):
     """Image and text as one row of tokens; attention and feed-forward share two layers. Known by its name too."""
 
+    TOKENWISE = ("before_attention", "after_attention")
+
     def __init__(self, config: HunyuanVideoConfig, *, backend: str):
         super().__init__()
         self.head_dim, self.backend = config.head_dim, backend
@@ -201,9 +206,16 @@ class MMSingleStreamBlock(nn.Module):
         self.k_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)
         self.modulation = Modulation(config.dim, 3)
 
-    def _inward(self, x_BLD: Tensor) -> tuple[Heads, Tensor]:
-        *qkv, hidden = self.linear1(x_BLD).split(self.sizes, dim=-1)
-        return mmdit.split_heads(*qkv, head_dim=self.head_dim, norms=(self.q_norm, self.k_norm)), hidden
+    def before_attention(
+        self, x_BLD: Tensor, cos_LD: Tensor, sin_LD: Tensor, *, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, ...]:
+        """q, k, v and the feed-forward layer's hidden values."""
+        *qkv, hidden = self.linear1(mmdit.modulated(x_BLD, shift, scale)).split(self.sizes, dim=-1)
+        q, k, v = mmdit.split_heads(*qkv, head_dim=self.head_dim, norms=(self.q_norm, self.k_norm))
+        return rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD), v, hidden
+
+    def after_attention(self, x_BLD: Tensor, found_BLD: Tensor, hidden_BLD: Tensor, *, gate: Tensor) -> Tensor:
+        return gated_sum(x_BLD, self.linear2(mmdit.activated_row(found_BLD, hidden_BLD)), gate)
 
     def forward(
         self,
@@ -220,8 +232,8 @@ class MMSingleStreamBlock(nn.Module):
             sin_LD,
             key_lengths_B,
             modulation=self.modulation,
-            inward=self._inward,
-            outward=self.linear2,
+            before=self.before_attention,
+            after=self.after_attention,
             backend=self.backend,
         )
 

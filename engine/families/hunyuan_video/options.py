@@ -26,6 +26,7 @@ from ...contract.options import (
     TrainingPrecision,
 )
 from ...contract.options.models import Dtype
+from ...contract.options.pending import ACCEPTED
 from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
 from ...parts.hunyuan_options import LIGHTER as LIGHTER
@@ -53,21 +54,16 @@ PROMPT_LETTERS = {"g": "guidance_scale"}  # embedded guidance, as in musubi-tune
 
 IMAGE_CHANNELS = 32  # of a DiT that takes an image's latents beside the noisy ones
 TASKS = {16: "t2v", IMAGE_CHANNELS: "skyreels-i2v"}
-ACCEPTED = {
-    "img_in_txt_in_offloading": "the embedders, 0.6 GB, stay with the DiT",
-    "split_attn": "attention never pads the items of a batch, so there is nothing to split",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanDit(Section, title="HunyuanVideo", accepted=ACCEPTED):
+class HunyuanDit(Section, title="HunyuanVideo"):
     """Which DiT it is; its sizes are read from the file."""
 
     dit_in_channels: int | None = opt(
         None, "Input channels: 32 for SkyReels V1 image-to-video, 16 for all others. Default: the file's in "
         "generation, 16 in training.", advanced=True,
     )  # fmt: skip
-    img_in_txt_in_offloading: bool = opt(False, "Keep the embedders in main memory.", advanced=True)
 
     def __post_init__(self) -> None:
         if self.dit_in_channels not in (None, *TASKS):
@@ -161,6 +157,7 @@ class HunyuanGuidance(Section, title="Guidance", accepted=ACCEPTED):
         False, "With --guidance_scale: ask for the two predictions one after the other. Slower, less memory."
     )
     split_attn: bool = opt(False, "Compute attention one item of the batch at a time.", advanced=True)
+    img_in_txt_in_offloading: bool = redefault(TrainingMemory, "img_in_txt_in_offloading", False)
 
 
 @dataclass(frozen=True, kw_only=True)

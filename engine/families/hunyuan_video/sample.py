@@ -24,7 +24,7 @@ from ...contract.errors import DataError, OptionError
 from ...media import images, video
 from ...media.resize import resize_to_bucket
 from ...parts.batching import batch_of_one, moved
-from ..contract import Denoise, Encoders, Request, Velocity
+from ..values import Denoise, Encoders, Request, Velocity
 from . import model, vae
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...ops.device import dtype_of
 from ...parts import clip_text, llama_text
 from ...parts.weights import WeightFile, open_weights
-from ..contract import Files
+from ..values import Files
 from .detect import check_role
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ...contract.errors import OptionError
 from ...contract.options import LoraStack, Timesteps
 from ...contract.schema import Section, opt
-from ..contract import Expert
+from ..values import Expert
 from .variants import VARIANTS
 
 if TYPE_CHECKING:

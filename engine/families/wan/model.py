@@ -36,6 +36,9 @@ from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
 from .keys import dit_name
 from .variants import DEFAULT_TASK, MASK_CHANNELS, VARIANTS, takes_two_images
 
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""q, k, v, BLHD each."""
+
 
 class SelfAttention(nn.Module):
     def __init__(self, config: WanConfig, *, backend: str):
@@ -51,11 +54,10 @@ class SelfAttention(nn.Module):
     def heads(self, x_BLD: torch.Tensor) -> torch.Tensor:
         return x_BLD.unflatten(-1, (self.num_heads, -1))
 
-    def forward(self, x_BLD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> torch.Tensor:
+    def projected(self, x_BLD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> Heads:
         q_BLHD = rotate(self.heads(self.norm_q(self.q(x_BLD))), cos_LD, sin_LD)
         k_BLHD = rotate(self.heads(self.norm_k(self.k(x_BLD))), cos_LD, sin_LD)
-        v_BLHD = self.heads(self.v(x_BLD))
-        return self.o(attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend).flatten(2))
+        return q_BLHD, k_BLHD, self.heads(self.v(x_BLD))
 
 
 class CrossAttention(SelfAttention):
@@ -68,14 +70,17 @@ class CrossAttention(SelfAttention):
             self.v_img = nn.Linear(config.dim, config.dim)
             self.norm_k_img = RmsNorm(config.dim, eps=config.eps)
 
-    def forward(self, x_BLD: torch.Tensor, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> torch.Tensor:
-        q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
-        k_BLHD, v_BLHD = self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD))
-        found = attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
+    def seen(self, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Keys and values of the text, and of the image tokens where there are any."""
+        pairs = [(self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD)))]
         if image_BLD is not None:
-            k_BLHD, v_BLHD = self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD))
-            found = found + attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
-        return self.o(found.flatten(2))
+            pairs.append((self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD))))
+        return tuple(pairs)
+
+    def forward(self, x_BLD: torch.Tensor, seen: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+        q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
+        found = [attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend) for k_BLHD, v_BLHD in seen]
+        return self.o((found[0] if len(found) == 1 else found[0] + found[1]).flatten(2))
 
 
 class WanAttentionBlock(nn.Module):
@@ -83,6 +88,8 @@ class WanAttentionBlock(nn.Module):
 
     Takes and returns plain tensors, so that it can be streamed, checkpointed and compiled on its own.
     """
+
+    TOKENWISE = ("before_attention", "after_attention")
 
     def __init__(self, config: WanConfig, *, backend: str):
         super().__init__()
@@ -105,12 +112,46 @@ class WanAttentionBlock(nn.Module):
         image_BLD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`time_B6D` float32: shift, scale, gate for self-attention, then for the feed-forward layer."""
-        dtype = x_BLD.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + time_B6D).chunk(6, dim=1)
-        update = self.self_attn(modulated_norm(x_BLD, shift, scale, eps=self.eps).to(dtype), cos_LD, sin_LD)
-        x_BLD = gated_sum(x_BLD, update, gate)
-        x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), text_BLD, image_BLD)
-        update = self.ffn(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(dtype))
+        shift, scale, *others = (self.modulation.float() + time_B6D).chunk(6, dim=1)
+        return self.after_attention(
+            x_BLD,
+            self._attended(x_BLD, cos_LD, sin_LD, shift=shift, scale=scale),
+            modulation=others,
+            seen=self.cross_attn.seen(text_BLD, image_BLD),
+        )
+
+    def _attended(self, *tokens: torch.Tensor, **modulation: torch.Tensor) -> torch.Tensor:
+        heads = self.before_attention(*tokens, **modulation)
+        return attention(*heads, backend=self.self_attn.backend).flatten(2)
+
+    def before_attention(
+        self,
+        x_BLD: torch.Tensor,
+        cos_LD: torch.Tensor,
+        sin_LD: torch.Tensor,
+        *,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+    ) -> Heads:
+        """Queries, keys and values."""
+        return self.self_attn.projected(
+            modulated_norm(x_BLD, shift, scale, eps=self.eps).to(x_BLD.dtype), cos_LD, sin_LD
+        )
+
+    def after_attention(
+        self,
+        x_BLD: torch.Tensor,
+        found_BLD: torch.Tensor,
+        *,
+        modulation: Sequence[torch.Tensor],
+        seen: Sequence[Sequence[torch.Tensor]],
+    ) -> torch.Tensor:
+        """What attention found, the text and the feed-forward layer, added to the tokens."""
+        gate, ffn_shift, ffn_scale, ffn_gate = modulation
+        x_BLD = gated_sum(x_BLD, self.self_attn.o(found_BLD), gate)
+        del found_BLD  # not needed while the widest layer runs
+        x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), seen)
+        update = self.ffn(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype))
         return gated_sum(x_BLD, update, ffn_gate)
 
 

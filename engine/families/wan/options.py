@@ -28,7 +28,7 @@ from ...contract.options import (
 from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
 from ...parts.workload import BlockRun, VaeWork, Work, video_latents
-from ..contract import Expert
+from ..values import Expert
 from . import expert_options
 from .expert_options import WanExperts, WanExpertsGeneration, WanExpertsTraining
 from .image_options import WanImageCaching, WanImageTraining, WanInputs, settings_of

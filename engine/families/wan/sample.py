@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...contract.errors import OptionError
 from ...media.images import read_image
 from ...parts.batching import batch_of_one
-from ..contract import Denoise, Encoders, Request, Velocity
+from ..values import Denoise, Encoders, Request, Velocity
 from . import clip, conditions, model, pictures, vae
 from .one_frame import OneFrame
 from .vae import SPACE_STRIDE, TIME_STRIDE

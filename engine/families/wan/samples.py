@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...contract.errors import DataError
-from ..contract import Clips
+from ..values import Clips
 from . import clip as clip_vision
 from . import conditions, one_frame
 

@@ -36,7 +36,7 @@ from ...parts.causal_conv import (
     lay_channels_last,
 )
 from ...parts.weights import WeightFile, load_into, open_weights
-from ..contract import Clips
+from ..values import Clips
 from . import samples
 from .clip import ClipVision
 from .detect import check_role

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.families.contract import Request
 from engine.families.framepack import image, vae
+from engine.families.values import Request
 
 CPU = torch.device("cpu")
 

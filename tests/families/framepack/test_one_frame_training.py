@@ -16,8 +16,8 @@ from engine.data.cache import plain_name
 from engine.data.clips import plan, read
 from engine.data.config import load_config
 from engine.data.items import sources
-from engine.families.contract import Clips
 from engine.families.framepack import model, one_frame, tiny, vae
+from engine.families.values import Clips
 
 from ...clips import draw_image
 from .pieces import request

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine.contract.errors import DataError, WeightsError
-from engine.families.contract import Clips
 from engine.families.framepack import vae as family
 from engine.families.framepack.sections import f1_layout, plain_layout
+from engine.families.values import Clips
 from engine.parts import hunyuan_vae
 from engine.parts.hunyuan_vae import SCALING_FACTOR
 

@@ -112,15 +112,15 @@ def test_an_interruption_leaves_no_half_text_cache(cached, engine, tmp_path, mon
 
 def test_training_scales_the_cached_latents(cached, engine, tmp_path, monkeypatch) -> None:
     """Caches hold them unscaled; the DiT knows them times 0.476986, as generation gives them to it."""
-    from engine.training import loop
+    from engine.training import micro_batch
 
-    seen, real = [], loop.flow_error
+    seen, real = [], micro_batch.flow_error
 
     def watched(velocity, latents_BCTHW, cond, **more):
         seen.append((latents_BCTHW, cond))
         return real(velocity, latents_BCTHW, cond, **more)
 
-    monkeypatch.setattr(loop, "flow_error", watched)
+    monkeypatch.setattr(micro_batch, "flow_error", watched)
     words = ("--max_train_steps", 1, "--output_dir", tmp_path, "--logging_dir", tmp_path / "logs")
     assert engine(*step(cached, "train"), *words, "--guidance_scale", 6).status == 0
     latents_BCTHW, cond = seen[0]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine.contract.errors import DataError, OptionError
-from engine.families.contract import Request
 from engine.families.hunyuan_video import model, sample, tiny, vae
+from engine.families.values import Request
 from engine.media.images import write_image
 from engine.media.writing import write_video
 from engine.parts import hunyuan_vae, tiny_hunyuan_vae

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine.contract.errors import WeightsError
-from engine.families.contract import Clips
 from engine.families.hunyuan_video import options, tiny, vae
+from engine.families.values import Clips
 from engine.parts import hunyuan_vae, tiny_hunyuan_vae
 from engine.parts.tiny_encoders import write_clip
 

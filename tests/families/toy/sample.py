@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...parts.batching import batch_of_one
-from ..contract import Denoise, Encoders, Request, Velocity
+from ..values import Denoise, Encoders, Request, Velocity
 from . import model
 from .vae import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
 

@@ -13,6 +13,7 @@ from .detect import ToyConfig
 from .model import build
 from .vae import LATENT_CHANNELS
 
+LEARNS_BY_HEART = False  # two linear layers with a LoRA: enough to run the demo, too little to learn a clip
 CONFIG = ToyConfig(channels=LATENT_CHANNELS, dim=64, text_dim=16, num_layers=2)
 
 

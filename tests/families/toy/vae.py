@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ...parts.weights import open_weights
-from ..contract import Clips
+from ..values import Clips
 from .detect import check_role
 from .options import LATENT_SCALE
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.contract.errors import OptionError
-from engine.families.contract import Request
+from engine.families.values import Request
 from engine.families.wan import clip, model, pictures, sample, tiny, vae
 from engine.families.wan.one_frame import OneFrame
 from engine.media.images import read_image

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.contract.errors import DataError
-from engine.families.contract import Clips
+from engine.families.values import Clips
 from engine.families.wan import clip, tiny, vae
 from engine.families.wan.model import check_cache, cond_from_batch
 

@@ -1,0 +1,59 @@
+"""What `bench` measures of HunyuanVideo, and random inputs for it. The published sizes; nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...parts.hunyuan_vae_public import plain_vae, public_shapes
+from ...parts.tiny_encoders import write_tiny_encoders
+from ..values import BenchModel, BenchSize, BenchVae
+from .detect import HunyuanVideoConfig, fullest
+from .options import TEXT_TOKENS, TILE
+
+WORDS = 120  # tokens of a caption
+CLIP_TOKENS = 77
+_SIZE = {"height": 544, "width": 960, "frames": 33}
+_CONFIG = fullest()
+
+MODELS = (
+    BenchModel(
+        name="hunyuan-13b",
+        config=_CONFIG,
+        heads=_CONFIG.num_heads,
+        head_dim=_CONFIG.head_dim,
+        train=(BenchSize(**_SIZE, vram="8GB"),),
+        denoise=(BenchSize(**_SIZE),),
+    ),
+)
+VAE = BenchVae(
+    name="hunyuan",
+    sizes=(BenchSize(**_SIZE),),
+    shapes=public_shapes,
+    plain=plain_vae,
+    options={"cache-latents": {"vae_spatial_tile_sample_min_size": TILE}},
+)
+
+
+def write_encoders(folder: Path, config: HunyuanVideoConfig) -> dict[str, Path]:
+    """LLaMA and CLIP of few layers."""
+    return write_tiny_encoders(
+        folder, seed=1, text_width=config.text_dim, pooled_width=config.pooled_dim, image_width=None
+    )
+
+
+def latents(config: HunyuanVideoConfig, *, size_THW: tuple[int, int, int], window: int) -> dict[str, Tensor]:
+    """One clip."""
+    return {"latents": torch.randn(config.out_dim, *size_THW).half()}
+
+
+def caption(config: HunyuanVideoConfig) -> dict[str, Tensor]:
+    """As long as captions are."""
+    return {
+        "llm": torch.randn(TEXT_TOKENS, config.text_dim).half(),
+        "llm_mask": (torch.arange(TEXT_TOKENS) < WORDS).long(),
+        "clipL": torch.randn(config.pooled_dim).half(),
+        "clipL_mask": (torch.arange(CLIP_TOKENS) < WORDS).long(),
+    }

@@ -1,0 +1,254 @@
+"""Slots of device memory in which frozen blocks take turns: each is filled shortly before its block runs.
+
+A few slots, each as large as the largest block, are filled in turn on a stream of its own while earlier blocks compute.
+Nothing ever leaves a slot, since frozen weights do not change. It works forward, backward, in the recomputation of a
+checkpoint and without checkpointing: a weight saved for backward is remembered by its place and fetched again.
+Parameters that train (adapters) are left alone.
+
+Only the order is guessed (next block forward, previous one backward): a wrong guess costs time, never correctness.
+On the CPU the same code runs without streams. Where the weights come from is for `streaming` and `sharing` to know.
+Given up: weights that train, several threads in one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contract.errors import OptionError
+
+ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
+
+# attributes left on a block, so that a wrong order of wrapping is noticed
+STREAMED = "_streamed"
+CHECKPOINTED = "_checkpointed"
+COMPILED_WITH_GRAPHS = "_compiled_with_graphs"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One frozen parameter and where it lies among its block's bytes."""
+
+    parameter: nn.Parameter
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.shape.numel() * self.dtype.itemsize
+
+    def view(self, buffer: Tensor) -> Tensor:
+        return buffer[self.start : self.stop].view(self.dtype).view(self.shape)
+
+    def looks_like(self, other: Piece) -> bool:
+        return (self.start, self.shape, self.dtype) == (other.start, other.shape, other.dtype)
+
+
+def lay_out(block: nn.Module) -> tuple[list[Piece], int]:
+    """The block's frozen parameters one after another, and how many bytes they take. ValueError when there is none."""
+    pieces, end = [], 0
+    for parameter in block.parameters():
+        if parameter.requires_grad:
+            continue
+        pieces.append(Piece(parameter, end, parameter.shape, parameter.dtype))
+        end += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
+    if not pieces:
+        raise ValueError("only frozen blocks go through slots: call requires_grad_(False) first")
+    return pieces, end
+
+
+def check_block(block: nn.Module, flag: str) -> None:
+    """Refuse blocks that were wrapped in the wrong order; `flag` is the option that wants slots."""
+    if hasattr(block, CHECKPOINTED):
+        raise ValueError("slots come before checkpoint_blocks: a recomputation must fetch its weights")
+    if hasattr(block, STREAMED):
+        raise ValueError("these blocks go through slots already")
+    if hasattr(block, COMPILED_WITH_GRAPHS):
+        raise OptionError(
+            f"This compile mode records CUDA graphs, which need weights that stay in place; with {flag} they do not.",
+            hint=f"Use --compile_mode default or max-autotune-no-cudagraphs, or leave out {flag}.",
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor saved for backward that lies in a slot: its position's weights, and which part of them."""
+
+    position: int
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class BlockSlots:
+    """Blocks in their order ("positions") and the slots that hold some of them at a time.
+
+    A subclass knows where their weights wait: it fills slots, and says what a parameter is while its block is in none.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], pieces: Sequence[list[Piece]], *, bytes_each: int, slots: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        """`pieces` of each block (`lay_out`); `bytes_each`: the size of a slot."""
+        self.device = device
+        self.copies = 0
+        """Blocks fetched so far."""
+        self.waits = 0
+        """Times that a block was not even on its way when it was due."""
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pieces = pieces
+        slots = min(slots, len(blocks))
+        self._slots = [torch.empty(bytes_each, dtype=torch.uint8, device=device) for _ in range(slots)]
+        # made here once and for all: a view made under inference_mode could never be used in training again
+        self._views = [[[piece.view(buffer) for piece in pieces] for pieces in self._pieces] for buffer in self._slots]
+        self._slot_at = {slot.untyped_storage().data_ptr(): index for index, slot in enumerate(self._slots)}
+        self._held: list[int | None] = [None] * slots
+        self._copied = [self._event() for _ in range(slots)]
+        self._used = [self._event() for _ in range(slots)]
+        self._current: int | None = None
+        for position, block in enumerate(blocks):
+            _move_rest(block, self._pieces[position], device)
+            _Guard(self, position).attach(block)
+        for position in range(slots):
+            self._fetch(position, set(range(slots)))
+
+    def _fill(self, position: int, slot: int) -> None:
+        """Queue what brings the block's bytes into the slot."""
+        raise NotImplementedError
+
+    def _elsewhere(self, position: int) -> Sequence[Tensor]:
+        """What the parameters of a block that is in no slot hold, one for each piece."""
+        raise NotImplementedError
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the slots."""
+        return sum(slot.nbytes for slot in self._slots)
+
+    def need(self, position: int) -> None:
+        """Have the weights at `position` in place for what is queued next, and the next ones on their way."""
+        if self._current is not None and self._current != position and self._current in self._held:
+            self._record(self._used[self._held.index(self._current)])
+        self._current = position
+        ahead = self._ahead(position)
+        if position not in self._held:
+            self.waits += 1
+            self._fetch(position, {position})
+        slot = self._held.index(position)
+        if self._side is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._copied[slot])
+        for index, following in enumerate(ahead):
+            if following not in self._held:
+                self._fetch(following, {position, *ahead[: index + 1]})
+
+    def _ahead(self, position: int) -> list[int]:
+        """The positions that come next, as many as there are other slots."""
+        backward = torch._C._current_graph_task_id() != -1
+        step = -1 if backward else 1
+        following = [position + step * distance for distance in range(1, len(self._slots))]
+        if not backward and not torch.is_grad_enabled():  # sampling: after the last block comes the first
+            following = [place % len(self._pieces) for place in following]
+        return [place for place in following if 0 <= place < len(self._pieces)]
+
+    def _fetch(self, position: int, wanted: set[int]) -> None:
+        """Bring a block into a slot that holds none of `wanted`."""
+        slot = next(index for index, held in enumerate(self._held) if held is None or held not in wanted)
+        self._bring(position, slot)
+
+    def _bring(self, position: int, slot: int) -> None:
+        leaving = self._held[slot]
+        if leaving is not None:
+            for piece, tensor in zip(self._pieces[leaving], self._elsewhere(leaving), strict=True):
+                piece.parameter.data = tensor
+        with self._beside():
+            if self._side is not None and leaving is not None:
+                self._side.wait_event(self._used[slot])
+            self._fill(position, slot)
+            self._record(self._copied[slot])
+        for piece, view in zip(self._pieces[position], self._views[slot][position], strict=True):
+            piece.parameter.data = view
+        self._held[slot] = position
+        self.copies += 1
+
+    def _beside(self) -> AbstractContextManager[Any]:
+        """What is queued in here neither waits for the computing nor keeps it waiting."""
+        return torch.cuda.stream(self._side) if self._side is not None else nullcontext()
+
+    def pack(self, tensor: Tensor) -> Tensor | _Place:
+        """Hook for what autograd saves: a tensor in a slot is remembered by its place, all else as it is."""
+        slot = None if tensor.device.type != self.device.type else self._slot_of(tensor)
+        if slot is None:
+            return tensor
+        position = self._held[slot]
+        assert position is not None
+        return _Place(position, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def unpack(self, saved: Tensor | _Place) -> Tensor:
+        """The saved tensor again, its block fetched when it has left."""
+        if not isinstance(saved, _Place):
+            return saved
+        self.need(saved.position)
+        buffer = self._slots[self._held.index(saved.position)]
+        return buffer.view(saved.dtype).as_strided(saved.size, saved.stride, saved.offset)
+
+    def _slot_of(self, tensor: Tensor) -> int | None:
+        return self._slot_at.get(tensor.untyped_storage().data_ptr())
+
+    def _event(self) -> torch.cuda.Event | None:
+        return torch.cuda.Event() if self._side is not None else None
+
+    def _record(self, event: torch.cuda.Event | None) -> None:
+        if event is not None:
+            event.record(torch.cuda.current_stream(self.device))
+
+
+class _Guard:
+    """What stands before a block: its weights are called for whenever it runs, recomputations included."""
+
+    def __init__(self, slots: BlockSlots, position: int) -> None:
+        self.slots = slots
+        self.position = position
+        self.open: list[Any] = []
+
+    def attach(self, block: nn.Module) -> None:
+        inner: Callable[..., Any] = block.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.slots.need(self.position)
+            return inner(*args, **kwargs)
+
+        block.forward = forward  # type: ignore[method-assign]
+        setattr(block, STREAMED, True)
+        # around the whole call, so that a checkpoint's own hooks lie inside and keep the last word
+        block.register_forward_pre_hook(self._enter)
+        block.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, *_: Any) -> None:
+        hooks = torch.autograd.graph.saved_tensors_hooks(self.slots.pack, self.slots.unpack)
+        hooks.__enter__()
+        self.open.append(hooks)
+
+    def _leave(self, *_: Any) -> None:
+        self.open.pop().__exit__()
+
+
+def _move_rest(block: nn.Module, pieces: list[Piece], device: torch.device) -> None:
+    """Buffers and training parameters to the device; those that go through slots stay where they are."""
+    fetched = {id(piece.parameter) for piece in pieces}
+    for module in block.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in fetched:
+                parameter.data = parameter.data.to(device)
+                if parameter.grad is not None:
+                    parameter.grad.data = parameter.grad.data.to(device)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
