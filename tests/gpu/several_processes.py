@@ -2,7 +2,8 @@
 
 Trains full-size Wan with random weights in one process and in several over NCCL, and writes: whether several do what
 one does with as much more accumulation (loss by loss, and the LoRA), seconds a step of either, how many times the clips
-a second, and whether the training ends in time when one of the processes is killed. Exit status 1 when it does not.
+a second, and whether the training ends in time when one of the processes is killed; the same of several that share out
+the base (--shard_base), and how much less memory that takes. Exit status 1 when one of these does not hold.
 
 The processes are started as `train --num_processes N` starts them; only what they run is this file instead of the
 command, so torch, accelerate, safetensors and the engine are all it takes. `--device cpu --size tiny` tries it out.
@@ -47,8 +48,10 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     from engine.families.wan import keys, model
     from engine.lora.network import create
     from engine.memory.checkpointing import checkpoint_blocks
+    from engine.memory.sharing import Shares, share_blocks
+    from engine.ops.device import device_of_process
     from engine.training.checkpoints import Checkpoints, Keep
-    from engine.training.group import Group, device_of_process, join
+    from engine.training.group import Group, join
     from engine.training.loop import Settings, Setup
     from engine.training.loop import train as run
     from engine.training.optimizers import choose_optimizer
@@ -58,9 +61,11 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     device = device_of_process(torch.device(case["device"]))
     accelerator = join(device, mixed_precision="bf16", timeout_minutes=10)
     group = Group(accelerator)
-    dit = frozen_dit(case["size"], device)
+    shares = Shares(group, device=device) if case["shared"] else None
+    dit = frozen_dit(case["size"], device, shares)
     network = create(dit, block_classes=keys.LORA_BLOCKS, exclude=[keys.LORA_EXCLUDE], dim=32, alpha=32, seed=1)
     network = network.to(device)
+    shared = share_blocks(model.blocks(dit), shares) if shares is not None else None
     checkpoint_blocks(model.blocks(dit))
     built = choose_optimizer("AdamW", [], lr=1e-4).build(network.parameter_groups(1e-4))
     times: list[float] = []
@@ -91,6 +96,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
         checkpoints=Checkpoints(case["folder"], "lora", keep=Keep(), write_lora=lambda *_: None, say=say),
         say=say,
         control=Control(),
+        shared=shared,
     )
     sampling = SigmaSampling(mode="shift", discrete_flow_shift=3.0)
     run(setup, Settings(max_steps=case["steps"], seed=1, sampling=sampling, accumulation=case["accumulation"]))
@@ -107,23 +113,33 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def frozen_dit(size: str, device: Any) -> Any:
-    """Wan of this size with random weights at the scale of a trained model's, the same in every process."""
+def frozen_dit(size: str, device: Any, shares: Any = None) -> Any:
+    """Wan of this size with random weights at the scale of a trained model's, the same in every process.
+
+    With `shares` each tensor is there whole for a moment only.
+    """
     import torch
+    from torch import nn
 
     from engine.families.wan.detect import WanConfig
-    from engine.families.wan.model import build
+    from engine.families.wan.model import blocks, build
 
     sizes = {"freq_dim": 256, "text_dim": 4096, "in_dim": 16, "out_dim": 16, "head_dim": 128}
-    dit = build(WanConfig(**sizes, **CONFIGS[size]), device=device, dtype=torch.bfloat16)
+    dit = build(WanConfig(**sizes, **CONFIGS[size]), dtype=torch.bfloat16)
+    if shares is not None:
+        shares.plan(dit, blocks(dit))
     generator = torch.Generator(device=device).manual_seed(0)
-    for name, parameter in dit.named_parameters():
+    for name, parameter in list(dit.named_parameters()):
+        tensor = torch.empty_like(parameter, device=device)
         if "norm" in name and name.endswith("weight"):
-            parameter.fill_(1.0)
+            tensor.fill_(1.0)
         elif name.endswith("bias"):
-            parameter.zero_()
+            tensor.zero_()
         else:
-            parameter.normal_(0.0, 0.02, generator=generator)
+            tensor.normal_(0.0, 0.02, generator=generator)
+        path, _, last = name.rpartition(".")
+        kept = tensor if shares is None else shares.take(name, tensor)
+        dit.get_submodule(path).register_parameter(last, nn.Parameter(kept, requires_grad=False))
     return dit
 
 
@@ -171,14 +187,17 @@ def first(case: dict[str, Any]) -> int:
 # ------------------------------------------------------------------------------------------------------- all of it
 
 
-def run_case(options: argparse.Namespace, count: int, *, accumulation: int = 1, kill: bool = False) -> dict[str, Any]:
+def run_case(
+    options: argparse.Namespace, count: int, *, accumulation: int = 1, kill: bool = False, shared: bool = False
+) -> dict[str, Any]:
     """One training in processes of its own: its exit status, how long it took, and what number 0 found."""
     import torch
 
     folder = Path(tempfile.mkdtemp(prefix=f"several-{count}-"))
     steps = options.steps
     # an epoch of a number of clips that leaves the last round uneven
-    case = {"count": count, "accumulation": accumulation, "kill": kill, "folder": str(folder), "steps": steps,
+    case = {"count": count, "accumulation": accumulation, "kill": kill, "shared": shared, "folder": str(folder),
+            "steps": steps,
             "size": options.size, "frames": options.frames, "device": options.device,
             "batches": options.processes * (steps // 2) - 1}  # fmt: skip
     told = {**os.environ, CASE: json.dumps(case), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -218,15 +237,18 @@ def main(argv: list[str]) -> int:
     count = options.processes
     alone, together = run_case(options, 1), run_case(options, count)
     gathered, killed = run_case(options, 1, accumulation=count), run_case(options, count, kill=True)
+    shared, shared_killed = run_case(options, count, shared=True), run_case(options, count, shared=True, kill=True)
     baseline_s = statistics.median(seconds(alone["times"]))
     rows = [
         row(options, "1 process", alone, baseline_s),
         row(options, f"{count} processes", together, baseline_s),
         row(options, f"1 process, accumulating {count}", gathered, baseline_s),
+        row(options, f"{count} processes, the base shared out", shared, baseline_s),
     ]
     gain = count * baseline_s / statistics.median(seconds(together["times"]))
     off = max(abs(ours / theirs - 1) for ours, theirs in zip(together["losses"], gathered["losses"], strict=True))
     apart = ((together["lora"] - gathered["lora"]).norm() / gathered["lora"].norm()).item()
+    shared_off = max(abs(a / b - 1) for a, b in zip(shared["losses"], together["losses"], strict=True))
     checks = {
         "clips_a_second_times": round(gain, 3),
         "clips_a_second_enough": gain >= GAIN / 2 * count,
@@ -235,13 +257,22 @@ def main(argv: list[str]) -> int:
         "relative_distance_of_loras": apart,
         "killed_one_status": killed["status"],
         "killed_one_whole_run_s": round(killed["took"], 1),
-        "killed_one_ends": killed["status"] == 3 and killed["took"] < alone["took"] + ENDS_WITHIN_S,
+        "killed_one_ends": all(
+            found["status"] == 3 and found["took"] < alone["took"] + ENDS_WITHIN_S for found in (killed, shared_killed)
+        ),
+        "shared_out_largest_difference_of_losses": shared_off,
+        "shared_out_losses_equal": shared_off <= SHARE_OFF,
+        "shared_out_steps_take_times": round(
+            statistics.median(seconds(shared["times"])) / statistics.median(seconds(together["times"])), 3
+        ),
+        "shared_out_gib_less": round(together["peaks"][0] - shared["peaks"][0], 2),
     }
     rows.append({"case": rows[0]["case"], "mode": f"{count} processes against 1", **checks})
     options.out.write_text(json.dumps(rows, indent=1))
     print(json.dumps(checks, indent=1))
     enough = checks["clips_a_second_enough"] or options.device == "cpu"  # on a CPU they share the cores
-    return 0 if enough and checks["losses_equal"] and checks["killed_one_ends"] else 1
+    held = [checks[name] for name in ("losses_equal", "shared_out_losses_equal", "killed_one_ends")]
+    return 0 if enough and all(held) else 1
 
 
 if __name__ == "__main__":
