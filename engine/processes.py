@@ -28,12 +28,14 @@ from pathlib import Path
 from .contract.errors import STATUS, OptionError, ProcessLost, as_failed
 from .contract.events import Event, Failed, Say, read
 from .contract.job import Job
-from .contract.options import Launch
+from .contract.options import Processes
 from .talk import JobFolder, event_writer, log_handler, quiet_libraries, take_stdout
 
 TIED = "MUSUBI_TIED"  # set in the processes that number 0 has started
 GRACE_S = 5.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)  # what number 0 obeys (talk.py)
 START = "import sys; sys.path[0] = sys.argv.pop(1); from engine.__main__ import main; sys.exit(main())"
 
 
@@ -57,10 +59,10 @@ def place_around() -> Place:
 def placed(job: Job) -> Iterator[Place]:
     """This process's place in the job, told to torch and accelerate by variables while it lasts. OptionError."""
     around = place_around()
-    if Launch not in job:
+    if Processes not in job:
         yield around
         return
-    launch = job[Launch]
+    launch = job[Processes]
     if around.count > 1:
         if launch.num_processes not in (1, around.count):
             raise OptionError(
@@ -184,9 +186,9 @@ class Others:
 def _unsaid(number: int, status: int) -> Failed:
     """For a process that ended without a word."""
     if os.name == "posix" and status == -signal.SIGKILL:
-        message = f"Process {number} of the training was killed, most likely because main memory ran out."
+        message = f"Process {number} of the job was killed, most likely because main memory ran out."
         return Failed(kind="memory", message=message, hint="Each process keeps its own copy of the model's weights.")
-    return Failed(kind="bug", message=f"Process {number} of the training ended with {status}.", hint="See log.txt.")
+    return Failed(kind="bug", message=f"Process {number} of the job ended with {status}.", hint="See log.txt.")
 
 
 @contextlib.contextmanager
@@ -208,7 +210,7 @@ def others(place: Place, job: Job, folder: JobFolder | None, say: Say) -> Iterat
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """A process that is started here begins with the stop signals blocked; ours arrive afterwards."""
+    """A process that is started here begins with these signals blocked; ours arrive afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -229,7 +231,7 @@ def follow(run: Callable[[], None], log_level: str) -> int:
     source = f"[process {place_around().number}] "
     quiet_libraries(log_handler(sys.stderr, source) if tied else logging.NullHandler(), log_level)
     for number in SIGNALS:
-        signal.signal(number, lambda *_: None)  # stopping is number 0's to decide
+        signal.signal(number, lambda *_: None)  # number 0 decides, and tells
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if tied:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, ParamSpec
 
 from .contract.errors import DiskError
 from .contract.events import (
@@ -39,6 +39,7 @@ from .contract.events import (
 from .contract.files import write_text
 
 PROGRESS_LINES_S = 1.0
+P = ParamSpec("P")
 NOISY_LIBRARIES = (
     "transformers", "diffusers", "accelerate", "PIL", "matplotlib", "libav", "httpx", "urllib3", "huggingface_hub",
 )  # fmt: skip
@@ -141,6 +142,21 @@ def event_writer(stream: IO[str]) -> Say:
     return say
 
 
+def while_it_lasts(show: Callable[P, None]) -> Callable[P, None]:
+    """The same, until the terminal is gone: then nothing is shown any more, and the job goes on to its end."""
+    gone = False
+
+    def shown(*arguments: P.args, **named: P.kwargs) -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                show(*arguments, **named)
+            except OSError:  # "Input/output error" of a closed window, a broken pipe
+                gone = True
+
+    return shown
+
+
 def obey(line: str, control: Control, say: Say) -> None:
     """Carry out one line of stdin: a JSON object `{"command": "stop"}` or the bare word."""
     text = line.strip()
@@ -176,18 +192,30 @@ def listen(control: Control, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def signals_ask_to_stop(control: Control, say: Say) -> Iterator[None]:
-    """SIGINT and SIGTERM ask once; a second SIGINT ends the process at once, as any program would."""
+def signals_ask(control: Control, say: Say) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP (the terminal is gone) ask for a stop; a second SIGINT ends the process at once.
+
+    SIGUSR1 asks to save, SIGUSR2 for samples, where there are such signals. What `nohup` starts ignores SIGHUP.
+    """
 
     asked = Log(message="Stopping: finishing the step at hand and saving. Press Ctrl-C again to end at once.")
+
+    def aside(work: Callable[..., None], *arguments: Any) -> None:
+        # by a thread: the signal may have interrupted this one in the middle of the same, with a lock in its hand
+        threading.Thread(target=work, args=arguments, daemon=True).start()
 
     def ask(number: int, frame: object) -> None:
         control.request_stop()
         signal.signal(number, signal.SIG_DFL)
-        # said by a thread: the signal may have interrupted this one in the middle of saying something else
-        threading.Thread(target=say, args=(asked,), daemon=True).start()
+        aside(say, asked)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = ask
+    if hasattr(signal, "SIGUSR1"):
+        handlers[signal.SIGUSR1] = lambda *_: aside(control.request_save)
+        handlers[signal.SIGUSR2] = lambda *_: aside(control.request_sample)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -221,7 +249,7 @@ def conversation(
         from .screen import Screen
 
         screen = Screen()
-        outward, close = screen.show, screen.close
+        outward, close = while_it_lasts(screen.show), while_it_lasts(screen.close)
     quiet_libraries(folder.handler() if folder else logging.NullHandler(), log_level)
 
     lock, ended = threading.Lock(), False
@@ -241,7 +269,7 @@ def conversation(
     if events or STOP_WITH_STDIN in os.environ:
         listen(control, say)
     try:
-        with signals_ask_to_stop(control, say):
+        with signals_ask(control, say):
             yield say, control
     finally:
         close()

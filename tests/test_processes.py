@@ -55,8 +55,8 @@ def company(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job):
     ("program", "expected", "status"),
     [
         (SAYS, Failed(kind="data", message="clip 7 is damaged", hint="cut it"), 2),
-        (LEAVES, Failed(kind="bug", message="Process 1 of the training ended with 5.", hint="See log.txt."), 70),
-        pytest.param(DIES, "Process 1 of the training was killed", 3, marks=needs_kill),
+        (LEAVES, Failed(kind="bug", message="Process 1 of the job ended with 5.", hint="See log.txt."), 70),
+        pytest.param(DIES, "Process 1 of the job was killed", 3, marks=needs_kill),
     ],
 )
 def test_its_failure_explains_a_lost_connection(company, program: str, expected, status: int) -> None:
@@ -130,10 +130,10 @@ def test_a_cluster_that_numbers_its_machines_is_no_launcher(monkeypatch: pytest.
 
 
 def test_a_command_without_a_share_for_others_is_done_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`accelerate launch --num_processes 2 -m engine cache-latents …`: two would write the same files."""
+    """`accelerate launch --num_processes 2 -m engine dataset check …`: two would write the same files."""
     from engine.__main__ import main
 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["cache-latents", "wan", "--dataset_config", str(tmp_path / "none.toml"), "--vae", "none"]) == 0
+    assert main(["dataset", "check", "--dataset_config", str(tmp_path / "none.toml")]) == 0

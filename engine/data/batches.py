@@ -96,7 +96,7 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
     if not found:
         raise DataError(f"All {seen} latent caches are leftovers of other settings.", commands.latents())
     buckets = len({(item.dataset, item.key) for item in found})
-    say(Log(message=f"{len(found)} items to train on, in {buckets} buckets."))
+    say(Log(message=f"Cached items: {len(found)}, in buckets: {buckets}."))
     return found
 
 

@@ -237,7 +237,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
                 f"{key} holds NaN or infinity, so {path.name} was not written.",
                 "The source may be damaged, or the model's precision too low: try a wider dtype (float32).",
             )
-    write_bytes(path, save(stored, metadata), advice=ADVICE)
+    write_bytes(path, safetensors_header.in_order(save(stored, metadata)), advice=ADVICE)
 
 
 # ------------------------------------------------------------------------------------------------------ cleaning

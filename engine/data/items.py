@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..contract.errors import DataError
 from ..contract.events import Log, Say
+from ..contract.packages import how_to_install
 from ..media import images, video
 from . import jsonl
 from .config import Dataset
@@ -36,6 +37,11 @@ class Source:
     def stem(self) -> str:
         """First part of the names of its caches: the file's name without its last suffix."""
         return self.path.stem
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What tells it from all others of a dataset file, in any process."""
+        return self.dataset.index, str(self.path)
 
 
 def sources(dataset: Dataset, *, say: Say | None = None) -> list[Source]:
@@ -102,6 +108,13 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
     suffixes = images.suffixes() if dataset.kind == "image" else video.SUFFIXES
     media = [path for path in files if path.suffix.lower() in suffixes]
+    unread = [path for path in files if path.suffix.lower() == ".jxl" and dataset.kind == "image" and path not in media]
+    if unread:
+        problems.append(
+            DataError(
+                f"{folder}: JPEG XL cannot be read without its plugin: {_named(unread)}.", how_to_install("pillow_jxl")
+            )
+        )
     if not media:
         looked_for = " ".join(f"*{suffix}" for suffix in suffixes)
         found = f"found {len(files)} other files" if files else "found no file at all"

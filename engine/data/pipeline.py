@@ -1,18 +1,17 @@
-"""Caching: dataset -> latent caches, and captions -> text caches.
+"""Caching: dataset -> latent caches. Captions: text_pipeline.py.
 
 Decoding, encoding and writing run at the same time, and memory stays bounded whatever the clips' length. What is
 fresh is skipped before it is decoded. By default fresh caches are skipped; stale, missing and foreign ones (made by
 musubi-tuner, which leaves no fingerprint) are made. `skip_existing` keeps foreign ones too, `recache` makes all again.
 A source that cannot be read is reported and left out; with `strict` it ends the run. Finished caches stay, whatever
-happens later. Knows no family: the encoder is a function, and what shapes its result comes in `settings`.
-
-Given up: encoding on several GPUs at once.
+happens later. Several processes may do it together (company.py): number 0 looks at the dataset and tidies up, all
+encode. Knows no family: the encoder is a function, and what shapes its result comes in `settings`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,16 @@ from ..contract.events import Control, Say
 from ..contract.files import clean_leftovers
 from . import cache, clips, fingerprints
 from .clips import Clip, Window
+from .company import Company, Message
 from .config import Dataset, DatasetConfig
-from .fingerprints import Fingerprint
-from .items import Source, sources
-from .report import CacheReport, Failure, Ledger, announce, one_at_a_time, reason_of, usable
+from .report import CacheReport, Errand, Ledger, announce, check_count, one_at_a_time, reason_of, usable
 from .stages import GIB, ClipQueue, Decoders, Queued, Run, Writer
-from .survey import Job, Recipe, Rules, latent_jobs, survey, tidy_latents, tidy_texts
-
-__all__ = ["CacheReport", "ClipBatch", "Failure", "cache_latents", "cache_text"]
+from .survey import Job, Recipe, Rules, all_sources, described, jobs_of, latent_jobs, survey, tidy_latents
 
 Sample = Mapping[str, Tensor]
+# Where several share the work, none may hoard it: at the end one would be busy while the others wait.
+CLIPS_AHEAD = 2
+WINDOWS_OF_A_PIECE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +50,9 @@ class ClipBatch:
 
 
 EncodeClips = Callable[[ClipBatch], Sequence[Sample | Sequence[Sample]]]
-EncodeTexts = Callable[[list[str]], Sequence[Sample]]
 
 
-# ------------------------------------------------------------------------------------------------------- latents
+# ------------------------------------------------------------------------------------------------ the whole of it
 
 
 def cache_latents(
@@ -80,6 +78,7 @@ def cache_latents(
     dtype: torch.dtype = torch.float32,
     max_bytes: int = GIB,
     max_clips: int = 8,
+    company: Company | None = None,
 ) -> CacheReport:
     """Cache every window of the dataset file that is not fresh.
 
@@ -89,7 +88,9 @@ def cache_latents(
     is the short name, `architecture_full` the one in the metadata (empty: the same), `identity` names the model's
     weights. `workers` threads decode; `max_bytes` and `max_clips` bound the clips between decoding and encoding.
     DataError when nothing could be cached, Stopped when `control` asked to stop: what was encoded is on disk then.
+    `company`: those who do it together; the report is empty in all but number 0.
     """
+    company = company or Company()
     recipe = Recipe(
         architecture=architecture,
         architecture_full=architecture_full or architecture,
@@ -102,16 +103,27 @@ def cache_latents(
     rules = Rules(skip_existing=skip_existing, recache=recache, keep_cache=keep_cache, strict=strict)
     run = Run(lambda: control.stop_requested)
     ledger = Ledger(one_at_a_time(say), run, strict)
-    room = ClipQueue(run, max_bytes=max_bytes, max_clips=max_clips)
-    encoder = Encoder(encode, recipe, ledger, room, batch_size=batch_size, device=device, dtype=dtype)
-    return _cache_windows(config, encoder, rules, workers=workers, control=control)
+    room = ClipQueue(run, max_bytes=max_bytes, max_clips=max_clips if company.count == 1 else CLIPS_AHEAD)
+    helping = None if company.leads else Errand(run, company.tell)
+    encoder = Encoder(encode, recipe, helping or ledger, room, batch_size=batch_size, device=device, dtype=dtype)
+    if helping:
+        _help(config, encoder, workers=workers, company=company, say=say)
+        return CacheReport(done=0, skipped=0)
+    return _cache_windows(config, encoder, ledger, rules, workers=workers, control=control, company=company)
 
 
 def _cache_windows(
-    config: DatasetConfig, encoder: Encoder, rules: Rules, *, workers: int, control: Control
+    config: DatasetConfig,
+    encoder: Encoder,
+    ledger: Ledger,
+    rules: Rules,
+    *,
+    workers: int,
+    control: Control,
+    company: Company,
 ) -> CacheReport:
-    recipe, ledger = encoder.recipe, encoder.ledger
-    found = _sources(config, ledger.say, use_controls=recipe.use_controls)
+    recipe = encoder.recipe
+    found = all_sources(config, ledger.say, use_controls=recipe.use_controls)
     surveyed = survey(found, recipe, workers=workers, say=ledger.say, control=control, label="looking at files")
     jobs = latent_jobs(surveyed, recipe, ledger.fail)
     ledger.conclude(0, unit="windows", stop_requested=False)
@@ -121,9 +133,15 @@ def _cache_windows(
         if job.state == "fresh" and not rules.recache:
             for path in job.paths:
                 fingerprints.adopt(path, job.expected)
-    if wanted:
-        ledger.start(len(wanted), unit="windows", label="caching latents")
-        _encode_windows(wanted, encoder, workers=workers)
+    for folder in {path.parent for job in wanted for path in job.paths}:
+        clean_leftovers(folder)
+    pieces = _pieces(wanted, windows=None if company.count == 1 else WINDOWS_OF_A_PIECE)
+    windows = {(*job.window.source.key, job.window.start, job.window.count): job.window for job in wanted}
+    with company.listening(lambda message: _hear(message, encoder, ledger, windows), ledger.run):
+        if wanted:
+            ledger.start(len(wanted), unit="windows", label="caching latents")
+        work = company.share_out(pieces, describe=described)
+        _encode_windows(work, encoder, workers=min(workers, len(pieces)))
     ledger.conclude(len(wanted), unit="windows", stop_requested=control.stop_requested)
     _retire_unmade(wanted, encoder.unmade)
     purged = tidy_latents(config.datasets, surveyed, jobs, recipe, keep=rules.keep_cache)
@@ -139,7 +157,7 @@ class Encoder:
         self,
         encode: EncodeClips,
         recipe: Recipe,
-        ledger: Ledger,
+        ledger: Ledger | Errand,
         room: ClipQueue,
         *,
         batch_size: int,
@@ -184,7 +202,7 @@ class Encoder:
             else:
                 self.broken([group[0].window], reason_of(error))
             return
-        _check_count(results, len(group))
+        check_count(results, len(group))
         for clip, result in zip(group, results, strict=True):
             samples = [result] if isinstance(result, Mapping) else result
             writer.put((jobs[_name(clip.window)], samples))
@@ -214,7 +232,7 @@ class Encoder:
     def write(self, item: tuple[Job, Sequence[Sample]]) -> None:
         """Write what one window became: cache, then fingerprint. Runs on the writer's thread."""
         job, samples = item
-        _check_count(samples, len(job.paths))
+        check_count(samples, len(job.paths))
         width, height = cache.named_size(job.window)
         frame_count = None if job.window.source.media == "image" else job.window.count
         try:
@@ -239,19 +257,29 @@ class Encoder:
         self.ledger.fail(windows[0].source, reason, windows)
 
 
-def _encode_windows(wanted: Sequence[Job], encoder: Encoder, *, workers: int) -> None:
+def _pieces(wanted: Sequence[Job], *, windows: int | None) -> list[list[Job]]:
+    """The jobs by their sources, each of which is read once; with `windows`, at most so many together."""
+    by_source: dict[tuple[int, str], list[Job]] = {}
+    for job in wanted:
+        by_source.setdefault(job.window.source.key, []).append(job)
+    if windows is None:
+        return list(by_source.values())
+    return [jobs[first : first + windows] for jobs in by_source.values() for first in range(0, len(jobs), windows)]
+
+
+def _encode_windows(work: Iterator[Sequence[Job]], encoder: Encoder, *, workers: int) -> None:
     """Run all stages until everything is encoded and written, or the run is over. No thread outlives the call."""
     run, native_fps = encoder.ledger.run, encoder.recipe.native_fps
-    jobs = {_name(job.window): job for job in wanted}
-    by_source: dict[tuple[int, Path], list[Window]] = {}
-    for job in wanted:
-        source = job.window.source
-        by_source.setdefault((source.dataset.index, source.path), []).append(job.window)
-    for folder in {path.parent for job in wanted for path in job.paths}:
-        clean_leftovers(folder)
+    jobs: dict[Path, Job] = {}
+
+    def windows() -> Iterator[list[Window]]:
+        for piece in work:
+            jobs.update({_name(job.window): job for job in piece})
+            yield [job.window for job in piece]
+
     writer = Writer(encoder.write, run=run)
     decoders = Decoders(
-        list(by_source.values()),
+        windows(),
         read=lambda windows: clips.read(windows, target_fps=native_fps),
         room=encoder.room,
         run=run,
@@ -287,108 +315,24 @@ def _name(window: Window) -> Path:
     return cache.latent_path(window, "")
 
 
-# ---------------------------------------------------------------------------------------------------------- text
+# ------------------------------------------------------------------------------------------------------- together
 
 
-def cache_text(
-    config: DatasetConfig,
-    *,
-    architecture: str,
-    encode: EncodeTexts,
-    identity: str,
-    say: Say,
-    control: Control,
-    settings: Mapping[str, Any] | None = None,
-    architecture_full: str = "",
-    batch_size: int = 16,
-    skip_existing: bool = False,
-    recache: bool = False,
-    keep_cache: bool = False,
-    strict: bool = False,
-) -> CacheReport:
-    """Cache the encoded caption of every source. Equal captions are encoded once; batches span all datasets.
-
-    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"). Rules, arguments and
-    errors are those of cache_latents.
-    """
-    rules = Rules(skip_existing=skip_existing, recache=recache, keep_cache=keep_cache, strict=strict)
-    run = Run(lambda: control.stop_requested)
-    ledger = Ledger(one_at_a_time(say), run, strict)
-    owners = {cache.text_path(source, architecture): source for source in _sources(config, ledger.say)}
-    expected = {path: _caption_fingerprint(source.caption, identity, settings) for path, source in owners.items()}
-    states = {path: fingerprints.state(path, expected[path]) for path in owners}
-    wanted = [path for path in owners if rules.wants(states[path])]
-    announce(ledger.say, list(states.values()), len(wanted), unit="captions")
-
-    def write(item: tuple[Path, Sample]) -> None:
-        path, sample = item
-        caption = owners[path].caption
-        try:
-            cache.write_text(path, sample, architecture=architecture_full or architecture, caption=caption)
-            fingerprints.write(path, expected[path])
-        except DataError as error:
-            ledger.fail(owners[path], reason_of(error))
-        else:
-            ledger.finish()
-
-    if wanted:
-        ledger.start(len(wanted), unit="captions", label="caching text")
-        _encode_captions({path: owners[path].caption for path in wanted}, encode, write, run, batch_size=batch_size)
-    ledger.conclude(len(wanted), unit="captions", stop_requested=control.stop_requested)
-    purged = tidy_texts(config.datasets, set(owners), architecture, keep=keep_cache)
-    skipped = len(owners) - len(wanted)
-    report = CacheReport(done=ledger.done, skipped=skipped, failed=tuple(ledger.failed), purged=purged)
-    return usable(report, config)
+def _help(config: DatasetConfig, encoder: Encoder, *, workers: int, company: Company, say: Say) -> None:
+    """The part of a process that is not number 0: encode what falls to it, and tell."""
+    run = encoder.ledger.run
+    found = {source.key: source for source in all_sources(config, say, use_controls=encoder.recipe.use_controls)}
+    with company.obeying(run):
+        work = (jobs_of(piece, found, encoder.recipe) for piece in company.pieces(run))
+        _encode_windows(work, encoder, workers=workers)
 
 
-def _caption_fingerprint(caption: str, identity: str, settings: Mapping[str, Any] | None) -> Fingerprint:
-    digest = fingerprints.caption_digest(caption)
-    return Fingerprint(settings={"family": dict(settings or {})}, model=identity, caption=digest)
-
-
-def _encode_captions(
-    wanted: Mapping[Path, str],
-    encode: EncodeTexts,
-    write: Callable[[tuple[Path, Sample]], None],
-    run: Run,
-    *,
-    batch_size: int,
+def _hear(
+    message: Message, encoder: Encoder, ledger: Ledger, windows: Mapping[tuple[int, str, int, int], Window]
 ) -> None:
-    by_caption: dict[str, list[Path]] = {}
-    for path, caption in wanted.items():
-        by_caption.setdefault(caption, []).append(path)
-    for folder in {path.parent for path in wanted}:
-        clean_leftovers(folder)
-    captions = sorted(by_caption, key=len)  # alike lengths together: less padding in a batch
-    writer = Writer(write, run=run)
-    try:
-        for start in range(0, len(captions), max(1, batch_size)):
-            if run.over:
-                break
-            batch = captions[start : start + max(1, batch_size)]
-            with torch.no_grad():
-                results = encode(batch)
-            _check_count(results, len(batch))
-            for caption, result in zip(batch, results, strict=True):
-                for path in by_caption[caption]:
-                    writer.put((path, result))
-    finally:
-        writer.close()
-
-
-# -------------------------------------------------------------------------------------------------------- common
-
-
-def _sources(config: DatasetConfig, say: Say, *, use_controls: bool = False) -> list[Source]:
-    """All sources of the dataset file; without their controls where nobody will look at them."""
-    found: list[Source] = []
-    for dataset in config.datasets:
-        found.extend(sources(dataset, say=say))
-    if not found:
-        raise DataError(f"{config.path} names no image or video.", "Check the directories and jsonl files in it.")
-    return found if use_controls else [dataclasses.replace(source, controls=()) for source in found]
-
-
-def _check_count(results: Sequence[Any], expected: int) -> None:
-    if len(results) != expected:
-        raise RuntimeError(f"the encoder gave {len(results)} results where {expected} were due")
+    """Note what another process tells of its windows."""
+    if "left_out" in message:
+        index, path = message["left_out"]
+        encoder.broken([windows[index, path, start, count] for start, count in message["spans"]], message["reason"])
+    else:
+        ledger.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,27 @@ class Ledger:
             raise self.run.failure
         if stop_requested and self._settled < total:
             raise Stopped(f"Stopped with {self.done} of {total} {unit} cached.", "The next run goes on from there.")
+
+
+@dataclass(frozen=True)
+class Errand:
+    """In place of a ledger where a process helps (company.py): what becomes of each item is told to number 0."""
+
+    run: Run
+    tell: Callable[[Mapping[str, Any]], None]
+
+    def finish(self) -> None:
+        self.tell({"cached": 1})
+
+    def fail(self, source: Source, reason: str, windows: Sequence[Window] = ()) -> None:
+        spans = [(window.start, window.count) for window in windows]
+        self.tell({"left_out": source.key, "spans": spans, "reason": reason})
+
+
+def check_count(results: Sequence[Any], expected: int) -> None:
+    """RuntimeError when an encoder gave more or fewer results than it was given items."""
+    if len(results) != expected:
+        raise RuntimeError(f"the encoder gave {len(results)} results where {expected} were due")
 
 
 def _bare(reason: str, path: Path) -> str:

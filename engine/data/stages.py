@@ -43,8 +43,12 @@ class Run:
         self._ended.set()
 
     @property
+    def stop_requested(self) -> bool:
+        return self._stop_requested()
+
+    @property
     def over(self) -> bool:
-        return self._ended.is_set() or self._stop_requested()
+        return self._ended.is_set() or self.stop_requested
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,11 @@ class ClipQueue:
 
 
 class Decoders:
-    """Threads that each read one source at a time and put its clips into the queue."""
+    """Threads that each read one source at a time and put its clips into the queue. `work` is asked as they go."""
 
     def __init__(
         self,
-        work: Sequence[Sequence[Window]],
+        work: Iterator[Sequence[Window]],
         *,
         read: Read,
         room: ClipQueue,
@@ -149,12 +153,11 @@ class Decoders:
         workers: int,
         broken: Callable[[Sequence[Window], str], None],
     ):
-        self._work = deque(work)
+        self._work = work
         self._lock = threading.Lock()
         self._read, self._room, self._run, self._broken = read, room, run, broken
-        count = max(1, min(workers, len(work)))
-        room.producers(count)
-        self._threads = [threading.Thread(target=self._main, name=f"decode-{n}", daemon=True) for n in range(count)]
+        room.producers(workers)
+        self._threads = [threading.Thread(target=self._main, name=f"decode-{n}", daemon=True) for n in range(workers)]
         for thread in self._threads:
             thread.start()
 
@@ -173,7 +176,7 @@ class Decoders:
 
     def _next(self) -> Sequence[Window] | None:
         with self._lock:
-            return self._work.popleft() if self._work else None
+            return next(self._work, None)
 
     def _decode(self, windows: Sequence[Window]) -> None:
         missing = list(windows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from ..contract.errors import DataError, Stopped
 from ..contract.events import Control, Meter, Say
 from . import cache, fingerprints
 from .clips import Window, plan
-from .config import Dataset
+from .config import Dataset, DatasetConfig
 from .fingerprints import Content, Fingerprint
-from .items import Source
+from .items import Source, sources
 from .report import reason_of
 
 QUIET_S = 1.0
@@ -69,6 +69,14 @@ class Job:
     paths: tuple[Path, ...]
     expected: Fingerprint
     state: str
+
+
+def all_sources(config: DatasetConfig, say: Say, *, use_controls: bool = False) -> list[Source]:
+    """All sources of the dataset file; without their controls where nobody will look at them. DataError."""
+    found = [source for dataset in config.datasets for source in sources(dataset, say=say)]
+    if not found:
+        raise DataError(f"{config.path} names no image or video.", "Check the directories and jsonl files in it.")
+    return found if use_controls else [replace(source, controls=()) for source in found]
 
 
 def survey(
@@ -160,6 +168,31 @@ def expected_fingerprint(window: Window, contents: tuple[Content, ...], recipe: 
         model=recipe.identity,
         plan=fingerprints.plan_settings(dataset),
     )
+
+
+def described(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Jobs of one source in plain values, from which another process makes them (`jobs_of`)."""
+    windows = [job.window for job in jobs]
+    return {
+        "source": windows[0].source.key,
+        "contents": [vars(content) for content in jobs[0].expected.source],
+        "windows": [(window.start, window.count, window.bucket, window.original) for window in windows],
+    }
+
+
+def jobs_of(description: Mapping[str, Any], found: Mapping[tuple[int, str], Source], recipe: Recipe) -> list[Job]:
+    """The jobs that were described; they are wanted, whatever their state is by now. DataError."""
+    index, path = description["source"]
+    source = found.get((index, path))
+    if source is None:
+        raise DataError(f"{path} is gone from the dataset since the start.", "Start again.")
+    contents = tuple(Content(**content) for content in description["contents"])
+    jobs = []
+    for start, count, bucket, original in description["windows"]:
+        window = Window(source=source, start=start, count=count, bucket=tuple(bucket), original=tuple(original))
+        expected = expected_fingerprint(window, contents, recipe)
+        jobs.append(Job(window=window, paths=output_paths(window, recipe), expected=expected, state="missing"))
+    return jobs
 
 
 # --------------------------------------------------------------------------------------------------- afterwards

@@ -10,19 +10,11 @@ import ast
 import difflib
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..contract.errors import OptionError
-
-# module -> what it is called where it is installed from, where that differs
-PACKAGES = {
-    "came_pytorch": "came-pytorch",
-    "lion_pytorch": "lion-pytorch",
-    "prodigyplus": "prodigy-plus-schedule-free",
-    "pytorch_optimizer": "pytorch-optimizer",
-}
+from ..contract.packages import how_to_install
 
 
 def parse_arguments(flag: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -66,11 +58,9 @@ def find_class(flag: str, name: str, *, home: str, given: str = "", others: Iter
 def _missing_package(flag: str, given: str, module: str, error: ImportError) -> OptionError:
     """With the line that installs it, or what it needs itself."""
     package = module.partition(".")[0]
-    missing = (error.name or package).partition(".")[0]
     return OptionError(
         f"{flag} {given}: the package {package} cannot be imported ({error}).",
-        f'Install it into the engine\'s environment: "{sys.executable}" -m pip install '
-        f"{PACKAGES.get(missing, missing)}. Or choose another {flag}.",
+        f"{how_to_install(error.name or package)} (or choose another {flag})",
     )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, check_cuda_p2p_ib_support
 from torch import Tensor, distributed
 
-from ..contract.errors import OptionError, ProcessLost
+from ..contract.errors import ProcessLost
 
 T = TypeVar("T")
 
@@ -27,22 +27,6 @@ T = TypeVar("T")
 def is_first_process() -> bool:
     """Whether this is number 0 of a training's processes, or alone."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def device_of_process(device: torch.device) -> torch.device:
-    """The device of this process: of several on GPUs each has its own. OptionError when there are too few."""
-    local = os.environ.get("LOCAL_RANK")
-    if local is None or device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise OptionError(f"Several processes cannot share the device {device}.", "Use --device cuda or cpu.")
-    count = torch.cuda.device_count()
-    if int(local) >= count:
-        raise OptionError(
-            f"--num_processes needs a GPU for each process, but torch sees {count}.",
-            f"Use --num_processes {count}, or look at --gpu_ids.",
-        )
-    return torch.device("cuda", int(local))
 
 
 def join(device: torch.device, *, mixed_precision: str, timeout_minutes: int) -> Accelerator:
@@ -59,6 +43,21 @@ def join(device: torch.device, *, mixed_precision: str, timeout_minutes: int) ->
     GradientState._reset_state()
     with _broken_means_lost():
         return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[meeting])
+
+
+class SharedBase(Protocol):
+    """The model, where the processes share out its weights and all of them are needed to run it.
+
+    memory/sharing.py has one. `gathered` tells what was put together so far, in which order: the same in all of them.
+    """
+
+    gathered: int
+
+    def led(self) -> contextlib.AbstractContextManager[None]:
+        """Around what some do with it, number 0 among them."""
+
+    def follow(self) -> None:
+        """What the others do meanwhile."""
 
 
 class Group:
@@ -99,6 +98,37 @@ class Group:
             with _broken_means_lost():
                 for tensor in tensors:
                     distributed.broadcast(tensor, src=0)
+
+    def gather(self, whole: Tensor, part: Tensor) -> None:
+        """Fill `whole` with the parts of all processes, one after the other."""
+        exchange = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # torch < 2.13
+        with _broken_means_lost():
+            exchange(whole, part)
+
+    @contextlib.contextmanager
+    def first(self, count: int, shared: SharedBase | None) -> Iterator[bool]:
+        """Around what the first `count` processes (at least one) do with the model: whether this is one of them.
+
+        Where it is shared out, the others are kept in here until that is done.
+        """
+        mine = self.number < count
+        if shared is None or count >= self.count:
+            yield mine
+        elif mine:
+            with shared.led():
+                yield True
+        else:
+            shared.follow()
+            yield False
+
+    def rounds(self, count: int, shared: SharedBase | None) -> Iterator[int]:
+        """Which of `count` passes through the model are this process's, one after the other; each is made meanwhile."""
+        for first in range(0, count, self.count):
+            with self.first(count - first, shared) as mine:
+                if mine:
+                    yield first + self.number
+        if shared is not None and self.told_by_first(shared.gathered) != shared.gathered:
+            raise RuntimeError("the processes ran different blocks, and put parts together that are none of one block")
 
     def told_by_first(self, value: T) -> T:
         """Number 0's value, which may be any plain one."""

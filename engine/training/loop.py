@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +22,16 @@ from torch import Tensor
 from ..contract.errors import DataError, OptionError, is_out_of_memory
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
 from ..ops.randomness import undisturbed_randomness
-from .experts import ALL_LEVELS, choose_expert, draw_within
+from .experts import ALL_LEVELS, choose_expert
 from .fused_backward import FusedBackward
 from .group import Group
+from .micro_batch import drawn_error
 from .requests import Requests
 from .schedules import rates_by_name
 from .setup import Batch, Outcome, Settings, Setup, count_steps, fitting, step_seed
-from .sigmas import loss_weight
 from .states import Position
-from .step import flow_error, to_device
 from .validation import validation_losses
-from .watch import LEVELS, Watch, by_level
+from .watch import LEVELS, Watch, Window, by_level
 
 __all__ = ["Outcome", "Settings", "Setup", "count_steps", "step_seed", "train"]
 WEIGHT_NORM_EVERY = 10  # steps: it takes a few small products for each module
@@ -73,10 +71,10 @@ class _Training:
         self.levels = torch.zeros(2, LEVELS, device=setup.accelerator.device)  # losses of this step (training/watch.py)
         self.requests = Requests(setup, settings, self.group)
         self.expert, self.bounds = 0, ALL_LEVELS
-        self.window = deque(start.losses, maxlen=setup.batches_per_epoch)
+        self.window = Window(setup.batches_per_epoch, start.losses)
         self.first_step = start.step
         self.stopping = False  # asked for while samples were made
-        self.meter = Meter(self._shifted, total=settings.max_steps - start.step, unit="step", label="Training")
+        self.meter = Meter(self._shifted, total=settings.max_steps - start.step, unit="steps", label="Training")
 
     @property
     def position(self) -> Position:
@@ -85,17 +83,13 @@ class _Training:
             epoch=self.epoch,
             batch=self.batch,
             seed=self.seed,
-            losses=tuple(self.window),
+            losses=self.window.losses,
             not_finite=self.not_finite,
             batches_per_epoch=self.setup.batches_per_epoch,
             accumulation=self.settings.accumulation,
             processes=self.group.count,
             watch=self.watch.state(),
         )
-
-    @property
-    def average(self) -> float:
-        return sum(self.window) / len(self.window) if self.window else math.nan
 
     # --- events
 
@@ -138,7 +132,7 @@ class _Training:
 
     def _begin(self) -> None:
         settings = self.settings
-        self._say(Stage(name="training", message=f"{settings.max_steps} steps, {self.epochs} epochs"))
+        self._say(Stage(name="Training", message=f"{settings.max_steps} steps, {self.epochs} epochs"))
         self.group.copy_from_first([parameter.data for parameter in self.parameters])
         if self.step >= settings.max_steps:
             text = f"The state has {self.step} of {settings.max_steps} steps already"
@@ -154,7 +148,7 @@ class _Training:
     def _outcome(self, path: Path, *, stopped: bool) -> Outcome:
         self.meter.close()
         epoch = min(self.epoch + 1, self.epochs)
-        return Outcome(step=self.step, epoch=epoch, loss_average=self.average, path=path, stopped=stopped)
+        return Outcome(step=self.step, epoch=epoch, loss_average=self.window.mean, path=path, stopped=stopped)
 
     def _run_epoch(self) -> Path | None:
         """The rest of the current epoch. A path when a stop was asked for and everything is saved there."""
@@ -178,7 +172,7 @@ class _Training:
     def _end_epoch(self) -> None:
         """What an epoch's end brings. An epoch cut short by `max_steps` keeps its place, for a longer training."""
         epoch = self.epoch + 1
-        self._log({"loss/epoch": self.average}, epoch)
+        self._log({"loss/epoch": self.window.epoch_mean}, epoch)
         every = self.settings.sample_every_n_epochs
         saving = self.setup.checkpoints.due_after_epoch(epoch, self.epochs)
         sampling = bool(every) and epoch % (every or 1) == 0
@@ -205,7 +199,7 @@ class _Training:
         mine = range(self.group.number, count, self.group.count)
         batch = next(batches, None) if mine else None
         self._take_turn(batch)
-        for number in mine:
+        for number in self.group.rounds(count, self.setup.shared):
             batch = batch if number == mine[0] else next(batches, None)
             if batch is None:
                 raise DataError("The data ended before its epoch did.", "Were cache files removed while training?")
@@ -255,32 +249,8 @@ class _Training:
 
     def _loss(self, batch: Batch, number: int) -> Tensor:
         """The loss of micro-batch `number` of this step."""
-        setup, device = self.setup, self.accelerator.device
         seed = step_seed(self.seed, self.step, number)
-        torch.manual_seed(seed)  # dropout
-        latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32, non_blocking=True)
-        uniforms = batch.get("timesteps")
-        sigma_B, timestep_B = draw_within(
-            self.settings.sampling,
-            self.bounds,
-            count=latents_BCTHW.shape[0],
-            latent_size=(latents_BCTHW.shape[-2], latents_BCTHW.shape[-1]),
-            generator=torch.Generator().manual_seed(seed),
-            uniform_B=None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float32),
-        )
-        weight_B = loss_weight(self.settings.sampling.weighting_scheme, timestep_B)
-        generator = torch.Generator(device=device).manual_seed(seed ^ 1)
-        noise_BCTHW = torch.randn(latents_BCTHW.shape, generator=generator, device=device)
-        with self.accelerator.autocast():
-            error_BCTHW = flow_error(
-                setup.velocity,
-                latents_BCTHW,
-                to_device(setup.conditioning(batch), device),
-                sigma_B=sigma_B.to(device),
-                timestep_B=timestep_B.to(device),
-                noise_BCTHW=noise_BCTHW,
-                weight_B=None if weight_B is None else weight_B.to(device),
-            )
+        sigma_B, error_BCTHW = drawn_error(self.setup, self.settings.sampling, batch, seed=seed, bounds=self.bounds)
         self.levels += by_level(sigma_B, error_BCTHW.detach().flatten(1).mean(1))
         return error_BCTHW.mean()
 
@@ -306,7 +276,7 @@ class _Training:
         self.not_finite = 0
         self.window.extend(losses)
         loss = sum(losses) / len(losses)
-        values = {"loss/current": loss, "loss/average": self.average, **rates, **self.watch.add_levels(*levels)}
+        values = {"loss/current": loss, "loss/average": self.window.mean, **rates, **self.watch.add_levels(*levels)}
         if self.setup.experts is not None:
             values[f"loss/{self.setup.experts.names[self.expert]}"] = loss
         values["grad_norm"] = gradient_norm
@@ -411,11 +381,12 @@ class _Training:
             self._say(Warning_(message="There is nothing to make samples of: --sample_prompts was not given."))
             return
         self._modes(training=False)
-        if self.group.leads:
-            with self.meter.paused(), undisturbed_randomness(self.accelerator.device), torch.no_grad():
-                self.setup.on_sample(self.step, epoch)
+        with self.group.first(1, self.setup.shared) as mine:
+            if mine:
+                with self.meter.paused(), undisturbed_randomness(self.accelerator.device), torch.no_grad():
+                    self.setup.on_sample(self.step, epoch)
         self.stopping = self.group.told_by_first(self.setup.control.stop_requested)
-        self._say(Stage(name="training", message=f"{self.step} of {self.settings.max_steps} steps are done"))
+        self._say(Stage(name="Training", message=f"{self.step} of {self.settings.max_steps} steps are done"))
 
     def _modes(self, *, training: bool) -> None:
         """Dropout, and the weights that a schedule-free optimizer keeps apart for training and for use."""

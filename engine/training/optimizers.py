@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..contract.errors import OptionError
+from ..contract.packages import how_to_install
 from .arguments import check_names, find_class, parse_arguments
 from .came import CAME
 from .lion import Lion
@@ -230,7 +231,8 @@ def _class_of(name: str) -> tuple[Any, ...]:
         own = _THEIRS[lowered]
         return (
             own,
-            f"{name.partition('.')[0]} is not installed: taking the engine's own {own.__name__}, which is alike.",
+            f"{name.partition('.')[0]} is not installed: taking the engine's own {own.__name__}, which is alike. "
+            f"{how_to_install(lowered)}",
         )
     if _BITSANDBYTES.fullmatch(lowered):
         return (find_class("--optimizer_type", f"bitsandbytes.optim.{name}", home="", given=name),)

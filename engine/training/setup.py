@@ -16,6 +16,7 @@ from ..contract.errors import DataError, OptionError
 from ..contract.events import Control, Say
 from .checkpoints import Checkpoints
 from .experts import TrainedExperts
+from .group import SharedBase
 from .optimizers import BuiltOptimizer
 from .sigmas import SigmaSampling
 from .states import Position, StateParts
@@ -59,6 +60,7 @@ class Setup:
     samples, in the first process; epoch (from 1, 0 before training) is None when a step is the reason.
     `experts`: of several models that share the noise levels, `velocity` runs the one that was last brought in, and
     parameters that belong to the others have `requires_grad` off.
+    `shared`: the model, where processes share out its weights: they run it together, whether they need it or not.
     `history` is what a training that goes on shall know of before: something with state_dict() and load_state_dict().
     `clock` counts seconds, from anywhere.
     The accelerator must be made with gradient_accumulation_steps=1: the loop accumulates by itself.
@@ -80,6 +82,7 @@ class Setup:
     on_sample: Callable[[int, int | None], None] | None = None
     item_names: Callable[[int, int, int], list[str]] | None = None
     experts: TrainedExperts | None = None
+    shared: SharedBase | None = None
     history: Any = None
     validation: Validation | None = None
     clock: Callable[[], float] = time.monotonic

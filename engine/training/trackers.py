@@ -19,6 +19,7 @@ import numpy as np
 from ..contract import toml
 from ..contract.errors import OptionError
 from ..contract.files import in_the_way
+from ..contract.packages import how_to_install
 from .arguments import check_names, nearest
 
 if TYPE_CHECKING:
@@ -67,16 +68,22 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A run at Weights & Biases. `init` are arguments of wandb.init."""
+    """A run at Weights & Biases. `init` are arguments of wandb.init. OptionError when it takes none."""
 
     def __init__(self, api_key: str, init: Mapping[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
-        if api_key:
-            wandb.login(key=api_key)
         folder = init.get("dir")
         if folder:
             os.makedirs(folder, exist_ok=True)
-        self._run = wandb.init(**init)
+        try:
+            if api_key:
+                wandb.login(key=api_key)
+            self._run = wandb.init(**init)
+        except wandb.Error as error:  # no key, a wrong one, no connection, a project's name that it does not like
+            raise OptionError(
+                f"--log_with: wandb cannot begin a run: {' '.join(str(error).split())}",
+                "Give --wandb_api_key, log in with `wandb login`, or keep the run here with WANDB_MODE=offline.",
+            ) from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         # Epoch curves count in epochs, and a run takes only rising steps, so the count goes in as a value.
@@ -167,7 +174,8 @@ def _tracker_tables(path: str | Path | None) -> dict[str, dict[str, Any]]:
 
 def _require(package: str, log_with: str) -> None:
     if importlib.util.find_spec(package) is None:
+        way = "Mend it with: python -m env_bootstrap repair" if package == "tensorboard" else how_to_install(package)
         raise OptionError(
             f"--log_with {log_with} needs the package {package}, which is not in the engine's environment.",
-            f"Install {package} there, or choose another --log_with.",
+            f"{way} (or choose another --log_with)",
         )

@@ -53,23 +53,25 @@ class Validation:
 def validation_losses(setup: Setup, validation: Validation, group: Group, *, say: Say) -> dict[str, float]:
     """The mean loss over all clips: `loss/validation`, and `loss/validation_sigma_0.5` for each level.
 
-    Each process takes its share of the clips; all get the same numbers. Experts are brought in as the levels need
-    them, and the one of the highest level stays.
+    Each process takes its share of the clips; all get the same numbers, to the last bit those of one process. Experts
+    are brought in as the levels need them, and the one of the highest level stays.
     """
     sigmas, device = sorted(validation.sigmas), setup.accelerator.device
-    totals, turns = torch.zeros(len(sigmas), device=device), _turns(sigmas, setup.experts)
+    # a place for each, zero but in the process that has the clip: adding up over processes then rounds nothing
+    losses, turns = torch.zeros(validation.count, len(sigmas), device=device), _turns(sigmas, setup.experts)
     mine = len(range(group.number, validation.count, group.count))
-    meter = Meter(say, total=mine * len(turns), unit="clip", label="Validating")
+    meter = Meter(say, total=mine * len(turns), unit="clips", label="Validating")
     for expert, numbers in turns.items():
         if setup.experts is not None:
             setup.experts.use(expert)
-        for name, batch in validation.clips(group.number, group.count):
+        rounds = group.rounds(validation.count, setup.shared)
+        for clip, (name, batch) in zip(rounds, validation.clips(group.number, group.count), strict=True):
             latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32)
             cond = to_device(setup.conditioning(batch), device)
             for number in numbers:
                 sigma_B = torch.full((latents_BCTHW.shape[0],), sigmas[number], device=device)
                 with setup.accelerator.autocast():
-                    totals[number] += flow_step(
+                    losses[clip, number] = flow_step(
                         setup.velocity,
                         latents_BCTHW,
                         cond,
@@ -79,8 +81,8 @@ def validation_losses(setup: Setup, validation: Validation, group: Group, *, say
                     )
             meter.advance()
     meter.close()
-    group.add_up([totals])
-    means = (totals / validation.count).tolist()
+    group.add_up([losses])
+    means = losses.mean(0).tolist()
     each = {f"loss/validation_sigma_{sigma:g}": mean for sigma, mean in zip(sigmas, means, strict=True)}
     return {"loss/validation": sum(means) / len(means), **each}
 

@@ -1,4 +1,4 @@
-"""Whether a training goes well, from its losses: smoothed by noise level, and an early warning when they explode.
+"""Whether a training goes well, from its losses: averages, also by noise level, and a warning when they explode.
 
 Losses of single steps say little, since the noise level decides most of them. So each tenth of the levels has an
 average of its own, over about the last fifty samples in it. Knows numbers only; what it remembers goes into a state.
@@ -6,7 +6,9 @@ average of its own, over about the last fifty samples in it. Knows numbers only;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +37,39 @@ class Average:
         keep = (1 - 1 / SAMPLES) ** count
         self.total, self.weight = keep * self.total + (1 - keep) * value, keep * self.weight + (1 - keep)
         return self.total / self.weight
+
+
+class Window:
+    """The losses of the last micro-batches: as many as an epoch has, but SAMPLES at least.
+
+    musubi-tuner averages over the epoch alone, which for a dataset of one clip is nothing but the last loss.
+    """
+
+    def __init__(self, batches_per_epoch: int, losses: Iterable[float] = ()) -> None:
+        """`losses` are those of a state that a training goes on from."""
+        self._epoch = batches_per_epoch
+        self._losses = deque(losses, maxlen=max(batches_per_epoch, SAMPLES))
+
+    def extend(self, losses: Iterable[float]) -> None:
+        self._losses.extend(losses)
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return tuple(self._losses)
+
+    @property
+    def mean(self) -> float:
+        """NaN before the first loss, like `epoch_mean`."""
+        return _mean(self.losses)
+
+    @property
+    def epoch_mean(self) -> float:
+        """Over one epoch's micro-batches, however few."""
+        return _mean(self.losses[-self._epoch :])
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses) if losses else math.nan
 
 
 class Watch:

@@ -12,7 +12,9 @@ from torch import Tensor
 from engine.contract.events import Control, Log, Progress, Warning_
 from engine.data import config as dataset_file
 from engine.data.config import DatasetConfig
-from engine.data.pipeline import CacheReport, cache_latents, cache_text
+from engine.data.pipeline import cache_latents
+from engine.data.report import CacheReport
+from engine.data.text_pipeline import cache_text
 
 from ..clips import draw_item
 

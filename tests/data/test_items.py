@@ -11,6 +11,7 @@ import pytest
 from engine.contract.errors import DataError
 from engine.data import items
 from engine.data.config import Dataset
+from engine.media import images
 from tests.clips import draw_image
 
 
@@ -48,6 +49,12 @@ def test_a_folder_with_brackets_and_suffixes_of_both_cases(tmp_path):
     assert [source.path.name for source in found] == ["a.mp4", "b.MP4", "c.two.dots.WebM"]
     assert [source.stem for source in found] == ["a", "b", "c.two.dots"]
     assert {source.media for source in found} == {"video"} and found[0].caption == "a caption"
+
+
+@pytest.mark.skipif(".jxl" in images.suffixes(), reason="there is a plugin for JPEG XL here")
+def test_images_in_jpeg_xl_are_not_left_out_silently(tmp_path):
+    touch(tmp_path, "a.png", "b.jxl", "c.JXL")
+    assert "JPEG XL cannot be read without its plugin: b.jxl, c.JXL." in refusal(of_folder(tmp_path, "image"))
 
 
 def test_captions_are_stripped_and_lose_a_byte_order_mark(tmp_path):

@@ -13,6 +13,7 @@ from engine.contract.errors import DataError
 from engine.contract.events import Control
 from engine.data import cache, clips, fingerprints, pipeline
 from engine.data.config import load_config
+from engine.data.items import sources
 
 from ..clips import draw_image, draw_item
 from . import caching
@@ -31,7 +32,7 @@ def test_every_window_gets_a_cache_with_its_own_pictures(tmp_path):
         for window in ("00000-005", "00000-009", "00005-005")
     ]
     assert cache_names(config, "*.tmp") == []
-    for source in pipeline.sources(config.datasets[0]):
+    for source in sources(config.datasets[0]):
         for clip in clips.read(clips.plan(source, target_fps=16.0), target_fps=16.0):
             stored = cache.read(cache.latent_path(clip.window, "wan"))
             pixels = torch.from_numpy(clip.frames_FHWC).permute(3, 0, 1, 2)[None] / 127.5 - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import subprocess
@@ -88,14 +88,20 @@ def kill_at(folder: Path, script: str, *arguments: object) -> None:
     flag.unlink()
 
 
-def kill_in(folder: Path, work: Callable[..., None], *arguments: object, preload: str) -> None:
-    """As `kill_at`, for a function. The module `preload` is imported once for all children: they start at once."""
+def forked(work: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    """Start a function in a child. What all of them need is imported once, by the server that they are forked from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.writers", "tests.faults.caching_child", "engine.tasks.train"])
+    child = context.Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def kill_in(folder: Path, work: Callable[..., None], *arguments: object) -> None:
+    """As `kill_at`, for a function."""
     flag = folder / "flag"
     flag.unlink(missing_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
-    child = context.Process(target=work, args=(str(flag), *map(str, arguments)))
-    child.start()
+    child = forked(work, str(flag), *map(str, arguments))
     try:
         deadline = time.monotonic() + HOLD_S
         while not flag.exists():

@@ -6,7 +6,6 @@ quick run.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import time
@@ -17,20 +16,24 @@ import torch
 from safetensors.torch import load_file
 
 from engine.training.states import complaint
-from tests.faults.kit import HOLD_S, LEFTOVERS, needs_kill
+from tests.faults.kit import HOLD_S, LEFTOVERS, forked, needs_kill
 from tests.faults.training_child import train_flagged
 
 pytestmark = [pytest.mark.slow, needs_kill]
 KILLS = int(os.environ.get("MUSUBI_TEST_KILLS", "3"))
 STEPS = 4 + 2 * KILLS
+LIMIT_S = HOLD_S + 4 * STEPS  # of a whole training
 
 
 def start(flag: Path, step: int, words: list[str]):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine.tasks.train"])
-    child = context.Process(target=train_flagged, args=(str(flag), step, words))
-    child.start()
-    return child
+    return forked(train_flagged, str(flag), step, words)
+
+
+def finish(flag: Path, words: list[str]) -> None:
+    child = start(flag, 0, words)
+    child.join(LIMIT_S)
+    child.kill()  # if it still runs
+    assert child.exitcode == 0
 
 
 def loss_curve_of(out: Path) -> dict[str, list]:
@@ -56,9 +59,7 @@ def words(prepared, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(words, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    child = start(folder / "flag", 0, words(folder / "out"))
-    child.join(HOLD_S)
-    assert child.exitcode == 0
+    finish(folder / "flag", words(folder / "out"))
     return folder / "out"
 
 
@@ -80,9 +81,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_lora(words, undisturbed: P
         assert all(complaint(state) == "" for state in out.glob("*-state"))
         assert all(load_file(lora) for lora in out.glob("*.safetensors"))
     assert killed >= min(KILLS, 3)
-    child = start(flag, 0, words(out))
-    child.join(HOLD_S)
-    assert child.exitcode == 0
+    finish(flag, words(out))
     ours, theirs = load_file(out / "demo-lora.safetensors"), load_file(undisturbed / "demo-lora.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert loss_curve_of(out) == loss_curve_of(undisturbed)

@@ -11,9 +11,8 @@ from engine.contract.errors import DiskError
 from engine.contract.files import clean_leftovers
 from engine.demo.prepare import prepare
 from tests.faults.kit import LEFTOVERS, kill_in, needs_kill, small_disk
-from tests.faults.writers import IMAGES, WRITERS, prepare_slowly, write_slowly
+from tests.faults.writers import FOLDERS, WRITERS, prepare_slowly, write_slowly
 
-WRITERS_MODULE = "tests.faults.writers"
 IN_ONE_PIECE = ("LoRA", "latent", "job.toml", "contact sheet", "image", "png", "animation")
 MOMENTS = [
     *((name, "renaming") for name in WRITERS),
@@ -33,7 +32,7 @@ def test_killed_while_writing(tmp_path: Path, name: str, how: str) -> None:
     path = tmp_path / "out" / writer.name
     path.parent.mkdir()
     writer.write(path, 1, nothing)
-    kill_in(tmp_path, write_slowly, name, path, how, preload=WRITERS_MODULE)
+    kill_in(tmp_path, write_slowly, name, path, how)
     assert writer.read(path) == 1
     assert len(list(path.parent.glob(LEFTOVERS))) == 1 and clean_leftovers(path.parent) == 1
     writer.write(path, 2, nothing)
@@ -42,12 +41,14 @@ def test_killed_while_writing(tmp_path: Path, name: str, how: str) -> None:
 
 @needs_kill
 @pytest.mark.parametrize("how", ["middle", "renaming"])
-def test_killed_while_writing_a_folder_of_images(tmp_path: Path, how: str) -> None:
-    path = tmp_path / "out" / IMAGES.name
-    kill_in(tmp_path, write_slowly, "images", path, how, preload=WRITERS_MODULE)
+@pytest.mark.parametrize("name", FOLDERS)
+def test_killed_while_writing_a_new_folder(tmp_path: Path, name: str, how: str) -> None:
+    writer = FOLDERS[name]
+    path = tmp_path / "out" / writer.name
+    kill_in(tmp_path, write_slowly, name, path, how)
     assert not path.exists() and clean_leftovers(path.parent) == 1 and not list(path.parent.iterdir())
-    IMAGES.write(path, 2, nothing)
-    assert IMAGES.read(path) == 2
+    writer.write(path, 2, nothing)
+    assert writer.read(path) == 2
 
 
 @pytest.mark.parametrize("name", WRITERS, ids=lambda value: value.replace(" ", "_"))
@@ -69,11 +70,12 @@ def test_no_room_left(tmp_path: Path, name: str) -> None:
         assert writer.read(path) == 2
 
 
-def test_no_room_left_for_a_folder_of_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "spare"), [("images", 160 << 10), ("shards", 32 << 10)])  # for a part of them
+def test_no_room_left_for_a_new_folder(tmp_path: Path, name: str, spare: int) -> None:
     with small_disk(tmp_path / "disk", kib=1024) as disk:
-        fill(disk, spare=160 << 10)  # one of the four
+        fill(disk, spare=spare)
         with pytest.raises(DiskError, match="disk is full"):
-            IMAGES.write(disk / IMAGES.name, 1, nothing)
+            FOLDERS[name].write(disk / FOLDERS[name].name, 1, nothing)
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
@@ -92,7 +94,7 @@ def fill(disk: Path, *, spare: int) -> Path:
 )
 def test_killed_while_a_demo_is_prepared(tmp_path: Path, ending: str, how: str) -> None:
     folder = tmp_path / "demo"
-    kill_in(tmp_path, prepare_slowly, folder, ending, how, preload=WRITERS_MODULE)
+    kill_in(tmp_path, prepare_slowly, folder, ending, how)
     assert not (folder / "ready").exists() and len(list(folder.rglob(LEFTOVERS))) == 1
     prepared = prepare(folder)
     assert all(step.file.is_file() for step in prepared.steps) and (folder / "ready").exists()

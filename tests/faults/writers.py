@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.bench.files import write_random
 from engine.demo.prepare import prepare
 from engine.lora.files import write_lora
 from engine.media.charts import loss_curve
@@ -22,6 +23,7 @@ from engine.media.latents import load_latent, save_latent
 from engine.media.sheet import contact_sheet
 from engine.media.video import read_frames
 from engine.media.writing import write_images, write_png, write_video
+from engine.parts.weight_shards import stream_shards
 from engine.parts.weights import open_weights, write_weights
 from engine.talk import JobFolder
 from engine.training.states import Position, StateParts, find_latest_state, read_position, write_state
@@ -51,6 +53,13 @@ def _frames(value: int, pause: Pause) -> Iterator[np.ndarray]:
 
 def _seen(frame_HWC: np.ndarray) -> int:
     return round((float(frame_HWC.mean()) + 20) / 100)
+
+
+def _random(path: Path, value: int, pause: Pause) -> None:
+    """A checkpoint of random weights, whose first tensor's length tells the value."""
+    for number, _ in enumerate(write_random(path, {"norm.weight": (value,), "a.weight": (200, 200), "a.bias": (40,)})):
+        if number == 1:
+            pause()
 
 
 def _tensors(value: int) -> dict[str, torch.Tensor]:
@@ -160,18 +169,42 @@ WRITERS: dict[str, Writer] = {
         lambda path: _seen(read_image(path)),
         middle=True,
     ),
+    "random weights": Writer(
+        "m.safetensors",
+        _random,
+        lambda path: open_weights(path, role="--dit").shapes["norm.weight"][0],
+        middle=True,
+    ),
 }
-IMAGES = Writer(
-    "k",
-    lambda path, value, pause: write_images(path, _frames(value, pause)),
-    lambda path: _seen(read_image(path / f"{path.name}_003.png")),
-    middle=True,
-)
+
+
+def _write_shards(path: Path, value: int, pause: Pause) -> None:
+    tensors = _tensors(value)
+
+    def read(name: str) -> torch.Tensor:
+        if name == "part5":
+            pause()
+        return tensors[name]
+
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stream_shards(path, layout, read, shard_bytes=20_000)
+
+
+# Folders that never take another's place.
+FOLDERS: dict[str, Writer] = {
+    "images": Writer(
+        "k",
+        lambda path, value, pause: write_images(path, _frames(value, pause)),
+        lambda path: _seen(read_image(path / f"{path.name}_003.png")),
+        middle=True,
+    ),
+    "shards": Writer("l", _write_shards, _weights_value, middle=True),
+}
 
 
 def write_slowly(flag: str, name: str, path: str, how: str) -> None:
     """What the child does: reach the point at which it is killed. `how`: "middle", "half" or "renaming"."""
-    writer = IMAGES if name == "images" else WRITERS[name]
+    writer = (WRITERS | FOLDERS)[name]
     if how != "middle":
         hold(flag, writer.name, how)
     writer.write(Path(path), 2, pausing(flag) if how == "middle" else lambda: None)

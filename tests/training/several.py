@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.faults.kit import environment
 
-LIMIT_S = 60
+LIMIT_S = 180
 Found = list[dict[str, Any]]
 """What each process found, number 0 first."""
 
@@ -54,7 +54,9 @@ def train(folder: Path, values: dict[str, Any]):
 
     from engine.contract.events import Artifact, Metric, Warning_
     from engine.training.checkpoints import Keep
+    from engine.training.experts import TrainedExperts
     from engine.training.group import Group, join
+    from engine.training.validation import Validation
     from tests.training.toy_job import batches, job
 
     accelerator = join(torch.device("cpu"), mixed_precision=values.get("mixed_precision", "no"), timeout_minutes=1)
@@ -68,7 +70,21 @@ def train(folder: Path, values: dict[str, Any]):
             seen.append((epoch, int(batch["t5"][0][0])))
             yield batch
 
-    some = job(folder, setup={"accelerator": accelerator, "batches": mine}, **values)
+    setup: dict[str, Any] = {"accelerator": accelerator, "batches": mine}
+    if "validated_on" in values:
+        clips, sigmas = list(batches(0, 0, count=values.pop("validated_on"))), values.pop("sigmas")
+        setup["validation"] = Validation(
+            clips=lambda first, every: [(str(n), clips[n]) for n in range(first, len(clips), every)],
+            count=len(clips),
+            sigmas=sigmas,
+            seed=1,
+            every_n_steps=2,
+        )
+    if starts := values.pop("experts", None):
+        setup["experts"] = TrainedExperts(starts=starts, names=("low", "high"), use=lambda number: turn.append(number))
+        turn = [0]
+        values["velocity"] = lambda x_BCTHW, timestep_B, cond: (1 + turn[-1]) * some.dit(x_BCTHW, timestep_B, cond)
+    some = job(folder, setup=setup, **values)
     if group.number and not resume:  # as if each had begun from weights of its own
         for parameter in some.network.parameters():
             parameter.data.add_(1.0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from engine.contract.errors import OptionError, ProcessLost
-from engine.training.group import Group, device_of_process
+from engine.ops.device import device_of_process
+from engine.training.group import Group
 from tests.training.several import Found, run
 
 SAVING = {"keep": {"save_every_n_steps": 4, "save_state": True}, "max_steps": 10, "count": 7}
@@ -17,6 +19,11 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"count": 7, "accumulation": 2},  # and here one of two
     "dropout": {"dropout": 0.3, "scale_weight_norms": 0.2, "accumulation": 2},
     "whole": SAVING,
+}
+SIGMAS = [0.1, 0.35, 0.5, 0.9]
+VALIDATED: dict[str, dict[str, Any]] = {  # five clips: one process has more of them
+    "clips": {"lr": 0.0, "validated_on": 5, "sigmas": SIGMAS},
+    "experts": {"lr": 0.0, "validated_on": 5, "sigmas": SIGMAS, "experts": [0.0, 0.4]},
 }
 COMPARED = ("loss/current", "loss/average", "lr/unet", "grad_norm")
 
@@ -30,13 +37,13 @@ def doubled(values: dict[str, Any]) -> dict[str, Any]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Found]]:
     """(what one process found, what each of two found) in each case, and of two trainings that go on from a state."""
     folder = tmp_path_factory.mktemp("several")
-    one = run(folder / "one", 1, {name: doubled(values) for name, values in CASES.items()})
+    one = run(folder / "one", 1, {name: doubled(values) for name, values in (CASES | VALIDATED).items()})
     going_on = {
         "by two": {**SAVING, "resume": str(folder / "two" / "whole" / "toy-step00000004-state")},
         "from one": {**SAVING, "resume": str(folder / "one" / "whole" / "toy-step00000004-state")},
         "regrouped": {**SAVING, "accumulation": 2, "resume": str(folder / "one" / "whole" / "toy-step00000004-state")},
     }
-    two = run(folder / "two", 2, {**CASES, **going_on})
+    two = run(folder / "two", 2, {**CASES, **VALIDATED, **going_on})
     return {name: (one.get(name, one["whole"])[0], two[name]) for name in two}
 
 
@@ -54,6 +61,28 @@ def test_losses_and_lora_are_those_of_one_process_with_the_same_global_batch(fou
     one, (first, second) = found[case]
     same(one, first)
     assert first["weights"] == second["weights"], "the copies have drifted apart"
+
+
+@pytest.mark.parametrize("case", list(VALIDATED))
+def test_validation_gives_the_numbers_of_one_process_to_the_last_bit(found, case: str) -> None:
+    one, (first, second) = validations(found[case][0]), map(validations, found[case][1])
+    assert first == one and len(one) == 6 and second == []
+    assert all(values == one[0] for values in one), "nothing is learnt at a learning rate of 0"
+
+
+def test_each_level_is_validated_with_its_own_expert(found) -> None:
+    """One expert's velocity is twice the other's here; the levels of the first are those of a training without."""
+    with_experts, without = (validations(found[case][0])[0] for case in ("experts", "clips"))
+    same = {sigma: with_experts[level(sigma)] == without[level(sigma)] for sigma in SIGMAS}
+    assert same == {0.1: True, 0.35: True, 0.5: False, 0.9: False}
+
+
+def level(sigma: float) -> str:
+    return f"loss/validation_sigma_{sigma:g}"
+
+
+def validations(process: dict[str, Any]) -> list[dict[str, float]]:
+    return [values for values in process["metrics"] if "loss/validation" in values]
 
 
 def test_each_batch_of_an_epoch_is_seen_once_by_one_of_them(found) -> None:
@@ -92,6 +121,8 @@ def test_another_global_batch_goes_on_at_an_epoch_s_beginning_and_says_so(found)
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
+    assert device_of_process(torch.device("cuda", 1)) == torch.device("cuda", 1)  # alone: what was asked for
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(OptionError, match="needs a GPU for each process, but torch sees 2"):
         device_of_process(torch.device("cuda"))
     assert device_of_process(torch.device("cpu")) == torch.device("cpu")
@@ -113,6 +144,17 @@ def test_a_broken_connection_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(torch.distributed, "all_reduce", failing(error))
         with pytest.raises(expected, match=str(error).partition("\n")[0]):
             group.add_up([torch.zeros(2)])
+
+
+def test_processes_that_ran_different_blocks_of_a_shared_base_are_found_out(monkeypatch) -> None:
+    """What they gathered is made of parts of different blocks: numbers like any others."""
+    group, shared = object.__new__(Group), SimpleNamespace(gathered=7)
+    group.number, group.count = 0, 2
+    monkeypatch.setattr(group, "told_by_first", lambda value: 7)
+    assert list(group.rounds(4, shared)) == [0, 2]
+    shared.gathered = 8
+    with pytest.raises(RuntimeError, match="ran different blocks"):
+        list(group.rounds(4, shared))
 
 
 def failing(error: Exception):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from engine.contract.errors import DataError, OptionError
 from engine.contract.events import Artifact, Control, Metric, Progress, Warning_
-from engine.training import loop
+from engine.training import micro_batch
 from engine.training.checkpoints import Keep
 from engine.training.loop import _Training, count_steps, step_seed
 from engine.training.schedules import Schedule
@@ -218,7 +218,9 @@ def test_sampling_and_saving_do_not_disturb_the_training(tmp_path: Path) -> None
     assert disturbed.losses == plain.losses
 
 
-def test_metrics_average_over_the_epoch_window(tmp_path: Path) -> None:
+def test_metrics_average_over_more_than_a_short_epoch(tmp_path: Path) -> None:
+    """In the reference the average of a dataset of one clip is its last loss."""
+
     class Recorder:
         def __init__(self) -> None:
             self.logged: list = []
@@ -235,8 +237,7 @@ def test_metrics_average_over_the_epoch_window(tmp_path: Path) -> None:
     metrics = some.said(Metric)
     assert [event.step for event in metrics] == list(range(1, 11)) and metrics[5].epoch == 2
     for number, event in enumerate(metrics, 1):
-        window = some.losses[max(0, number - ITEMS) : number]
-        assert event.values["loss/average"] == pytest.approx(sum(window) / len(window))
+        assert event.values["loss/average"] == pytest.approx(sum(some.losses[:number]) / number)
     names = {name for name in metrics[0].values if not name.startswith("loss/sigma_")}
     assert names == {
         "loss/current", "loss/average", "lr/unet", "grad_norm", "max_norm/keys_scaled", "max_norm/average_key_norm",
@@ -244,7 +245,9 @@ def test_metrics_average_over_the_epoch_window(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [event.step for event in metrics if "weight_norm" in event.values] == [10]
     epochs = [(step, values) for step, values in recorder.logged if "loss/epoch" in values]
-    assert epochs[0] == (1, {"loss/epoch": metrics[4].values["loss/average"]}) and len(epochs) == 2
+    assert [step for step, _ in epochs] == [1, 2]
+    for (_, values), first in zip(epochs, (0, ITEMS), strict=True):
+        assert values["loss/epoch"] == pytest.approx(sum(some.losses[first : first + ITEMS]) / ITEMS)
     assert len(recorder.logged) == 12
 
 
@@ -255,7 +258,7 @@ def test_progress_counts_the_whole_training_after_a_resume(tmp_path: Path) -> No
     second.resume(tmp_path / "toy-step00000004-state")
     told = second.said(Progress)
     assert (told[0].done, told[0].total) == (5, 10) and (told[-1].done, told[-1].total) == (10, 10)
-    assert told[-1].unit == "step"
+    assert told[-1].unit == "steps"
 
 
 def exploding(steps: set[int]):
@@ -393,7 +396,7 @@ def test_a_step_that_runs_out_of_memory_costs_no_step_before_it(tmp_path: Path) 
 
     first = job(tmp_path / "parts", accumulation=2)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-        patched.setattr(loop, "flow_error", once)
+        patched.setattr(micro_batch, "flow_error", once)
         first.run()
     (state,) = (tmp_path / "parts").glob("*-state")
     second = job(tmp_path / "parts", accumulation=2)

@@ -139,7 +139,13 @@ def test_a_missing_package_is_one_error_with_the_line_that_installs_it(
     with pytest.raises(OptionError) as caught:
         choose_optimizer(name, [], lr=1e-3)
     assert f"--optimizer_type {name}:" in caught.value.message
-    assert f'"{sys.executable}" -m pip install {package}.' in caught.value.hint
+    assert caught.value.hint.startswith(f"Install it with: python -m env_bootstrap add {package} (or choose")
+
+
+def test_a_package_of_the_person_s_own_is_installed_with_pip() -> None:
+    with pytest.raises(OptionError) as caught:
+        choose_optimizer("no_such_package.Best", [], lr=1e-3)
+    assert f'"{sys.executable}" -m pip install no_such_package (or' in caught.value.hint
 
 
 def test_what_cannot_take_a_step_is_refused_before_there_is_anything_to_train() -> None:

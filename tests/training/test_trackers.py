@@ -40,6 +40,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         module.inits.append({key: value for key, value in locals().items() if value is not None and key != "module"})
         return module.run
 
+    module.Error = type("Error", (Exception,), {})
     module.login = lambda *, key: module.keys.append(key)
     module.init = init
     monkeypatch.setitem(sys.modules, "wandb", module)
@@ -106,6 +107,18 @@ def test_wandb_is_told_project_name_folder_and_options(wandb, tmp_path: Path) ->
     assert wandb.run.finished
 
 
+@pytest.mark.parametrize("fails", ["login", "init"])
+def test_what_wandb_refuses_is_one_line_and_not_a_fault_of_ours(wandb, monkeypatch, tmp_path: Path, fails: str) -> None:
+    def refuse(**values: Any) -> None:
+        raise wandb.Error("No API key\nconfigured.")
+
+    (open_tracker,) = choose_trackers("wandb", logging_dir=tmp_path, wandb_api_key="key")
+    monkeypatch.setattr(wandb, fails, refuse)
+    with pytest.raises(OptionError, match="wandb cannot begin a run: No API key configured.") as caught:
+        open_tracker()
+    assert "--wandb_api_key" in caught.value.hint and "WANDB_MODE=offline" in caught.value.hint
+
+
 def test_a_settings_file_adds_to_wandb_but_a_flag_keeps_its_word(wandb, tmp_path: Path) -> None:
     """The reference lets the file replace --wandb_run_name."""
     config = settings_file(tmp_path, '[wandb]\nentity = "team"\nproject = "dogs"\nname = "of the file"\n')
@@ -146,6 +159,13 @@ def test_trackers_that_cannot_be_had(tmp_path: Path) -> None:
         choose_trackers("paper", logging_dir=None)
     with pytest.raises(OptionError, match="there is no such file"):
         choose_trackers("tensorboard", logging_dir=tmp_path, tracker_config=tmp_path / "gone.toml")
-    if importlib.util.find_spec("wandb") is None:
-        with pytest.raises(OptionError, match="needs the package wandb"):
-            choose_trackers("wandb", logging_dir=None)
+
+
+@pytest.mark.parametrize(("package", "way"), [("wandb", "add wandb"), ("tensorboard", "repair")])
+def test_a_missing_tracker_comes_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, way: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=f"needs the package {package}") as caught:
+        choose_trackers(package, logging_dir=tmp_path)
+    assert f"python -m env_bootstrap {way} " in caught.value.hint

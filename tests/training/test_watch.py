@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
-from engine.training.watch import LEVELS, SAMPLES, Average, Watch, by_level
+from engine.training.watch import LEVELS, SAMPLES, Average, Watch, Window, by_level
 
 
 def test_losses_fall_into_tenths_of_sigma() -> None:
@@ -29,6 +30,25 @@ def test_many_samples_at_once_are_as_many_alike_one_by_one() -> None:
     for _ in range(7):
         value = alone.add(4.0)
     assert together.add(4.0, 7) == pytest.approx(value)
+
+
+def test_the_window_of_a_small_dataset_reaches_over_several_epochs() -> None:
+    """In the reference the average of a dataset of one clip is its last loss."""
+    losses = [float(number % 7) for number in range(3 * SAMPLES)]
+    one, many = Window(1), Window(2 * SAMPLES)
+    assert math.isnan(one.mean) and math.isnan(one.epoch_mean)
+    one.extend(losses), many.extend(losses)
+    assert one.mean == pytest.approx(sum(losses[-SAMPLES:]) / SAMPLES) and one.epoch_mean == losses[-1]
+    assert many.mean == many.epoch_mean == pytest.approx(sum(losses[SAMPLES:]) / (2 * SAMPLES))
+
+
+def test_a_stored_window_goes_on_as_if_it_had_not_been_stored() -> None:
+    whole, first = Window(3), Window(3)
+    losses = [1.0 / number for number in range(1, 2 * SAMPLES)]
+    whole.extend(losses), first.extend(losses[:60])
+    rest = Window(3, json.loads(json.dumps(first.losses)))
+    rest.extend(losses[60:])
+    assert (rest.mean, rest.epoch_mean) == (whole.mean, whole.epoch_mean)
 
 
 def told(watch: Watch, losses: list[float]) -> list[int]:
