@@ -28,6 +28,16 @@ def nodes() -> tuple[Node, ...]:
 
 
 @cache
+def _by_id() -> Mapping[str, Node]:
+    return {node.id: node for node in nodes()}
+
+
+def by_id(node_id: str) -> Node | None:
+    """The node of this class name in a prompt, None when it is not ours."""
+    return _by_id().get(node_id)
+
+
+@cache
 def recorded_order() -> Mapping[str, list[str]]:
     """The ids of each node's inputs in the order in which they came to be."""
     found: dict[str, list[str]] = json.loads(ORDER.read_text(encoding="utf-8")) if ORDER.is_file() else {}
@@ -69,6 +79,6 @@ def execute(node: Node, hidden: Any, given: Mapping[str, Any]) -> Any:
 
 def comfy_class(node: Node) -> type:
     """The class that ComfyUI registers."""
-    from . import comfy_types
+    from . import checking, comfy_types
 
-    return comfy_types.node_class(node, inputs=ordered(node), execute=execute)
+    return comfy_types.node_class(node, inputs=ordered(node), execute=execute, check=checking.refusal_now)

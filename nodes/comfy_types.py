@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ def node_class(
     *,
     inputs: Sequence[Input],
     execute: Callable[[Node, Any, Mapping[str, Any]], Any],
+    check: Callable[[Node, str], str],
 ) -> type:
     """A class of ComfyUI's for a node. Its schema is made anew whenever ComfyUI asks, with the files of that moment."""
 
@@ -31,6 +33,14 @@ def node_class(
         assert node.fingerprint is not None
         return node.fingerprint(given)
 
+    def validate(cls: Any, **told_at: Any) -> bool | str:
+        return check(node, str(cls.hidden.unique_id)) or True
+
+    # ComfyUI says a refusal once for each input that the signature names, and leaves its own check of these out.
+    names = ("cls", node.told_at)
+    validate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names if name]
+    )
     members: dict[str, Any] = {
         "define_schema": classmethod(define_schema),
         "execute": classmethod(run),
@@ -39,6 +49,8 @@ def node_class(
     }
     if node.fingerprint is not None:
         members["fingerprint_inputs"] = classmethod(fingerprint)
+    if node.told_at:
+        members["validate_inputs"] = classmethod(validate)
     return type(node.name, (io.ComfyNode,), members)
 
 
@@ -66,7 +78,8 @@ def made(item: Input) -> Any:
 
 
 def _socket(item: Socket) -> Any:
-    told = {"display_name": item.label or None, "tooltip": item.help, "optional": item.optional}
+    # No display_name: the page would save it with the graph and prefer it to the reader's language (locales/).
+    told = {"tooltip": item.help, "optional": item.optional}
     types = [_type(name) for name in item.types]
     if len(types) == 1:
         return types[0].Input(item.id, **told)

@@ -61,6 +61,12 @@ class Dataset:
             found.append(str(table.get(CACHE_KEY) or (given.parent if given.is_file() else given)))
         return found
 
+    def look_for_sources(self) -> None:
+        """DataError unless the media's folders and lists are there: what is cached already can be trained without."""
+        for source in map(Path, self.sources):
+            if not source.exists():
+                raise DataError(f"{source}: there is no such folder.", "Correct the path.")
+
     def stamp(self) -> list[Any]:
         """What changes when a file of the dataset does."""
         places = [
@@ -206,6 +212,8 @@ def _of_folder(chosen: Mapping[str, Any]) -> dict[str, Any]:
             names=("folder",),
         )  # fmt: skip
     folder = paths.named(chosen["folder"])
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder.", "Press R to read the folders again, and choose.")
     videos = chosen["kind"] == "videos" or (chosen["kind"] == "auto" and _has_videos(folder))
     table: dict[str, Any] = {
         "video_directory" if videos else "image_directory": str(folder),
@@ -276,6 +284,9 @@ def _looked_up(document: Mapping[str, Any], *, beside: Path | None) -> list[dict
                 values[key] = str(_path(values[key], key, beside))
         if not any(key in values for key in (*FOLDER_KEYS, *LIST_KEYS)):
             raise DataError("A [[datasets]] table names no media.", "Add video_directory or image_directory.")
+        ending = values.get("caption_extension")
+        if isinstance(ending, str) and set(ending) & set("/\\:\0"):
+            raise DataError(f"caption_extension {ending[:100]!r} is no ending of a file name.", "Use .txt.")
         for key in LIST_KEYS:
             if key in values:
                 _check_list(Path(values[key]))
@@ -355,6 +366,7 @@ def _fingerprint(inputs: Mapping[str, Any]) -> str:
 def config_node() -> Node:
     return Node(
         name="DatasetConfig", title="Dataset Config", group="Dataset", fingerprint=_fingerprint, execute=_execute,
+        check=_execute, told_at="source",
         help="Describes what is trained on: a folder of clips with captions, a dataset file, or a text. Writes the "
         "file that the engine reads. Chain several to train on all of them.",
         inputs=(

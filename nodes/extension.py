@@ -11,9 +11,10 @@ class Extension(ComfyExtension):
     """All nodes of the pack."""
 
     async def on_load(self) -> None:
-        from . import demo, routes
+        from . import demo, host, routes
 
         routes.add()
+        host.follow_queue()
         demo.register()
 
     async def get_node_list(self) -> list[type]:

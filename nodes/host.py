@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,44 @@ def prompt_id() -> str:
     return "" if context is None else str(context.prompt_id)
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A prompt in the API's form, and the page that queued it ("" for none)."""
+
+    prompt: Mapping[str, Any]
+    page: str
+
+
+_queued: ContextVar[Queued] = ContextVar("the prompt that is being queued")
+
+
+def follow_queue() -> None:
+    """From now on, `queued_prompt` knows the prompt: ComfyUI checks it in the context in which it told us of it."""
+    from server import PromptServer
+
+    def remember(data: Any) -> Any:
+        told = data if isinstance(data, dict) else {}
+        prompt = told.get("prompt")
+        _queued.set(Queued(prompt if isinstance(prompt, dict) else {}, str(told.get("client_id") or "")))
+        return data
+
+    if hasattr(getattr(PromptServer, "instance", None), "add_on_prompt_handler"):
+        PromptServer.instance.add_on_prompt_handler(remember)
+
+
+def queued() -> Queued:
+    """The prompt that is just being queued; an empty one when nobody told us."""
+    return _queued.get(Queued({}, ""))
+
+
 # --------------------------------------------------------------------------------------------------------- messages
 
 
-def send(message: str, data: Mapping[str, Any]) -> None:
-    """A message to every open page."""
+def send(message: str, data: Mapping[str, Any], *, page: str | None = None) -> None:
+    """A message to every open page, or to one."""
     from server import PromptServer
 
-    PromptServer.instance.send_sync(message, dict(data))
+    PromptServer.instance.send_sync(message, dict(data), page)
 
 
 def show_progress(node_id: str, done: float, total: float) -> None:

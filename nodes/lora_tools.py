@@ -38,6 +38,20 @@ def _target(call: Call, kind: str, source: str, ending: str) -> Path:
     return paths.result_folder(kind) / (paths.safe_name(given or named_after(source, ending), "name") + ".safetensors")
 
 
+Asked = Callable[[Call], tuple[dict[str, Any], Path]]
+"""The options that a node's inputs mean, and the file that comes of it."""
+
+
+def _functions(verb: str, asked: Asked) -> tuple[Callable[[Call], Outcome], Callable[[Call], Outcome]]:
+    """`execute` and `check` of a tool's node."""
+
+    def check(call: Call) -> Outcome:
+        jobs.job_of(verb, None, asked(call)[0])
+        return tasks.coming(call)
+
+    return lambda call: _run(call, verb, *asked(call)), check
+
+
 def _run(call: Call, verb: str, values: dict[str, Any], file: Path) -> Outcome:
     """Run the tool unless its result is there; file name and path are the node's results."""
     job = jobs.job_of(verb, None, values)
@@ -57,15 +71,17 @@ def _converter() -> Node:
     made = widgets.of_options(_options("lora convert"))
     made.sort(key=lambda widget: widget.advanced)
 
-    def execute(call: Call) -> Outcome:
+    def asked(call: Call) -> tuple[dict[str, Any], Path]:
         values = widgets.to_options(made, call.inputs)
         if "input" not in values:
             raise OptionError("No LoRA is chosen.", hint="Choose one in input.", names=("input",))
         file = _target(call, "lora", call.inputs["input"], str(values["target"]))
-        return _run(call, "lora convert", {**values, "output": str(file)}, file)
+        return {**values, "output": str(file)}, file
 
+    execute, check = _functions("lora convert", asked)
     return Node(
-        name="LoRAFormatConverter", title="LoRA Format Converter", group="LoRA", execute=execute, is_output=True,
+        name="LoRAFormatConverter", title="LoRA Format Converter", group="LoRA", is_output=True, execute=execute,
+        check=check, told_at="name",
         help="Writes a LoRA with the names that another program wants; what it does to the model stays the same.",
         inputs=(*made, _name_widget()), results=LORA_RESULTS, aliases=("diffusers", "kohya", "peft", "convert lora"),
     )  # fmt: skip
@@ -80,7 +96,7 @@ def _merger() -> Node:
         "does what all of them do together.",
     )  # fmt: skip
 
-    def execute(call: Call) -> Outcome:
+    def asked(call: Call) -> tuple[dict[str, Any], Path]:
         stack = sockets.to_options(_options("lora merge"), call.inputs)
         if not stack:
             raise OptionError("The LoRA stack is empty.", hint="Choose LoRAs in the stack node.", names=("loras",))
@@ -89,10 +105,12 @@ def _merger() -> Node:
         first = values.get("dit", "merged") if model else stack["lora_weight"][0]
         file = _target(call, "dit" if model else "lora", str(first), "merged")
         target = {"save_merged_model" if model else "save_merged_lora": str(file)}
-        return _run(call, "lora merge", {**values, **target}, file)
+        return {**values, **target}, file
 
+    execute, check = _functions("lora merge", asked)
     return Node(
-        name="LoRAMerger", title="LoRA Merger", group="LoRA", execute=execute, is_output=True,
+        name="LoRAMerger", title="LoRA Merger", group="LoRA", is_output=True, execute=execute, check=check,
+        told_at="loras",
         help="Merges LoRAs into a model file, or several LoRAs into one.",
         inputs=(Socket(id="loras", types=(LORAS,), help="From a LoRA Stack node."), write, *made, _name_widget()),
         results=(
@@ -114,7 +132,7 @@ def _averager() -> Node:
     )  # fmt: skip
     stack = Socket(id="loras", types=(LORAS,), optional=True, help="Or the LoRAs themselves, in this order.")
 
-    def execute(call: Call) -> Outcome:
+    def asked(call: Call) -> tuple[dict[str, Any], Path]:
         given = call.inputs.get("loras")
         if isinstance(given, sockets.LoraStack) and given.loras:
             files = [entry.path for entry in given.loras]
@@ -124,10 +142,12 @@ def _averager() -> Node:
             raise OptionError("No LoRA is chosen.", hint="Choose one in lora, or connect a stack.", names=("lora",))
         file = _target(call, "lora", NUMBERED.sub("", Path(files[0]).stem), "ema")
         values = {**widgets.to_options(made, call.inputs), "path": files, "output_file": str(file)}
-        return _run(call, "lora ema", values, file)
+        return values, file
 
+    execute, check = _functions("lora ema", asked)
     return Node(
-        name="LoRAPostHocEMA", title="LoRA Post-Hoc EMA", group="LoRA", execute=execute, is_output=True,
+        name="LoRAPostHocEMA", title="LoRA Post-Hoc EMA", group="LoRA", is_output=True, execute=execute, check=check,
+        told_at="name",
         help="Averages the LoRAs that one training saved on its way: steadier than the last of them.",
         inputs=(stack, lora, *made, _name_widget()), results=LORA_RESULTS, aliases=("average", "ema"),
     )  # fmt: skip

@@ -26,6 +26,7 @@ from ..engine.contract.events import (
     Hello,
     Log,
     Metric,
+    Plan,
     Preview,
     Progress,
     Resource,
@@ -40,7 +41,7 @@ OVER = ("done", "stopped", "failed")
 MOST_POINTS, MOST_RESOURCE_POINTS = 2000, 600
 MOST_WAITING = 400
 LOG_BYTES = 64 << 10
-FORWARDED = (Metric, Preview, Artifact, Resource, Log, Warning_)
+FORWARDED = (Metric, Preview, Artifact, Resource, Plan, Log, Warning_)
 LONGEST_MESSAGE = 2000
 
 
@@ -109,6 +110,7 @@ class Run:
         self.metrics, self.resources = Series(MOST_POINTS), Series(MOST_RESOURCE_POINTS)
         self.previews: list[dict[str, Any]] = []
         self.artifacts: list[dict[str, str]] = []
+        self.plan: dict[str, Any] | None = None  # what it will take of memory, as the engine worked it out
         self.step = 0
         self.lines: deque[str] = deque(maxlen=MOST_WAITING)
         self._lock = threading.RLock()
@@ -134,6 +136,8 @@ class Run:
                 self.previews.append({**self._file(event.path), "label": event.label, "step": self.step})
             elif isinstance(event, Artifact):
                 self.artifacts.append({"kind": event.kind, **self._file(event.path)})
+            elif isinstance(event, Plan):
+                self.plan = json.loads(write(event))
             elif isinstance(event, Warning_):
                 self.message = event.message
                 self.lines.append(f"warning: {event.message}")
@@ -197,7 +201,7 @@ class Run:
         with self._lock:
             return {
                 **self.summary(), "metrics": self.metrics.as_json(), "resources": self.resources.as_json(),
-                "previews": list(self.previews), "artifacts": list(self.artifacts),
+                "previews": list(self.previews), "artifacts": list(self.artifacts), "plan": self.plan,
                 "log": {"text": text, "offset": offset},
             }  # fmt: skip
 

@@ -101,7 +101,8 @@ def _node(name: str) -> Node | None:
         return Outcome(values=(Settings(name, found, tuple(stamps)),))
 
     return Node(
-        name=name, title=TITLES[name], group="Train", help=HELP[name], inputs=inputs, execute=execute,
+        name=name, title=TITLES[name], group="Train", help=HELP[name], inputs=inputs, execute=execute, check=execute,
+        told_at=next((widget.id for widget in made if widget.id == "prompts"), ""),
         results=(Result(id=socket_name(name), type=settings_type(name), help="For a LoRA trainer."),),
         aliases=ALIASES[name],
     )  # fmt: skip

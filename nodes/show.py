@@ -1,7 +1,8 @@
 """What a run shows: ComfyUI's own progress bar on the node, and our messages to every open page, whose panel says more.
 
-Called a few times a second by whoever waits for the run, so that a chatty engine costs nothing. The three messages are
-`musubi.run` (a summary), `musubi.event` (one of the engine's events) and `musubi.environment`.
+Called a few times a second by whoever waits for the run, so that a chatty engine costs nothing. The messages are
+`musubi.run` (a summary), `musubi.event` (one of the engine's events), `musubi.environment`, and `musubi.refused` (why a
+node cannot run, to the page that queued it).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from . import host
 from .runs import Run
 
-RUN, EVENT, ENVIRONMENT = "musubi.run", "musubi.event", "musubi.environment"
+RUN, EVENT, ENVIRONMENT, REFUSED = "musubi.run", "musubi.event", "musubi.environment", "musubi.refused"
 
 
 def tell(run: Run) -> None:
@@ -31,3 +32,8 @@ def tell(run: Run) -> None:
 def environment(state: dict[str, Any]) -> None:
     """Tell every page how the environment is, or how its making goes."""
     host.send(ENVIRONMENT, state)
+
+
+def refused(node: str, message: str, *, page: str) -> None:
+    """Tell a page why a node of the graph that it queued cannot run."""
+    host.send(REFUSED, {"node": node, "message": message}, page=page)

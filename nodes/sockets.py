@@ -25,6 +25,14 @@ KINDS = {"dataset": DATASET, "image": IMAGE, "video": VIDEO}
 _FROM_STACK = re.compile(r"\w+_multiplier(_\w+)?|(include|exclude)_patterns")
 
 
+class Coming:
+    """Stands for what another node will give, while a prompt is looked at before it runs."""
+
+
+COMING = Coming()
+WHEN_RUN = "made when the graph runs"
+
+
 @dataclass(frozen=True)
 class Lora:
     """One entry of a LoRA stack. Patterns are regular expressions, "" for none."""
@@ -42,6 +50,9 @@ class LoraStack:
 
     loras: tuple[Lora, ...] = ()
     options: Mapping[str, Any] | None = None
+
+
+COMING_LORAS = LoraStack((Lora(WHEN_RUN, WHEN_RUN),))
 
 
 def models_type(node_name: str) -> str:
@@ -86,7 +97,9 @@ def to_options(options: Iterable[Option], inputs: Mapping[str, Any]) -> dict[str
         given = inputs.get(socket_id(option)) if type_of(option) else None
         if given is None:
             continue
-        if type_of(option) == DATASET:
+        if isinstance(given, Coming):
+            found[option.name] = [WHEN_RUN] if option.many else WHEN_RUN
+        elif type_of(option) == DATASET:
             found[option.name] = _file_of(given)
         elif type_of(option) == LORAS:
             found.update(_stack(option.name, given, names))

@@ -115,6 +115,9 @@ class Outcome:
 class Node:
     """A node. `fingerprint` says from the widgets' values whether something outside the graph has changed.
 
+    `check` finds what `execute` would refuse without running anything, and gives stand-ins for what is not made yet;
+    `told_at` is the input at which ComfyUI shows it when the prompt is queued, "" for none.
+
     `kind` is what the nodes of all families have in common ("Generator"), `family` the title of this one's.
     """
 
@@ -126,6 +129,8 @@ class Node:
     results: tuple[Result, ...]
     execute: Callable[[Call], Outcome]
     fingerprint: Callable[[Mapping[str, Any]], str] | None = None
+    check: Callable[[Call], Outcome] | None = None
+    told_at: str = ""
     is_output: bool = False
     aliases: tuple[str, ...] = ()
     kind: str = ""

@@ -50,6 +50,12 @@ def found_again(call: Call, key: str, verb: str, family: str) -> tuple[Run, dict
     return this, noted
 
 
+def coming(call: Call) -> Outcome:
+    """Stand-ins for a node's results, for a check."""
+    known = {LORAS: sockets.COMING_LORAS, DATASET: call.inputs.get("dataset")}
+    return Outcome(values=tuple(known.get(result.type, sockets.COMING) for result in call.node.results))
+
+
 def key_of_file(job: Job, file: Path) -> str:
     """The key of a result that is one file of this name."""
     return manifest.key_of(job, beside={"file": str(file)})
@@ -71,15 +77,23 @@ def _cache_node(verb: str, name: str, title: str, help_text: str) -> Node:
     options = places.any_family_options(verb)
     made = widgets.of_options(options.values())
 
-    def execute(call: Call) -> Outcome:
+    def job_of(call: Call) -> Job:
         dataset, models = dataset_of(call.inputs["dataset"]), models_of(call.inputs["models"])
         own = widgets.to_options(made, call.inputs, changed_only=True)
-        known = places.of_command(verb, models.family)
-        _refuse_foreign(own, known, models.family)
+        _refuse_foreign(own, places.of_command(verb, models.family), models.family)
         values = {**fitting(verb, models.family, models.options), **own, "dataset_config": dataset.path}
-        job = jobs.job_of(verb, models.family, values)
+        return jobs.job_of(verb, models.family, values)
+
+    def check(call: Call) -> Outcome:
+        job_of(call)
+        dataset_of(call.inputs["dataset"]).look_for_sources()
+        return coming(call)
+
+    def execute(call: Call) -> Outcome:
+        job, dataset, models = job_of(call), call.inputs["dataset"], call.inputs["models"]
         key = manifest.key_of(job, beside={"dataset": dataset.stamp()})
-        again = None if own.get("recache") else found_again(call, key, verb, models.family)
+        recache = call.inputs.get("recache")
+        again = None if recache else found_again(call, key, verb, models.family)
         if again is not None:
             return finished(call, (dataset,), again[0])
         this = jobs.run_job(call, job)
@@ -88,7 +102,8 @@ def _cache_node(verb: str, name: str, title: str, help_text: str) -> Node:
         return finished(call, (dataset,), this)
 
     return Node(
-        name=name, title=title, group="Cache", help=help_text, execute=execute, is_output=True,
+        name=name, title=title, group="Cache", help=help_text, execute=execute, is_output=True, check=check,
+        told_at="models",
         inputs=(
             Socket(id="dataset", types=(DATASET,), help="From a Dataset Config node."),
             Socket(id="models", types=_any_models(), help="From a Model Paths node of any family."),
@@ -130,12 +145,16 @@ def _trainer(family: str) -> Node:
     def execute(call: Call) -> Outcome:
         return _train(call, family, made)
 
+    def check(call: Call) -> Outcome:
+        _training_job(call, family, made)
+        return coming(call)
+
     return Node(
         name=f"{name}LoRATrainer", title=f"{title} LoRA Trainer", group="Train", kind="LoRATrainer", family=title,
         is_output=True,
         help=f"Trains a LoRA for {title} and puts it into ComfyUI's loras folder, under musubi. Cancel stops within "
         "seconds; Stop and save on the node ends the step at hand and keeps everything.",
-        inputs=inputs, execute=execute, fingerprint=_trained_fingerprint,
+        inputs=inputs, execute=execute, fingerprint=_trained_fingerprint, check=check, told_at="models",
         results=(
             Result(id="lora_name", type=COMBO, label="LoRA name", help="The LoRA as ComfyUI's LoRA loaders list it."),
             Result(id="loras", type=LORAS, label="LoRAs", help="A stack with this LoRA, for the generator."),
@@ -155,17 +174,21 @@ def _trained_fingerprint(inputs: Mapping[str, Any]) -> str:
     return manifest.listing_stamp(paths.training(str(inputs.get("output_name"))), ("*.safetensors",))
 
 
-def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
+def _training_job(call: Call, family: str, made: list[Widget]) -> Job:
     dataset, models = dataset_of(call.inputs["dataset"]), models_of(call.inputs["models"])
     own = widgets.to_options(made, call.inputs)
-    folder = paths.training(own["output_name"])
     values = {
         **fitting(places.TRAIN, family, models.options), **settings.merged(call.inputs),
-        **own, "dataset_config": dataset.path, "output_dir": str(folder),
+        **own, "dataset_config": dataset.path, "output_dir": str(paths.training(own["output_name"])),
     }  # fmt: skip
-    job = jobs.job_of(places.TRAIN, family, values)
+    return jobs.job_of(places.TRAIN, family, values)
+
+
+def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
+    job, name = _training_job(call, family, made), call.inputs["output_name"].strip()
+    folder = paths.training(name)
     beside = {
-        "dataset": dataset.stamp(), "training": own["output_name"], "settings": settings.depends(call.inputs),
+        "dataset": call.inputs["dataset"].stamp(), "training": name, "settings": settings.depends(call.inputs),
     }  # fmt: skip
     key = manifest.key_of(job, beside=beside, without=("resume",))  # however often it was interrupted
     publisher = Publisher(paths.result_folder("lora"))
@@ -173,7 +196,7 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
     if again is not None:
         return _trained(call, family, publisher, Path(again[1]["lora"]), again[0])
     this = jobs.run_job(call, job, on_artifact=publisher.take)
-    final = _last_lora(this, folder / f"{own['output_name']}.safetensors")
+    final = _last_lora(this, folder / f"{name}.safetensors")
     if this.state == "done":
         manifest.note(key, run=this.id, files=[str(final)], lora=str(final))
     publisher.finish()
@@ -193,7 +216,7 @@ def _last_lora(this: Run, wanted: Path) -> Path:
 
 def _trained(call: Call, family: str, publisher: Publisher, final: Path, this: Run) -> Outcome:
     """The trained LoRA, and those of further experts, whose files bear their endings behind the training's name."""
-    file, name = publisher.published(final), call.inputs["output_name"]
+    file, name = publisher.published(final), call.inputs["output_name"].strip()
     further = [final.with_name(final.name.replace(name, name + ending, 1)) for ending in places.expert_endings(family)]
     stacks = [_stack_of(publisher.published(other)) if other.is_file() else sockets.LoraStack() for other in further]
     outcome = finished(call, (_listed_name(file), _stack_of(file), str(file)), this)
@@ -241,10 +264,14 @@ def _generator(family: str) -> Node:
         this, files = _generate(call, family, widgets.to_options(made, call.inputs))
         return finished(call, (_as_video(files[0], call), str(files[0])), this)
 
+    def check(call: Call) -> Outcome:
+        _generation_job(call, family, widgets.to_options(made, call.inputs))
+        return coming(call)
+
     return Node(
         name=f"{name}Generator", title=f"{title} Generator", group="Generate", kind="Generator", family=title,
         is_output=True,
-        help=f"Generates a video with {title}, with or without LoRAs.", execute=execute,
+        help=f"Generates a video with {title}, with or without LoRAs.", execute=execute, check=check, told_at="models",
         inputs=_generation_inputs(family, made),
         results=(
             Result(id="video", type=VIDEO, help="The video; Get Video Components gives its frames."),
@@ -255,17 +282,25 @@ def _generator(family: str) -> Node:
     )  # fmt: skip
 
 
-def _generate(call: Call, family: str, own: dict[str, Any]) -> tuple[Run, list[Path]]:
+def _generation_job(call: Call, family: str, own: dict[str, Any]) -> Job:
     models = models_of(call.inputs["models"])
-    target = paths.prefix(call.inputs["filename_prefix"], "filename_prefix")
+    target = _target(call)
     suffix = CONTAINERS.get(str(own.get("codec")), ".mp4")
     values = {
         **fitting(places.GENERATE, family, models.options), **own,
         **sockets.to_options(_generation_options(family), call.inputs),
         "save_path": str(target.with_name(target.name + suffix)),
     }  # fmt: skip
-    job = jobs.job_of(places.GENERATE, family, values)
-    key = manifest.key_of(job, beside={"where": str(target)})
+    return jobs.job_of(places.GENERATE, family, values)
+
+
+def _target(call: Call) -> Path:
+    return paths.prefix(call.inputs["filename_prefix"], "filename_prefix")
+
+
+def _generate(call: Call, family: str, own: dict[str, Any]) -> tuple[Run, list[Path]]:
+    job = _generation_job(call, family, own)
+    key = manifest.key_of(job, beside={"where": str(_target(call))})
     again = found_again(call, key, places.GENERATE, family)
     if again is not None:
         return again[0], [Path(path) for path in again[1]["made"]]
@@ -290,6 +325,11 @@ def _batch_processor() -> Node:
     made = widgets.of_options(option for option in options if option.name != "prompt")
     made.sort(key=lambda widget: (widget.option != "from_file", widget.advanced))
 
+    def check(call: Call) -> Outcome:
+        own = widgets.to_options(made, call.inputs, changed_only=True)
+        _generation_job(call, models_of(call.inputs["models"]).family, own)
+        return coming(call)
+
     def execute(call: Call) -> Outcome:
         models = models_of(call.inputs["models"])
         own = widgets.to_options(made, call.inputs, changed_only=True)
@@ -297,7 +337,8 @@ def _batch_processor() -> Node:
         return finished(call, ([_as_video(file, call) for file in files], "\n".join(map(str, files))), this)
 
     return Node(
-        name="BatchProcessor", title="Batch Processor", group="Generate", is_output=True, execute=execute,
+        name="BatchProcessor", title="Batch Processor", group="Generate", is_output=True, execute=execute, check=check,
+        told_at="models",
         help="Generates one video for each line of a list of prompts; the models are loaded once. A line may set its "
         "own size, length, seed and steps; images that it names lie in the input folder.",
         inputs=(

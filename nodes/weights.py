@@ -44,7 +44,7 @@ def _model_paths(family: str) -> Node:
         name=f"{name}ModelPaths", title=f"{title} Model Paths", group="Models", kind="ModelPaths", family=title,
         help=f"The model files of {title}, from ComfyUI's model folders, and which model it is. What a step does not "
         "need may stay none: caching needs no DiT, training no text encoder.",
-        inputs=tuple(made), execute=execute,
+        inputs=tuple(made), execute=execute, check=execute,
         results=(Result(id="models", type=models_type(name), help=f"The models of {title}."),),
         aliases=("model loader", "checkpoint", title),
     )  # fmt: skip
@@ -93,7 +93,7 @@ def _lora_stack(family: str) -> Node:
     return Node(
         name=f"{name}LoRAStack", title=f"{title} LoRA Stack", group="Models", kind="LoRAStack", family=title,
         help="LoRAs that are merged into the model, in this order. Stacks can be chained.",
-        inputs=(before, *slots, *own, *patterns), execute=execute,
+        inputs=(before, *slots, *own, *patterns), execute=execute, check=execute,
         results=(Result(id="loras", type=LORAS, help="For a generator, or a trainer's base LoRAs."),),
         aliases=("lora loader", "power lora"),
     )  # fmt: skip

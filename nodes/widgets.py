@@ -232,6 +232,10 @@ class Refused(OptionError):
     """A value that a node does not take: out of a linked node or a changed workflow."""
 
 
+class NotOffered(Refused):
+    """A value that is not in its widget's list, which ComfyUI has found too when it came from a workflow."""
+
+
 def checked(widget: Widget, value: Any) -> Any:
     """The value if the widget could have given it. Raises Refused."""
     if widget.kind == "bool" and isinstance(value, bool):
@@ -249,9 +253,9 @@ def checked(widget: Widget, value: Any) -> Any:
     raise Refused(f"{widget.id} cannot be {value!r}.", widget.help, names=(widget.id,))
 
 
-def _not_offered(widget: Widget, value: Any) -> Refused:
+def _not_offered(widget: Widget, value: Any) -> NotOffered:
     shown = ", ".join(widget.values()[:12])
-    return Refused(
+    return NotOffered(
         f"{widget.id} cannot be {str(value)[:200]!r}: it is not in the node's list.",
         f"Choose one of: {shown}." if widget.listing is None else "Choose from the list; R reads the folders again.",
         names=(widget.id,),

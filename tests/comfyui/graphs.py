@@ -171,7 +171,7 @@ def train(family: Family) -> Graph:
         Part("memory", f"{OURS}MemoryOptimizer", 3, {"mixed_precision": "no"}),
         *first,
         Part("trainer", f"{OURS}{family.node}LoRATrainer", 4, {"output_name": name}, 900),
-        _save(name, 4),
+        _save(name, 6),
         _generator(family, 5),
     )
     links = (
@@ -184,7 +184,7 @@ def train(family: Family) -> Graph:
         ("trainer", "LoRAs", "generator", "loras"), ("generator", "video", "save", "video"), *first_links,
     )  # fmt: skip
     note = noted("train", f"{family.title}: train a LoRA", family)
-    photographed = ("trainer", "generator")
+    photographed = ("trainer",)
     return Graph(f"{family.title} - train a LoRA from a folder", parts, links, note, photographed)
 
 

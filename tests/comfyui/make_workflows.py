@@ -12,15 +12,16 @@ import argparse
 import dataclasses
 import json
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 from .browser import Browser
 from .graphs import Graph, Part, graphs
-from .page import load, look_at, open_page, queue, wait_for_queue
+from .page import load, look_at, open_page, queue
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
-WIDTH, NOTE_HEIGHT = 420, 620
+WIDTH, NOTE_HEIGHT = 460, 620
 RUN_S = 1200.0
 BUILD = """(graph) => {
   app.graph.clear()
@@ -69,18 +70,32 @@ def built(browser: Browser, graph: Graph) -> dict[str, Any]:
     return saved
 
 
-def picture(browser: Browser, graph: Graph, workflow: dict[str, Any], target: Path) -> None:
-    """Run the workflow to its end and take its picture."""
+def answer(url: str, path: str) -> Any:
+    with urllib.request.urlopen(url + path) as reply:
+        return json.load(reply)
+
+
+def wait_for_end(url: str, name: str) -> None:
+    """Until the queue is empty; what ran last has to have succeeded."""
+    end = time.monotonic() + RUN_S
+    while any(answer(url, "/queue").values()):
+        if time.monotonic() > end:
+            raise SystemExit(f"{name} did not end within {RUN_S:.0f} s.")
+        time.sleep(0.5)
+    (last,) = answer(url, "/history?max_items=1").values()
+    if last["status"]["status_str"] != "success":
+        raise SystemExit(f"{name} failed: {json.dumps(last['status'])[-1500:]}")
+
+
+def picture(browser: Browser, url: str, graph: Graph, workflow: dict[str, Any], target: Path) -> None:
+    """Run the workflow to its end and take its picture. Meanwhile the page is closed: drawing takes a core."""
     types = {part.key: part.type for part in graph.parts} | {"note": "MarkdownNote"}
     load(browser, workflow)
     queue(browser)
-    time.sleep(3.0)
-    wait_for_queue(browser, RUN_S)
-    status = browser.run(
-        "fetch('/history?max_items=1').then(r => r.json()).then(h => JSON.stringify(Object.values(h)[0].status))"
-    )
-    if '"success"' not in status:
-        raise SystemExit(f"{graph.name} failed: {status[-1500:]}")
+    browser.open("about:blank")
+    wait_for_end(url, graph.name)
+    open_page(browser, url)
+    load(browser, workflow)
     browser.run("app.extensionManager.focusMode = true; null")
     look_at(browser, [types[key] for key in graph.photographed])
     time.sleep(8.0)  # messages in the corner fade
@@ -96,16 +111,17 @@ def main() -> None:
     given = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     with Browser(width=1600, height=1000) as browser:
-        open_page(browser, given.url, {"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"})
         for graph in graphs():
             if given.names and not any(name.lower() in graph.name.lower() for name in given.names):
                 continue
+            # A new page each time: a node may inherit the values of one that had its number in the graph before.
+            open_page(browser, given.url, {"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"})
             workflow = built(browser, graph)
             file = FOLDER / f"{graph.name}.json"
             file.write_text(json.dumps(workflow, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             print(file.name, len(workflow["nodes"]), "nodes")
             if not given.no_run:
-                picture(browser, graph, workflow, file.with_suffix(".jpg"))
+                picture(browser, given.url, graph, workflow, file.with_suffix(".jpg"))
 
 
 if __name__ == "__main__":

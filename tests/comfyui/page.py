@@ -54,8 +54,16 @@ def load(browser: Browser, workflow: Mapping[str, Any], name: str = "test") -> N
 
 
 def queue(browser: Browser) -> None:
-    """Press Run."""
-    browser.run("app.queuePrompt(0).then(() => null)")
+    """Press Run. AssertionError when ComfyUI refuses the graph, or a part of it."""
+    refused = press_run(browser)
+    assert not refused, refused
+
+
+def press_run(browser: Browser) -> dict[str, Any]:
+    """What ComfyUI refuses, by node; nothing when it has been queued whole."""
+    found = browser.run("app.queuePrompt(0).then(() => JSON.stringify(app.lastNodeErrors ?? {}))")
+    errors: dict[str, Any] = json.loads(found)
+    return errors
 
 
 def fit(browser: Browser) -> None:
@@ -86,11 +94,3 @@ def look_at(browser: Browser, types: Sequence[str], *, left: float = 20.0, top: 
 
 def choose_theme(browser: Browser, theme: str) -> None:
     browser.run(f"app.extensionManager.setting.set('Comfy.ColorPalette', {json.dumps(theme)}).then?.(() => null)")
-
-
-def wait_for_queue(browser: Browser, seconds: float) -> None:
-    """Until nothing runs and nothing waits."""
-    browser.wait_for(
-        "fetch('/queue').then(r => r.json()).then(q => !q.queue_running.length && !q.queue_pending.length)",
-        seconds=seconds, what="the queue to be empty",
-    )  # fmt: skip

@@ -208,4 +208,4 @@ def test_the_pack_starts_clean_and_quickly(demo_base: Path):
     line = next(line for line in said.splitlines() if "seconds:" in line and NAME in line)
     seconds = float(line.split(" seconds:")[0].split()[-1])
     print(f"start-up: {seconds} s, {sum(name.startswith('MusubiTuner_') for name in classes)} nodes")
-    assert seconds < 1.0  # 0.3 s on an idle machine; this is to notice a heavy import
+    assert seconds < 5.0  # 0.2 s where nothing else runs; tests/nodes measures what the processor spends

@@ -65,6 +65,24 @@ def test_a_training_is_followed_on_its_node(playing: Server, browser: Browser, n
     assert our_errors(browser) == []
 
 
+def test_the_memory_plan_is_on_the_node(playing: Server, browser: Browser):
+    opened(browser, playing)
+    load(browser, workflow("Wan21LoRATrainer"))
+    scene(playing, scene="train", node="1", steps=20, pace_s=0.01)
+    browser.wait_for("document.querySelector('.musubi-plan[data-fits=true]:not([hidden])')", what="the plan")
+    words = shown(browser, ".musubi-plan > summary")
+    assert "11.3 GiB of 22.3 GiB" in words and "blocks to swap 12 · gradient checkpointing" in words, words
+    browser.wait_for("document.querySelector('.musubi-badge.done')", what="the end")
+    opened(browser, playing)
+    browser.click(".musubi-plan > summary")
+    browser.wait_for("document.querySelector('.musubi-plan[open]')", what="its table, after a reload")
+    assert "DiT weights" in shown(browser, ".musubi-plan table")
+    scene(playing, scene="tight", node="1", steps=20, pace_s=0.01)
+    browser.wait_for("document.querySelector('.musubi-plan[data-fits=false]')", what="a plan that does not fit")
+    assert "does not fit" in shown(browser, ".musubi-plan > summary")
+    assert our_errors(browser) == []
+
+
 @RENDERERS
 def test_the_panel_never_makes_its_node_grow(playing: Server, browser: Browser, nodes2: bool):
     opened(browser, playing, nodes2=nodes2)
@@ -80,16 +98,16 @@ def test_the_panel_never_makes_its_node_grow(playing: Server, browser: Browser, 
 
 def test_everything_is_there_again_after_a_reload_and_in_a_second_browser(playing: Server, browser: Browser):
     opened(browser, playing)
-    load(browser, workflow("Wan21LoRATrainer", steps=400))
+    load(browser, workflow("Wan21LoRATrainer", steps=9000))  # it is stopped at the end, however long that takes
     queue(browser)
-    browser.wait_for("/[3-9]\\d \\/ 400/.test(document.querySelector('.musubi-facts').textContent)", what="progress")
+    browser.wait_for("/[3-9]\\d \\/ 9000/.test(document.querySelector('.musubi-facts').textContent)", what="progress")
     opened(browser, playing)
     browser.wait_for("document.querySelector('.musubi-badge.running')", what="the running run after a reload")
     with Browser() as second:
         opened(second, playing)
-        load(second, workflow("Wan21LoRATrainer", steps=400))
+        load(second, workflow("Wan21LoRATrainer", steps=9000))
         second.wait_for("document.querySelector('.musubi-badge.running')", what="the run in a second browser")
-        steps = "Number(document.querySelector('.musubi-facts').textContent.match(/(\\d+) \\/ 400/)?.[1] ?? 0)"
+        steps = "Number(document.querySelector('.musubi-facts').textContent.match(/(\\d+) \\/ 9000/)?.[1] ?? 0)"
         first = second.run(steps)
         second.wait_for(f"{steps} > {first + 10}", what="the run to go on")
     browser.click(".musubi-body > .musubi-bar > .primary")

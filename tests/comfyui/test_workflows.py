@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from .browser import Browser
-from .page import load, open_page, our_errors, queue
+from .page import load, open_page, our_errors, press_run, queue
 from .server import Server
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
@@ -53,10 +53,24 @@ def test_all_load(comfyui: Server, browser: Browser, nodes2: bool):
     for name in NAMES:
         workflow = read(name)
         load(browser, workflow, name)
-        kept = browser.run("JSON.stringify(app.graph.serialize().nodes.map(n => [n.type, n.widgets_values]))")
-        saved = [[node["type"], node.get("widgets_values")] for node in workflow["nodes"]]
-        assert sorted(json.loads(kept), key=str) == sorted(saved, key=str), name
+        kept = json.loads(browser.run("JSON.stringify(app.graph.serialize().nodes.map(n => [n.id, n.widgets_values]))"))
+        for node in workflow["nodes"]:
+            saved = node.get("widgets_values") or []
+            assert (dict(kept)[node["id"]] or [])[: len(saved)] == saved, f"{name}: {node['type']}"
     assert our_errors(browser) == []
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes 2.0"])
+def test_what_cannot_run_is_said_before_it_is_queued(comfyui: Server, browser: Browser, nodes2: bool):
+    open_page(browser, comfyui.url, {"Comfy.VueNodes.Enabled": nodes2})
+    workflow = read("Wan 2.1 - generate with a LoRA")
+    node = next(node for node in workflow["nodes"] if node["type"].endswith("Generator"))
+    node["widgets_values"][list(node["widgets_values_named"]).index("video_length")] = 18
+    load(browser, workflow)
+    refused = press_run(browser)
+    assert list(refused) == [str(node["id"])]
+    assert "video_length: 18 is not 4n+1: use 17 or 21." in refused[str(node["id"])]["errors"][0]["details"]
+    browser.wait_for("document.body.textContent.includes('use 17 or 21')", what="the words in the corner")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,8 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 NAME = "/a folder/custom_nodes/musubi"  # ComfyUI makes the name from the path
+PATIENCE_S = 30.0
+"""How long a test waits for what is promised within five seconds: the machine may be crowded."""
 STUBS = str(Path(__file__).with_name("comfy_stub"))
 
 
@@ -58,6 +61,14 @@ def comfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     part("nodes.paths")._listed.clear()
     part("nodes.jobs").runs.__init__()
     return tmp_path
+
+
+def until(true: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
+    """Look until something is true; whether it came to be."""
+    end = time.monotonic() + seconds
+    while not (found := bool(true())) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
 
 
 def alive(pid: int) -> bool:

@@ -60,6 +60,40 @@ def test_paths_inside_a_dataset_text(secret: Path, key: str, path: str) -> None:
     assert key in message
 
 
+@pytest.mark.parametrize("ending", ["/../../../etc/passwd", "\\\\..\\\\x.txt", ".txt\\u0000"])
+def test_a_caption_lies_beside_its_clip(models: Path, ending: str) -> None:
+    text = f'[[datasets]]\nvideo_directory = "datasets/cats"\ncaption_extension = "{ending}"\n'
+    assert "caption_extension" in refused("DatasetConfig", source={"source": "text", "text": text})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'cat"\nnetwork_module = "os"\n#', "cat'\n[run]\nconfig_file = '/etc/passwd'", 'cat"""\ndit = "/etc/passwd"',
+        "--dit /etc/passwd --config_file /etc/passwd", "$(touch /tmp/x) `id` ; rm -rf ~ && x", "\\u0022\\n\\",
+        "\ufeff\u202e",
+    ],
+)  # fmt: skip
+def test_a_text_is_a_text_and_nothing_else(models: Path, obliging: Engine, text: str) -> None:
+    """Neither the job file nor the engine's command line gets an option out of what somebody wrote."""
+    toml, records = part("engine.contract.toml"), part("nodes.jobs").runs
+    video = {"models": wan_models(), "seed": 1}
+    run_node("Wan21Generator", prompt="a cat", **video)
+    run_node("Wan21Generator", prompt=text, negative_prompt=text, **video)
+    hostile, plain = (toml.load(Path(run["folder"]) / "job.toml") for run in records.summaries(paths.jobs()))
+    assert hostile == {**plain, "prompt": text.strip(), "negative_prompt": text.strip()}
+    assert obliging.starts == ["generate wan", "generate wan"], "no word of it is on the command line"
+
+
+def test_what_is_no_input_of_a_node_reaches_nothing(models: Path, obliging: Engine) -> None:
+    more = {"optimizer_args": "x=y", "config_file": "/etc/passwd", "output_dir": "/tmp", "python": "/bin/sh"}
+    inputs = {"dataset": folder_dataset(), "models": wan_models(), "output_name": "cat"}
+    *_, run, _ = run_node("Wan21LoRATrainer", **inputs, **more)
+    job = part("engine.contract.toml").load(run.folder / "job.toml")
+    assert not {"config_file", "python"} & set(job) and job["optimizer_args"] == []
+    assert job["output_dir"] == str(paths.training("cat"))
+
+
 def test_links_out_of_the_folders_are_refused_and_not_offered(secret: Path) -> None:
     for name in ("datasets/link", "datasets/link/key.toml", "input/link.mp4"):
         with pytest.raises(part("engine.contract.errors").OptionError, match="outside the folders"):

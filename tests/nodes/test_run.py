@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import PACK, alive, part
+from .conftest import PACK, PATIENCE_S, alive, part, until
 
 run = part("nodes.run")
 events = part("engine.contract.events")
@@ -33,15 +33,14 @@ class Started:
         self.began = time.monotonic()
         self.child = run.Child(program, self.events.append)
 
-    def end(self, timeout_s: float = 15.0) -> Any:
+    def end(self, timeout_s: float = 2 * PATIENCE_S) -> Any:
         ended = self.child.wait(timeout_s)
         assert ended is not None, "still running"
         return ended
 
     def cancelled(self) -> tuple[Any, float]:
         """Cancel once it has said hello; how it ended and how long that took."""
-        while not self.events and time.monotonic() - self.began < 10:
-            time.sleep(0.01)
+        assert until(lambda: self.events), "it said nothing"
         began = time.monotonic()
         self.child.cancel()
         return self.end(), time.monotonic() - began
@@ -70,7 +69,7 @@ def test_stop_is_passed_on(tmp_path: Path) -> None:
 def test_cancel_ends_it_within_five_seconds_whatever_it_does(tmp_path: Path, kind: str) -> None:
     ended, took_s = Started(kind, tmp_path).cancelled()
     assert ended.cancelled
-    assert took_s < 5.0
+    assert took_s < PATIENCE_S
     assert (ended.status == 0) == (kind == "obedient")
 
 
@@ -78,7 +77,7 @@ def test_cancel_ends_an_engine_that_never_spoke(tmp_path: Path) -> None:
     started = Started("silent", tmp_path)
     started.child.cancel()
     assert started.end().status != 0
-    assert time.monotonic() - started.began < 5.0
+    assert time.monotonic() - started.began < PATIENCE_S
 
 
 @pytest.mark.skipif(run.WINDOWS, reason="process groups are POSIX's")
@@ -90,10 +89,7 @@ def test_no_grandchild_is_left(tmp_path: Path, kind: str) -> None:
     else:
         assert started.end().last.message == "all good"  # the pipes that it holds open are not waited for
     grandchild = int((tmp_path / "grandchild").read_text())
-    deadline = time.monotonic() + 2
-    while alive(grandchild) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not alive(grandchild)
+    assert until(lambda: not alive(grandchild))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +154,7 @@ def test_a_full_disk_ends_the_log_not_the_job(tmp_path: Path) -> None:
     program = run.Program(
         argv=(sys.executable, str(CHILD), "good"), environment=os.environ, folder=tmp_path, log=Path("/dev/full")
     )
-    assert run.Child(program, lambda event: None).wait(15).last.message == "all good"
+    assert run.Child(program, lambda event: None).wait(PATIENCE_S).last.message == "all good"
 
 
 PARENT = """
@@ -189,10 +185,7 @@ def test_a_killed_comfyui_leaves_no_engine(tmp_path: Path) -> None:
     assert len(engines) == 1
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
-    while alive(engines[0]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not alive(engines[0])
+    assert until(lambda: not alive(engines[0]))
 
 
 @pytest.mark.parametrize(
@@ -211,9 +204,9 @@ def test_bars_are_read(line: str, expected: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("line", ["", "50% done", "a|b|c", " " * 100_000 + "%|", "x" * 50_000 + "%|"])
 def test_what_is_no_bar_is_found_out_fast(line: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert run.bar_progress(line) is None
-    assert time.monotonic() - began < 0.2
+    assert time.process_time() - began < 0.5
 
 
 def test_lines_are_cut_the_same_wherever_the_chunks_end() -> None:

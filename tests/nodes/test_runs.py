@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import part
+from .conftest import PACK, PATIENCE_S, part, until
 
 runs, records, answers, events = (
     part("nodes.runs"), part("nodes.records"), part("nodes.answers"), part("engine.contract.events")
@@ -43,6 +45,15 @@ def with_results(run: Any, output: Path) -> None:
     (output / "sample.mp4").write_text("x")
     said = [
         events.Hello(version="1", job=""),
+        events.Plan(
+            stages=[{"name": "training", "needed_mib": 900.5, "device_mib": {"DiT weights": 800.0}, "main_mib": {}}],
+            asked_mib=2000.0,
+            needed_mib=900.5,
+            limit_mib=None,
+            ram_mib=50.0,
+            fits=True,
+            options={"blocks_to_swap": 3},
+        ),
         events.Stage(name="Training"),
         events.Metric(step=1, values={"loss/current": 0.5}),
         events.Resource(values={"vram_mib": 100.0}),
@@ -84,7 +95,8 @@ def test_a_run_is_there_again_after_a_restart(kept: Any, folder: Path) -> None:
     again = kept.get(folder, run.id)
     after = again.whole()
     assert [run["id"] for run in kept.summaries(folder)] == [run.id]
-    for name in ("metrics", "previews", "artifacts", "state", "error", "node", "started"):
+    assert after["plan"]["options"] == {"blocks_to_swap": 3} and after["plan"]["limit_mib"] is None
+    for name in ("metrics", "previews", "artifacts", "plan", "state", "error", "node", "started"):
         assert after[name] == before[name], name
     assert [value for _, value in after["resources"]["vram_mib"]] == [100.0, 300.0]
     times = [time_s for time_s, _ in after["resources"]["vram_mib"]]
@@ -228,6 +240,16 @@ def test_settings_are_kept_on_the_server(comfy: Path) -> None:
     assert (comfy / "user/__musubi/settings.json").is_file()
 
 
+def test_the_page_shows_the_settings_that_there_are() -> None:
+    """A setting that the server does not have would do nothing."""
+    script = (PACK / "web" / "js" / "settings.mjs").read_text(encoding="utf-8")
+    kept = {field.name for field in dataclasses.fields(part("nodes.preferences").Preferences)}
+    assert set(re.findall(r"\bcustom\(\s*'(\w+)'", script)) == kept
+    for language in ("en", "ja"):
+        told = json.loads((PACK / "locales" / language / "settings.json").read_text(encoding="utf-8"))
+        assert {name.partition("_")[2] for name in told} == kept | {"Setup", "Notify"}
+
+
 def test_the_chosen_gpu_and_home_reach_the_engine(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/comfy")
     monkeypatch.setenv("VIRTUAL_ENV", "/comfy/venv")
@@ -253,10 +275,8 @@ def bootstrap(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settled() -> dict[str, Any]:
-    deadline = time.monotonic() + 10
-    while (state := asked("engine").data)["state"] == "making" and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return state
+    assert until(lambda: asked("engine").data["state"] != "making")
+    return asked("engine").data
 
 
 def test_the_environment_is_made_on_the_persons_word_with_progress(bootstrap: Path) -> None:
@@ -285,5 +305,5 @@ def test_making_can_be_stopped_and_is_not_begun_twice(bootstrap: Path, monkeypat
     began = time.monotonic()
     asked("engine_action", body={"action": "cancel"})
     assert settled()["state"] == "missing"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE_S
     assert asked("engine_action", body={"action": "rm"}).status == 400

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Engine, folder_dataset, part, run_node, wan_models
+from .conftest import PATIENCE_S, Engine, folder_dataset, part, run_node, until, wan_models
 
 jobs = part("nodes.jobs")
 
@@ -141,11 +141,16 @@ def test_cancel_ends_the_node_with_comfyuis_own_exception(
     import comfy.model_management as management
 
     monkeypatch.setenv("OBLIGING_WAITS", "1")
-    threading.Timer(0.5, management.interrupt_current_processing).start()
+
+    def cancel() -> None:
+        until(lambda: obliging.starts)
+        management.interrupt_current_processing()
+
+    threading.Thread(target=cancel).start()
     began = time.monotonic()
     with pytest.raises(management.InterruptProcessingException):
         train()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE_S
     assert (models / "models/loras/musubi/cat.safetensors").is_file()  # it saved while it was ended
     assert not management.processing_interrupted()  # used up: the next prompt is not cancelled too
     assert not part("nodes.run").gpu.locked()
@@ -172,8 +177,7 @@ def test_stop_and_save_gives_the_lora_but_is_no_finished_result(
 
     def stop() -> None:
         answers = part("nodes.answers")
-        while not jobs.runs._controls:
-            time.sleep(0.02)
+        assert until(lambda: jobs.runs._controls)
         (run_id,) = jobs.runs._controls
         asked = answers.Asked(run=run_id, body={"command": "stop"})
         assert answers.answered(answers.command, asked).data["state"] == "stopping"

@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { duration, memory, moment, share, short, speed, withoutFolders } from '../../web/js/format.mjs'
+import {
+  chosen,
+  duration,
+  memory,
+  moment,
+  share,
+  short,
+  speed,
+  withoutFolders,
+  worstStages
+} from '../../web/js/format.mjs'
 import { highlighted, levelOf } from '../../web/js/log_lines.mjs'
 import { nodeAt, runOf, taskOf } from '../../web/js/graph.mjs'
 
@@ -22,6 +32,25 @@ test('numbers have three digits, and no empty zeros', () => {
 
 test('memory is told in MiB below a GiB', () => {
   assert.deepEqual([812, 11469].map(memory), ['812 MiB', '11.2 GiB'])
+})
+
+test('options that were chosen are read as words', () => {
+  const options = { blocks_to_swap: 20, fp8_scaled: true, use_pinned_memory: false }
+  assert.deepEqual(chosen(options), ['blocks to swap 20', 'fp8 scaled', 'no use pinned memory'])
+  assert.deepEqual(chosen(undefined), [])
+})
+
+test('of stages with one name, the one that takes most is told, with what takes most in it', () => {
+  const stages = [
+    { name: 'training', needed_mib: 10, device_mib: { weights: 4, LoRA: 5 } },
+    { name: 'training', needed_mib: 30, device_mib: { weights: 20, LoRA: 5 } },
+    { name: 'training', needed_mib: 20, device_mib: {} },
+    { name: 'text', needed_mib: 7, device_mib: {} }
+  ]
+  assert.deepEqual(worstStages(stages), [
+    { name: 'training', needed_mib: 30, largest: 'weights' },
+    { name: 'text', needed_mib: 7, largest: '' }
+  ])
 })
 
 test('a moment of today is a time, another one has its date', () => {

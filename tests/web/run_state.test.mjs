@@ -30,6 +30,13 @@ const whole = {
 }
 const metric = (step, value) => ({ event: 'metric', step, values: { 'loss/current': value } })
 
+test('a plan is kept, the newest one when the engine goes on with less', () => {
+  const run = applyWhole(fromSummary(summary), { ...whole, plan: null })
+  applyEvent(run, { event: 'plan', needed_mib: 900 })
+  applyEvent(run, { event: 'plan', needed_mib: 700 })
+  assert.equal(run.plan.needed_mib, 700)
+})
+
 test('a new summary leaves the series alone', () => {
   const run = applyWhole(fromSummary(summary), whole)
   applySummary(run, { ...summary, state: 'done', ended: 160 })

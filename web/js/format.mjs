@@ -32,6 +32,29 @@ export function memory(mebibytes) {
   return mebibytes < 1024 ? `${Math.round(mebibytes)} MiB` : `${(mebibytes / 1024).toFixed(1)} GiB`
 }
 
+/** Options as a reader takes them in: `{ blocks_to_swap: 20, fp8_scaled: true }` → ["blocks to swap 20", "fp8 scaled"]. */
+export function chosen(options) {
+  return Object.entries(options ?? {}).map(([option, value]) => {
+    const name = option.replaceAll('_', ' ')
+    if (value === true) return name
+    return value === false ? `no ${name}` : `${name} ${value}`
+  })
+}
+
+/**
+ * The stages of a plan that take most, one a name, each with the name of what takes most in it:
+ * `{ name, needed_mib, largest }`.
+ */
+export function worstStages(stages) {
+  const found = new Map()
+  for (const { name, needed_mib: needed, device_mib: parts } of stages) {
+    if (found.has(name) && found.get(name).needed_mib >= needed) continue
+    const [largest] = Object.entries(parts ?? {}).sort(([, one], [, other]) => other - one)[0] ?? ['']
+    found.set(name, { name, needed_mib: needed, largest })
+  }
+  return [...found.values()]
+}
+
 /** A moment (epoch seconds) in the reader's own way: today's by the clock, others by the date. */
 export function moment(epochSeconds, locale, now = Date.now()) {
   if (!Number.isFinite(epochSeconds)) return ''

@@ -28,6 +28,11 @@ export function taskOf(className) {
   return TASKS.find(([pattern]) => pattern.test(name))?.[1] ?? ''
 }
 
+/** The outermost graph of the workflow that is open. `app` is ComfyUI's. */
+export function rootOf(app) {
+  return app.rootGraph ?? app.graph?.rootGraph ?? app.graph
+}
+
 /** The node that a run's path names ("7", or "12:3" for node 3 in the sub-graph of node 12), null for none. */
 export function nodeAt(root, path) {
   let graph = root

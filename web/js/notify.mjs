@@ -1,10 +1,12 @@
 /**
- * A message in the corner when a training or a video has ended, for whoever wants it (a setting).
+ * A message in the corner when a training or a video has ended, for whoever wants it (a setting), and when a graph that
+ * was queued here cannot run: ComfyUI's own words name only the input.
  *
  * A failure that ComfyUI itself shows, in the window that queued the prompt, is not told a second time.
  */
 
 import { listen } from './api.mjs'
+import { nodeAt, rootOf } from './graph.mjs'
 import { titleOf } from './run_panel.mjs'
 import { isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
@@ -12,6 +14,7 @@ import { text } from './texts.mjs'
 
 const TOLD = new Set(['train', 'generate'])
 const SHOWN_MS = 8000
+const REFUSAL_SHOWN_MS = 20000
 const COMFYUI_TELLS_MS = 1500
 
 /** Begin to watch for ends. `app` is ComfyUI's. */
@@ -34,4 +37,12 @@ export function tellEnds(app) {
     if (run.state !== 'failed') toast('success', words)
     else setTimeout(() => told.has(run.prompt) || toast('error', words, run.error?.message), COMFYUI_TELLS_MS)
   }
+}
+
+/** Begin to tell why a node of the graph that was queued here cannot run. */
+export function tellRefusals(app) {
+  listen('musubi.refused', ({ node, message }) => {
+    const summary = nodeAt(rootOf(app), node)?.title ?? 'Musubi Tuner'
+    app.extensionManager.toast.add({ severity: 'error', summary, detail: message, life: REFUSAL_SHOWN_MS })
+  })
 }

@@ -18,6 +18,12 @@ export class Resources {
     this.rows = new Map()
   }
 
+  /** Forget what another run spent. */
+  clear() {
+    this.rows.clear()
+    this.element.replaceChildren()
+  }
+
   /** Show these series: name with its unit → [[epoch seconds, value], …]. */
   update(resources) {
     for (const [name, series] of Object.entries(resources)) {

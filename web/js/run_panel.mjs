@@ -10,6 +10,7 @@ import { button, copyText, icon, make, setText, show } from './dom.mjs'
 import { files } from './files.mjs'
 import { duration, share, speed, withoutFolders } from './format.mjs'
 import { LogView } from './log.mjs'
+import { planView } from './plan.mjs'
 import { Resources } from './resources.mjs'
 import { elapsed, isLive } from './run_state.mjs'
 import { followLog } from './runs.mjs'
@@ -77,6 +78,7 @@ export class RunPanel {
     this.problem = make('div', { class: 'musubi-problem', role: 'alert', hidden: true })
     this.said = make('div', { class: 'musubi-said', role: 'status' })
     this.buttons = make('div', { class: 'musubi-bar' })
+    this.plan = planView()
     this.resources = new Resources()
     this.tabs = make('div', { class: 'musubi-tabs', role: 'tablist' })
     this.pages = make('div', { class: 'musubi-pages' })
@@ -86,6 +88,7 @@ export class RunPanel {
       { class: 'musubi-body' },
       this.progress,
       this.facts,
+      this.plan.element,
       this.problem,
       this.buttons,
       this.said,
@@ -118,6 +121,7 @@ export class RunPanel {
       this._stopLog?.()
       this._stopLog = null
       this.said.textContent = ''
+      this.resources.clear()
     }
     this.run = run
     show(this.body, Boolean(run))
@@ -132,6 +136,7 @@ export class RunPanel {
     this._drawFacts()
     this._drawProblem()
     this._drawButtons()
+    this.plan.update(run)
     this.resources.update(run.resources)
     this._drawPage()
   }

@@ -20,6 +20,7 @@ export function fromSummary(summary) {
     resources: {},
     previews: [],
     artifacts: [],
+    plan: null,
     log: '',
     logEnd: 0,
     badStep: null
@@ -49,6 +50,9 @@ export function applyEvent(run, event) {
       break
     case 'resource':
       addResources(run, event)
+      break
+    case 'plan':
+      run.plan = event
       break
     case 'preview':
       if (!run.previews.some((known) => known.url === event.url)) {

@@ -7,7 +7,7 @@
 
 import { isClassic } from './advanced.mjs'
 import { environment, watchEnvironment } from './environment.mjs'
-import { runOf, taskOf } from './graph.mjs'
+import { rootOf, runOf, taskOf } from './graph.mjs'
 import { RunPanel } from './run_panel.mjs'
 import * as runs from './runs.mjs'
 
@@ -61,10 +61,6 @@ function follow(node, task, panel, app) {
   }
   look()
   setTimeout(look) // a node that is being loaded gets its number and graph after it was made
-}
-
-function rootOf(app) {
-  return app.rootGraph ?? app.graph?.rootGraph ?? app.graph
 }
 
 /**

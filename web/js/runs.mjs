@@ -14,12 +14,13 @@ const known = new Map()
 const watchers = new Map()
 const listWatchers = new Set()
 const changed = new Set()
-const early = new Map() // events that arrive while the whole run is being fetched
+const early = new Map() // what arrives of a run while it is being fetched whole: { events, summary }
+let arrived = null // summaries that arrive while the list is being fetched: they are newer than the answer
 let frame = 0
 
 /** Begin: ask for the list and follow the messages. */
 export function followRuns() {
-  listen('musubi.run', (summary) => take(summary))
+  listen('musubi.run', takeNews)
   listen('musubi.event', ({ run, event }) => takeEvent(run, event))
   whenReconnected(refresh)
   return refresh()
@@ -27,16 +28,19 @@ export function followRuns() {
 
 /** Ask for the list again, and for each run that is being watched. A server without our routes has no runs. */
 export async function refresh() {
+  const newer = (arrived = new Map())
   let summaries
   try {
     summaries = await server.runs()
   } catch (error) {
     console.warn('[Musubi Tuner] The list of runs could not be read:', error.message)
     return
+  } finally {
+    if (arrived === newer) arrived = null
   }
-  const present = new Set(summaries.map(({ id }) => id))
+  const present = new Set([...summaries.map(({ id }) => id), ...newer.keys()])
   for (const id of known.keys()) if (!present.has(id)) known.delete(id)
-  summaries.forEach(take)
+  summaries.forEach((summary) => take(newer.get(summary.id) ?? summary))
   await Promise.all([...watchers.keys()].filter((id) => known.has(id)).map(fetchWhole))
   mark(null)
 }
@@ -77,6 +81,13 @@ export async function remove(id) {
   mark(null)
 }
 
+function takeNews(summary) {
+  arrived?.set(summary.id, summary)
+  const fetching = early.get(summary.id)
+  if (fetching) fetching.summary = summary
+  take(summary)
+}
+
 function take(summary) {
   const run = known.get(summary.id)
   if (run) applySummary(run, summary)
@@ -86,7 +97,7 @@ function take(summary) {
 
 function takeEvent(id, event) {
   const run = known.get(id)
-  if (early.has(id)) early.get(id).push(event)
+  if (early.has(id)) early.get(id).events.push(event)
   else if (run?.whole) {
     applyEvent(run, event)
     mark(id)
@@ -95,12 +106,14 @@ function takeEvent(id, event) {
 
 async function fetchWhole(id) {
   if (early.has(id)) return
-  early.set(id, [])
+  const meanwhile = { events: [], summary: null }
+  early.set(id, meanwhile)
   try {
     const whole = await server.run(id)
     const run = known.get(id) ?? fromSummary(whole)
     known.set(id, applyWhole(run, whole))
-    early.get(id).forEach((event) => applyEvent(run, event))
+    meanwhile.events.forEach((event) => applyEvent(run, event))
+    if (meanwhile.summary) applySummary(run, meanwhile.summary)
   } catch (error) {
     console.warn(`[Musubi Tuner] The run ${id} could not be read:`, error.message)
   } finally {

@@ -2,7 +2,7 @@
  * The settings that live on the server, never in a workflow: where the engine is, which GPU, log level, folders.
  *
  * The same fields stand in ComfyUI's settings dialog and in our setup dialog. A change is sent at once; what is wrong
- * with it is said below the field. A field that the server does not know is not drawn.
+ * with it is said below the field.
  */
 
 import { server } from './api.mjs'
@@ -24,10 +24,6 @@ const FIELDS = {
       })
   },
   gpu: { make: () => choices(['auto', 'cpu', ...Array.from({ length: GPUS }, (_, index) => String(index))], gpuName) },
-  keep_alive: {
-    make: () => make('input', { type: 'number', class: 'musubi-input', min: '0', step: '1' }),
-    write: Number
-  },
   log_level: { make: () => choices(LEVELS, (level) => level) },
   roots: {
     make: () =>
@@ -67,8 +63,7 @@ export function settingField(name) {
     problem.textContent = error ? `${error.message} ${error.hint ?? ''}` : ''
   }
   const show = (values) => {
-    if (!(name in values)) element.hidden = true
-    else input.value = read(values[name])
+    input.value = read(values[name])
     input.disabled = false
   }
   server.settings().then(show, say)
@@ -105,11 +100,6 @@ export function comfySettings(openSetup) {
     },
     custom('roots', 'Allowed folders', 'Folders that workflows may use beside those of ComfyUI, one a line.'),
     custom('log_level', 'Log level', 'How much the engine writes into its log.'),
-    custom(
-      'keep_alive',
-      'Keep the engine ready',
-      'Seconds that the engine stays in memory after a run; 0 ends it at once.'
-    ),
     custom('gpu', 'GPU', 'On which GPU the engine works.'),
     custom(
       'home',

@@ -15,7 +15,7 @@ from server import PromptServer
 from .scenes import SCENES, VERBS
 
 STEP_S = 0.05
-FORWARDED = {"metric", "preview", "artifact", "resource", "log", "warning"}
+FORWARDED = {"metric", "preview", "artifact", "resource", "plan", "log", "warning"}
 server = PromptServer.instance
 runs: dict[str, dict[str, Any]] = {}
 asked: list[str] = []
@@ -23,7 +23,7 @@ settings: dict[str, Any] = {"home": "", "gpu": "auto", "log_level": "info", "roo
 environment: dict[str, Any] = {"state": "ready", "home": "/home/me/.local/share/musubi", "torch": "2.13.0"}
 graphs: dict[str, Any] = {}
 files = Path(__file__).parent / "files"
-SERIES = ("metrics", "resources", "previews", "artifacts", "log")
+SERIES = ("metrics", "resources", "previews", "artifacts", "plan", "log")
 
 
 def _summary(run: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def _begin(verb: str, node: str, workflow: Any) -> dict[str, Any]:
         "id": name, "title": "", "verb": verb, "family": "wan", "node": node, "prompt": "", "state": "running",
         "reused": False, "started": time.time(), "ended": None, "folder": f"/data/ComfyUI/output/musubi/jobs/{name}",
         "stage": "", "progress": None, "error": None, "message": "", "workflow": (workflow or {}).get("id", ""),
-        "metrics": {}, "resources": {}, "previews": [], "artifacts": [], "log": "",
+        "metrics": {}, "resources": {}, "previews": [], "artifacts": [], "plan": None, "log": "",
     }  # fmt: skip
     graphs[name] = workflow
     runs[name] = run
@@ -83,6 +83,8 @@ def _take(run: dict[str, Any], event: dict[str, Any]) -> None:
         name = event["path"]
         event.update(path=f"{run['folder']}/{name}", name=name, url=f"/musubi/runs/{run['id']}/file?name={name}")
         run[f"{kind}s"].append({key: value for key, value in event.items() if key != "event"})
+    elif kind == "plan":
+        run["plan"] = event
     elif kind in ("log", "warning"):
         run["log"] += f"12:00:00 {'warning: ' if kind == 'warning' else ''}{event['message']}\n"
     elif kind == "done":

@@ -15,9 +15,20 @@ def progress(done: int, total: int, unit: str, rate: float) -> Event:
     return {"event": "progress", "done": done, "total": total, "unit": unit, "rate": rate, "eta_s": left_s, "label": ""}
 
 
+PLAN: Event = {
+    "event": "plan", "asked_mib": 18740.0, "needed_mib": 11620.0, "limit_mib": 22840.0, "ram_mib": 9410.0, "fits": True,
+    "options": {"blocks_to_swap": 12, "gradient_checkpointing": True}, "message": "",
+    "stages": [
+        {"name": "captions", "needed_mib": 10890.0, "device_mib": {"t5": 10410.0}, "main_mib": {}},
+        {"name": "training", "needed_mib": 11620.0, "device_mib": {"DiT weights": 7210.0}, "main_mib": {"DiT": 9410.0}},
+    ],
+}  # fmt: skip
+
+
 def training(steps: int) -> Iterator[Event]:
     """A loss that falls and jitters, a warm-up, samples and LoRAs on the way."""
     random.seed(7)
+    yield PLAN
     yield {"event": "stage", "name": "Loading the DiT", "message": "wan2.1_t2v_1.3B.safetensors on cuda:0"}
     yield {"event": "stage", "name": "training", "message": f"{steps} steps, 10 epochs"}
     for step in range(1, steps + 1):
@@ -54,6 +65,11 @@ def caching(steps: int) -> Iterator[Event]:
     yield {"event": "done", "message": f"{steps} caches"}
 
 
+def tight(steps: int) -> Iterator[Event]:
+    yield {**PLAN, "limit_mib": 8190.0, "fits": False}
+    yield from (event for event in training(steps) if event["event"] != "plan")
+
+
 def failing(steps: int) -> Iterator[Event]:
     yield from (event for event in training(max(steps // 2, 1)) if event["event"] not in ("done", "warning"))
     yield {"event": "failed", "kind": "memory", "message": "The GPU has 24564 MiB and this job needs about 31000 MiB.",
@@ -69,5 +85,6 @@ def diverging(steps: int) -> Iterator[Event]:
 
 SCENES = {
     "train": training, "generate": generating, "cache-latents": caching, "fail": failing, "diverge": diverging,
+    "tight": tight,
 }  # fmt: skip
-VERBS = {"fail": "train", "diverge": "train"}
+VERBS = {"fail": "train", "diverge": "train", "tight": "train"}
