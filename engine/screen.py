@@ -1,7 +1,8 @@
 """Events drawn for a person at a terminal: bars, short coloured lines, one clear error.
 
 Everything goes to stderr, so that what a command prints as its result (`--print_config`, `docs`) stays alone on
-stdout. Where stderr is not a terminal, a bar is a plain line every few seconds.
+stdout. Where stderr is not a terminal, a bar is a plain line every few seconds. Rate and time left are the event's own,
+since a bar cannot know what was done before it was drawn. What was over at once leaves no bar behind.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from .contract.events import Artifact, Done, Event, Failed, Log, Metric, Preview, Progress, Stage, Warning_
 
 PLAIN_PROGRESS_S = 10.0
+SHORT_S = 2.0  # what takes less has told enough by being over
+BAR = "  {desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}{postfix}]"
+BAR_WITHOUT_END = "  {desc}{n_fmt}{unit} [{elapsed}{postfix}]"
 
 
 def duration(seconds: float | None) -> str:
@@ -27,15 +31,27 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def was_short(event: Progress) -> bool:
+    """Whether this is the end of something that hardly took time."""
+    return event.done == event.total and bool(event.rate) and event.done < SHORT_S * (event.rate or 0.0)
+
+
+def speed(rate: float, unit: str) -> str:
+    """`3.40 steps/s`, or `4.2 s/step` where one takes longer than a second."""
+    return f"{rate:.2f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
+
+
 class Screen:
-    """Draws one job's events. At most one bar is open at a time: a job does one thing at a time."""
+    """Draws one job's events.
+
+    Mostly there is one bar. What interrupts it, as validation does with a training, has its bar below, for its time.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.live = sys.stderr.isatty()
-        self._bar: tqdm | None = None
-        self._label = ""
-        self._postfix = ""
+        self._bars: list[tuple[str, tqdm]] = []  # by label; each has interrupted the one before it
+        self._loss = ""
         self._last_plain_s = -PLAIN_PROGRESS_S
 
     def show(self, event: Event) -> None:
@@ -45,21 +61,20 @@ class Screen:
             self._metric(event)
         else:
             text = self._line(event)
-            if text:
+            if text or event == Log(message=""):
                 self._print(text)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        while self._bars:
+            self._bars.pop()[1].close()
 
     def _line(self, event: Event) -> str:
         if isinstance(event, Stage):
             self.close()
-            self._postfix = ""
+            self._loss = ""
             return f"[bold]{escape(event.name)}[/]" + (f"  {escape(event.message)}" if event.message else "")
         if isinstance(event, Log):
-            return f"  {escape(event.message)}" if event.level != "debug" else ""
+            return f"  {escape(event.message)}" if event.message and event.level != "debug" else ""
         if isinstance(event, Warning_):
             return f"[yellow]  warning:[/] {escape(event.message)}"
         if isinstance(event, Artifact):
@@ -77,43 +92,69 @@ class Screen:
         return ""
 
     def _metric(self, event: Metric) -> None:
-        loss = event.values.get("loss/average", event.values.get("loss"))
-        if loss is not None:
-            self._postfix = f"loss {loss:.4f}"
+        if "loss/average" in event.values:
+            self._loss = f"average loss {event.values['loss/average']:.4f}"
+        if "loss/validation" in event.values:
+            self._print(f"  step {event.step}: validation loss {event.values['loss/validation']:.4f}")
 
     def _progress(self, event: Progress) -> None:
         if not self.live:
             self._plain_progress(event)
             return
-        if self._bar is None or self._label != event.label or event.done < self._bar.n:
-            self.close()
-            self._label = event.label
-            self._bar = tqdm(
-                total=event.total, unit=f" {event.unit}", desc=f"  {event.label}" if event.label else None, leave=True,
-                dynamic_ncols=True, file=sys.stderr,
-            )  # fmt: skip
-        if self._postfix:
-            self._bar.set_postfix_str(self._postfix, refresh=False)
-        self._bar.update(event.done - self._bar.n)
-        if event.total is not None and event.done >= event.total:
-            self.close()
+        bar = self._bar_of(event)
+        bar.set_postfix_str(self._told(event), refresh=False)
+        bar.update(event.done - bar.n)
+        if event.done == event.total:
+            bar.leave = len(self._bars) == 1 and not was_short(event)
+            bar.close()
+            self._bars.pop()
+
+    def _bar_of(self, event: Progress) -> tqdm:
+        """A new bar, or the one that this event's label has already, which ends those that interrupted it."""
+        if event.label in [label for label, _ in self._bars]:
+            while self._bars[-1][0] != event.label:
+                self._drop()
+            bar = self._bars[-1][1]
+            if event.done >= bar.n:
+                return bar
+            self._drop()
+        bar = tqdm(
+            total=event.total,
+            initial=event.done,
+            unit=f" {event.unit}",
+            desc=f"{event.label}: " if event.label else None,
+            bar_format=BAR if event.total else BAR_WITHOUT_END,
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+        self._bars.append((event.label, bar))
+        return bar
+
+    def _drop(self) -> None:
+        """Wipe the last bar: what it counted has ended without a word, or begins anew."""
+        _, bar = self._bars.pop()
+        bar.leave = False
+        bar.close()
+
+    def _told(self, event: Progress) -> str:
+        """Rate, time left, loss."""
+        last = event.done == event.total
+        rate = speed(event.rate, event.unit) if event.rate else ""
+        left = f"{duration(event.eta_s)} left" if event.eta_s is not None and not last else ""
+        loss = self._loss if event.unit == "steps" else ""
+        return ", ".join(part for part in (rate, left, loss) if part)
 
     def _plain_progress(self, event: Progress) -> None:
         now = time.monotonic()
-        last = event.total is not None and event.done >= event.total
-        if now - self._last_plain_s < PLAIN_PROGRESS_S and not last:
+        last = event.done == event.total
+        if was_short(event) or (now - self._last_plain_s < PLAIN_PROGRESS_S and not last):
             return
         self._last_plain_s = now
-        rate = f", {event.rate:.2f} {event.unit}/s" if event.rate else ""
-        left = f", {duration(event.eta_s)} left" if event.eta_s and not last else ""
         label = f"{event.label}: " if event.label else ""
-        postfix = f", {self._postfix}" if self._postfix else ""
         total = f"/{event.total}" if event.total is not None else ""
-        self._print(f"  {escape(label)}{event.done}{total} {escape(event.unit)}{rate}{left}{postfix}")
+        told = self._told(event)
+        self._print(f"  {escape(label)}{event.done}{total} {escape(event.unit)}{escape(f', {told}' if told else '')}")
 
     def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        self.console.print(text)
-        if self._bar is not None:
-            self._bar.refresh()
+        with tqdm.external_write_mode(file=sys.stderr):
+            self.console.print(text)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.__main__ import SPINS
+
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

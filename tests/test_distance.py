@@ -18,11 +18,12 @@ TRUNK = [
     ("engine/tasks/trained_model.py", ("TrainedModel",)),
     ("engine/training/loop.py", (
         "train", "_Training.run", "_Training._run_epoch", "_Training._train_step", "_Training._loss")),
+    ("engine/training/micro_batch.py", ("drawn_error",)),
     ("engine/training/step.py", ("flow_error",)),
 ]  # fmt: skip
 BRANCHES = {
     "wan": [("engine/families/wan/model.py", (
-        "velocity", "WanModel.forward", "WanAttentionBlock.forward", "SelfAttention.forward"))],
+        "velocity", "WanModel.forward", "WanAttentionBlock.forward", "WanAttentionBlock._attended"))],
     "hunyuan_video": [
         ("engine/families/hunyuan_video/model.py", ("velocity", "HunyuanVideoModel.forward")),
         ("engine/families/hunyuan_video/layers.py", ("MMDoubleStreamBlock.forward",)),

@@ -20,6 +20,7 @@ from .errors import OptionError
 from .job import Job, changed, make_job, refuse_pending, split_header
 from .launch import launched, surrounding
 from .options import Run
+from .options.others import of_others
 from .schema import Option, by_any_name, listed, options, unknown
 from .values import Place, closest, from_words
 
@@ -267,4 +268,4 @@ def _elsewhere(name: str, command: Command, family: str | None) -> str:
         if name in by_any_name(listed(sections_of(other, family if other.family else None))):
             suffix = f" {family.replace('_', '-')}" if other.family and family else ""
             found.append(f"`{other.verb}{suffix}`")
-    return f"It is an option of {' and '.join(found)}." if found else ""
+    return f"It is an option of {' and '.join(found)}." if found else of_others(name)

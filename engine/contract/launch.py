@@ -39,6 +39,7 @@ REFUSED = {
     "use_deepspeed": "DeepSpeed", "use_fsdp": "FSDP", "use_megatron_lm": "Megatron-LM", "tpu": "TPUs",
     "use_parallelism_config": "parallelism configs",
 }  # fmt: skip
+INSTEAD = {"FSDP": ", and give the script --shard_base"}
 # The same as variables, which accelerate's launcher sets in what it starts.
 AROUND = {
     "ACCELERATE_MIXED_PRECISION": "mixed_precision",
@@ -116,7 +117,8 @@ def _accelerate(words: list[str]) -> dict[str, str]:
         if name in REFUSED or (name == "num_machines" and value not in ("", "1")):
             what = REFUSED.get(name, "several machines")
             raise OptionError(
-                f"accelerate's --{name} asks for {what}, which the engine cannot do.", hint=f"Leave out --{name}."
+                f"accelerate's --{name} asks for {what}, which the engine cannot do.",
+                hint=f"Leave out --{name}{INSTEAD.get(what, '')}.",
             )
         if name in ("cpu", "use_cpu"):
             data["device"] = "cpu"
@@ -154,7 +156,10 @@ def surrounding(environment: Mapping[str, str]) -> dict[str, str]:
     """
     for variable, what in REFUSED_AROUND.items():
         if environment.get(variable, "").lower() == "true":
-            raise OptionError(f"accelerate launch asks for {what}, which the engine cannot do.", hint="Leave it out.")
+            raise OptionError(
+                f"accelerate launch asks for {what}, which the engine cannot do.",
+                hint=f"Leave it out{INSTEAD.get(what, '')}.",
+            )
     said = {option: environment.get(variable, "") for variable, option in AROUND.items()}
     data = {option: value for option, value in said.items() if value.lower() not in SILENCE}
     if "dynamo_backend" not in data:

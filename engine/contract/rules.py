@@ -17,6 +17,7 @@ from .options import (
     Memory,
     Optimizer,
     Output,
+    Processes,
     Prompting,
     Run,
     Samples,
@@ -40,9 +41,25 @@ def need(job: Job, name: str, why: str) -> None:
                 return
 
 
+def a_gpu_for_each_process(job: Job) -> None:
+    """--device names one GPU, which several processes cannot share."""
+    device, processes = job[Run].device, job[Processes].num_processes
+    if processes > 1 and device is not None and ":" in device:
+        raise OptionError(
+            f"--device {device} is one GPU, but --num_processes {processes} needs one for each process.",
+            hint="Leave out --device, and choose with --gpu_ids.",
+            names=("device", "num_processes"),
+        )
+
+
 def cache_latents(job: Job) -> None:
     if job[LatentCaching].debug_mode is None:
         need(job, "vae", "to encode clips")
+    a_gpu_for_each_process(job)
+
+
+def cache_text(job: Job) -> None:
+    a_gpu_for_each_process(job)
 
 
 def train(job: Job) -> None:
@@ -52,12 +69,12 @@ def train(job: Job) -> None:
             hint="Leave out --split_attn or --compile_fullgraph.",
             names=("split_attn", "compile_fullgraph"),
         )
-    device, processes = job[Run].device, job[Launch].num_processes
-    if processes > 1 and device is not None and ":" in device:
+    a_gpu_for_each_process(job)
+    if job[Launch].shard_base and job[Memory].blocks_to_swap:
         raise OptionError(
-            f"--device {device} is one GPU, but --num_processes {processes} needs one for each process.",
-            hint="Leave out --device, and choose with --gpu_ids.",
-            names=("device", "num_processes"),
+            f"--shard_base keeps the blocks on the GPUs, --blocks_to_swap {job[Memory].blocks_to_swap} in main memory.",
+            hint="Leave out one of them.",
+            names=("shard_base", "blocks_to_swap"),
         )
     if job[Optimizer].fused_backward_pass:
         _fused_backward_pass(job)

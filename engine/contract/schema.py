@@ -271,9 +271,10 @@ def unknown(
     name: str, place: Place, names: Mapping[str, Option], elsewhere: Callable[[str], str] | None = None
 ) -> OptionError:
     """The error for a name that no option has, naming its nearest neighbour."""
+    hint = elsewhere(name) if elsewhere else ""
     near = closest(name, names)
-    other = elsewhere(name) if elsewhere else ""
-    hint = " ".join(filter(None, (other, f"Did you mean {place.like(near)}?" if near else "")))
+    if near and not hint:
+        hint = f"Did you mean {place.like(near)}?"
     return OptionError(f"There is no option {place}.", hint=hint or "See --help for the list.", names=(name,))
 
 

@@ -17,6 +17,7 @@ from .clips import SCENES, write_clips
 
 SEED = 42
 TRAIN_STEPS = 300
+LEARNING_RATE = 2e-3
 DATASET = """\
 # What to train on. Every key is described in docs/DATASET.md.
 [general]
@@ -69,14 +70,11 @@ class Prepared:
         return self.folder / "clips"
 
 
-def _job_file(path: Path, verb: str, family: str, purpose: str, options: dict[str, Any]) -> Step:
+def job_file(path: Path, verb: str, family: str, purpose: str, options: dict[str, Any]) -> Step:
+    """Write one step's job file, which says how to repeat the step by hand."""
     heading = f'# {purpose}\n# By hand: python -m env_bootstrap run -- {verb} {family} --config_file "{path}"\n\n'
     write_text(path, heading + tomli_w.dumps(options))
     return Step(verb, family, path, purpose)
-
-
-def _ready(folder: Path) -> bool:
-    return (folder / "ready").exists()
 
 
 def prepare(folder: Path, family: str = "wan") -> Prepared:
@@ -85,7 +83,8 @@ def prepare(folder: Path, family: str = "wan") -> Prepared:
     folder.mkdir(parents=True, exist_ok=True)
     tiny = part(family, "tiny")
     models_folder = folder / "models"
-    if not _ready(folder):
+    ready, complete = folder / "ready", f"The clips and the {family} models in this folder are complete.\n"
+    if not ready.exists() or ready.read_text(encoding="utf-8") != complete:
         for place in (folder, folder / "clips", models_folder):
             clean_leftovers(place)  # of a demo that was killed
         write_clips(folder / "clips")
@@ -95,7 +94,7 @@ def prepare(folder: Path, family: str = "wan") -> Prepared:
         write_text(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache, more=more))
     without = getattr(tiny, "NOT_IN_DEMO", ())
     prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder), without))
-    write_text(folder / "ready", "The clips and the models in this folder are complete.\n")
+    write_text(ready, complete)
     return prepared
 
 
@@ -104,8 +103,8 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]], without
     dataset = {"dataset_config": str(folder / "dataset.toml")}
     trained = folder / "output" / "demo-lora.safetensors"
     training = {
-        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 50, "save_state": True, "learning_rate": 2e-3,
-        "mixed_precision": "no",
+        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 50, "save_state": True,
+        "learning_rate": LEARNING_RATE, "mixed_precision": "no",
         "network_dim": 16, "network_alpha": 16.0, "timestep_sampling": "uniform", "seed": SEED,
         "output_dir": str(folder / "output"), "output_name": "demo-lora", "logging_dir": str(folder / "tensorboard"),
     }  # fmt: skip
@@ -117,12 +116,12 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]], without
     }  # fmt: skip
     generation = {name: value for name, value in generation.items() if name not in without}
     return (
-        _job_file(folder / "1_latents.toml", "cache-latents", family, "Clips to latents, once.",
-                  {**dataset, **models["cache-latents"]}),
-        _job_file(folder / "2_text.toml", "cache-text", family, "Captions to text embeddings, once.",
-                  {**dataset, **models["cache-text"]}),
-        _job_file(folder / "3_train.toml", "train", family, "Train a LoRA on the caches.",
-                  {**dataset, **models["train"], **training}),
-        _job_file(folder / "4_generate.toml", "generate", family, "A new video with that LoRA.",
-                  {**generation, **models["generate"]}),
+        job_file(folder / "1_latents.toml", "cache-latents", family, "Clips to latents, once.",
+                 {**dataset, **models["cache-latents"]}),
+        job_file(folder / "2_text.toml", "cache-text", family, "Captions to text embeddings, once.",
+                 {**dataset, **models["cache-text"]}),
+        job_file(folder / "3_train.toml", "train", family, "Train a LoRA on the caches.",
+                 {**dataset, **models["train"], **training}),
+        job_file(folder / "4_generate.toml", "generate", family, "A new video with that LoRA.",
+                 {**generation, **models["generate"]}),
     )  # fmt: skip

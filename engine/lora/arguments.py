@@ -32,7 +32,7 @@ _OWN: dict[type[Adapter], tuple[str, ...]] = {
     LohaAdapter: (),
     LokrAdapter: ("factor", "full_matrix", "decompose_both"),
 }
-_OF_LYCORIS = ("algo", "preset")
+_OF_LYCORIS = ("algo", "preset", "conv_dim", "conv_alpha")  # its guides give conv_dim with every algorithm
 _DROPOUTS = ("rank_dropout", "module_dropout")
 _FOR_CREATE = ("conv_dim", "conv_alpha", "exclude_patterns", "include_patterns")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from ..parts.arrangement import Arrangement
+from ..parts.weight_shards import stream_shards
 from ..parts.weight_views import ArrangedWeights
 from ..parts.weights import FP8_DTYPES, WeightFile, open_weights, stream_weights
 from .merge import Transform
@@ -37,9 +38,13 @@ def merge_into(
     arrangement: Arrangement,
     transform: Transform,
     metadata: Mapping[str, str],
+    shard_bytes: int | None = None,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write `file` to `path` with `transform(our name, tensor)` applied to every tensor of ours. DiskError."""
+    """Write `file` to `path` with `transform(our name, tensor)` applied to every tensor of ours. DiskError.
+
+    With `shard_bytes` the path is a new folder, and its files are no larger (parts/weight_shards.py).
+    """
     source = _Merged(file, arrangement, transform)
 
     def read(name: str) -> Tensor:
@@ -48,7 +53,11 @@ def merge_into(
         return tensor
 
     layout = {name: (file.dtypes[name], shape) for name, shape in file.shapes.items()}
-    stream_weights(path, layout, read, metadata={**file.metadata, **metadata})
+    metadata = {**file.metadata, **metadata}
+    if shard_bytes is None:
+        stream_weights(path, layout, read, metadata=metadata)
+    else:
+        stream_shards(Path(path), layout, read, shard_bytes=shard_bytes, metadata=metadata)
 
 
 class _Merged:

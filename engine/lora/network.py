@@ -66,6 +66,16 @@ class LoraNetwork(nn.Module):
         return sorted({adapter.dim for _, adapter in self._each()})
 
     @property
+    def alphas(self) -> list[float]:
+        """The alphas that there are, smallest first."""
+        return sorted({float(adapter.alpha) for _, adapter in self._each()})
+
+    @property
+    def has_wide_convolutions(self) -> bool:
+        """Whether there are adapters of convolutions larger than one point."""
+        return any(not _is_pointwise(base) for base in self._bases.values())
+
+    @property
     def multiplier(self) -> float:
         """How strongly the adapters act; 0 skips them."""
         return next(adapter.multiplier for _, adapter in self._each())

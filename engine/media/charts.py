@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..contract.files import whole_file
@@ -82,6 +83,61 @@ def loss_curve(
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
     axes.legend(handles=handles, frameon=False, loc="upper right", labelcolor=_INK)
+    with whole_file(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """One training in a chart of several: the loss of each step from 1 on, and points (step, loss) of two kinds."""
+
+    label: str
+    losses: Sequence[float]
+    average: Sequence[tuple[int, float]]
+    measured: Sequence[tuple[int, float]]
+
+
+def courses_chart(courses: Sequence[Course], path: str | Path, *, title: str, average: str, measured: str) -> Path:
+    """Draw several trainings over the same steps as a PNG: steps faint, averages bold, what was measured as dots.
+
+    `average` and `measured` say in words what these points are. Returns the path. Raises DiskError when it cannot be
+    written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for course, colour in zip(courses, (_LOSS, _RATE, _HELD), strict=False):
+        axes.plot(range(1, len(course.losses) + 1), course.losses, color=colour, alpha=0.18, linewidth=1.0)
+        axes.plot(*zip(*course.average, strict=True), color=colour, linewidth=2.4)
+        axes.plot(
+            *zip(*course.measured, strict=True), color=colour, linewidth=0, marker="o", markersize=5.5, mec="white"
+        )
+        axes.annotate(
+            course.label, course.average[-1], (0, 10), textcoords="offset points", ha="right", va="bottom",
+            color=colour, fontweight="bold", bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.5},
+        )  # fmt: skip
+    kinds = [
+        Line2D([], [], color=_INK, linewidth=2.4, label=average),
+        Line2D([], [], color=_INK, linewidth=0, marker="o", markersize=5.5, label=measured),
+        Line2D([], [], color=_INK, linewidth=1.0, alpha=0.3, label="each step"),
+    ]
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss", color=_INK)
+    axes.set_ylim(0, _limits([loss for course in courses for loss in course.losses])[1])
+    axes.margins(x=0.01)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    figure.legend(handles=kinds, loc="outside lower center", ncols=len(kinds), frameon=False, labelcolor=_INK)
     with whole_file(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)

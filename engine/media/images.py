@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from ..contract.errors import DataError
 from ..contract.files import whole_file
+from ..contract.packages import how_to_install
 
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 _JXL_PLUGINS = ("pillow_jxl", "jxlpy")
@@ -30,6 +31,8 @@ def suffixes() -> tuple[str, ...]:
 
 def _open(path: Path) -> Image.Image:
     if path.suffix.lower() == ".jxl":
+        if ".jxl" not in suffixes():
+            raise DataError(f"{path}: Pillow reads no JPEG XL without its plugin.", how_to_install(_JXL_PLUGINS[0]))
         for name in _JXL_PLUGINS:
             if importlib.util.find_spec(name):
                 importlib.import_module(name if name == "pillow_jxl" else "jxlpy.JXLImagePlugin")

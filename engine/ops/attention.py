@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..contract.errors import OptionError
+from ..contract.packages import how_to_install
 from .kept_attention import is_kept, kept_attention
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn")
@@ -132,9 +134,10 @@ def _imported(backend: str) -> Kernel:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
+        way = f'Build it from its source with "{sys.executable}"' if backend == "flash3" else how_to_install(module)
         raise OptionError(
             f"The attention backend {backend} needs the package {package}, which cannot be imported: {error}",
-            "Install it into the engine's environment, or use PyTorch's: --sdpa when training, --attn_mode torch else.",
+            f"{way} (or use PyTorch's: --sdpa when training, --attn_mode torch else)",
         ) from error
 
 

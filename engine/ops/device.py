@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import psutil
 import torch
 
@@ -29,6 +31,22 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0.")
     return device
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """The device of this process: of several on GPUs each has its own. OptionError when there are too few."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or os.environ.get("WORLD_SIZE", "1") == "1" or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise OptionError(f"Several processes cannot share the device {device}.", "Use --device cuda or cpu.")
+    count = torch.cuda.device_count()
+    if int(local) >= count:
+        raise OptionError(
+            f"--num_processes needs a GPU for each process, but torch sees {count}.",
+            f"Use --num_processes {count}, or look at --gpu_ids.",
+        )
+    return torch.device("cuda", int(local))
 
 
 def dtype_of(name: str | None, default: torch.dtype, *, flag: str) -> torch.dtype:

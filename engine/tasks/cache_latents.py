@@ -13,12 +13,13 @@ from ..contract.events import Control, Say, Stage
 from ..contract.job import Job
 from ..contract.options import Data, LatentCaching, Models
 from ..data.clips import Window
+from ..data.company import Company, meet
 from ..data.config import load_config
 from ..data.pipeline import ClipBatch, cache_latents
 from ..families import part
-from ..families.contract import Clips
+from ..families.values import Clips
 from ..ops.device import dtype_of
-from .encoders import Encoders
+from .encoders import Encoders, own_device
 from .needs import folder_of
 from .showing import show
 from .within_memory import within_memory
@@ -38,42 +39,52 @@ def _cache(job: Job, say: Say, control: Control) -> str:
     caching, options = job[LatentCaching], part(job.family, "options")
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
-    if caching.debug_mode is not None:
-        return show(job, config, say, control)
-    encoders = Encoders(job, say)
-    image_files = options.IMAGE_FILES if encoders.has_image_encoder() else ()
-    settings = options.latent_settings(job)
-    stored = dtype_of(job[Models].vae_dtype, part(job.family, "vae").CACHE_DTYPE, flag="--vae_dtype")
-    torch.backends.cudnn.enabled = not caching.disable_cudnn_backend
-    report = cache_latents(
-        config,
-        architecture=options.ARCHITECTURE,
-        architecture_full=options.ARCHITECTURE_FULL,
-        native_fps=options.NATIVE_FPS,
-        encode=_sample_maker(job, encoders, settings, stored),
-        identity=encoders.identity(("vae", *image_files), "the VAE file"),
-        settings={"dtype": str(stored).removeprefix("torch."), **settings},
-        use_controls=options.takes_controls(job),
-        sections=_counter(job, settings),
-        workers=caching.num_workers or max(1, (torch.get_num_threads() or 2) - 1),
-        batch_size=caching.batch_size or 1,
-        skip_existing=caching.skip_existing,
-        recache=caching.recache,
-        keep_cache=caching.keep_cache,
-        strict=caching.strict,
-        device=encoders.device,
-        dtype=encoders.vae_dtype,
-        say=say,
-        control=control,
-    )
+    with meet() as company:
+        if caching.debug_mode is not None:
+            return show(job, config, say, control) if company.leads else ""
+        encoders = Encoders(job, say, device=own_device(job))
+        image_files = options.IMAGE_FILES if encoders.has_image_encoder() else ()
+        torch.backends.cudnn.enabled = not caching.disable_cudnn_backend
+        report = cache_latents(
+            config,
+            architecture=options.ARCHITECTURE,
+            architecture_full=options.ARCHITECTURE_FULL,
+            native_fps=options.NATIVE_FPS,
+            encode=sample_maker(job, encoders),
+            identity=encoders.identity(("vae", *image_files), "the VAE file"),
+            settings={"dtype": str(_stored_dtype(job)).removeprefix("torch."), **options.latent_settings(job)},
+            use_controls=options.takes_controls(job),
+            sections=_counter(job, options.latent_settings(job)),
+            workers=caching.num_workers or _readers(company),
+            batch_size=caching.batch_size or 1,
+            skip_existing=caching.skip_existing,
+            recache=caching.recache,
+            keep_cache=caching.keep_cache,
+            strict=caching.strict,
+            device=encoders.device,
+            dtype=encoders.vae_dtype,
+            say=say,
+            control=control,
+            company=company,
+        )
     return report.summary("windows")
 
 
-def _sample_maker(
-    job: Job, encoders: Encoders, settings: dict[str, Any], dtype: torch.dtype
-) -> Callable[[ClipBatch], Sequence[list[dict[str, Tensor]]]]:
+def _readers(company: Company) -> int:
+    """Threads that decode: what the CPU has, but few in company, since each takes a file that others could have."""
+    most = max(1, (torch.get_num_threads() or 2) - 1)
+    return most if company.count == 1 else min(most, 3)
+
+
+def _stored_dtype(job: Job) -> torch.dtype:
+    """The number format of the latents in a cache."""
+    return dtype_of(job[Models].vae_dtype, part(job.family, "vae").CACHE_DTYPE, flag="--vae_dtype")
+
+
+def sample_maker(job: Job, encoders: Encoders) -> Callable[[ClipBatch], Sequence[list[dict[str, Tensor]]]]:
     """What makes training samples of clips; the models are loaded when the first clip arrives."""
-    make = part(job.family, "vae").training_samples
+    make, dtype = part(job.family, "vae").training_samples, _stored_dtype(job)
+    settings = part(job.family, "options").latent_settings(job)
 
     def encode(batch: ClipBatch) -> Sequence[list[dict[str, Tensor]]]:
         dataset = batch.dataset

@@ -9,10 +9,11 @@ from torch import Tensor
 from ..contract.events import Control, Say, Stage
 from ..contract.job import Job
 from ..contract.options import Caching, Data
+from ..data.company import meet
 from ..data.config import load_config
-from ..data.pipeline import cache_text
+from ..data.text_pipeline import cache_text
 from ..families import part
-from .encoders import Encoders
+from .encoders import Encoders, own_device
 from .needs import folder_of
 
 HOME = "dataset_config"  # the option that says where results go
@@ -26,24 +27,26 @@ def run(job: Job, say: Say, control: Control) -> str:
     caching, options = job[Caching], part(job.family, "options")
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
-    encoders, encode_captions = Encoders(job, say), part(job.family, "text").encode
+    encoders, encode_captions = Encoders(job, say, device=own_device(job)), part(job.family, "text").encode
 
     def encode(captions: list[str]) -> list[dict[str, Tensor]]:
         return encode_captions(encoders.text, captions)
 
-    report = cache_text(
-        config,
-        architecture=options.ARCHITECTURE,
-        architecture_full=options.ARCHITECTURE_FULL,
-        encode=encode,
-        identity=encoders.identity(options.TEXT_FILES, "the text encoder file"),
-        settings={name: value for name, value in options.text_arguments(job).items() if name != "tokenizer"},
-        batch_size=caching.batch_size or 16,
-        skip_existing=caching.skip_existing,
-        recache=caching.recache,
-        keep_cache=caching.keep_cache,
-        strict=caching.strict,
-        say=say,
-        control=control,
-    )
+    with meet() as company:
+        report = cache_text(
+            config,
+            architecture=options.ARCHITECTURE,
+            architecture_full=options.ARCHITECTURE_FULL,
+            encode=encode,
+            identity=encoders.identity(options.TEXT_FILES, "the text encoder file"),
+            settings={name: value for name, value in options.text_arguments(job).items() if name != "tokenizer"},
+            batch_size=caching.batch_size or 16,
+            skip_existing=caching.skip_existing,
+            recache=caching.recache,
+            keep_cache=caching.keep_cache,
+            strict=caching.strict,
+            say=say,
+            control=control,
+            company=company,
+        )
     return report.summary("captions")

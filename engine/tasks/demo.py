@@ -1,6 +1,7 @@
 """`demo`: the whole main job on a small scale, through the same commands that a person types.
 
-Clips and captions → dataset file → latent cache → text cache → LoRA training → a video generated with that LoRA.
+Clips and captions → dataset file → latent cache → text cache → LoRA training → a video generated with that LoRA. Then
+the proof that training works: one clip learned by heart, and the same at learning rate 0, in one chart.
 A demo that was killed goes on: finished steps are remembered in the folder and not done again.
 """
 
@@ -19,6 +20,7 @@ from ..contract.events import STOP_WITH_STDIN, Artifact, Control, Log, Say, Stag
 from ..contract.files import write_text
 from ..contract.job import Job
 from ..contract.options import Demo
+from ..demo.one_clip import OneClip, draw, judge, prepare_one_clip, read_losses
 from ..demo.prepare import Prepared, Step, prepare
 from ..demo.show import newest_video, write_contact_sheet
 from ..training.states import find_latest_state
@@ -43,11 +45,11 @@ def home(job: Job) -> Path:
 class Progressed:
     """Which steps of the demo under way are done, on disk; forgotten once all are, so that the next one is new."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, family: str):
+        self.path, self.family = path, family
         self.began_s, self.done = time.time(), list[str]()
-        if path.exists():
-            said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if said.get("family") == family:
             self.began_s, self.done = said["began_s"], said["done"]
         else:
             self._write()
@@ -57,13 +59,13 @@ class Progressed:
         self._write()
 
     def _write(self) -> None:
-        write_text(self.path, json.dumps({"began_s": self.began_s, "done": self.done}))
+        write_text(self.path, json.dumps({"family": self.family, "began_s": self.began_s, "done": self.done}))
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
-def run(job: Job, say: Say, control: Control) -> None:
+def run(job: Job, say: Say, control: Control) -> str:
     options = job[Demo]
     only = options.prepare_only
     folder = home(job)
@@ -71,18 +73,43 @@ def run(job: Job, say: Say, control: Control) -> None:
     prepared = prepare(folder, options.family)
     if only:
         _list_steps(prepared, say)
-        return
+        return ""
     started = time.monotonic()
-    progressed = Progressed(folder / "progress.json")
+    progressed = Progressed(folder / "progress.json", options.family)
+    one_clip = prepare_one_clip(prepared)
+    count = len(prepared.steps) + (one_clip is not None)
     for number, step in enumerate(prepared.steps, 1):
+        _announce(say, f"Step {number} of {count}", step.purpose)
         if step.verb in progressed.done:
-            say(Log(message=f"Step {number} ({step.verb}) is done already."))
+            say(Log(message="This is done already."))
             continue
-        say(Stage(name=f"Step {number} of {len(prepared.steps)}", message=step.purpose))
         _run_step([*step.command, *_going_on(step, prepared, progressed)], say, control)
         progressed.add(step.verb)
+    shown = ""
+    if one_clip is not None:
+        _announce(
+            say, f"Step {count} of {count}", "Does training work? One clip by heart, and the same at learning rate 0."
+        )
+        shown = _prove(one_clip, say, control)
     progressed.forget()
-    _show(prepared, say, time.monotonic() - started)
+    _announce(say, "The demo is complete", f"{count} steps in {time.monotonic() - started:.0f} s. Look at:")
+    _show(prepared, one_clip, say)
+    return shown
+
+
+def _prove(one_clip: OneClip, say: Say, control: Control) -> str:
+    """What one clip shows, in a line. EngineError when it shows that training does not work."""
+    for step in one_clip.steps:
+        _run_step(step.command, say, control)
+    learning, still = read_losses(one_clip.learning), read_losses(one_clip.still)
+    draw(learning, still, one_clip.chart)
+    return judge(learning, still)
+
+
+def _announce(say: Say, name: str, message: str) -> None:
+    """A headline with air above it: what stands there is another command's."""
+    say(Log(message=""))
+    say(Stage(name=name, message=message))
 
 
 def _going_on(step: Step, prepared: Prepared, progressed: Progressed) -> list[str]:
@@ -113,18 +140,18 @@ def _run_step(command: list[str], say: Say, control: Control) -> None:
 def _list_steps(prepared: Prepared, say: Say) -> None:
     for step in prepared.steps:
         say(Artifact(kind="job file", path=str(step.file)))
-    say(
-        Log(message="Run them in this order, each with: python -m env_bootstrap run -- <verb> <family> --config_file F")
-    )
+    say(Log(message="Run them in this order:"))
+    for step in prepared.steps:
+        say(Log(message=f"python -m env_bootstrap run -- {shlex.join(step.command)}"))
 
 
-def _show(prepared: Prepared, say: Say, seconds: float) -> None:
+def _show(prepared: Prepared, one_clip: OneClip | None, say: Say) -> None:
     video = newest_video(prepared.videos)
     if video is None or not prepared.lora.exists():
         raise DataError(f"The steps ended well but left no video in {prepared.videos}, or no LoRA.")
-    sheet = write_contact_sheet(prepared, video)
-    say(Stage(name="The demo is complete", message=f"four steps in {seconds:.0f} s. Look at:"))
     curve = prepared.lora.with_name(prepared.lora.stem + "_loss.png")
-    for kind, path in (("LoRA", prepared.lora), ("video", video), ("loss curve", curve), ("contact sheet", sheet)):
+    results = {"LoRA": prepared.lora, "video": video, "contact sheet": write_contact_sheet(prepared, video)}
+    results |= {"loss curve": curve} | ({"loss curves of one clip": one_clip.chart} if one_clip is not None else {})
+    for kind, path in results.items():
         say(Artifact(kind=kind, path=str(path)))
-    say(Log(message="These small models were made on the spot from random weights, so the video shows colours only."))
+    say(Log(message="The models were made on the spot from random weights, so the video shows colours only."))

@@ -6,6 +6,7 @@ Training and generation do the same things to the same blocks in the same order,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from ..lora.files import LoraFile
 from ..lora.merge import load_loras, merger, select
 from ..memory.checkpointing import checkpoint_blocks
 from ..memory.compile import compile_blocks
-from ..memory.fp8 import QuantizeOnLoad, has_fp8_products
+from ..memory.fp8 import QuantizeOnLoad, has_fp8_products, quantize_model
+from ..memory.pieces import run_in_pieces
+from ..memory.sharing import ShareOnLoad, Shares, share_blocks
 from ..memory.streaming import stream_blocks
-from ..parts.weights import open_weights
+from ..parts.weights import Unread, open_weights
 from .lora_targets import lora_target
 
 Loras = Sequence[tuple[LoraFile, float]]
@@ -81,11 +84,13 @@ def load_dit(
     dtype: torch.dtype | None = None,
     waiting: bool = False,
     role: str = "--dit",
+    shares: Shares | None = None,
 ) -> nn.Module:
     """The frozen DiT on `device`, or in main memory where blocks are to be streamed (see `arrange_blocks`).
 
     `weight_format`: "stored", "fp8" or "fp8_scaled". LoRAs are merged before weights become fp8. `dtype` None: the
     file's. `waiting`: for use on `device`, but in main memory for now. `role` is the flag that names the file.
+    `shares`, still empty, are filled with this process's part of the blocks, which then have no weights of their own.
     """
     model = part(job.family, "model")
     say(Stage(name="Loading the DiT", message=f"{path} on {device}"))
@@ -100,15 +105,23 @@ def load_dit(
             mode=_fp8_mode(weight_format, device),
             before=transform,
         )
-    dit = model.load(
+    load = partial(
+        model.load,
         path,
         device="cpu" if waiting or job[Memory].blocks_to_swap else device,
         dtype=dtype,
         role=role,
-        transform=quantizer or transform,
         attention_backend=attention_backend,
         **part(job.family, "options").dit_arguments(job),
     )
+    wanted = quantizer or transform
+    if shares is not None:
+        sketch = load(transform=Unread())
+        if quantizer is not None:
+            quantize_model(sketch, wanted=quantizer.names.__contains__, mode=quantizer.mode)
+        shares.plan(sketch, model.blocks(sketch))
+        wanted = ShareOnLoad(shares, wanted)
+    dit = load(transform=wanted)
     say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, computing in {_word(dit.dtype)}."))
     if quantizer is not None:
         count = len(quantizer.install(dit))
@@ -134,14 +147,18 @@ def arrange_blocks(
     device: torch.device,
     slots: int = 2,
     pinned: bool = False,
+    ffn_chunks: int = 1,
     checkpointing: Mapping[str, Any] | None = None,
+    shares: Shares | None = None,
 ) -> Any:
-    """Compile, stream and checkpoint the blocks, in the order that this has to happen, after adapters are attached.
+    """Cut up, compile, stream or share out, and checkpoint the blocks, in this order, after adapters are attached.
 
-    `checkpointing`: how, for `checkpoint_blocks`; None for not at all. Returns what keeps the streaming alive, None
-    without.
+    `checkpointing`: how, for `checkpoint_blocks`; None for not at all. `shares`: those that the blocks were loaded
+    through. Returns what brings weights to the blocks, None where nothing has to.
     """
     memory, blocks = job[Memory], part(job.family, "model").blocks(dit)
+    if ffn_chunks > 1:
+        run_in_pieces(blocks, ffn_chunks)
     if memory.compile:
         compile_blocks(
             blocks,
@@ -159,6 +176,8 @@ def arrange_blocks(
                 child.to(device)
         pinned = pinned or memory.use_pinned_memory_for_block_swap
         stream = stream_blocks(blocks, memory.blocks_to_swap, device=device, slots=slots, pinned=pinned)
+    if shares is not None:
+        stream = share_blocks(blocks, shares, slots=slots)
     if checkpointing:
         checkpoint_blocks(blocks, **checkpointing)
     return stream

@@ -15,6 +15,7 @@ from torch import distributed
 from .. import __version__
 from ..contract.events import Control, Log, Say, Stage
 from ..contract.job import Job
+from ..contract.packages import OPTIONAL, how_to_install
 from ..families import names
 from ..ops.attention import available_backends
 
@@ -29,7 +30,8 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        optional = package in OPTIONAL.values()
+        return f"not installed. {how_to_install(package.replace('-', '_'))}" if optional else "not installed"
 
 
 def _gpus() -> list[str]:

@@ -16,18 +16,27 @@ from ..contract.events import Say, Stage
 from ..contract.job import Job
 from ..contract.options import Models, Run
 from ..families import part
-from ..ops.device import choose_device, dtype_of, free_memory
+from ..ops.device import choose_device, device_of_process, dtype_of, free_memory
 from ..parts.weights import open_weights
 from .needs import needed
 
 
-class Encoders:
-    """The encoders of one job (`families/contract.py`, Encoders), loaded at first use and forgotten when told."""
+def own_device(job: Job) -> torch.device:
+    """The device of this process among those that share a job, from now on the current one, as kernels expect it."""
+    device = device_of_process(choose_device(job[Run].device))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
-    def __init__(self, job: Job, say: Say):
+
+class Encoders:
+    """The encoders of one job (`families/values.py`), loaded at first use and forgotten when told."""
+
+    def __init__(self, job: Job, say: Say, *, device: torch.device | None = None):
+        """`device`: where they compute; the job's where nothing is given."""
         self._job, self._say = job, say
         self.options = part(job.family, "options")
-        self.device = choose_device(job[Run].device)
+        self.device = device or choose_device(job[Run].device)
         self._files = self.options.files(job)
 
     def file(self, name: str, what: str) -> str:

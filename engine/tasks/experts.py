@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..contract.errors import WeightsError
-from ..contract.events import Say, Warning_
+from ..contract.errors import OptionError, WeightsError
+from ..contract.events import Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import LoraStack, Memory, Network, TrainingModels
 from ..families import part
-from ..families.contract import Expert
+from ..families.values import Expert
 from ..lora.network import LoraNetwork
 from ..lora.several import LoraNetworks
+from ..memory.estimate import GIB
 from ..memory.exchange import WeightSets
+from ..memory.sharing import Company, SharedBlocks, Shares
 from ..ops.device import free_memory
 from ..parts.weights import open_weights
 from ..training.experts import TrainedExperts
@@ -63,6 +65,7 @@ class Experts:
         self._format = {"weight_format": weight_format, "attention_backend": attention_backend}
         self._first = len(self.members) - 1
         self._adapters: LoraNetworks | None = None
+        self._shares: Shares | None = None
         self._stream: Any = None
         self._sets: WeightSets | None = None
 
@@ -98,6 +101,27 @@ class Experts:
             for expert in self.members
         ]  # fmt: skip
 
+    def share_out(self, company: Company) -> None:
+        """Have the base shared out over these processes when it is loaded, which is to come. OptionError."""
+        if company.count == 1:
+            raise OptionError(
+                "--shard_base shares the base out over several processes, but this is the only one.",
+                "Add --num_processes 2 (a GPU for each), or leave out --shard_base.",
+                names=("shard_base", "num_processes"),
+            )
+        if len(self.members) > 1:
+            raise OptionError(
+                f"--shard_base shares out one DiT, but {len(self.members)} take turns in this training.",
+                f"Train one expert at a time (leave out {self.members[-1].flag}), or leave out --shard_base.",
+                names=("shard_base",),
+            )
+        self._shares = Shares(company, device=self._device)
+
+    @property
+    def shared(self) -> SharedBlocks | None:
+        """The blocks of a base that is shared out."""
+        return self._stream if self._shares is not None else None
+
     @cached_property
     def dit(self) -> nn.Module:
         """The frozen module, loaded when it is first looked at. `arrange` comes next, after adapters are attached."""
@@ -113,7 +137,14 @@ class Experts:
 
     def arrange(self, **how: Any) -> None:
         """Compile, stream and checkpoint the blocks (denoiser.py, `arrange_blocks`), and get ready for turns."""
-        self._stream = arrange_blocks(self._job, self.dit, device=self._device, **how)
+        memory = self._job[Memory]
+        if memory.compile:
+            self._say(Log(message=f"The blocks are compiled by {memory.compile_backend}: the first step takes longer."))
+        self._stream = arrange_blocks(self._job, self.dit, device=self._device, shares=self._shares, **how)
+        if self._shares is not None:
+            kept = self._shares.device_bytes + self._shares.outside_bytes(self.dit)
+            many = self._shares.company.count
+            self._say(Log(message=f"The base is shared out over {many} processes: {kept / GIB:.2f} GiB each."))
         if len(self.members) > 1:
             self._sets = WeightSets(
                 self.dit,
@@ -122,7 +153,7 @@ class Experts:
                 self._load_further,
                 stream=self._stream,
                 keep=self._waits != "file",
-                pinned=self._job[Memory].use_pinned_memory_for_block_swap and self._device.type == "cuda",
+                pinned=memory.use_pinned_memory_for_block_swap and self._device.type == "cuda",
             )
 
     def use(self, number: int) -> None:
@@ -163,6 +194,7 @@ class Experts:
             say=self._say,
             dtype=dtype,
             waiting=waiting,
+            shares=self._shares,
             **self._format,
         )
 

@@ -42,8 +42,28 @@ def run(job: Job, say: Say, control: Control) -> str:
 
 def _into_model(job: Job, family: str, loras: Loras, say: Say) -> str:
     options, output = job[LoraMerge], str(job[LoraMerge].save_merged_model)
-    write_merged(family, str(options.dit), output, loras, role="--dit", device=choose_device(job[Run].device), say=say)
+    if options.max_shard_size is not None and in_use(Path(output)):
+        raise OptionError(
+            f"--save_merged_model: {output} is there already, but --max_shard_size needs a new folder.",
+            "Give it another name.",
+            names=("save_merged_model", "max_shard_size"),
+        )
+    write_merged(
+        family,
+        str(options.dit),
+        output,
+        loras,
+        role="--dit",
+        device=choose_device(job[Run].device),
+        shard_bytes=None if options.max_shard_size is None else int(options.max_shard_size * 1e9),
+        say=say,
+    )
     return f"Merged {len(loras)} LoRA{'s' if len(loras) > 1 else ''} into {output}"
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a file stands in a folder's place, or something is in it."""
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def write_merged(
@@ -54,6 +74,7 @@ def write_merged(
     *,
     role: str,
     device: torch.device,
+    shard_bytes: int | None = None,
     say: Say,
 ) -> None:
     """Write the checkpoint `dit` (that the flag `role` names) with LoRAs in it to `output`, in its own layout.
@@ -70,6 +91,7 @@ def write_merged(
         arrangement=part(family, "keys").arrange(file.shapes),
         transform=merger(loras, device=device),
         metadata={"merged_lora": _told(loras)},
+        shard_bytes=shard_bytes,
         on_tensor=meter.advance,
     )
     meter.close()

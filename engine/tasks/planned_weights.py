@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from ..contract.job import Job
 from ..contract.options import (
     GenerationPrecision,
+    Launch,
     Memory,
     Network,
     Optimizer,
@@ -185,9 +187,11 @@ def how_trained(job: Job, batch: int) -> How:
     return How(
         blocks_to_swap=memory.blocks_to_swap or 0,
         block_swap_ring_size=memory.block_swap_ring_size,
+        shared_by=shared_by(job),
         gradient_checkpointing=memory.gradient_checkpointing,
         gradient_checkpointing_cpu_offload=memory.gradient_checkpointing_cpu_offload,
         gradient_checkpointing_attention=memory.gradient_checkpointing_attention,
+        ffn_chunks=memory.ffn_chunks,
         compile=memory.compile,
         plain_quantizing=_quantizes_plainly(job[TrainingPrecision].weight_format),
         batch=batch,
@@ -201,11 +205,22 @@ def how_trained(job: Job, batch: int) -> How:
 def how_generated(job: Job) -> How:
     """How a DiT runs without gradients."""
     precision = job[GenerationPrecision] if GenerationPrecision in job else job[TrainingPrecision]
+    slots = {"block_swap_ring_size": job[TrainingMemory].block_swap_ring_size} if TrainingMemory in job else {}
     return How(
         blocks_to_swap=job[Memory].blocks_to_swap or 0,
+        shared_by=shared_by(job),
+        **slots,
         compile=job[Memory].compile,
         plain_quantizing=_quantizes_plainly(precision.weight_format),
     )
+
+
+def shared_by(job: Job) -> int:
+    """How many processes share out the base; 1: none does. An outer launcher tells their number by a variable."""
+    if Launch not in job or not job[Launch].shard_base:
+        return 1
+    around = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    return max(job[Launch].num_processes, around)
 
 
 def _quantizes_plainly(weight_format: str) -> bool:

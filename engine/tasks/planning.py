@@ -146,6 +146,10 @@ class Survey:
             for stage in (text, *stages)
         ]
 
+    def works(self, job: Job) -> list[Work]:
+        """What the blocks of the DiT work on, for one sample of each size."""
+        return [self._work(job, clip) for clip in self.clips]
+
     def _work(self, job: Job, clip: Clip) -> Work:
         assert self._dit is not None
         if clip.latents is not None:

@@ -12,7 +12,7 @@ from ..contract.job import Job
 from ..contract.options import GuidanceSteps, Prompting
 from ..contract.rules import check_video_size
 from ..families import part
-from ..families.contract import Request
+from ..families.values import Request
 from ..sampling.prompts import GENERATE, PromptLine, parse_line, read_prompts
 from .experts import further_experts
 from .needs import needed

@@ -27,7 +27,7 @@ from ..contract.job import Job, make_job
 from ..contract.options import SAMPLE_DEFAULTS, Samples, Saving
 from ..contract.schema import listed
 from ..families import part
-from ..families.contract import Request
+from ..families.values import Request
 from ..media.images import encoded, read_image
 from ..media.sheet import spread, strip
 from ..media.video import probe, read_frames

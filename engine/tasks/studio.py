@@ -27,7 +27,7 @@ from ..contract.options import (
     Prompting,
 )
 from ..families import part
-from ..families.contract import Request
+from ..families.values import Request
 from ..media.latents import load_latent, save_latent
 from ..ops.device import free_memory
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
@@ -196,7 +196,7 @@ class Studio:
 
 
 class Denoising:
-    """What a family's sample.py is handed as `denoise` (families/contract.py)."""
+    """What a family's sample.py is handed as `denoise` (families/values.py)."""
 
     def __init__(self, studio: Studio, request: Request, label: str):
         self._studio, self._request, self._label = studio, request, label
@@ -260,12 +260,9 @@ class Denoising:
         models = Predictions(conditional=conditional, unconditional=unconditional, both=both, skipped=skipped)
         velocities = guided_along(_plan(studio.job), models, scales, rescale=rescale)
         velocity = in_turn(list(starmap(self._by_expert, zip(numbers, velocities, strict=True))))
-        meter: Meter | None = None
+        meter = Meter(studio.say, total=len(timesteps), unit="steps", label=name)
 
         def seen(step: Step) -> None:
-            nonlocal meter
-            if meter is None:
-                meter = Meter(studio.say, total=step.total, unit="steps", label=name)
             meter.advance()
             if studio.control.stop_requested and step.done < step.total:
                 raise Stopped("Stopped while denoising.")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..contract.events import Artifact, Control, Say
+from ..contract.events import Artifact, Control, Log, Say
 from ..contract.job import Job
 from ..contract.locks import only_one
-from ..contract.options import Attention, Run, Samples, Saving, Timesteps, Training, TrainingPrecision
+from ..contract.options import Attention, Launch, Run, Samples, Saving, Timesteps, Training, TrainingPrecision
 from ..families import part
 from ..ops.device import choose_device, device_of_process
 from ..training.checkpoints import Checkpoints, Keep
@@ -111,6 +111,12 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
     samples = TrainingSamples(job, say, control) if job[Samples].sample_prompts is not None else None
     accelerator = choices.create_accelerator(job, device)
     group = Group(accelerator)
+    if group.count > 1:
+        each = job[Training].gradient_accumulation_steps
+        say(Log(message=f"{group.count} processes train together: a step takes {group.count * each} batches."))
+    if job[Launch].shard_base:
+        choices.check_shared_base(job)
+        experts.share_out(group)
     start = group.told_by_first(resuming.find_start(job, say) if group.leads else Start())
     return _Ready(
         device=device,
@@ -173,6 +179,7 @@ def _setup(job: Job, ready: _Ready, record: Record, say: Say, control: Control, 
         trackers=opened,
         history=recorder,
         experts=experts.trained(),
+        shared=experts.shared,
         validation=data.validation,
         on_sample=None if samples is None else lambda *when: samples.make(experts, *when, trackers=opened),
     )

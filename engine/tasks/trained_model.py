@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..contract.events import Log, Say
+from ..contract.events import Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import Network, Optimizer, TrainingMemory
 from ..families import part
-from ..families.contract import Expert
+from ..families.values import Expert
 from ..lora import network as lora
 from ..lora.arguments import read_network_arguments
 from ..lora.files import read_lora
@@ -38,7 +38,10 @@ class TrainedModel:
         ]
         self.network = experts.adapt(self.networks)
         experts.arrange(
-            slots=memory.block_swap_ring_size, pinned=memory.block_swap_h2d_only, checkpointing=memory.checkpointing
+            slots=memory.block_swap_ring_size,
+            pinned=memory.block_swap_h2d_only,
+            ffn_chunks=memory.ffn_chunks,
+            checkpointing=memory.checkpointing,
         )
 
     def parameter_groups(self, job: Job) -> list[dict[str, Any]]:
@@ -63,6 +66,12 @@ def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> l
         role = f"--network_weights{expert.ending}"
         given = read_lora(expert.network_weights, lora_target(job.family, dit), role=role)
     if given and options.dim_from_weights:
+        if options.network_dim is not None:
+            say(
+                Warning_(
+                    message=f"--network_dim {options.network_dim} is not used: --dim_from_weights takes the file's."
+                )
+            )
         network = lora.create_like(dit, given.modules, dropout=options.network_dropout, seed=seed, **arguments.like)
     else:
         network = lora.create(
@@ -81,6 +90,8 @@ def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> l
     count = sum(parameter.numel() for parameter in network.parameters())
     kinds, ranks = " and ".join(network.kinds), ", ".join(map(str, network.ranks))
     say(Log(message=f"{kinds} of rank {ranks} on {len(network.paths)} modules, {count / 1e6:.1f} M parameters."))
+    if "conv_dim" in arguments.values and not network.has_wide_convolutions:
+        say(Warning_(message="--network_args conv_dim changes nothing: no wide convolution of this model is adapted."))
     if arguments.values.get("verbose"):
         for name, path in network.paths.items():
             say(Log(message=f"{name}: {path}"))

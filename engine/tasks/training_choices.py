@@ -98,6 +98,18 @@ def optimizer_choice(job: Job, group: Group, device: torch.device, say: Say) -> 
     return chosen
 
 
+def check_shared_base(job: Job) -> None:
+    """OptionError for adapters that need the base's weights whole before the first step."""
+    options = job[Network]
+    arguments = read_network_arguments(options.network_module, options.network_args)
+    if arguments.create["decompose"] and not options.network_weights:
+        raise OptionError(
+            "DoRA begins with the lengths of the base's weights, which no process has whole with --shard_base.",
+            "Leave out dora_wd=True in --network_args, or --shard_base.",
+            names=("shard_base", "network_args"),
+        )
+
+
 def scheduler_of(job: Job, built: BuiltOptimizer, steps: int) -> LRScheduler | HeldRate:
     options = job[ScheduleOptions]
     schedule = Schedule(

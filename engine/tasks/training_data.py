@@ -89,10 +89,12 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
         held = load_items(load_config(wanted.validation_dataset_config, say=say), **names)
         _check_items(job, held)
         twice = {item.latent_path.resolve() for item in items} & {item.latent_path.resolve() for item in held}
-        if twice:
+        if twice and wanted.validation_dataset_config == job[Data].dataset_config:
+            say(Log(message="Validating on what is trained on: this shows what is learned by heart."))
+        elif twice:
             say(Warning_(message=f"{len(twice)} of the {len(held)} clips to validate on are trained on too."))
     held = choose(held, wanted.max_validation_steps, seed=wanted.validation_seed)
-    say(Log(message=f"Training on {len(items)} clips, validating on {len(held)}."))
+    say(Log(message=f"Clips to train on: {len(items)}, to validate on: {len(held)}."))
     return items, Validation(
         clips=lambda first, every: one_by_one(held[first::every]),
         count=len(held),

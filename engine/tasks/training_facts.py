@@ -26,7 +26,7 @@ from ..contract.options import (
 from ..contract.options import Schedule as ScheduleOptions
 from ..data.collate import Loader
 from ..families import part
-from ..families.contract import Expert
+from ..families.values import Expert
 from ..lora import network as lora
 from ..lora.arguments import parse_network_args
 from ..lora.files import write_lora
@@ -113,6 +113,8 @@ def lora_writer(
     facts = dataclasses.replace(
         facts, output_name=f"{facts.output_name}{expert.ending}", sd_model_name=Path(expert.dit).name
     )
+    if job[Network].dim_from_weights:  # then the options do not know them
+        facts = dataclasses.replace(facts, network_dim=max(network.ranks), network_alpha=max(network.alphas))
     spec = ModelSpec(
         architecture=options.MODELSPEC_ARCHITECTURE,
         implementation=options.MODELSPEC_IMPLEMENTATION,

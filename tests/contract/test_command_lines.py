@@ -123,8 +123,9 @@ def test_scripts_of_families_to_come_say_so() -> None:
 
 @pytest.mark.parametrize("flag", ["--use_deepspeed", "--use_fsdp", "--tpu", "--num_machines 2"])
 def test_what_accelerate_could_do_and_the_engine_cannot_is_refused(flag: str) -> None:
-    with pytest.raises(OptionError, match=f"accelerate's {flag.split()[0]} asks for"):
+    with pytest.raises(OptionError, match=f"accelerate's {flag.split()[0]} asks for") as caught:
         cli.parse(["accelerate", "launch", *flag.split(), "wan_train_network.py", "--dit", "d"])
+    assert ("--shard_base" in caught.value.hint) == (flag == "--use_fsdp")
 
 
 def test_a_launcher_s_precision_is_checked_like_any_other() -> None:

@@ -126,11 +126,6 @@ def test_load_job_refuses_what_it_cannot_know_or_do(tmp_path: Path) -> None:
     for text, message in (
         ("dit = 'd'", "does not say which command"),
         ("command = 'train'\ndit = 'd'", "does not say which model family"),
-        (
-            "command = 'generate'\nfamily = 'wan'\ndit = 'd'\nvae = 'v'\nt5 = 't'\nprompt = 'p'\nsave_path = 'o'\n"
-            "control_image_mask_path = ['m']",
-            "Not available yet: --control_image_mask_path",
-        ),
         ("command = 'train'\nfamily = 'wan'\nevents = true", "events is about one run"),
         ("command = 3", "command in .* needs text"),
     ):

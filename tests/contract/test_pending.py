@@ -10,10 +10,11 @@ from typing import Literal
 
 import pytest
 
-from engine.contract import cli
+from engine.contract import cli, schema
 from engine.contract.commands import COMMANDS, find, sections_of
 from engine.contract.errors import OptionError
 from engine.contract.help import explained
+from engine.contract.job import load_job
 from engine.contract.options.pending import ACCEPTED, PENDING
 from engine.contract.schema import Section, listed, opt, options
 from engine.families.wan.image_options import WanInputs
@@ -25,6 +26,7 @@ GENERATE = "generate wan --dit d --vae v --t5 t --save_path out --prompt cat"
 @pytest.fixture
 def to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """An option that cannot be used yet."""
+    monkeypatch.setattr(schema, "_LISTED", {})
     monkeypatch.setattr(WanInputs, "pending", {"control_image_mask_path": "masks"})
 
 
@@ -32,6 +34,14 @@ def test_using_it_is_one_error_that_names_it(to_come) -> None:
     with pytest.raises(OptionError) as caught:
         cli.parse(shlex.split(f"{GENERATE} --control_image_mask_path m"))
     assert caught.value.message.startswith("Not available yet: --control_image_mask_path (masks")
+
+
+def test_a_job_file_that_uses_it_is_refused_as_well(to_come, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    wanted = "dit = 'd'\nvae = 'v'\nt5 = 't'\nprompt = 'p'\nsave_path = 'o'\ncontrol_image_mask_path = ['m']\n"
+    path.write_text(f"command = 'generate'\nfamily = 'wan'\n{wanted}", encoding="utf-8")
+    with pytest.raises(OptionError, match="Not available yet: --control_image_mask_path"):
+        load_job(path)
 
 
 def test_the_printed_config_shows_it_with_the_reason(to_come, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,26 @@ def test_shards_become_one_file_read_one_tensor_at_a_time(tmp_path: Path) -> Non
     )  # fmt: skip
     assert max(alive) <= 2
     assert [float(value[0, 0]) for _, value in sorted(load_file(tmp_path / "b.safetensors").items())] == [1, 2, 3]
+
+
+def test_a_folder_of_shards_holds_the_same(tmp_path: Path) -> None:
+    """Each no larger than asked, but for a tensor that is larger by itself; and diffusers' index beside them."""
+    stored = {f"layer{number}.weight": torch.full((8, 8), float(number)) for number in range(5)}
+    stored["large.weight"] = torch.ones(40, 8)
+    save_file(stored, tmp_path / "a.safetensors")
+    file = open_weights(tmp_path / "a.safetensors", role="--dit")
+    merge_into(
+        file, tmp_path / "b", arrangement=renamed(file.shapes, lambda name: name), metadata={"k": "v"},
+        transform=lambda name, tensor: tensor + 1, shard_bytes=600,
+    )  # fmt: skip
+    merged = open_weights(tmp_path / "b", role="--dit")
+    assert merged.metadata["k"] == "v" and merged.shapes.keys() == stored.keys()
+    assert all(torch.equal(merged.read(name), tensor + 1) for name, tensor in stored.items())
+    shards = [load_file(path) for path in sorted((tmp_path / "b").glob("*-of-00004.safetensors"))]
+    sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
+    assert sorted(sizes) == [256, 512, 512, 1280] and len(shards) == 4
+    index = json.loads((tmp_path / "b" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes) and index["weight_map"].keys() == stored.keys()
 
 
 def test_scaled_fp8_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def test_a_pattern_must_match_the_whole_path_and_include_rescues() -> None:
     assert "blocks.0.norm_linear" in everything
     rescued = targets(dit, block_classes=["Block"], exclude=[EXCLUDE], include=[r"blocks\.1\.norm_linear"])
     assert [path for path in rescued if "norm" in path] == ["blocks.1.norm_linear"]
+    one_block = targets(dit, block_classes=["Block"], exclude=[EXCLUDE, ".*"], include=[".*blocks[.]1[.].*"])
+    assert one_block and all(path.startswith("blocks.1.") for path in one_block)
     with pytest.raises(OptionError, match="regular expression"):
         targets(dit, block_classes=["Block"], exclude=["(("])
     with pytest.raises(OptionError, match="left"):
@@ -50,7 +52,9 @@ def test_a_pattern_must_match_the_whole_path_and_include_rescues() -> None:
 
 def test_wide_convolutions_need_conv_dim() -> None:
     assert not any("wide" in path for path in network(toy()).paths.values())
+    assert not network(toy()).has_wide_convolutions
     lora = network(toy(), conv_dim=3, conv_alpha=6.0)
+    assert lora.has_wide_convolutions
     wide = lora.adapters["lora_unet_blocks_0_wide"]
     assert wide.lora_down.weight.shape == (3, WIDTH, 3, 3, 3)
     assert wide.lora_up.weight.shape == (WIDTH, 3, 1, 1, 1)

@@ -89,18 +89,19 @@ def test_an_unknown_backend_lists_those_that_exist():
 
 
 @pytest.mark.parametrize(
-    ("backend", "package"),
+    ("backend", "package", "way"),
     [
-        ("flash2", "flash_attn"),
-        ("flash3", "flash_attn_interface"),
-        ("xformers", "xformers.ops"),
-        ("sageattn", "sageattention"),
+        ("flash2", "flash_attn", "python -m env_bootstrap add flash-attn"),
+        ("flash3", "flash_attn_interface", "Build it from its source with"),
+        ("xformers", "xformers.ops", "python -m env_bootstrap add xformers"),
+        ("sageattn", "sageattention", "python -m env_bootstrap add sageattention"),
     ],
 )
-def test_a_missing_package_is_named(backend, package, monkeypatch, clean_cache):
+def test_a_missing_package_is_named_with_the_line_that_installs_it(backend, package, way, monkeypatch, clean_cache):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(OptionError, match=f"backend {backend} needs the package"):
+    with pytest.raises(OptionError, match=f"backend {backend} needs the package") as caught:
         check_backend(backend)
+    assert way in caught.value.hint
 
 
 def test_sage_generates_but_does_not_train(monkeypatch, clean_cache):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
-from engine.parts.safetensors_header import read_header
+from engine.parts.safetensors_header import in_order, read_header
 
 
 def garbled(path: Path, header: object, data: bytes = b"\0" * 8) -> Path:
@@ -66,3 +66,16 @@ def test_a_file_that_is_shorter_than_its_header_says_shows_it(tmp_path: Path) ->
     described = {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
     header = read_header(garbled(tmp_path / "a.safetensors", described))
     assert header.end - header.size == 8
+
+
+def test_metadata_are_put_in_order_and_the_rest_stays(tmp_path: Path) -> None:
+    """The library writes them in an order of chance, so that equal files differ between processes."""
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    words = {"width": "64", "caption1": "ein Löwe 🦁", "architecture": "wan"}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(in_order(save(tensors, words)))
+    header = read_header(path)
+    assert header.metadata == words and list(header.metadata) == sorted(words) and header.end == header.size
+    assert all(told.start % 8 == 0 for told in header.tensors.values() if told.dtype == "F32")
+    again = load(path.read_bytes())
+    assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)

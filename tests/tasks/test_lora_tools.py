@@ -121,6 +121,12 @@ def test_merging_into_a_model_gives_what_loading_with_the_loras_gives(workshop, 
                 changed += 1
         assert torch.allclose(after.read(name), wanted, atol=1e-6), name
     assert changed == 2 * len(load_file(one)) // 3
+    shards = [*line, "--save_merged_model", str(tmp_path / "shards"), "--max_shard_size", "0.00005", "--device", "cpu"]
+    assert main(shards) == 0
+    parts = open_weights(tmp_path / "shards", role="x")
+    assert parts.shapes.keys() == after.shapes.keys() and len(list((tmp_path / "shards").glob("*-of-*"))) > 1
+    assert all(torch.equal(parts.read(name), after.read(name)) for name in after.shapes)
+    assert main(shards) == 2  # a folder that is there is nobody's to replace
 
 
 def test_merging_into_one_lora(workshop, tmp_path: Path, capfd) -> None:

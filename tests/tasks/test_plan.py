@@ -19,7 +19,6 @@ from engine.contract.events import Control, Plan
 from engine.memory.estimate import GIB, largest
 from engine.tasks import fitting, plan, planned_weights
 from engine.tasks.planning import Survey, cached_sizes
-from tests.gpu.full_size.__main__ import CASES, MODES
 from tests.layouts.checks import HERE, read_layout
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +40,14 @@ TRAININGS = [
     ("wan-14b", (480, 832, 33), ("--fp8_scaled",), 26.6),
     ("wan-14b", (480, 832, 33), SWAP, 20.8),
 ]
+# what the modes of benchmarks/h100_full_size.json were, and how many blocks "swap" streamed
+RECORDED = {
+    "bf16": (), "fp8_scaled": ("--fp8_scaled",), "compile": ("--compile",),
+    "fp8_compile": ("--fp8_scaled", "--compile"),
+    "swap": ("--fp8_scaled", "--use_pinned_memory_for_block_swap", "--blocks_to_swap"),
+    "magcache": ("--magcache_mag_ratios", "0"),
+}  # fmt: skip
+STREAMED = {"wan-1.3b": "20", "wan-14b": "20", "hunyuan-video-13b": "30", "framepack": "30"}
 FULL_SIZE = json.loads((ROOT / "benchmarks" / "h100_full_size.json").read_text())
 H100 = int(79.1 * GIB)
 
@@ -137,10 +144,11 @@ WIDER = {"generate-hunyuan-video-13b-544x960x33/fp8_compile": 0.07}
 
 @pytest.mark.parametrize("row", FULL_SIZE, ids=lambda row: f"{row['case']}/{row['mode']}")
 def test_full_size_cases_take_what_was_measured(models, tmp_path, row):
-    case = CASES[f"{row['case']}/{row['mode']}"]
-    more = [*MODES[case.mode], *([str(case.swapped)] if case.mode == "swap" else [])]
-    line = training_line if case.verb == "train" else generation_line
-    job = cli.parse(line(models, tmp_path, case.model, case.size, *more))
+    verb, _, rest = row["case"].partition("-")
+    model, _, size = rest.rpartition("-")
+    more = [*RECORDED[row["mode"]], *([STREAMED[model]] if row["mode"] == "swap" else [])]
+    line = training_line if verb == "train" else generation_line
+    job = cli.parse(line(models, tmp_path, model, [int(number) for number in size.split("x")], *more))
     stage = largest(Survey(job).stages(job, room=H100))
     limit = WIDER.get(f"{row['case']}/{row['mode']}", 0.05)
     assert stage.device_bytes / GIB == pytest.approx(row["peak_alloc_gib"], rel=limit)
@@ -167,6 +175,16 @@ def test_a_plan_keeps_within_the_card(models, tmp_path, model, vram):
 
 def test_a_large_card_needs_nothing(models, tmp_path):
     assert not planned([*training_line(models, tmp_path, "wan-1.3b", (480, 832, 33)), "--vram", "24"]).options
+
+
+def test_a_base_that_does_not_fit_is_shared_out(models, tmp_path, monkeypatch):
+    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), "--gradient_checkpointing")
+    assert "blocks_to_swap" in planned([*line, "--vram", "24GB"]).options
+    shared = planned([*line, "--num_processes", "4", "--shard_base", "--vram", "24GB"])
+    assert shared.fits and not {"blocks_to_swap", "fp8_scaled"} & shared.options.keys()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert planned([*line, "--shard_base", "--vram", "24GB"]).needed == shared.needed, "under an outer launcher"
 
 
 def test_what_does_not_fit_is_said_with_what_would(models, tmp_path):

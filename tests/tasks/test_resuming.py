@@ -262,10 +262,18 @@ def test_validation_on_held_out_clips_reaches_log_and_curve(train, tmp_path) -> 
     assert [event.step for event in log.Scalars("loss/validation")] == [0, 4, 8]
 
 
-def test_a_dataset_of_its_own_to_validate_on(train, cached) -> None:
-    result = train("--validation_dataset_config", cached.folder / "dataset.toml", "--max_validation_steps", 2)
+def test_a_dataset_of_its_own_to_validate_on(train, cached, tmp_path) -> None:
+    other = tmp_path / "validation.toml"
+    shutil.copy(cached.folder / "dataset.toml", other)
+    result = train("--validation_dataset_config", other, "--max_validation_steps", 2)
     said = " ".join(result.err.split())
-    assert result.status == 0 and "are trained on too" in said and "validating on 2" in said
+    assert result.status == 0 and "are trained on too" in said and "to validate on: 2" in said
+
+
+def test_to_validate_on_the_same_dataset_is_meant(train, cached) -> None:
+    same = cached.folder / "dataset.toml"
+    result = train("--validation_dataset_config", same, "--max_train_steps", 1)
+    assert result.status == 0 and "by heart" in result.err and "warning" not in result.err, result.err
 
 
 @pytest.mark.parametrize("how", ["image", "console"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,25 +18,27 @@ import torch
 from safetensors.torch import load_file
 
 from engine.contract.events import Done, Failed
+from engine.families.wan import tiny
 from engine.training.states import complaint, read_position
 from tests.faults.engine_child import EngineChild, train_words
 from tests.faults.kit import ROOT, environment, needs_kill
 
 pytestmark = [pytest.mark.slow, needs_kill]
+LOW, HIGH = ([f"loss/validation_sigma_{sigma}" for sigma in sigmas] for sigmas in ((0.1, 0.3), (0.7, 0.9)))
 TWO = ("--num_processes", 2, "--device", "cpu", "--seed", 3)
 
 # Found by Python at its start: in the second process alone something goes wrong in the third step.
 WRONG_IN_THE_SECOND = """
 import os
 if os.environ.get("RANK") == "1":
-    import engine.training.loop as loop
-    real = loop.flow_error
+    from engine.training import micro_batch
+    real = micro_batch.flow_error
     calls = iter(range(100))
     def flow_error(*arguments, **named):
         if next(calls) == 2:
             raise KeyError('seven')
         return real(*arguments, **named)
-    loop.flow_error = flow_error
+    micro_batch.flow_error = flow_error
 """
 
 
@@ -70,6 +73,10 @@ def gone(number: int) -> bool:
     return False
 
 
+def validated(out: Path) -> list[dict[str, float]]:
+    return [values for values in metrics(out) if "loss/validation" in values]
+
+
 def metrics(out: Path) -> list[dict[str, Any]]:
     (events,) = out.glob("jobs/*/events.jsonl")
     rows = [json.loads(line) for line in events.read_text().splitlines()]
@@ -92,6 +99,26 @@ def test_the_result_is_that_of_one_process_with_twice_the_accumulation(cached, e
     for name, tensor in load_file(tmp_path / "two" / "demo-lora.safetensors").items():
         assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-6), name
     assert read_position(tmp_path / "two" / "demo-lora-state").processes == 2
+    said = ["".join(path.read_text() for path in (tmp_path / name).glob("jobs/*/log.txt")) for name in ("one", "two")]
+    assert ["2 processes train together: a step takes 2 batches." in text for text in said] == [False, True]
+
+
+def test_validation_with_two_experts_gives_the_numbers_of_one_process(cached, engine, tmp_path: Path) -> None:
+    """To the last bit; and a level changes only when its own expert has learnt."""
+    tiny.write_tiny_models(tmp_path / "models", variant="t2v-A14B")
+    options = tiny.tiny_model_options(tmp_path / "models", variant="t2v-A14B")["train"]
+    more = [word for name, value in options.items() for word in (f"--{name}", value)]
+    more += ["--timestep_boundary", 0.5, "--validation_split", 0.5, "--validation_timesteps", 100, 300, 700, 900]
+    more += ["--validate_every_n_steps", 1, "--max_train_steps", 2, "--seed", 3, "--device", "cpu"]
+    one = train_words(cached, tmp_path / "one", *more, "--gradient_accumulation_steps", 2)
+    assert engine(*one).status == 0
+    with EngineChild(*train_words(cached, tmp_path / "two", *more, "--num_processes", 2), folder=tmp_path) as child:
+        assert child.end() == 0, child.last
+    ours, theirs = validated(tmp_path / "one"), validated(tmp_path / "two")
+    assert ours == theirs and len(ours) == 3
+    for before, after in itertools.pairwise(ours):
+        low, high = ([before[name] != after[name] for name in levels] for levels in (LOW, HIGH))
+        assert low in ([True, True], [False, False]) and high == [not changed for changed in low]
 
 
 def test_a_stop_reaches_all_and_is_saved_once(cached, tmp_path: Path) -> None:

@@ -156,3 +156,31 @@ def test_settings_of_a_tracker_are_read_before_anything_is_loaded(train, tmp_pat
     (tmp_path / "tracker.toml").write_text('[tensorboard]\nfilename_suffix = ".cats"\n')
     assert train("--log_tracker_config", tmp_path / "tracker.toml").status == 0
     assert list((tmp_path / "logs").rglob("*.cats"))
+
+
+def test_compiled_blocks_are_told_of(train, monkeypatch) -> None:
+    """The first step of such a training takes long; who does not know it thinks that it hangs."""
+    monkeypatch.setattr("engine.tasks.denoiser.compile_blocks", lambda blocks, **_: None)
+    plain, compiled = train("--max_train_steps", 1), train("--max_train_steps", 1, "--compile")
+    assert ["compiled by inductor" in result.err for result in (plain, compiled)] == [False, True]
+
+
+def test_the_rank_of_the_weights_wins_over_network_dim_and_stands_in_the_metadata(train, tmp_path: Path) -> None:
+    """musubi-tuner takes both flags together as well, and the file's rank."""
+    first = tmp_path / "first"
+    short = ("--max_train_steps", 1, "--output_dir")
+    assert train("--network_dim", 3, "--network_alpha", 6, *short, first).status == 0
+    given = ("--network_weights", first / "demo-lora.safetensors", "--dim_from_weights", "--network_dim", 8)
+    result = train(*given, *short, tmp_path / "second")
+    assert result.status == 0 and "--network_dim 8 is not used" in result.err, result.err
+    with safe_open(tmp_path / "second" / "demo-lora.safetensors", "pt") as file:
+        ranks = {file.get_slice(name).get_shape()[0] for name in file.keys() if name.endswith("lora_down.weight")}
+        said = file.metadata()
+    assert ranks == {3} and (said["ss_network_dim"], float(said["ss_network_alpha"])) == ("3", 6.0)
+
+
+def test_conv_dim_with_lycoris_is_accepted_with_a_word(train) -> None:
+    """Guides for lycoris give it with every algorithm; no DiT here has a wide convolution in its blocks."""
+    arguments = ("--network_module", "lycoris.kohya", "--network_args", "algo=loha", "conv_dim=4", "conv_alpha=1")
+    result = train(*arguments, "--max_train_steps", 1)
+    assert result.status == 0 and "conv_dim changes nothing" in result.err, result.err

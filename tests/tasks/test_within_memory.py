@@ -17,7 +17,7 @@ from engine.contract.job import changed
 from engine.memory.choosing import Limits
 from engine.memory.estimate import GIB, Stage
 from engine.tasks import fitting, within_memory
-from engine.training import loop
+from engine.training import micro_batch
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -134,7 +134,7 @@ def test_a_training_goes_on_after_its_last_step(prepared, tmp_path, monkeypatch)
         return out
 
     whole = train("whole")
-    real, calls = loop.flow_error, []
+    real, calls = micro_batch.flow_error, []
 
     def once(*args, **values):
         calls.append(args)
@@ -142,7 +142,7 @@ def test_a_training_goes_on_after_its_last_step(prepared, tmp_path, monkeypatch)
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return real(*args, **values)
 
-    monkeypatch.setattr(loop, "flow_error", once)
+    monkeypatch.setattr(micro_batch, "flow_error", once)
     broken = train("broken", "--memory", "auto", "--job_dir", tmp_path / "job")
     assert len(calls) == 6, "two steps, the one that failed, and the three that were left"
     first, second = (load_file(folder / "demo-lora.safetensors") for folder in (whole, broken))

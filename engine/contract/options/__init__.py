@@ -4,6 +4,7 @@ A name is musubi-tuner's flag, so that every guide on the web keeps working. Add
 these files; `pending.py` says which cannot be used yet.
 """
 
+from .bench import Bench
 from .data import Caching, Data, DatasetTools, Demo, Docs, LatentCaching
 from .generating import GenerationMemory, LoraStack, Output, Prompting
 from .guidance import GuidanceSteps
@@ -18,7 +19,7 @@ from .models import (
     TrainingModels,
     TrainingPrecision,
 )
-from .running import Launch, Run
+from .running import Launch, Processes, Run
 from .saving import SAMPLE_DEFAULTS, HuggingFace, Logging, Metadata, Samples, Saving
 from .tools import LoraConvert, LoraEma, LoraInfo, LoraMerge
 from .training import Network, Optimizer, Schedule, Timesteps, Training
@@ -28,6 +29,7 @@ __all__ = [
     "SAMPLE_DEFAULTS",
     "Attention",
     "AttentionMode",
+    "Bench",
     "Caching",
     "Data",
     "DatasetTools",
@@ -54,6 +56,7 @@ __all__ = [
     "Optimizer",
     "Output",
     "Precision",
+    "Processes",
     "Prompting",
     "Run",
     "Samples",

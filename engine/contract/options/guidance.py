@@ -1,6 +1,6 @@
 """Guidance that is not the same in every step: left out in some, or strengthened by skipping layers.
 
-For families whose `sample.py` hands the denoising what it takes (families/contract.py, Denoise).
+For families whose `sample.py` hands the denoising what it takes (families/values.py, Denoise).
 """
 
 from __future__ import annotations

@@ -108,8 +108,14 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
         "--gradient_checkpointing.", advanced=True,
     )  # fmt: skip
     block_swap_ring_size: int = opt(
-        2, "GPU buffers for streamed blocks: 2 overlaps copying with computing, 1 uses the least memory.", low=1,
-        unit="blocks", advanced=True,
+        2, "GPU buffers for streamed blocks, and for those of --shard_base: 2 overlaps copying with computing, 1 uses "
+        "the least memory.", low=1, unit="blocks", advanced=True,
+    )  # fmt: skip
+    img_in_txt_in_offloading: bool = opt(False, "Keep the embedders in main memory.", advanced=True)
+    ffn_chunks: int = opt(
+        1, "Compute feed-forward layers, and whatever else of a block treats each token by itself, in so many pieces "
+        "of the tokens: a half to a third of the memory at the peak of a step, some percent slower.", low=1, high=64,
+        unit="pieces", advanced=True,
     )  # fmt: skip
     dynamo_backend: str = opt(
         "NO", "Set --compile and --compile_backend, by accelerate's name for the backend; NO sets nothing.",

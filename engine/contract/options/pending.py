@@ -16,5 +16,6 @@ ACCEPTED = {
     "fp8_fast": "scaled weights are multiplied in fp8 wherever the GPU can",
     "ddp_gradient_as_bucket_view": "gradients are exchanged once a step in one piece, without buckets",
     "ddp_static_graph": "gradients are exchanged after the backward pass, which may be any graph",
+    "img_in_txt_in_offloading": "the embedders, at most 0.6 GB, stay with the DiT",
     "split_attn": "attention never pads the items of a batch, so there is nothing to split",
 }

@@ -37,12 +37,12 @@ class Run(Section, title="Run"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch(Section, title="Several GPUs", accepted=ACCEPTED):
-    """Training in more than one process. Nobody needs to run `accelerate config`."""
+class Processes(Section, title="Several GPUs"):
+    """Working in more than one process. Nobody needs to run `accelerate config`."""
 
     num_processes: int = opt(
-        1, "Train in this many processes, one for each GPU. Each takes other clips, so a step trains on so many times "
-        "more of them.", low=1, advanced=True,
+        1, "Work in this many processes, one for each GPU. Each takes other clips, so a training step is made of so "
+        "many times more of them.", low=1, advanced=True,
     )  # fmt: skip
     gpu_ids: str | None = opt(
         None, "Which GPUs to use: all, or their numbers such as 0,1. Default: the first ones.", advanced=True,
@@ -52,16 +52,6 @@ class Launch(Section, title="Several GPUs", accepted=ACCEPTED):
         None, "Port through which the processes find each other. Default: a free one.", low=0, high=65535,
         advanced=True,
     )  # fmt: skip
-    ddp_timeout: int = opt(
-        120, "Give up when a process does not answer for so long, such as one that draws samples while the others "
-        "wait. One that ends is noticed at once.", low=1, unit="minutes", advanced=True,
-    )  # fmt: skip
-    ddp_gradient_as_bucket_view: bool = opt(
-        False, "Let gradients share memory with the communication buffers: less memory.", advanced=True
-    )
-    ddp_static_graph: bool = opt(
-        False, "Tell DistributedDataParallel that each step uses the same parameters.", advanced=True
-    )
 
     def __post_init__(self) -> None:
         ids = self.chosen_gpus
@@ -88,3 +78,24 @@ class Launch(Section, title="Several GPUs", accepted=ACCEPTED):
         if self.gpu_ids is None or self.gpu_ids.strip().lower() == "all":
             return ()
         return tuple(name.strip() for name in self.gpu_ids.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch(Processes, title="Several GPUs", accepted=ACCEPTED):
+    """Training in more than one process. Nobody needs to run `accelerate config`."""
+
+    ddp_timeout: int = opt(
+        120, "Give up when a process does not answer for so long, such as one that draws samples while the others "
+        "wait. One that ends is noticed at once.", low=1, unit="minutes", advanced=True,
+    )  # fmt: skip
+    shard_base: bool = opt(
+        False, "Share the frozen model out over the processes: each GPU keeps a part of every block, and a block is "
+        "put together when it is due. For models that do not fit on one GPU; needs a fast link between them.",
+        aliases=("dit_fsdp",), advanced=True,
+    )  # fmt: skip
+    ddp_gradient_as_bucket_view: bool = opt(
+        False, "Let gradients share memory with the communication buffers: less memory.", advanced=True
+    )
+    ddp_static_graph: bool = opt(
+        False, "Tell DistributedDataParallel that each step uses the same parameters.", advanced=True
+    )

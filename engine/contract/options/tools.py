@@ -56,6 +56,10 @@ class LoraMerge(
     save_merged_model: str | None = opt(
         None, "Model file to write, in the layout and number format of --dit.", metavar="FILE"
     )
+    max_shard_size: float | None = opt(
+        None, "Write the model as a new folder, --save_merged_model, of files of at most this size with an index, as "
+        "diffusers has them. Default: one file.", low=0.000001, unit="GB", advanced=True,
+    )  # fmt: skip
     save_merged_lora: str | None = opt(
         None, "Instead of a model write one LoRA that does what all of them do together.", metavar="FILE"
     )
@@ -82,6 +86,12 @@ class LoraMerge(
                 "--new_rank and --energy are for --save_merged_lora; a merged model has no rank.",
                 hint="Leave them out.",
                 names=("new_rank", "energy", "save_merged_lora"),
+            )
+        if self.save_merged_model is None and self.max_shard_size is not None:
+            raise OptionError(
+                "--max_shard_size is for --save_merged_model; a LoRA is one file.",
+                hint="Leave it out.",
+                names=("max_shard_size", "save_merged_model"),
             )
         if len(self.lora_multiplier) > len(self.lora_weight):
             raise OptionError(

@@ -202,14 +202,16 @@ class Network(Section, title="LoRA", pending=PENDING):
     network_args: tuple[str, ...] = opt(
         (), 'More settings: "loraplus_lr_ratio=4", "rank_dropout=0.1", "module_dropout=0.1", "dora_wd=True", '
         '"conv_dim=4", "conv_alpha=1", "include_patterns=[r\'…\']", "exclude_patterns=[r\'…\']", '
-        '"network_reg_dims=REGEX=RANK,…", "network_reg_lrs=REGEX=RATE,…", "verbose=True"; for LoKr "factor=8".',
+        '"network_reg_dims=REGEX=RANK,…", "network_reg_lrs=REGEX=RATE,…", "verbose=True"; for LoKr "factor=8". '
+        'Patterns match whole module paths: "exclude_patterns=.*" "include_patterns=.*blocks[.]1[0-9][.].*" trains '
+        "blocks 10 to 19.",
         key_values=True, metavar="KEY=VALUE",
     )  # fmt: skip
     network_weights: str | None = opt(
         None, "Start from this LoRA instead of from nothing.", file_kind="lora", metavar="FILE"
     )
     dim_from_weights: bool = opt(
-        False, "Take rank and alpha from --network_weights instead of --network_dim.", advanced=True
+        False, "Take rank and alpha from --network_weights, whatever --network_dim says.", advanced=True
     )
     scale_weight_norms: float | None = opt(
         None, "Keep the norm of each LoRA module below this; 1 is a good start.", low=0, advanced=True
@@ -244,12 +246,6 @@ class Network(Section, title="LoRA", pending=PENDING):
                 "--dim_from_weights reads the rank of --network_weights, which is not given.",
                 hint="Add --network_weights, or leave out --dim_from_weights.",
                 names=("dim_from_weights", "network_weights"),
-            )
-        if self.dim_from_weights and self.network_dim is not None:
-            raise OptionError(
-                f"--network_dim {self.network_dim} and --dim_from_weights both set the rank.",
-                hint="Keep one of them.",
-                names=("network_dim", "dim_from_weights"),
             )
         if self.network_dim is None and not self.dim_from_weights:
             object.__setattr__(self, "network_dim", RANK)
