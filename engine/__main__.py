@@ -108,7 +108,8 @@ def lead(job: Job, place: processes.Place) -> int:
     if job[Run].job_dir:
         refuse_file("job_dir", Path(job[Run].job_dir))
     path = job_folder(job, results)
-    folder = JobFolder(path, job.to_toml()) if path else None
+    flag = f"--{'job_dir' if job[Run].job_dir else getattr(task, 'HOME', '')}"
+    folder = JobFolder(path, job.to_toml(), flag=flag) if path else None
     options = job[Run]
     hello = Hello(version=__version__, job=str(path or ""))
     with (

@@ -48,13 +48,14 @@ NOISY_LIBRARIES = (
 class JobFolder:
     """The record of one job: `job.toml`, `events.jsonl`, `log.txt`. Appends only, so a killed job keeps its record."""
 
-    def __init__(self, path: Path, job_toml: str):
+    def __init__(self, path: Path, job_toml: str, *, flag: str = "--job_dir"):
+        """`flag`: the option that decides where the folder is. DiskError."""
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DiskError(
-                f"The job's folder {path} cannot be made: {error.strerror or error}.",
-                "Choose another place for the results or another --job_dir, where you may write.",
+                f"{flag}: the job's folder {path} cannot be made: {error.strerror or error}.",
+                f"Choose a place where you may write, with {flag}{'' if flag == '--job_dir' else ' or --job_dir'}.",
             ) from error
         self.path = path
         write_text(path / "job.toml", job_toml)

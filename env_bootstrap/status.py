@@ -164,5 +164,5 @@ def _optional(found: Sequence[ExtraStatus]) -> list[tuple[str, str]]:
     for extra in found:
         there = extra.version or ("not for this machine" if extra.obstacle else "not installed")
         what = extra.obstacle or f"{extra.purpose}: {extra.wanted_by}"
-        rows.append(("", f"{extra.name:<27}{there:<21}{what}"))
+        rows.append(("", f"{extra.name:<28}{there:<22}{what}"))
     return [("optional", f"add one with: {adding.ADD} NAME"), *rows] if rows else []

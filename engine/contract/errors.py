@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
 
 from .events import Failed
+from .packages import RUN, is_own
 
 STATUS = {"done": 0, "stopped": 0, "option": 2, "data": 2, "weights": 2, "memory": 3, "disk": 4, "bug": 70}
 INTERRUPTED = 130  # ended at once by a second Ctrl-C: nothing was saved, so neither 0 nor a failure of ours
@@ -101,6 +103,10 @@ def as_failed(exception: BaseException) -> tuple[Failed, int]:
     for link in _chain(exception):
         if isinstance(link, EngineError):
             return Failed(kind=link.kind, message=link.message, hint=link.hint), link.exit_status
+        if isinstance(link, ModuleNotFoundError) and is_own(link):
+            message = f"This Python ({sys.executable}) has no package {link.name}, which the engine needs."
+            hint = f"The engine has its own environment: `{RUN} …` uses it, `python -m env_bootstrap repair` mends it."
+            return Failed(kind="option", message=message, hint=hint), STATUS["option"]
         if is_out_of_memory(link):
             message = f"Out of memory: {_first_line(link)}"
             return Failed(kind="memory", message=message, hint=_MEMORY_HINT), STATUS["memory"]

@@ -14,10 +14,10 @@ from typing import Any
 
 from .commands import COMMANDS, Command, example_of, family_names, find, sections_of
 from .options import Demo, Run
+from .packages import RUN
 from .schema import Option, describe_choices, options, summary
 from .values import span
 
-PROGRAM = "python -m engine"
 WIDTHS = (60, 120)
 SHORT_CHOICES = 5
 
@@ -35,7 +35,7 @@ def overview() -> str:
     lines = [
         "Train LoRAs for video models and generate with them.",
         "",
-        f"usage: {PROGRAM} <command> [family] [options]",
+        f"usage: {RUN} <command> [family] [options]",
         "",
         "commands:",
         *(line for command in shown for line in _row(_typed(command), command.help, width)),
@@ -46,14 +46,14 @@ def overview() -> str:
     ]
     family = next(option.default for option in options(Demo) if option.name == "family")
     for verb in ("cache-latents", "train", "generate"):
-        lines += _wrapped(f"{PROGRAM} {verb} {family} {example_of(find(verb), family)}")
+        lines += _wrapped(f"{RUN} {verb} {family} {example_of(find(verb), family)}")
     lines += [
         "",
         "options of a command:",
-        f"  {PROGRAM} <command> [family] --help",
+        f"  {RUN} <command> [family] --help",
         "",
         "musubi-tuner's script names work in place of a command:",
-        f"  {PROGRAM} wan_train_network.py --dit …",
+        f"  {RUN} wan_train_network.py --dit …",
     ]
     return "\n".join(lines) + "\n"
 
@@ -82,7 +82,7 @@ def _wrapped(line: str) -> list[str]:
 def group(name: str) -> str:
     """The commands that begin with one word, such as `dataset`."""
     inside = [command for command in COMMANDS if command.verb.startswith(name.replace("_", "-") + " ")]
-    lines = [f"usage: {PROGRAM} {name} <command> [options]", ""]
+    lines = [f"usage: {RUN} {name} <command> [options]", ""]
     for command in inside:
         text = command.help if command.available else f"{command.help} (not available yet)"
         lines += _row(command.verb, text, max(len(command.verb) for command in inside))
@@ -91,8 +91,8 @@ def group(name: str) -> str:
 
 def families_of(command: Command) -> str:
     """A family command without its family."""
-    lines = [command.help, "", f"usage: {PROGRAM} {command.verb} <family> [options]", "", "Its options:"]
-    lines += [f"  {PROGRAM} {command.verb} {family} --help" for family in family_names()]
+    lines = [command.help, "", f"usage: {RUN} {command.verb} <family> [options]", "", "Its options:"]
+    lines += [f"  {RUN} {command.verb} {family} --help" for family in family_names()]
     return "\n".join(lines) + "\n"
 
 
@@ -101,9 +101,9 @@ def command(command: Command, family: str | None) -> str:
     sections = sections_of(command, family)
     name = " ".join(filter(None, (command.verb, (family or "").replace("_", "-"))))
     needed = [option for section in sections for option in options(section) if option.required]
-    words = [PROGRAM, name, *(_usage(option) for option in needed), "[options]"]
+    words = [RUN, name, *(_usage(option) for option in needed), "[options]"]
     parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {name}",
+        prog=f"{RUN} {name}",
         usage=_usage_lines(words).replace("%", "%%"),
         description=command.help,
         epilog="Dashes may stand for underscores. --no_NAME switches an on/off option off. (+) marks advanced options.",

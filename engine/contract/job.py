@@ -12,6 +12,7 @@ from . import toml
 from .commands import Command, family_options, find, find_family, sections_of
 from .errors import OptionError
 from .options import DatasetTools, Demo, Run
+from .packages import RUN
 from .schema import Option, Section, build, options, placed
 
 S = TypeVar("S", bound=Section)
@@ -60,7 +61,7 @@ class Job:
     def to_toml(self) -> str:
         """The resolved job. As --config_file it gives the identical job, so it can be run again by hand."""
         lines = [
-            f"# Run again: python -m engine {self.name} --config_file THIS_FILE",
+            f"# Run again: {RUN} {self.name} --config_file THIS_FILE",
             toml.line("command", self.command.verb),
         ]
         if self.command.family and self.family:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import sys
 
+RUN = "python -m env_bootstrap run --"
+"""What stands before a verb where a person types it: the engine in its own environment."""
+
 # module -> what `python -m env_bootstrap add` calls it
 OPTIONAL = {
     "bitsandbytes": "bitsandbytes",
@@ -25,6 +28,14 @@ OPTIONAL = {
     "wandb": "wandb",
     "xformers": "xformers",
 }
+
+OWN = ("torch", "accelerate", "safetensors", "transformers", "numpy", "PIL", "av", "tqdm", "rich", "tomli_w", "psutil")
+"""Modules that the environment always has. One is missing in another Python, and in a broken environment."""
+
+
+def is_own(error: ModuleNotFoundError) -> bool:
+    """Whether what is missing belongs to the environment."""
+    return (error.name or "").partition(".")[0] in OWN
 
 
 def how_to_install(module: str) -> str:

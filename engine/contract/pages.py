@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .commands import COMMANDS, Command, example_of, families, sections_of
 from .files import write_text
-from .help import PROGRAM
+from .packages import RUN
 from .schema import Option, Section, describe_choices, options, summary
 from .values import span
 
@@ -87,7 +87,7 @@ def _page(command: Command, family: str | None) -> str:
     lines = [NOTE, "", f"# `{_typed(command, family)}`", "", command.help + _later(command), ""]
     example = example_of(command, family)
     if example:
-        lines += ["```", f"{PROGRAM} {_typed(command, family)} {example}", "```", ""]
+        lines += ["```", f"{RUN} {_typed(command, family)} {example}", "```", ""]
     for section in sections_of(command, family):
         lines += _table(section)
     return "\n".join(lines)

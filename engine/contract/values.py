@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -179,9 +180,14 @@ def _typed(option: Option, value: Any, place: Place) -> Any:
     raise _wrong_type(option, value, place)
 
 
+def _is_bare(text: str) -> bool:
+    """Whether a TOML file may have it without quotes."""
+    return text in ("true", "false") or re.fullmatch(r"[+-]?(\d+\.?\d*|\d*\.\d+)([eE][+-]?\d+)?", text) is not None
+
+
 def _wrong_type(option: Option, value: Any, place: Place) -> OptionError:
     hint = place.change
-    if place.file and isinstance(value, str) and option.kind != "str":
+    if place.file and isinstance(value, str) and option.kind != "str" and _is_bare(value):
         hint = f"Take away the quotes: {option.name} = {value}"
     elif place.file and option.kind == "str":
         hint = f'Put quotes around it: {option.name} = "{value}"'

@@ -13,6 +13,7 @@ batch (`rounds` counts rounds, `len` this rank's batches), which the loop has to
 from __future__ import annotations
 
 import random
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.events import Log, Say, Warning_
+from ..contract.packages import RUN
 from ..parts.batching import VARLEN
 from . import cache, fingerprints, items
 from .config import Dataset, DatasetConfig
@@ -211,10 +213,13 @@ class _Commands:
     family: str
 
     def latents(self) -> str:
-        return f"Run `python -m engine cache-latents {self.family} --dataset_config {self.config_path} …`."
+        return self._run("cache-latents")
 
     def texts(self) -> str:
-        return f"Run `python -m engine cache-text {self.family} --dataset_config {self.config_path} …`."
+        return self._run("cache-text")
+
+    def _run(self, verb: str) -> str:
+        return f"Run `{RUN} {verb} {self.family} --dataset_config {shlex.quote(str(self.config_path))} …`."
 
 
 def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:

@@ -20,6 +20,7 @@ from ..contract.events import STOP_WITH_STDIN, Artifact, Control, Log, Say, Stag
 from ..contract.files import write_text
 from ..contract.job import Job
 from ..contract.options import Demo
+from ..contract.packages import RUN
 from ..demo.one_clip import OneClip, draw, judge, prepare_one_clip, read_losses
 from ..demo.prepare import Prepared, Step, prepare
 from ..demo.show import newest_video, write_contact_sheet
@@ -122,7 +123,7 @@ def _going_on(step: Step, prepared: Prepared, progressed: Progressed) -> list[st
 
 def _run_step(command: list[str], say: Say, control: Control) -> None:
     """Run one engine command as a person would; its output goes straight to the screen."""
-    say(Log(message=f"$ python -m engine {shlex.join(command)}"))
+    say(Log(message=f"$ {RUN} {shlex.join(command)}"))
     # a killed demo leaves no step behind that goes on writing: the end of its stdin stops it
     environment = {**os.environ, "PYTHONPATH": str(PACK), STOP_WITH_STDIN: "1"}
     arguments = [sys.executable, "-m", "engine", *command]
@@ -142,7 +143,7 @@ def _list_steps(prepared: Prepared, say: Say) -> None:
         say(Artifact(kind="job file", path=str(step.file)))
     say(Log(message="Run them in this order:"))
     for step in prepared.steps:
-        say(Log(message=f"python -m env_bootstrap run -- {shlex.join(step.command)}"))
+        say(Log(message=f"{RUN} {shlex.join(step.command)}"))
 
 
 def _show(prepared: Prepared, one_clip: OneClip | None, say: Say) -> None:

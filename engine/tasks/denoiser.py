@@ -122,7 +122,7 @@ def load_dit(
         shares.plan(sketch, model.blocks(sketch))
         wanted = ShareOnLoad(shares, wanted)
     dit = load(transform=wanted)
-    say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, computing in {_word(dit.dtype)}."))
+    say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, weights in {_word(dit.dtype)}."))
     if quantizer is not None:
         count = len(quantizer.install(dit))
         say(Log(message=f"{count} layers are kept in fp8, scaled by {quantizer.mode}."))

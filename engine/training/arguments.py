@@ -50,8 +50,9 @@ def find_class(flag: str, name: str, *, home: str, given: str = "", others: Iter
     same = [key for key in classes if key.lower() == class_name.lower()]
     if same:
         return classes[same[0]]
-    known = [*classes, *(() if module_name else others)]
-    hint = nearest(class_name, known, f"Look in {module_name or home}.")
+    own = [] if module_name else list(others)
+    elsewhere = f"There are {', '.join(own)}, and all of {home}." if own else f"Look in {module_name or home}."
+    hint = nearest(class_name, [*classes, *own], elsewhere)
     raise OptionError(f"{flag} {given or name} is unknown.", hint)
 
 

@@ -103,6 +103,8 @@ def test_mistake_is_answered(line: str, message: str, hint: str) -> None:
 FILES = [
     ("dit = 'd'\nnetwork_dimm = 4", "There is no option network_dimm in job.toml.", "network_dim"),
     ("network_dim = '4'", "network_dim in job.toml needs a whole number, but is '4'.", "Take away the quotes"),
+    ("learning_rate = 'fast'", "learning_rate in job.toml needs a number, but is 'fast'.", "Change learning_rate"),
+    ("learning_rate = '2e-4'", "learning_rate in job.toml needs a number, but is '2e-4'.", "learning_rate = 2e-4"),
     ("learning_rate = true", "learning_rate in job.toml needs a number, but is True.", "Change"),
     ("output_name = 4", "output_name in job.toml needs text, but is 4.", 'output_name = "4"'),
     ("base_weights = 'a'", "base_weights in job.toml needs a list, but is 'a'.", 'base_weights = ["a"]'),

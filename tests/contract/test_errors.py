@@ -79,3 +79,11 @@ def test_the_statuses_of_the_classes_are_those_of_the_table() -> None:
     for error in EngineError.__subclasses__():
         assert error.exit_status == STATUS[error.kind]
     assert sorted(set(STATUS.values())) == [0, 2, 3, 4, 70]
+
+
+def test_another_python_is_told_of_the_environment() -> None:
+    """`python -m engine train …` in a Python without torch is no bug of ours."""
+    failed, status = as_failed(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert status == 2 and "has no package torch" in failed.message
+    assert "python -m env_bootstrap run --" in failed.hint and "repair" in failed.hint
+    assert as_failed(ModuleNotFoundError("No module named 'engine.colours'", name="engine.colours"))[1] == 70

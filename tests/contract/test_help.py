@@ -11,6 +11,7 @@ import pytest
 
 from engine.contract import cli, help
 from engine.contract.commands import COMMANDS, example_of, family_names, find, sections_of
+from engine.contract.packages import RUN
 from engine.contract.schema import options, summary
 
 PACK = Path(cli.__file__).parents[2]
@@ -89,7 +90,7 @@ def test_the_overview_lists_every_available_command_and_no_other(capsys: pytest.
         for command in COMMANDS:
             assert (f"  {command.verb}" in listed) == command.available
         examples = printed.partition("examples:")[2]
-        assert examples.count(f"{help.PROGRAM} cache-latents wan") == 1
+        assert examples.count(f"{RUN} cache-latents wan") == 1
 
 
 def test_the_examples_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +108,7 @@ def test_the_examples_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_of_a_command_without_its_family_lists_the_families(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.parse(["train", "--help"]) is None
-    assert f"{help.PROGRAM} train wan --help" in capsys.readouterr().out
+    assert f"{RUN} train wan --help" in capsys.readouterr().out
 
 
 def test_on_a_terminal_without_rich_it_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:

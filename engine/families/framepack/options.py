@@ -99,6 +99,18 @@ SCRIPTS = {
     "fpack_train_network": "train",
     "fpack_generate_video": "generate",
 }
+EXAMPLES = {
+    "cache-latents": "--dataset_config dataset.toml --vae hunyuan_video_vae_bf16.safetensors "
+    "--image_encoder sigclip_vision_patch14_384.safetensors",
+    "cache-text": "--dataset_config dataset.toml --text_encoder1 llava_llama3_fp16.safetensors "
+    "--text_encoder2 clip_l.safetensors",
+    "train": "--dataset_config dataset.toml --dit FramePackI2V_HY_bf16.safetensors --timestep_sampling shift "
+    "--discrete_flow_shift 3 --learning_rate 2e-4 --network_dim 32 --gradient_checkpointing --fp8_scaled",
+    "generate": "--dit FramePackI2V_HY_bf16.safetensors --vae hunyuan_video_vae_bf16.safetensors "
+    "--text_encoder1 llava_llama3_fp16.safetensors --text_encoder2 clip_l.safetensors "
+    "--image_encoder sigclip_vision_patch14_384.safetensors --image_path start.png "
+    '--prompt "the cat turns its head" --video_seconds 5 --save_path videos',
+}
 
 
 # ---------------------------------------------------------------------------------------------- from job to values
