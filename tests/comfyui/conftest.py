@@ -22,7 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def _needs_comfyui() -> None:
+@pytest.fixture(scope="session")
+def checkout() -> None:
+    """For whatever starts a server: there is a ComfyUI to start."""
     if comfyui_path() is None:
         pytest.skip("needs a ComfyUI checkout named by COMFYUI_PATH")
 
@@ -40,9 +42,8 @@ def _media(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def playing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def playing(checkout: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """ComfyUI with the pack that plays runs: our page, no engine."""
-    _needs_comfyui()
     base = tmp_path_factory.mktemp("playing")
     fake_pack(base, _media)
     with Server(base) as server:
@@ -50,9 +51,8 @@ def playing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_base(checkout: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder with this pack, and with the demo models as the page's button makes them."""
-    _needs_comfyui()
     if not os.environ.get("MUSUBI_HOME"):
         pytest.skip("needs the engine's environment: set MUSUBI_HOME to one that `env_bootstrap create` has made")
     base = tmp_path_factory.mktemp("comfyui base")

@@ -17,7 +17,7 @@ END_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(checkout: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders with our pack, empty model files and clips, and a secret beside them to which a link leads."""
     base = tmp_path_factory.mktemp("hostile") / "comfyui"
     link_pack(base)
