@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -54,10 +55,7 @@ def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
 
 def processes_of(child: EngineChild) -> list[int]:
     """The processes that number 0 has started."""
-    path = Path(f"/proc/{child.process.pid}/task")
-    if not path.exists():
-        pytest.skip("children are looked up in /proc")
-    return [int(word) for task in path.iterdir() for word in (task / "children").read_text().split()]
+    return [process.pid for process in psutil.Process(child.process.pid).children()]
 
 
 def gone(number: int) -> bool:
