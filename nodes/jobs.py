@@ -17,7 +17,7 @@ from ..engine.contract import commands
 from ..engine.contract.errors import EngineError, OptionError
 from ..engine.contract.events import Done, Failed
 from ..engine.contract.files import write_text
-from ..engine.contract.job import Job, make_job, refuse_pending
+from ..engine.contract.job import Job, make_job
 from ..engine.contract.schema import listed
 from . import allowed, environment, host, paths, preferences, run, show, words
 from .records import Runs
@@ -40,9 +40,7 @@ def job_of(verb: str, family: str | None, values: Mapping[str, Any]) -> Job:
     command = commands.find(verb)
     known = listed(commands.sections_of(command, family))
     ours = {name: value for name, value in allowed.DEFAULTS.items() if name in known}
-    job = make_job(command, family, {"log_level": preferences.load().log_level, **ours, **values})
-    refuse_pending(job)
-    return job
+    return make_job(command, family, {"log_level": preferences.load().log_level, **ours, **values})
 
 
 def run_job(

@@ -74,7 +74,7 @@ def has(verb: str, family: str) -> bool:
 
 
 def usable(option: Option) -> bool:
-    return not option.pending and not option.accepted
+    return not option.accepted
 
 
 @cache

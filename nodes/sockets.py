@@ -82,7 +82,7 @@ def of_options(options: Iterable[Option]) -> list[Socket]:
     found = []
     for option in options:
         kind = type_of(option)
-        if kind and not (option.pending or option.accepted or option.name in allowed.LEFT_OUT):
+        if kind and not (option.accepted or option.name in allowed.LEFT_OUT):
             identifier = socket_id(option)
             help_text = words.of_node(allowed.HELP.get(option.name, option.help))
             found.append(Socket(id=identifier, types=(kind,), help=help_text, label=display(identifier), optional=True))

@@ -30,7 +30,7 @@ MODEL_KINDS = tuple(paths.MODEL_FOLDERS)
 def left_out(option: Option) -> str:
     """Why an option has no widget, "" when it has one (or belongs to a socket)."""
     secret = "a secret" if option.secret else ""
-    return option.pending or option.accepted or secret or allowed.LEFT_OUT.get(option.name, "") or unplaced(option)
+    return option.accepted or secret or allowed.LEFT_OUT.get(option.name, "") or unplaced(option)
 
 
 def unplaced(option: Option) -> str:
@@ -79,7 +79,7 @@ def _of_option(option: Option) -> list[Widget]:
         choices = allowed.FAMILYS_OWN[option.name]
         return [_plain(option, "choice", choices=choices, default=choices[0], unset=choices[0])]
     if option.choices or option.name in allowed.CHOICES:
-        choices = tuple(c for c in option.choices if c not in option.pending_choices) or allowed.CHOICES[option.name]
+        choices = option.choices or allowed.CHOICES[option.name]
         return [_choice(option, choices, unset=DEFAULT if option.default is None else None)]
     if option.kind == "bool":
         return [_plain(option, "bool", default=bool(option.default), unset=None)]

@@ -17,7 +17,7 @@ from typing import Any
 from . import toml
 from .commands import COMMANDS, Command, family_names, find, find_family, for_family, sections_of
 from .errors import OptionError
-from .job import Job, changed, make_job, refuse_pending, split_header
+from .job import Job, changed, make_job, split_header
 from .launch import launched, surrounding
 from .options import Run
 from .options.others import of_others
@@ -142,7 +142,6 @@ def _parse_command(command: Command, family: str | None, words: list[str], launc
     if job[Run].print_config:
         write_result(job.to_toml())
         return None
-    refuse_pending(job)
     return job
 
 

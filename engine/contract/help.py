@@ -15,8 +15,8 @@ from typing import Any
 from .commands import COMMANDS, Command, example_of, family_names, find, sections_of
 from .options import Demo, Run
 from .packages import RUN
-from .schema import Option, describe_choices, options, summary
-from .values import span
+from .schema import Option, options, summary
+from .values import choice_list, span
 
 WIDTHS = (60, 120)
 SHORT_CHOICES = 5
@@ -186,18 +186,16 @@ def _metavar(option: Option) -> str | tuple[str, ...]:
 
 
 def explained(option: Option) -> str:
-    """The help text with what follows from the declaration: choices, limits, unit, default, what is pending."""
+    """The help text with what follows from the declaration: choices, limits, unit, default."""
     facts = []
     if option.choices:
-        facts.append(f"one of: {describe_choices(option)}")
+        facts.append(f"one of: {choice_list(option.choices)}")
     if span(option):
         facts.append(span(option))
     if option.required:
         facts.append("required")
     elif option.default not in (None, False, (), ""):
         facts.append(f"default: {_shown(option.default)}")
-    if option.pending:
-        facts.append(f"not available yet: {option.pending}")
     if option.accepted:
         facts.append(f"accepted, but changes nothing: {option.accepted}")
     text = option.help + (f" ({'; '.join(facts)})" if facts else "")

@@ -72,22 +72,11 @@ class Job:
                 lines += ["", f"# {section.title}", *inside]
         return "\n".join(lines) + "\n"
 
-    def pending(self) -> list[tuple[str, str]]:
-        """What the job asks for that cannot be done yet: (as it is typed, why), such as ("--i2v", "image-to-video")."""
-        found = []
-        for option, value in self._given():
-            if option.pending and value != option.default:
-                found.append((option.flag, option.pending))
-            elif isinstance(value, str) and value in option.pending_choices:
-                found.append((f"{option.flag} {value}", option.pending_choices[value]))
-        return found
-
 
 def _lines(option: Option, value: Any) -> list[str]:
-    if option.transient or option.secret or value is None or (option.pending and value == option.default):
+    if option.transient or option.secret or value is None:
         return []
-    why = option.pending or (option.pending_choices.get(value, "") if isinstance(value, str) else "")
-    return [toml.line(option.name, value) + (f"  # not available yet: {why}" if why else "")]
+    return [toml.line(option.name, value)]
 
 
 def make_job(
@@ -101,8 +90,7 @@ def make_job(
     """Check `data` (option name -> value) and freeze it into a job. `source` and `elsewhere` as in `schema.build`.
 
     What the data leaves open and follows from the rest is filled in, so that the job says what will be done.
-    Options that cannot be used yet are not refused here, so that such a job can still be printed: see
-    `refuse_pending`. Raises OptionError.
+    Raises OptionError.
     """
     sections = sections_of(command, family)
     job = Job(command, family, build(sections, data, source=source, elsewhere=elsewhere))
@@ -124,11 +112,11 @@ def make_job(
 
 
 def filled(job: Job, found: Mapping[str, Any]) -> Job:
-    """The job with those of its open options (None) that `found` knows, unless they cannot be used yet."""
+    """The job with those of its open options (None) that `found` knows."""
     sections = {}
     for kind, section in job.sections.items():
-        usable = [option.name for option in options(kind) if not option.pending]
-        now = {name: found[name] for name in usable if name in found and getattr(section, name) is None}
+        names = [option.name for option in options(kind) if option.name in found]
+        now = {name: found[name] for name in names if getattr(section, name) is None}
         sections[kind] = dataclasses.replace(cast(Any, section), **now) if now else section
     return Job(job.command, job.family, sections)
 
@@ -146,19 +134,6 @@ def changed(job: Job, values: Mapping[str, Any]) -> Job:
     return Job(job.command, job.family, sections)
 
 
-def refuse_pending(job: Job) -> None:
-    """Raise an OptionError naming everything in the job that cannot be used yet."""
-    found = job.pending()
-    if found:
-        flags = ", ".join(flag for flag, _ in found)
-        reasons = ", ".join(dict.fromkeys(why for _, why in found))
-        raise OptionError(
-            f"Not available yet: {flags} ({reasons}).",
-            hint="Leave it out; a later version will have it.",
-            names=tuple(flag.lstrip("-").partition(" ")[0] for flag, _ in found),
-        )
-
-
 def load_job(path: str | Path) -> Job:
     """The job in a file that names its own command and family, as `to_toml` writes it. Raises OptionError."""
     data = toml.flat(toml.load(path), path)
@@ -167,9 +142,7 @@ def load_job(path: str | Path) -> Job:
         raise OptionError(f"{path} does not say which command it is for.", hint='Add command = "train" at its top.')
     if command.family and family is None:
         raise OptionError(f"{path} does not say which model family it is for.", hint='Add family = "…" at its top.')
-    job = make_job(command, family, values, source=str(path))
-    refuse_pending(job)
-    return job
+    return make_job(command, family, values, source=str(path))
 
 
 def split_header(

@@ -11,8 +11,8 @@ from pathlib import Path
 from .commands import COMMANDS, Command, example_of, families, sections_of
 from .files import write_text
 from .packages import RUN
-from .schema import Option, Section, describe_choices, options, summary
-from .values import span
+from .schema import Option, Section, options, summary
+from .values import choice_list, span
 
 NOTE = "<!-- Made by `python -m engine docs` from the declarations of the options. Do not edit. -->"
 
@@ -122,7 +122,7 @@ def _kind(option: Option) -> str:
         kind = f"list of {kind}"
     facts = [span(option)]
     if option.choices:
-        kind, facts = _cell(describe_choices(option)), []
+        kind, facts = _cell(choice_list(option.choices)), []
     return ", ".join(filter(None, (kind, *facts)))
 
 
@@ -139,8 +139,6 @@ def _default(option: Option) -> str:
 
 def _help(option: Option) -> str:
     text = _cell(option.help)
-    if option.pending:
-        text += f" *(not available yet: {_cell(option.pending)})*"
     if option.accepted:
         text += f" *(accepted, but changes nothing: {_cell(option.accepted)})*"
     return text

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
 from .errors import OptionError
-from .values import Place, checked, choice_list, closest
+from .values import Place, checked, closest
 
 _KEY = "option"
 S = TypeVar("S", bound="Section")
@@ -28,8 +28,7 @@ class Option:
     """One option as every reader of the declarations sees it. `kind` is the type of one value.
 
     `many`: takes a list; `count`: exactly so many. `kind` "number" is a whole number (steps) or a share below 1,
-    which may be written `10%`. `pending` and `pending_choices` say why something cannot be used yet; `accepted` says
-    why it changes nothing.
+    which may be written `10%`. `accepted` says why it changes nothing.
     """
 
     name: str
@@ -52,9 +51,7 @@ class Option:
     transient: bool = False
     secret: bool = False
     key_values: bool = False
-    pending: str = ""
     accepted: str = ""
-    pending_choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def flag(self) -> str:
@@ -64,13 +61,11 @@ class Option:
 class Section:
     """Base of all option sections. `title` heads the group; `late` ones stand behind the shared ones in help.
 
-    `pending` maps an option, or `option=choice`, to the reason why it cannot be used yet; `accepted` maps an option
-    that others' command lines have to the reason why it changes nothing here.
+    `accepted` maps an option that others' command lines have to the reason why it changes nothing here.
     """
 
     title: ClassVar[str] = ""
     late: ClassVar[bool] = False
-    pending: ClassVar[Mapping[str, str]] = {}
     accepted: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(
@@ -78,13 +73,11 @@ class Section:
         *,
         title: str = "",
         late: bool | None = None,
-        pending: Mapping[str, str] | None = None,
         accepted: Mapping[str, str] | None = None,
     ) -> None:
         super().__init_subclass__()
         cls.title = title or cls.title
         cls.late = cls.late if late is None else late
-        cls.pending = {**cls.pending, **(pending or {})}
         cls.accepted = {**cls.accepted, **(accepted or {})}
         for name in inspect.get_annotations(cls):
             declared = cls.__dict__.get(name)
@@ -171,14 +164,10 @@ def _options(section: type[Section]) -> tuple[Option, ...]:
         default = None if field.default is dataclasses.MISSING else field.default
         if default is None and not nullable and not told["required"]:
             raise TypeError(f"{section.__name__}.{field.name} may not be None, so None cannot be its default")
-        pending_choices = {
-            key.partition("=")[2]: why for key, why in section.pending.items() if key.startswith(field.name + "=")
-        }
         found.append(
             Option(
                 name=field.name, kind=kind, many=many, count=count, nullable=nullable, default=default,
-                pending=section.pending.get(field.name, ""), accepted=section.accepted.get(field.name, ""),
-                pending_choices=pending_choices, **told,
+                accepted=section.accepted.get(field.name, ""), **told,
             )
         )  # fmt: skip
     return tuple(found)
@@ -297,10 +286,3 @@ def _places(source: str | Mapping[str, str]) -> Callable[[str], Place]:
 def summary(section: type[Section]) -> str:
     """The first line of a section's docstring, for the person."""
     return (section.__doc__ or "").strip().partition("\n")[0]
-
-
-def describe_choices(option: Option) -> str:
-    """The choices as a person reads them, those that cannot be used yet apart."""
-    now = choice_list([choice for choice in option.choices if choice not in option.pending_choices])
-    later = ", ".join(choice for choice in option.choices if choice in option.pending_choices)
-    return f"{now}; not available yet: {later}" if later else now

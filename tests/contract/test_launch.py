@@ -10,7 +10,7 @@ import pytest
 from engine.contract import cli
 from engine.contract.errors import OptionError
 from engine.contract.launch import surrounding
-from engine.contract.options.pending import ACCEPTED
+from engine.contract.options.accepted import ACCEPTED
 
 SCRIPT = "src/musubi_tuner/wan_train_network.py --dit d --dataset_config c"
 TRAIN = "train wan --dit d --dataset_config c"

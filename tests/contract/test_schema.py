@@ -13,7 +13,7 @@ from engine.contract.schema import Section, build, listed, opt, options, redefau
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paint(Section, title="Paint", pending={"glitter": "later", "colour=green": "no green yet"}):
+class Paint(Section, title="Paint", accepted={"glitter": "all paint has it"}):
     """How it looks."""
 
     colour: Literal["red", "green"] = opt("red", "Its colour.")
@@ -150,7 +150,6 @@ def test_two_sections_cannot_claim_one_name() -> None:
         listed([Paint, Other])
 
 
-def test_what_cannot_be_used_yet_is_told_by_the_option() -> None:
+def test_what_changes_nothing_is_told_by_the_option() -> None:
     found = {o.name: o for o in options(Paint)}
-    assert found["glitter"].pending == "later" and found["coats"].pending == ""
-    assert found["colour"].pending_choices == {"green": "no green yet"}
+    assert found["glitter"].accepted == "all paint has it" and found["coats"].accepted == ""

@@ -1,7 +1,7 @@
 """The sections that all families share. Import them from here, whichever file they stand in.
 
 A name is musubi-tuner's flag, so that every guide on the web keeps working. Adding an option is one line in one of
-these files; `pending.py` says which cannot be used yet.
+these files; `accepted.py` says which change nothing.
 """
 
 from .bench import Bench

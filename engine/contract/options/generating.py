@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from ..errors import OptionError
 from ..schema import Section, opt, redefault
+from .accepted import ACCEPTED
 from .memory import CompileMode, Memory, MemoryPlan, check_vram
-from .pending import ACCEPTED
 from .training import SEED_HIGH
 
 DYNAMIC = ("true", "false", "auto")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt, redefault
-from .pending import ACCEPTED
+from .accepted import ACCEPTED
 
 DYNAMO_BACKENDS = (
     "NO", "EAGER", "AOT_EAGER", "INDUCTOR", "AOT_TS_NVFUSER", "NVPRIMS_NVFUSER", "CUDAGRAPHS", "OFI", "FX2TRT",

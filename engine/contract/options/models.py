@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt, require
-from .pending import ACCEPTED
+from .accepted import ACCEPTED
 
 Dtype = Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"]
 

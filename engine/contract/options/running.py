@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from .pending import ACCEPTED
+from .accepted import ACCEPTED
 
 _GPU = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # a number, or a name as `nvidia-smi -L` shows it
 

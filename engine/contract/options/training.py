@@ -8,7 +8,7 @@ from typing import Literal
 from ..errors import OptionError
 from ..schema import Section, opt
 from ..values import closest
-from .pending import ACCEPTED, PENDING
+from .accepted import ACCEPTED
 
 SEED_HIGH = 2**64 - 1
 RANK = 4  # of a LoRA, where none is asked for
@@ -185,7 +185,7 @@ class Timesteps(Section, title="Noise levels"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Section, title="LoRA", pending=PENDING):
+class Network(Section, title="LoRA"):
     """The adapter that is trained."""
 
     network_module: str = opt(

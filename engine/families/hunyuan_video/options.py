@@ -25,8 +25,8 @@ from ...contract.options import (
     TrainingModels,
     TrainingPrecision,
 )
+from ...contract.options.accepted import ACCEPTED
 from ...contract.options.models import Dtype
-from ...contract.options.pending import ACCEPTED
 from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
 from ...parts.hunyuan_options import LIGHTER as LIGHTER

@@ -1,12 +1,6 @@
-"""What shared options cannot do yet, and which need not do anything: two tables. Delete a row when the work is done.
-
-A key of `PENDING` is an option, or `option=choice`. Using one is a clear error, never ignored. Each family has such a
-table for its own options. `ACCEPTED` are options of musubi-tuner that change nothing in this engine, and why.
-"""
+"""Options of musubi-tuner that change nothing in this engine, and why. Each family has such a table for its own."""
 
 from __future__ import annotations
-
-PENDING: dict[str, str] = {}
 
 ACCEPTED = {
     "lycoris": "LoHa, LoKr and DoRA files are read and merged without it",
