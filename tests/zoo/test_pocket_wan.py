@@ -1,0 +1,143 @@
+"""The pocket networks are the engine's: what is trained here is what the engine computes, and loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.families.wan import detect, model, text, vae
+from engine.parts.weights import open_weights
+from zoo import data, pocket_wan, train_dit, train_vae
+from zoo.counted_text import CountedWan, as_padded
+from zoo.whole_clip import WholeClip
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def lively_vae() -> vae.WanVae:
+    """Untrained, with gains that differ, so that a norm left out would be seen."""
+    made = pocket_wan.new_vae(pocket_wan.SMALL)
+    for name, weight in made.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.normal_(weight, mean=1.0, std=0.2)
+    return made
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+def test_a_whole_clip_gives_what_the_engine_gives_chunk_by_chunk(frames: int) -> None:
+    made = lively_vae()
+    clip_BCFHW = torch.rand(2, 3, frames, 16, 16) * 2 - 1
+    latents_BCTHW = torch.randn(2, 16, (frames + 3) // 4, 2, 2)
+    with torch.no_grad():
+        mean_BCTHW, _ = WholeClip(made).encode(clip_BCFHW)
+        decoded_BCFHW = WholeClip(made).decode(latents_BCTHW).clamp(-1, 1)
+    torch.testing.assert_close(mean_BCTHW, vae.encode(made, clip_BCFHW), rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded_BCFHW, vae.decode(made, latents_BCTHW), rtol=0, atol=1e-5)
+
+
+def test_every_weight_of_the_vae_learns() -> None:
+    made = lively_vae()
+    clip_BCFHW = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    generator = torch.Generator().manual_seed(0)
+    train_vae.losses(WholeClip(made), clip_BCFHW, train_vae.Recipe(), generator=generator).total.backward()
+    idle = [name for name, weight in made.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert idle == []
+
+
+def test_later_frames_do_not_reach_earlier_ones() -> None:
+    network = WholeClip(lively_vae())
+    clip_BCFHW = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    other = clip_BCFHW.clone()
+    other[:, :, 5:] = 0.0
+    with torch.no_grad():
+        first, second = network.encode(clip_BCFHW)[0], network.encode(other)[0]
+    assert torch.equal(first[:, :, :2], second[:, :, :2])
+    assert not torch.equal(first[:, :, 2], second[:, :, 2])
+
+
+def test_counted_padding_is_padding() -> None:
+    trained = pocket_wan.new_dit(pocket_wan.SMALL.dit)
+    for weight in trained.parameters():
+        torch.nn.init.normal_(weight, std=0.15)
+    plain = model.WanModel(pocket_wan.SMALL.dit)
+    plain.load_state_dict(trained.state_dict())
+    captions = [torch.randn(length, pocket_wan.SMALL.text.width) for length in (3, 11)]
+    x_BCTHW, timestep_B = torch.randn(2, 16, 3, 4, 4), torch.tensor([500.0, 20.0])
+    with torch.no_grad():
+        counted, padded = trained(x_BCTHW, timestep_B, as_padded(captions)), plain(x_BCTHW, timestep_B, captions)
+        without = plain(x_BCTHW, timestep_B, [caption[:1] for caption in captions])
+    torch.testing.assert_close(counted, padded, rtol=0, atol=1e-5)
+    assert (padded - without).abs().max() > 1e-3, "the captions play no part, so this test proves nothing"
+
+
+def test_published_sizes_fit() -> None:
+    sizes = pocket_wan.POCKET
+    dit = {name: tuple(weight.shape) for name, weight in pocket_wan.new_dit(sizes.dit).state_dict().items()}
+    rows = 256
+    weights = (pocket_wan.vae_shapes(sizes.vae_widths), pocket_wan.text_shapes(sizes.text, rows=rows), dit)
+    assert sum(pocket_wan.megabytes(shapes) for shapes in weights) < 24.0
+    assert all(pocket_wan.megabytes(shapes) < 16.0 for shapes in weights)
+
+
+def test_files_are_recognised_and_load(tmp_path: Path) -> None:
+    sizes = pocket_wan.SMALL
+    tokenizer_file, tokenizer = data.own_tokenizer()
+    pocket = train_dit.new_pocket(sizes, tokenizer)
+    made = lively_vae()
+    paths = [tmp_path / name for name in (pocket_wan.VAE_NAME, pocket_wan.TEXT_NAME, pocket_wan.DIT_NAME)]
+    mean, std = [0.01 * n for n in range(16)], [1.0 + 0.1 * n for n in range(16)]
+    pocket_wan.write_vae(paths[0], made.state_dict(), mean=mean, std=std)
+    pocket_wan.write_text_encoder(paths[1], dict(pocket.text.named_parameters()), tokenizer=tokenizer_file)
+    pocket_wan.write_dit(paths[2], pocket.dit.state_dict(), config=sizes.dit)
+    roles = [detect.role_of(open_weights(path, role="--dit").shapes) for path in paths]
+    assert roles == ["vae", "text-encoder", "dit"]
+    file = open_weights(paths[2], role="--dit")
+    variant = detect.detect(file.shapes, file.metadata)
+    assert (variant.name, variant.config) == ("t2v", sizes.dit)
+    loaded = vae.load(paths[0], device="cpu", dtype=torch.float32)
+    assert loaded.latent_mean == tuple(mean) and loaded.latent_std == tuple(std)
+    encoder = text.load({"t5": str(paths[1])}, device="cpu", dtype=torch.float32)
+    caption = "a red circle moves left"
+    found_LD = text.states(encoder, [caption])[0]
+    ids_BL = torch.from_numpy(data.padded_ids(tokenizer, caption)).long()[None]
+    with torch.no_grad():
+        pocket.text.to(torch.bfloat16).float()  # as the file has it
+        wanted_LD = pocket.states(ids_BL)[0, : len(found_LD)]
+    torch.testing.assert_close(found_LD, wanted_LD, rtol=0, atol=1e-4)
+    assert isinstance(pocket_wan.read_dit(paths[2]), CountedWan)
+
+
+def test_the_table_of_tokens_is_one_and_learns() -> None:
+    _, tokenizer = data.own_tokenizer()
+    pocket = train_dit.new_pocket(pocket_wan.SMALL, tokenizer)
+    torch.nn.init.normal_(pocket.dit.head.head.weight, std=0.1)
+    ids_NKL = torch.from_numpy(data.padded_ids(tokenizer, "a red circle moves left"))[None, None]
+    examples = train_dit.Examples(torch.randn(1, 16, 2, 4, 4), ids_NKL)
+    recipe = train_dit.Recipe(batch=2, dropped=0.0)
+    train_dit.loss(pocket, examples, train_dit.without_captions(tokenizer), recipe).backward()
+    idle = [name for name, weight in pocket.named_parameters() if weight.grad is None or not weight.grad.any()]
+    # without a second buckets' worth of distance some position biases cannot be reached, but every tensor is
+    assert idle == []
+    assert "encoder.embed_tokens.weight" not in dict(pocket.text.named_parameters())
+
+
+def test_left_out_captions_are_empty_or_the_published_negative_prompt() -> None:
+    _, tokenizer = data.own_tokenizer()
+    nothing_NL = train_dit.without_captions(tokenizer)
+    assert nothing_NL[0].tolist()[:2] == [tokenizer.end_id, tokenizer.pad_id]
+    ids_BL = torch.full((4000, data.TOKENS), 7)
+    left = train_dit.dropped(ids_BL, nothing_NL, share=0.1)
+    missing = (left != ids_BL).any(dim=1)
+    assert 0.07 < missing.float().mean() < 0.13
+    assert {tuple(row) for row in left[missing].tolist()} == {tuple(row) for row in nothing_NL.tolist()}
+
+
+def test_psnr_of_pixels() -> None:
+    assert train_vae.psnr(4.0) == 0.0  # black instead of white
+    assert np.isclose(train_vae.psnr(0.004), 30.0)
