@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ..contract.job import Job
     from ..parts.arrangement import Rows
+    from ..parts.latent_colours import LatentColours
     from ..parts.workload import VaeWork, Work
 
 
@@ -63,6 +64,7 @@ class Options(Protocol):
     SIZE_STEP: int  # pixels: heights and widths are multiples of it
     LATENT_SCALE: float  # cached latents times this are what the DiT takes
     NETWORK_MODULE: str  # musubi-tuner's name of the LoRA module, for the LoRA's metadata
+    LORA_FORMAT: str  # the names that ComfyUI's loader takes whole: "default" or "other" (lora/formats.py)
     MODELSPEC_ARCHITECTURE: str
     MODELSPEC_IMPLEMENTATION: str
     TEXT_FILES: tuple[str, ...]  # options that name the text encoders, all needed
@@ -167,6 +169,7 @@ class Vae(Protocol):
     TIME_STRIDE: int
     SPACE_STRIDE: int
     CACHE_DTYPE: torch.dtype  # of cached latents, unless --vae_dtype says otherwise
+    COLOURS: LatentColours  # of latents as the DiT takes them, for previews
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         """The number format that this VAE is safe and fast in on this device."""
@@ -227,7 +230,8 @@ class Model(Protocol):
         """The blocks in the order in which they run. They take and return plain tensors (or None).
 
         A block may have `TOKENWISE`: names of its modules and methods that treat each token by itself, which may be
-        run in pieces (memory/pieces.py). They take tensors [B, L, …] and give one.
+        run in pieces (memory/pieces.py). They take tensors [B, L, …] and give one or several; what `LAST` names of
+        them gives what the block gives.
         """
 
     def velocity(self, dit: nn.Module, x_BCTHW: Tensor, timestep_B: Tensor, cond: dict[str, Any]) -> Tensor:

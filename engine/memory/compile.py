@@ -1,15 +1,19 @@
 """torch.compile, block by block: one block's graph is compiled once and serves all that look alike.
 
+Blocks that run in pieces have one piece compiled instead: all of them look alike, across blocks too.
 Knows the names that the command line uses. Given up: compiling the whole model, which would have to see through
 streaming and checkpointing.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from ..contract.errors import OptionError
+from .pieces import IN_PIECES
 from .slots import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -42,11 +46,13 @@ def compile_blocks(
         torch._dynamo.config.cache_size_limit = cache_size_limit
     # other backends take no mode
     options = {"mode": mode} if backend == "inductor" else {}
+    compiled = partial(torch.compile, backend=backend, dynamic=dynamic, fullgraph=fullgraph, **options)
     for block in blocks:
         if hasattr(block, CHECKPOINTED) or hasattr(block, STREAMED):
             raise ValueError("compile_blocks comes before stream_blocks and checkpoint_blocks")
-        block.forward = torch.compile(  # type: ignore[method-assign]
-            block.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph, **options
-        )
+        for part in getattr(block, IN_PIECES, ()):
+            part.compute = compiled(part.compute)
+        if not getattr(block, IN_PIECES, ()):
+            block.forward = compiled(block.forward)  # type: ignore[method-assign]
         if backend == "cudagraphs" or (backend == "inductor" and mode in FIXED_ADDRESSES):
             setattr(block, COMPILED_WITH_GRAPHS, True)

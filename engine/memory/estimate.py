@@ -52,7 +52,7 @@ BLOCKS: dict[Kind, Activations] = {
         kept=(18.1, 2.05), backward=(20.95, 4.1), forward=(4.36, 2.06), pieces=(7.3, 7.1, 4.36), elsewhere=10.1
     ),
     "double": Activations(
-        kept=(13.1, 2.0), backward=(17.2, 4.0), forward=(13.1, 2.0), pieces=(18.2, 0, 3.72), elsewhere=21.1
+        kept=(13.1, 2.0), backward=(15.2, 4.0), forward=(5.1, 2.0), pieces=(8.36, 1.8, 4.0), elsewhere=10.34
     ),
     # linear1 makes q, k, v and the feed-forward row in one piece, which stays whole
     "single": Activations(
@@ -66,8 +66,8 @@ TEXT_WIDTHS = 5.4
 COMPILED: dict[Kind, float] = {"cross": 1.4, "double": 5, "single": 5}
 """Sizes in tokens x width that a compiled block takes more in training. H100: Wan 14B 1.57 at 14,040 tokens, 1.25 at
 32,760; HunyuanVideo 9.2, FramePack 4.0 at 19,000."""
-COMPILED_FORWARD = 13
-"""The same without gradients. H100: Wan 14B 12.8 at 14,040 tokens."""
+COMPILED_FORWARD = 1
+"""The same without gradients. H200: Wan 14B at 32,760 tokens none in bf16 and in fp8; H100: HunyuanVideo 0.9."""
 PLAIN_QUANTIZING = 4.26
 """Sizes in tokens x feed-forward width more, where fp8 layers quantise their inputs without Triton: float32 copies.
 H100: 4.3 with Wan 1.3B, 4.26 with 14B, streamed or not."""
@@ -152,6 +152,7 @@ class How:
     gradient_accumulation_steps: int = 1
     optimizer_bytes: float = 8
     parameter_bytes: int = FLOAT  # of the adapters, and of their gradients
+    average_bytes: int = 0  # of the adapters' average, for each parameter
     fused_backward_pass: bool = False
 
 
@@ -184,9 +185,7 @@ class Stage:
 def training(weights: Weights, work: Work, how: How, *, room: int | None = None) -> Stage:
     """One training step. `room` is what may be taken of the card, for "auto"; None: more than enough."""
     parameters = sum(weights.adapters)
-    device = _resident(weights, how)
-    device["LoRA"] = how.parameter_bytes * parameters
-    device["optimizer state"] = int(how.optimizer_bytes * parameters)
+    device = {**_resident(weights, how), **adapters(weights, how)}
     if how.gradient_checkpointing_attention == "auto":
         how = replace(how, gradient_checkpointing_attention=_auto(weights, work, how, sum(device.values()), room))
     activations, main = _backward(work, how)
@@ -212,6 +211,14 @@ def denoising(weights: Weights, work: Work, how: How, *, name: str = "denoising"
     inside += int(samples * COMPILED_FORWARD * work.tokens * work.dim * HALF) if how.compile else 0
     device = {**_resident(weights, how), **(beside or {}), "tokens of one block": inside}
     return Stage(name=name, device=device, main=_streamed(weights, how), passing=inside)
+
+
+def adapters(weights: Weights, how: How) -> Parts:
+    """What a LoRA in training takes for good."""
+    parameters = sum(weights.adapters)
+    average = {"average of the LoRA": how.average_bytes * parameters} if how.average_bytes else {}
+    lora, state = how.parameter_bytes * parameters, int(how.optimizer_bytes * parameters)
+    return {"LoRA": lora, "optimizer state": state, **average}
 
 
 def _resident(weights: Weights, how: How) -> Parts:
@@ -299,8 +306,9 @@ def _quantizing(work: Work, run: BlockRun, how: How) -> int:
 
 
 def _beside(work: Work, samples: int) -> int:
-    """What blocks make of the tokens that they look at."""
-    return int(samples * TEXT_WIDTHS * (work.text_tokens + work.image_tokens) * work.dim * HALF)
+    """What blocks make of the tokens that they look at, and tokens that wait."""
+    seen = TEXT_WIDTHS * (work.text_tokens + work.image_tokens) + work.waiting * work.tokens
+    return int(samples * seen * work.dim * HALF)
 
 
 # ------------------------------------------------------------------------------------------------------ other models

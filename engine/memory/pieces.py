@@ -4,9 +4,11 @@ A block says in `TOKENWISE` which of its modules and methods treat each token by
 what comes after it. With gradients each piece is a checkpoint of its own, so the backward pass computes one piece
 again, differentiates it and forgets it: what the layers keep is there for one piece at a time. Counted on Wan 14B, the
 most that there is while a block is differentiated falls from 32 to 10 sizes of its input (test_counted.py).
-Inside a checkpointed block that costs one more forward pass of these layers. Numbers differ by rounding, since products
-of fewer rows may be summed in another order.
-Given up: pieces of attention itself, which has no large intermediates.
+Inside a checkpointed block that costs one more forward pass of what comes before attention. What `LAST` names gives the
+block's own result, which nobody needs when the block is run again for its backward pass, so it is left out there.
+Numbers differ by rounding, since products of fewer rows may be summed in another order.
+Given up: pieces of attention itself, which has no large intermediates; compiling around the pieces, since a graph of
+the whole block would hold each of them, and take minutes to compile (`compile_blocks` compiles one piece, for all).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 WHOLE_BELOW = 2048
 """Tokens: fewer (a text) take little memory anyway."""
+IN_PIECES = "_in_pieces"  # left on a block
 
 TokenWise = Callable[..., Any]
 
@@ -32,28 +35,61 @@ def run_in_pieces(blocks: Iterable[nn.Module], count: int, *, whole_below: int =
     """
     found = 0
     for block in blocks:
-        for name in getattr(block, "TOKENWISE", ()):
-            part = getattr(block, name)
-            if isinstance(part, nn.Module):
-                part.forward = in_pieces(part.forward, count, whole_below=whole_below)  # type: ignore[method-assign]
-            else:
-                setattr(block, name, in_pieces(part, count, whole_below=whole_below))
-            found += 1
+        names = getattr(block, "TOKENWISE", ())
+        parts = [_cut(block, name, count, whole_below) for name in names]
+        setattr(block, IN_PIECES, parts)
+        found += len(parts)
     return found
 
 
-def in_pieces(compute: TokenWise, count: int, *, whole_below: int = WHOLE_BELOW) -> TokenWise:
+def _cut(block: nn.Module, name: str, count: int, whole_below: int) -> InPieces:
+    part, last = getattr(block, name), name in getattr(block, "LAST", ())
+    if isinstance(part, nn.Module):
+        part.forward = cut = InPieces(part.forward, count, whole_below=whole_below, last=last)  # type: ignore[method-assign]
+    else:
+        cut = InPieces(part, count, whole_below=whole_below, last=last)
+        setattr(block, name, cut)
+    return cut
+
+
+class InPieces:
     """`compute` in `count` pieces of its tokens. Positional arguments have tokens along the last axis but one, and are
     cut; keyword arguments go to every piece whole. What it gives, one tensor or several, has them along axis 1.
+
+    `last`: what it gives has the shape and type of its first argument, and is the block's result. Pieces are equally
+    long, so that one compiled graph serves them all; the few tokens left over go through `compute` as it was given.
     """
 
-    def forward(*tokens_LD: Tensor, **whole: Any) -> Any:
-        if not torch.is_grad_enabled() or tokens_LD[0].shape[-2] < whole_below:
-            return compute(*tokens_LD, **whole)
-        pieces = zip(*(tensor.chunk(count, dim=-2) for tensor in tokens_LD), strict=True)
-        found = [checkpoint(compute, *piece, use_reentrant=False, **whole) for piece in pieces]
+    def __init__(self, compute: TokenWise, count: int, *, whole_below: int = WHOLE_BELOW, last: bool = False) -> None:
+        self.compute = self._plain = compute
+        self._count, self._whole_below, self._last = count, whole_below, last
+
+    def __call__(self, *tokens_LD: Tensor, **whole: Any) -> Any:
+        length = tokens_LD[0].shape[-2]
+        if not torch.is_grad_enabled() or length < self._whole_below:
+            return self.compute(*tokens_LD, **whole)
+        each, left = divmod(length, self._count)
+        sizes = [each] * self._count + [left] * bool(left)
+        pieces = zip(*(tensor.split(sizes, dim=-2) for tensor in tokens_LD), strict=True)
+        found = [
+            checkpoint(self._computing(number), *piece, use_reentrant=False, **whole)
+            for number, piece in enumerate(pieces)
+        ]
         if isinstance(found[0], Tensor):
             return torch.cat(found, dim=1)
         return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
 
-    return forward
+    def _computing(self, number: int) -> TokenWise:
+        if self._last and _running_again():
+            return _nothing
+        return self.compute if number < self._count else self._plain
+
+
+def _running_again() -> bool:
+    """Whether this is the backward pass, in which a block runs only for what its forward pass kept."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _nothing(first_LD: Tensor, *others: Any, **whole: Any) -> Tensor:
+    """In the place of a part whose result is not looked at."""
+    return first_LD.detach()

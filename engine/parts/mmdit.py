@@ -91,34 +91,60 @@ def split_heads(
     return Heads(q, k, v) if norms is None else Heads(norms[0](q), norms[1](k), v)
 
 
-def double_stream(
-    image: Stream,
-    text: Stream,
-    image_BLD: Tensor,
-    text_BLD: Tensor,
-    vector_BD: Tensor,
-    cos_LD: Tensor,
-    sin_LD: Tensor,
-    key_lengths_B: Tensor | None,
-    *,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """(image, text) after one double-stream block.
-
-    `cos_LD`, `sin_LD`: [L, D/2] or [B, L, D/2], for the image tokens; what they have for more tokens is cut off.
-    `key_lengths_B`: image tokens + valid text tokens of each sample (on the CPU); None when all are valid.
+class DoubleStreamBlock(nn.Module):
+    """Image and text with layers of their own, one attention. A family's block has the layers, and says which they are
+    (`streams`).
     """
-    count = image_BLD.shape[1]
-    cos_LD, sin_LD = cos_LD[..., :count, :], sin_LD[..., :count, :]
-    image_parts, text_parts = image.modulation(vector_BD), text.modulation(vector_BD)
-    q, k, v = image.heads(modulated(image_BLD, image_parts[0], image_parts[1]))
-    text_q, text_k, text_v = text.heads(modulated(text_BLD, text_parts[0], text_parts[1]))
-    q_BLHD = torch.cat([rotate(q, cos_LD, sin_LD), text_q], dim=1)
-    k_BLHD = torch.cat([rotate(k, cos_LD, sin_LD), text_k], dim=1)
-    v_BLHD = torch.cat([v, text_v], dim=1)
-    found_BLD = attention(q_BLHD, k_BLHD, v_BLHD, key_lengths_B=key_lengths_B, backend=backend).flatten(2)
-    image_BLD = _updated(image, image_BLD, found_BLD[:, :count], image_parts)
-    return image_BLD, _updated(text, text_BLD, found_BLD[:, count:], text_parts)
+
+    TOKENWISE = ("image_before", "text_before", "image_after", "text_after")
+    LAST = ("image_after", "text_after")
+
+    backend: str
+
+    def streams(self) -> tuple[Stream, Stream]:
+        """Of the image and of the text."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        image_BLD: Tensor,
+        text_BLD: Tensor,
+        vector_BD: Tensor,
+        cos_LD: Tensor,
+        sin_LD: Tensor,
+        key_lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(image, text). `vector_BD` float32.
+
+        `cos_LD`, `sin_LD`: [L, D/2] or [B, L, D/2], for the image tokens; what they have for more tokens is cut off.
+        `key_lengths_B`: image tokens + valid text tokens of each sample (on the CPU); None when all are valid.
+        """
+        count = image_BLD.shape[1]
+        cos_LD, sin_LD = cos_LD[..., :count, :], sin_LD[..., :count, :]
+        (shift, scale, *image_rest), (text_shift, text_scale, *text_rest) = (
+            stream.modulation(vector_BD) for stream in self.streams()
+        )
+        image = self.image_before(image_BLD, cos_LD, sin_LD, shift=shift, scale=scale)
+        text = self.text_before(text_BLD, shift=text_shift, scale=text_scale)
+        q, k, v = (torch.cat(both, dim=1) for both in zip(image, text, strict=True))
+        del image, text
+        found_BLD = attention(q, k, v, key_lengths_B=key_lengths_B, backend=self.backend).flatten(2)
+        del q, k, v  # not needed while the widest layers run
+        image_BLD = self.image_after(image_BLD, found_BLD[:, :count], modulation=image_rest)
+        return image_BLD, self.text_after(text_BLD, found_BLD[:, count:], modulation=text_rest)
+
+    def image_before(self, x_BLD: Tensor, cos_LD: Tensor, sin_LD: Tensor, *, shift: Tensor, scale: Tensor) -> Heads:
+        q, k, v = self.streams()[0].heads(modulated(x_BLD, shift, scale))
+        return Heads(rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD), v)
+
+    def text_before(self, x_BLD: Tensor, *, shift: Tensor, scale: Tensor) -> Heads:
+        return self.streams()[1].heads(modulated(x_BLD, shift, scale))
+
+    def image_after(self, x_BLD: Tensor, found_BLD: Tensor, *, modulation: Sequence[Tensor]) -> Tensor:
+        return _updated(self.streams()[0], x_BLD, found_BLD, modulation)
+
+    def text_after(self, x_BLD: Tensor, found_BLD: Tensor, *, modulation: Sequence[Tensor]) -> Tensor:
+        return _updated(self.streams()[1], x_BLD, found_BLD, modulation)
 
 
 def single_stream(
@@ -220,8 +246,8 @@ def modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return modulated_norm(x_BLD, shift, scale, eps=EPS).to(x_BLD.dtype)
 
 
-def _updated(stream: Stream, x_BLD: Tensor, found_BLD: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+def _updated(stream: Stream, x_BLD: Tensor, found_BLD: Tensor, modulation: Sequence[Tensor]) -> Tensor:
     """The rest of a stream's block after attention: its gated sum, then the gated feed-forward layer."""
-    _, _, gate, shift, scale, feed_forward_gate = parts
+    gate, shift, scale, feed_forward_gate = modulation
     x_BLD = gated_sum(x_BLD, stream.project(found_BLD), gate)
     return gated_sum(x_BLD, stream.feed_forward(modulated(x_BLD, shift, scale)), feed_forward_gate)

@@ -24,6 +24,7 @@ from torch import nn
 from ..contract.errors import WeightsError
 from ..contract.files import whole_file
 from ..ops.fp8 import dequantize
+from .reading import in_order, read_bytes
 from .weight_files import (
     SAFETENSORS_DTYPES,
     TensorEntry,
@@ -65,9 +66,9 @@ class WeightFile:
 
         Integer and bool tensors keep their type. Raises KeyError for a name that is not in `shapes`.
         """
-        tensor = self._raw(name).to(device)
+        tensor = self._raw(name, device)
         if name in self._scales:
-            tensor = dequantize(tensor, self._raw(self._scales[name]).to(device)).to(dtype or torch.bfloat16)
+            tensor = dequantize(tensor, self._raw(self._scales[name], device)).to(dtype or torch.bfloat16)
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
     def identity(self) -> str:
@@ -100,22 +101,14 @@ class WeightFile:
                 f"{self.role}: {file} cannot be read: permission denied.", "Change its permissions."
             ) from error
 
-    def _raw(self, name: str) -> torch.Tensor:
+    def _raw(self, name: str, device: torch.device | str) -> torch.Tensor:
         if name in self._tensors:
-            return self._tensors[name].detach().clone()
+            return self._tensors[name].detach().clone().to(device)
         file, entry = self._entries[name]
-        buffer = torch.empty(entry.length, dtype=torch.uint8)
-        if entry.length:
-            view = memoryview(buffer.numpy())
-            with file.open("rb", buffering=0) as stream:
-                stream.seek(entry.start)
-                done = 0
-                while done < entry.length:
-                    count = stream.readinto(view[done:])
-                    if not count:
-                        raise WeightsError(f"{self.role}: {file.name} ended while {name} was read.", "Is it changing?")
-                    done += count
-        return buffer.view(entry.dtype).view(entry.shape)
+        found = read_bytes(file, entry.start, entry.length, device=torch.device(device))
+        if found is None:
+            raise WeightsError(f"{self.role}: {file.name} ended while {name} was read.", "Is it changing?")
+        return found.view(entry.dtype).view(entry.shape)
 
 
 def open_weights(path: str | Path, *, role: str, dequantize: bool = True) -> WeightFile:
@@ -188,12 +181,15 @@ def load_into(
     """
     slots = _slots(module)
     sources = _match(slots, file, rename)
-    for ours, theirs in sources.items():
-        given = transform.instead(ours, _own(slots[ours])) if isinstance(transform, Choosing) else None
-        if given is not None:
-            _assign(slots[ours], given)
-            continue
-        tensor = file.read(theirs, device=device)
+    if isinstance(transform, Choosing):
+        for ours in list(sources):
+            given = transform.instead(ours, _own(slots[ours]))
+            if given is not None:
+                _assign(slots[ours], given)
+                del sources[ours]
+    wanted = ((ours, _own(slots[ours]).nbytes) for ours in sources)
+    device = torch.device(device)
+    for ours, tensor in in_order(wanted, lambda name: file.read(sources[name], device=device), device=device):
         changed = tensor if transform is None else transform(ours, tensor)
         if dtype is not None and changed.dtype == tensor.dtype and changed.is_floating_point():
             changed = changed.to(dtype)

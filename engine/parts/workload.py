@@ -13,12 +13,14 @@ their own and one attention. single: attention and feed-forward side by side, on
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRun:
-    """Blocks of one kind that follow each other; `prefix` begins their weights' names: `prefix.0.`, `prefix.1.` …"""
+    """Blocks of one kind that follow each other; `prefix` begins their weights' names: `prefix.0.`, `prefix.1.` …, or
+    from another number on, `first`, where blocks of another prefix run in between."""
 
     kind: Kind
     prefix: str
     count: int
     ffn_dim: int
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Work:
     runs: tuple[BlockRun, ...]
     text_tokens: int = 0
     image_tokens: int = 0
+    waiting: int = 0  # rows of tokens of full width that wait beside the blocks: a second row, what it has to add
     at_once: int = 1  # samples that one call takes in generation: 2 where guidance asks for both in one
 
 

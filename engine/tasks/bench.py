@@ -175,7 +175,7 @@ class _Bench:
         environment = {**os.environ, "PYTHONPATH": str(PACK)}
         command = [sys.executable, "-m", "engine.tasks.bench_case", str(order)]
         with (
-            open(log, "a", encoding="utf-8") as record,
+            open(log, "a", buffering=1, encoding="utf-8") as record,
             subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, text=True
             ) as process,

@@ -23,10 +23,14 @@ LATENTS = (9, 60, 104)
 TOLERANCE = 0.03
 # family, blocks by their fields in the config -> runs of blocks
 CASES = {
-    "cross": ("wan", {"num_layers": 2, "in_dim": 16, "image_dim": None, "image_tokens": None, "reference_dim": None}),
+    "cross": ("wan", {
+        "num_layers": 2, "in_dim": 16, "image_dim": None, "image_tokens": None, "reference_dim": None,
+        "camera_dim": None, "vace_dim": None, "vace_count": 0,
+    }),
     "double": ("hunyuan_video", {"num_double_blocks": 2, "num_single_blocks": 0}),
     "single": ("hunyuan_video", {"num_double_blocks": 2, "num_single_blocks": 2}),
-}
+}  # fmt: skip
+VACE = {"num_layers": 4, "vace_dim": 96, "vace_count": 2}
 
 
 def part(family, file):
@@ -64,8 +68,11 @@ def peak(kind, *, trained, checkpointed=True, pieces=1, **more):
             checkpoint_blocks(model.blocks(dit), attention="recompute")
         before = counter.peak = counter.live
         noisy, time = torch.empty(1, 16, *LATENTS), torch.empty(1)
+        cond = conditioning(family)
+        if getattr(config, "vace_dim", None):
+            cond["vace"] = torch.empty(1, config.vace_dim, *LATENTS)
         with torch.set_grad_enabled(trained), torch.autocast("cpu", dtype=torch.bfloat16, enabled=trained):
-            velocity = model.velocity(dit, noisy, time, conditioning(family))
+            velocity = model.velocity(dit, noisy, time, cond)
             loss = velocity.square().mean()
         if trained:
             loss.backward()
@@ -76,8 +83,8 @@ def predicted(kind, *, trained, checkpointed=True, pieces=1, **more):
     family, config = config_of(kind, **more)
     tokens = LATENTS[0] * LATENTS[1] * LATENTS[2] // 4
     if family == "wan":
-        runs = (BlockRun(kind="cross", prefix="b", count=config.num_layers, ffn_dim=config.ffn_dim),)
-        work = Work(dim=config.dim, tokens=tokens, text_tokens=config.text_len, runs=runs)
+        runs, waiting = config.runs, 2 if config.vace_dim else 0
+        work = Work(dim=config.dim, tokens=tokens, text_tokens=config.text_len, runs=runs, waiting=waiting)
     else:
         counts = {"double": config.num_double_blocks, "single": config.num_single_blocks}
         runs = tuple(BlockRun(kind=k, prefix=k, count=n, ffn_dim=config.ffn_dim) for k, n in counts.items() if n)
@@ -99,6 +106,12 @@ def test_blocks_in_pieces_take_what_is_predicted(kind, pieces):
 @pytest.mark.parametrize("trained", [True, False], ids=["training", "generation"])
 def test_blocks_take_what_is_predicted(kind, trained):
     assert predicted(kind, trained=trained) == pytest.approx(peak(kind, trained=trained), rel=TOLERANCE)
+
+
+def test_a_second_row_of_blocks_keeps_its_tokens_and_one_hint_beside_the_first():
+    found = peak("cross", trained=False, **VACE)
+    assert predicted("cross", trained=False, **VACE) == pytest.approx(found, rel=TOLERANCE)
+    assert found > peak("cross", trained=False) * 1.15
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -238,3 +238,16 @@ def test_graph_recording_compilation_is_refused():
     compile_blocks(stack.blocks, mode="reduce-overhead")
     with pytest.raises(OptionError, match="CUDA graphs"):
         stream_blocks(stack.blocks, 2, device="cpu")
+
+
+def test_at_rest_the_slots_hold_nothing_and_afterwards_all_is_as_before():
+    stack, given = Stack().adapt(), inputs()
+    stream = stream_blocks(stack.blocks, 4, device="cpu", slots=2)
+    with torch.no_grad():
+        before, host = stack(*given), stream.host_bytes
+        for _ in range(2):
+            stream.rest()
+            assert [slot.untyped_storage().nbytes() for slot in stream._slots] == [0, 0]
+            assert stream.host_bytes == host
+            stream.wake()
+            assert_same([stack(*given)], [before])

@@ -11,11 +11,11 @@ from torch import nn
 from ...parts.embeddings import Float32LayerNorm, RmsNorm, gated_sum
 from ...parts.mmdit import (
     EPS,
+    DoubleStreamBlock,
     Heads,
     Modulation,
     Stream,
     activated_row,
-    double_stream,
     modulated,
     refiner_block,
     single_stream,
@@ -71,10 +71,8 @@ class JointAttention(SelfAttention):
         return split_heads(*projected, head_dim=self.head_dim, norms=(self.norm_added_q, self.norm_added_k))
 
 
-class HunyuanVideoTransformerBlock(nn.Module):
+class HunyuanVideoTransformerBlock(DoubleStreamBlock):
     """A double-stream block. Its name is what LoRA tools of the world know it by."""
-
-    TOKENWISE = ("ff", "ff_context")
 
     def __init__(self, config: FramePackConfig, *, backend: str):
         super().__init__()
@@ -85,20 +83,10 @@ class HunyuanVideoTransformerBlock(nn.Module):
             FeedForward(config.dim, config.ffn_dim, activation=nn.GELU(approximate="tanh")) for _ in range(2)
         )
 
-    def forward(
-        self,
-        image_BLD: torch.Tensor,
-        text_BLD: torch.Tensor,
-        vector_BD: torch.Tensor,
-        cos_LD: torch.Tensor,
-        sin_LD: torch.Tensor,
-        key_lengths_B: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(image, text). The tables are for at least the image tokens; key_lengths_B as in `mmdit.double_stream`."""
-        image = Stream(self.norm1, self.attn.heads, self.attn.project, self.ff)
-        text = Stream(self.norm1_context, self.attn.text_heads, self.attn.to_add_out, self.ff_context)
-        return double_stream(
-            image, text, image_BLD, text_BLD, vector_BD, cos_LD, sin_LD, key_lengths_B, backend=self.backend
+    def streams(self) -> tuple[Stream, Stream]:
+        return (
+            Stream(self.norm1, self.attn.heads, self.attn.project, self.ff),
+            Stream(self.norm1_context, self.attn.text_heads, self.attn.to_add_out, self.ff_context),
         )
 
 
@@ -106,6 +94,7 @@ class HunyuanVideoSingleTransformerBlock(nn.Module):
     """A single-stream block, over image and text tokens in one row. Its name is what LoRA tools know it by."""
 
     TOKENWISE = ("before_attention", "after_attention")
+    LAST = ("after_attention",)
 
     def __init__(self, config: FramePackConfig, *, backend: str):
         super().__init__()

@@ -138,10 +138,8 @@ class TokenRefiner(nn.Module):
         return self.individual_token_refiner(self.input_embedder(text_BLD), vector_BD, mmdit.key_lengths(lengths))
 
 
-class MMDoubleStreamBlock(nn.Module):
-    """Image and text with layers of their own, one attention. LoRA files and tools of the world know it by its name."""
-
-    TOKENWISE = ("img_mlp", "txt_mlp")
+class MMDoubleStreamBlock(mmdit.DoubleStreamBlock):
+    """LoRA files and tools of the world know it by its name."""
 
     def __init__(self, config: HunyuanVideoConfig, *, backend: str):
         super().__init__()
@@ -168,26 +166,10 @@ class MMDoubleStreamBlock(nn.Module):
         norms = self.txt_attn_q_norm, self.txt_attn_k_norm
         return mmdit.split_heads(*self.txt_attn_qkv(x_BLD).chunk(3, dim=-1), head_dim=self.head_dim, norms=norms)
 
-    def forward(
-        self,
-        image_BLD: Tensor,
-        text_BLD: Tensor,
-        vector_BD: Tensor,
-        cos_LD: Tensor,
-        sin_LD: Tensor,
-        key_lengths_B: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(image, text) tokens. `vector_BD` float32; the table is that of all tokens; lengths: see mmdit."""
-        return mmdit.double_stream(
+    def streams(self) -> tuple[Stream, Stream]:
+        return (
             Stream(self.img_mod, self._image_heads, self.img_attn_proj, self.img_mlp),
             Stream(self.txt_mod, self._text_heads, self.txt_attn_proj, self.txt_mlp),
-            image_BLD,
-            text_BLD,
-            vector_BD,
-            cos_LD,
-            sin_LD,
-            key_lengths_B,
-            backend=self.backend,
         )
 
 
@@ -195,6 +177,7 @@ class MMSingleStreamBlock(nn.Module):
     """Image and text as one row of tokens; attention and feed-forward share two layers. Known by its name too."""
 
     TOKENWISE = ("before_attention", "after_attention")
+    LAST = ("after_attention",)
 
     def __init__(self, config: HunyuanVideoConfig, *, backend: str):
         super().__init__()
