@@ -33,6 +33,7 @@ from ..contract.options import (
     Launch,
     Logging,
     Metadata,
+    Network,
     Run,
     Samples,
     Saving,
@@ -42,6 +43,7 @@ from ..contract.options import (
 from ..contract.schema import options
 from ..data.batches import TrainItem
 from ..training import upload
+from ..training.ema import ENDING
 from ..training.states import Owner, Position, complaint, read_owner, read_position, states_of
 
 AUTO = "auto"
@@ -49,7 +51,7 @@ _DATASET = "the dataset"
 _QUIET_SECTIONS = (Run, Launch, Saving, Samples, Validation, Logging, Metadata, HuggingFace, TrainingMemory, Attention)
 _QUIET = {
     "max_train_steps", "max_train_epochs", "max_train_minutes", "max_not_finite_steps", "max_data_loader_n_workers",
-    "persistent_data_loader_workers", "show_timesteps", "network_weights",
+    "persistent_data_loader_workers", "show_timesteps", "network_weights", "exploding_loss_factor", "ema_device",
     "gradient_accumulation_steps",  # the loop says itself what that means
 }  # fmt: skip
 _FIXED = {
@@ -162,7 +164,7 @@ def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: i
             f"Nothing to do: this training is finished, with {record.finished_steps} steps: {final}. For more give a "
             "higher --max_train_steps; --fresh trains it anew."
         )
-    if (record is None or changed or record.finished_steps is not None) and _loras(saving):
+    if (record is None or changed or record.finished_steps is not None) and _loras(job):
         raise _would_be_lost(saving, final, record, changed)
     return ""
 
@@ -199,7 +201,7 @@ def _check_state(job: Job, start: Start, now: Mapping[str, Any]) -> None:
     own = owner.training and start.record is not None and start.record.training == owner.training
     beside = state in list(states_of(saving.output_dir, saving.output_name))
     origin = start.record is not None and start.record.origin == str(state)
-    if not (own or beside or origin) and _loras(saving):
+    if not (own or beside or origin) and _loras(job):
         raise OptionError(
             f"--resume {state} would write over LoRA files called {saving.output_name} in {saving.output_dir}, which "
             "are of another training.",
@@ -265,9 +267,12 @@ def _name_only(value: Any) -> Any:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, only: bool = False) -> list[str]:
-    """Each option that differs, in words; `only` those that cannot change while a training goes on."""
-    names = [name for name in (*before, *(name for name in now if name not in before)) if not only or _is_fixed(name)]
-    return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names if now.get(name) != before.get(name)]
+    """Each option that differs, in words; `only` those that cannot change while a training goes on.
+
+    What only `now` has is an option that the engine did not have then.
+    """
+    names = [name for name in before if not only or _is_fixed(name)]
+    return [f"{name} is {now.get(name)}, was {before[name]}" for name in names if now.get(name) != before[name]]
 
 
 def _is_fixed(name: str) -> bool:
@@ -334,9 +339,11 @@ def write_finished(job: Job, record: Record, *, steps: int) -> None:
     write_record(job, replace(record, finished_steps=steps))
 
 
-def _loras(saving: Saving) -> list[Path]:
-    folder, name = Path(saving.output_dir), saving.output_name
+def _loras(job: Job) -> list[Path]:
+    folder, name = Path(job[Saving].output_dir), job[Saving].output_name
     if not folder.is_dir():
         return []
-    beginnings = (f"{name}.", f"{name}-step", f"{name}_high_noise")
-    return [path for path in folder.iterdir() if path.suffix == ".safetensors" and path.name.startswith(beginnings)]
+    beginnings = [f"{name}.", f"{name}-step", f"{name}_high_noise"]
+    if job[Network].use_ema:  # otherwise such a name is another training's
+        beginnings += [f"{name}{ENDING}.", f"{name}{ENDING}-step"]
+    return [path for path in folder.iterdir() if path.suffix == ".safetensors" and path.name.startswith((*beginnings,))]

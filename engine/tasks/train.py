@@ -18,6 +18,7 @@ from ..contract.options import Attention, Launch, Run, Samples, Saving, Timestep
 from ..families import part
 from ..ops.device import choose_device, device_of_process
 from ..training.checkpoints import Checkpoints, Keep
+from ..training.ema import ENDING, Ema
 from ..training.group import Group, is_first_process
 from ..training.loop import Setup, train
 from ..training.optimizers import BuiltOptimizer
@@ -30,7 +31,7 @@ from .experts import Experts
 from .recorder import Recorder
 from .resuming import Record, Start
 from .samples import TrainingSamples
-from .trained_model import TrainedModel
+from .trained_model import TrainedModel, check_networks
 from .training_data import TrainingData, read_training_data
 from .training_facts import lora_writer, trained_size, training_facts
 from .within_memory import within_memory
@@ -107,7 +108,7 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
         attention_backend=job[Attention].backend,
         say=say,
     )
-    experts.check()
+    check_networks(job, experts, experts.check())
     samples = TrainingSamples(job, say, control) if job[Samples].sample_prompts is not None else None
     accelerator = choices.create_accelerator(job, device)
     group = Group(accelerator)
@@ -156,6 +157,7 @@ def _setup(job: Job, ready: _Ready, record: Record, say: Say, control: Control, 
         samples.encode()
     model = TrainedModel(job, experts, ready.device, data.seed, say)
     optimizer = optimizer_choice.build(model.parameter_groups(job))
+    ema = choices.ema_of(job, optimizer)
     recorder = Recorder(say, ready.device)
     if leads:
         at_end.callback(recorder.draw, Path(job[Saving].output_dir) / f"{job[Saving].output_name}_loss.png")
@@ -173,10 +175,11 @@ def _setup(job: Job, ready: _Ready, record: Record, say: Say, control: Control, 
         batches=lambda epoch, first: data.loader.epoch(epoch, position=first),
         item_names=data.item_names,
         batches_per_epoch=len(data.loader),
-        checkpoints=_checkpoints(job, ready, model, optimizer, record, on_saved=on_saved, say=say),
+        checkpoints=_checkpoints(job, ready, model, optimizer, ema, record, on_saved=on_saved, say=say),
         say=recorder,
         control=control,
         trackers=opened,
+        ema=ema,
         history=recorder,
         experts=experts.trained(),
         shared=experts.shared,
@@ -190,25 +193,29 @@ def _checkpoints(
     ready: _Ready,
     model: TrainedModel,
     optimizer: BuiltOptimizer,
+    ema: Ema | None,
     record: Record,
     *,
     on_saved: Callable[[Path], None],
     say: Say,
 ) -> Checkpoints:
-    """What writes the LoRA of each expert, and the states."""
+    """What writes the LoRA of each expert, its average, and the states."""
     data, experts, saving = ready.data, ready.experts, job[Saving]
     facts = training_facts(job, data, optimizer)
     size = trained_size(job, data.loader)
-    writer, *writers = (
-        lora_writer(job, network, facts, size=size, expert=expert, levels=experts.levels(number))
+    writers = {
+        expert.ending + ending: lora_writer(
+            job, network, facts, size=size, expert=expert, levels=experts.levels(number), ema=average
+        )
+        for ending, average in [("", None), *([(ENDING, ema)] if ema else [])]
         for number, (expert, network) in enumerate(zip(experts.members, model.networks, strict=True))
-    )
+    }
     return Checkpoints(
         saving.output_dir,
         saving.output_name,
         keep=ready.keep,
-        write_lora=writer,
-        beside={expert.ending: write for expert, write in zip(experts.members[1:], writers, strict=True)},
+        write_lora=writers.pop(""),
+        beside=writers,
         on_saved=on_saved,
         owner=resuming.owner_of(record),
         say=say,

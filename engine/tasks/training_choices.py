@@ -27,6 +27,7 @@ from ..contract.options import Schedule as ScheduleOptions
 from ..lora.arguments import read_network_arguments
 from ..training import upload
 from ..training.checkpoints import Keep
+from ..training.ema import Ema
 from ..training.group import Group, join
 from ..training.loop import Settings
 from ..training.optimizers import BuiltOptimizer, OptimizerChoice, choose_optimizer
@@ -56,6 +57,7 @@ def loop_settings(job: Job, *, steps: int, seed: int, sampling: SigmaSampling) -
         sample_every_n_epochs=samples.sample_every_n_epochs,
         sample_at_first=samples.sample_at_first,
         max_not_finite_steps=training.max_not_finite_steps,
+        exploding_loss_factor=training.exploding_loss_factor,
         max_minutes=training.max_train_minutes,
         save_state_every_minutes=job[Saving].save_state_every_minutes,
     )
@@ -93,9 +95,23 @@ def optimizer_choice(job: Job, group: Group, device: torch.device, say: Say) -> 
         fused=options.fused_backward_pass,
         full_bf16=options.full_bf16,
     )
+    if chosen.schedule_free and job[Network].use_ema:
+        raise OptionError(
+            f"--use_ema averages the weights, but --optimizer_type {options.optimizer_type} does so already: what it "
+            "saves and shows is its own average.",
+            "Leave out --use_ema, or choose another --optimizer_type, such as AdamW.",
+            names=("use_ema", "optimizer_type"),
+        )
     for note in chosen.notes:
         say(Log(message=note))
     return chosen
+
+
+def ema_of(job: Job, optimizer: BuiltOptimizer) -> Ema | None:
+    """What averages the weights while they are trained, with `--use_ema`."""
+    network = job[Network]
+    device = "cpu" if network.ema_device == "cpu" else None
+    return Ema(optimizer.parameters, decay=network.ema_decay, device=device) if network.use_ema else None
 
 
 def check_shared_base(job: Job) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ from ..data.collate import Loader
 from ..families import part
 from ..families.values import Expert
 from ..lora import network as lora
-from ..lora.arguments import parse_network_args
+from ..lora.arguments import MODULES, parse_network_args
 from ..lora.files import write_lora
 from ..lora.formats import named
 from ..ops.device import dtype_of
+from ..training.ema import ENDING, Ema
 from ..training.metadata import ModelSpec, TrainingFacts, lora_metadata
 from ..training.optimizers import BuiltOptimizer
 from .training_data import TrainingData
@@ -101,24 +103,32 @@ def lora_writer(
     size: tuple[int, int],
     expert: Expert,
     levels: tuple[float, float],
+    ema: Ema | None = None,
 ) -> Callable[[Path, int, int], None]:
     """What writes one LoRA file of this training, with everything it says about itself.
 
     `size`: width and height in pixels of what was trained on, where `--metadata_reso` says nothing else. `expert` is
-    whose LoRA it is, and `levels` the sigmas that it works at.
+    whose LoRA it is, and `levels` the sigmas that it works at. With `ema` it writes the average instead.
     """
     metadata, options, limits = job[Metadata], part(job.family, "options"), job[Timesteps]
     lowest = max(limits.min_timestep or 0, 1000 * levels[0])
     highest = min(1000 if limits.max_timestep is None else limits.max_timestep, 1000 * levels[1])
+    ending = expert.ending if ema is None else expert.ending + ENDING
     facts = dataclasses.replace(
-        facts, output_name=f"{facts.output_name}{expert.ending}", sd_model_name=Path(expert.dit).name
+        facts,
+        output_name=f"{facts.output_name}{ending}",
+        sd_model_name=Path(expert.dit).name,
+        ema_decay="" if ema is None else ema.decay,
     )
     if job[Network].dim_from_weights:  # then the options do not know them
-        facts = dataclasses.replace(facts, network_dim=max(network.ranks), network_alpha=max(network.alphas))
+        module = next((name for name, kind in MODULES.items() if kind.name in network.kinds), facts.network_module)
+        facts = dataclasses.replace(
+            facts, network_module=module, network_dim=max(network.ranks), network_alpha=max(network.alphas)
+        )
     spec = ModelSpec(
         architecture=options.MODELSPEC_ARCHITECTURE,
         implementation=options.MODELSPEC_IMPLEMENTATION,
-        title=(metadata.metadata_title or job[Saving].output_name) + expert.ending,
+        title=(metadata.metadata_title or job[Saving].output_name) + ending,
         custom_architecture=metadata.metadata_arch or "",
         author=metadata.metadata_author or "",
         description=metadata.metadata_description or "",
@@ -127,11 +137,12 @@ def lora_writer(
         resolution=metadata.resolution or size,
         timesteps=(lowest, highest) if (lowest, highest) != (0, 1000) else None,
     )
-    wanted, parts_of = job[Network].lora_format, part(job.family, "keys").diffusers_parts
+    wanted, parts_of = job[Network].lora_format or options.LORA_FORMAT, part(job.family, "keys").diffusers_parts
     dtype = dtype_of(job[Saving].save_precision, torch.float32, flag="--save_precision")
 
     def write(path: Path, step: int, epoch: int) -> None:
         said = lora_metadata(facts, spec, steps=step, epoch=epoch, no_metadata=metadata.no_metadata)
-        write_lora(path, named(network.weights(), wanted, parts_of=parts_of), metadata=said, dtype=dtype)
+        with nullcontext() if ema is None else ema.shown():
+            write_lora(path, named(network.weights(), wanted, parts_of=parts_of), metadata=said, dtype=dtype)
 
     return write

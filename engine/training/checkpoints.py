@@ -66,6 +66,7 @@ class Checkpoints:
         if Path(name).name != name:
             raise OptionError(f"--output_name {name!r} is a path.", "The folder is --output_dir.")
         self.folder, self.name, self.keep = Path(folder), name, keep
+        self.newest: Path | None = None  # the LoRA saved last, since this start
         self._say, self._on_saved, self._owner = say, on_saved, owner or Owner()
         self._writers = {"": write_lora, **(beside or {})}
         try:
@@ -139,6 +140,7 @@ class Checkpoints:
             self._hand_on(file)
         if with_state:
             self._hand_on(self._write_state(base, parts, position))
+        self.newest = path
         return path
 
     def _write_state(self, base: str, parts: StateParts, position: Position, *, passing: bool = False) -> Path:

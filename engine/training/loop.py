@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from ..ops.randomness import undisturbed_randomness
 from .experts import ALL_LEVELS, choose_expert
 from .fused_backward import FusedBackward
 from .group import Group
+from .guard import Fault, Guard
 from .micro_batch import drawn_error
 from .requests import Requests
 from .schedules import rates_by_name
 from .setup import Batch, Outcome, Settings, Setup, count_steps, fitting, step_seed
 from .states import Position
+from .tally import Measured, Tally
 from .validation import validation_losses
-from .watch import LEVELS, Watch, Window, by_level
+from .watch import Watch, Window
 
 __all__ = ["Outcome", "Settings", "Setup", "count_steps", "step_seed", "train"]
 WEIGHT_NORM_EVERY = 10  # steps: it takes a few small products for each module
@@ -65,10 +68,11 @@ class _Training:
         if note:
             self._say(Warning_(message=note))
         self.step, self.epoch, self.batch, self.seed = start.step, start.epoch, start.batch, start.seed
-        # what gave up begins to count anew: somebody started it again
-        self.not_finite = start.not_finite if start.not_finite < settings.max_not_finite_steps else 0
+        stored = start.guards or [{} for _ in (setup.experts.names if setup.experts else [""])]
+        factor, patience = settings.exploding_loss_factor, settings.max_not_finite_steps
+        self.guards = [Guard(factor=factor, patience=patience, stored=each) for each in stored]  # of each expert
         self.watch = Watch(start.watch)
-        self.levels = torch.zeros(2, LEVELS, device=setup.accelerator.device)  # losses of this step (training/watch.py)
+        self.tally = Tally(setup.accelerator.device)
         self.requests = Requests(setup, settings, self.group)
         self.expert, self.bounds = 0, ALL_LEVELS
         self.window = Window(setup.batches_per_epoch, start.losses)
@@ -84,12 +88,22 @@ class _Training:
             batch=self.batch,
             seed=self.seed,
             losses=self.window.losses,
-            not_finite=self.not_finite,
             batches_per_epoch=self.setup.batches_per_epoch,
             accumulation=self.settings.accumulation,
             processes=self.group.count,
             watch=self.watch.state(),
+            guards=tuple(guard.state() for guard in self.guards),
         )
+
+    @property
+    def guard(self) -> Guard:
+        """That of the expert that trains."""
+        return self.guards[self.expert]
+
+    @property
+    def exploding(self) -> bool:
+        """Whether to wait with saving what is due: it would push out what is good."""
+        return any(guard.exploding for guard in self.guards)
 
     # --- events
 
@@ -134,6 +148,8 @@ class _Training:
         settings = self.settings
         self._say(Stage(name="Training", message=f"{settings.max_steps} steps, {self.epochs} epochs"))
         self.group.copy_from_first([parameter.data for parameter in self.parameters])
+        if self.setup.ema is not None and self.setup.ema.begin() and self.step:
+            self._say(Log(message=f"The state has no average of the LoRA: it begins with step {self.step}."))
         if self.step >= settings.max_steps:
             text = f"The state has {self.step} of {settings.max_steps} steps already"
             self._say(Warning_(message=f"{text}: nothing is left to train. Raise --max_train_steps to go on."))
@@ -174,7 +190,7 @@ class _Training:
         epoch = self.epoch + 1
         self._log({"loss/epoch": self.window.epoch_mean}, epoch)
         every = self.settings.sample_every_n_epochs
-        saving = self.setup.checkpoints.due_after_epoch(epoch, self.epochs)
+        saving = self.setup.checkpoints.due_after_epoch(epoch, self.epochs) and not self.exploding
         sampling = bool(every) and epoch % (every or 1) == 0
         validation = self.setup.validation
         validating = validation is not None and validation.due_after_epoch(epoch)
@@ -194,8 +210,7 @@ class _Training:
 
     def _train_step(self, batches: Iterator[Batch], count: int) -> None:
         """One optimizer step on `count` micro-batches, of which this process has its share, at the end maybe none."""
-        losses: dict[int, Tensor] = {}
-        self.levels.zero_()
+        self.tally.clear()
         mine = range(self.group.number, count, self.group.count)
         batch = next(batches, None) if mine else None
         self._take_turn(batch)
@@ -204,19 +219,18 @@ class _Training:
             if batch is None:
                 raise DataError("The data ended before its epoch did.", "Were cache files removed while training?")
             loss = self._loss(batch, number)
-            if self.fused is None or bool(loss.isfinite()):  # there is no way back afterwards
+            if self.fused is None or self._may_be_taken(loss):
                 self.accelerator.backward(loss / count)
-            losses[number] = loss.detach().float()
         if self.fused is None:
             self.group.add_up_gradients(self.parameters)
             norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
         else:
             norm = self.fused.take_norm()
-        current, gradient_norm, levels = self._measured(losses, norm, count)
+        measured = self.tally.take(self.group, norm, count=count)
         # With a loss scaler an overflow of the gradients is ordinary: the scaler skips the step and scales down.
         scaled = self.accelerator.scaler is not None
-        good = all(math.isfinite(value) for value in current) and (scaled or math.isfinite(gradient_norm))
-        if good and self.fused is None:
+        fault = self.guard.fault(measured, scaled=scaled)
+        if fault is None and self.fused is None:
             self.optimizer.step()
         elif scaled:
             self.accelerator.scaler.update()
@@ -225,10 +239,13 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         first, self.batch = self.batch, self.batch + count
         self.step += 1
-        if good:
-            self._report(current, gradient_norm, rates, levels)
+        self.guard.note(measured, fault)
+        if fault is not None:
+            self._report_skipped(fault, first, count)
         else:
-            self._report_not_finite(first, count)
+            self._report(measured, rates)
+            if self.setup.ema is not None and not self.optimizer.step_was_skipped:
+                self.setup.ema.update()
         self.meter.advance()
 
     def _take_turn(self, batch: Batch | None) -> None:
@@ -250,36 +267,21 @@ class _Training:
     def _loss(self, batch: Batch, number: int) -> Tensor:
         """The loss of micro-batch `number` of this step."""
         seed = step_seed(self.seed, self.step, number)
-        sigma_B, error_BCTHW = drawn_error(self.setup, self.settings.sampling, batch, seed=seed, bounds=self.bounds)
-        self.levels += by_level(sigma_B, error_BCTHW.detach().flatten(1).mean(1))
-        return error_BCTHW.mean()
+        drawn = drawn_error(self.setup, self.settings.sampling, batch, seed=seed, bounds=self.bounds)
+        return self.tally.add(number, drawn)
 
-    def _measured(
-        self, losses: dict[int, Tensor], norm: Tensor, count: int
-    ) -> tuple[list[float], float, list[list[float]]]:
-        """(loss of each micro-batch of the step, whichever process had it; gradient norm, which all have in common;
-        losses by noise level).
+    def _may_be_taken(self, loss: Tensor) -> bool:
+        """With a fused backward pass there is no way back afterwards, and the step is this micro-batch alone."""
+        return self.guard.fault(self.tally.take(self.group, torch.zeros_like(loss), count=1)) is None
 
-        The one moment in a step at which the CPU waits for the GPU.
-        """
-        values = torch.zeros(count, device=self.accelerator.device)
-        for number, loss in losses.items():
-            values[number] = loss
-        self.group.add_up([values, self.levels])
-        norm = norm.detach().float().view(1).to(values.device)
-        gradient_norm, *rest = torch.cat([norm, values, self.levels.flatten()]).tolist()
-        return rest[:count], gradient_norm, [rest[count : count + LEVELS], rest[count + LEVELS :]]
-
-    def _report(
-        self, losses: list[float], gradient_norm: float, rates: dict[str, float], levels: list[list[float]]
-    ) -> None:
-        self.not_finite = 0
-        self.window.extend(losses)
-        loss = sum(losses) / len(losses)
-        values = {"loss/current": loss, "loss/average": self.window.mean, **rates, **self.watch.add_levels(*levels)}
+    def _report(self, measured: Measured, rates: dict[str, float]) -> None:
+        self.window.extend(measured.losses)
+        loss = sum(measured.losses) / len(measured.losses)
+        levels = self.watch.add_levels(measured.level_sums, measured.level_counts)
+        values = {"loss/current": loss, "loss/average": self.window.mean, **rates, **levels}
         if self.setup.experts is not None:
             values[f"loss/{self.setup.experts.names[self.expert]}"] = loss
-        values["grad_norm"] = gradient_norm
+        values["grad_norm"] = measured.gradient_norm
         if self.step % WEIGHT_NORM_EVERY == 0:
             values["weight_norm"] = self.setup.network.weight_norm()
         if self.settings.scale_weight_norms:
@@ -294,19 +296,13 @@ class _Training:
         self._say(Metric(step=self.step, values=values, epoch=self.epoch + 1))
         self._log(values, self.step)
 
-    def _report_not_finite(self, first: int, count: int) -> None:
-        self.not_finite += 1
+    def _report_skipped(self, fault: Fault, first: int, count: int) -> None:
         names = self.setup.item_names(self.epoch, first, count) if self.setup.item_names else []
         named = f" Items: {', '.join(names)}." if names else ""
-        what = "the loss or its gradient is not a finite number; the step was skipped."
-        self._say(Warning_(message=f"Step {self.step}: {what}{named}"))
-        if self.not_finite >= self.settings.max_not_finite_steps:
-            path = self._save_step(stopping=True)
-            raise OptionError(
-                f"The loss was not a finite number in {self.not_finite} steps in a row, up to step {self.step}.{named} "
-                f"The LoRA as it was before them is {path}.",
-                "Lower --learning_rate, use --mixed_precision bf16 instead of fp16, or look at these items' caches.",
-            )
+        self._say(Warning_(message=f"Step {self.step}: {fault.text}; the step was skipped.{named}"))
+        if self.guard.gives_up:
+            kept = self.setup.checkpoints.newest if self.guard.exploding else self._save_step(stopping=True)
+            raise self.guard.surrender(self.step, named=named, kept=self.group.told_by_first(str(kept or "")))
 
     # --- between two steps
 
@@ -315,7 +311,8 @@ class _Training:
         checkpoints, every = self.setup.checkpoints, self.settings.sample_every_n_steps
         stop, save, sample, state = self.requests.take()
         stop = stop and self.step < self.settings.max_steps
-        due = checkpoints.due_after_step(self.step)
+        due = checkpoints.due_after_step(self.step) and not self.exploding
+        state = state and not self.exploding
         validation = self.setup.validation
         validating = not stop and validation is not None and validation.due_after_step(self.step)
         sampling = not stop and (sample or (bool(every) and self.step % (every or 1) == 0))
@@ -372,7 +369,7 @@ class _Training:
         if self.setup.validation is None:
             return
         self._modes(training=False)
-        with self.meter.paused(), undisturbed_randomness(self.accelerator.device):
+        with self._looking():
             self._tell(validation_losses(self.setup, self.setup.validation, self.group, say=self._say))
 
     def _sample(self, epoch: int | None) -> None:
@@ -383,10 +380,17 @@ class _Training:
         self._modes(training=False)
         with self.group.first(1, self.setup.shared) as mine:
             if mine:
-                with self.meter.paused(), undisturbed_randomness(self.accelerator.device), torch.no_grad():
+                with self._looking(), torch.no_grad():
                     self.setup.on_sample(self.step, epoch)
         self.stopping = self.group.told_by_first(self.setup.control.stop_requested)
         self._say(Stage(name="Training", message=f"{self.step} of {self.settings.max_steps} steps are done"))
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Around what looks at the LoRA, or at its average if there is one, and leaves everything as it was."""
+        averaged = nullcontext() if self.setup.ema is None else self.setup.ema.shown()
+        with self.meter.paused(), undisturbed_randomness(self.accelerator.device), averaged:
+            yield
 
     def _modes(self, *, training: bool) -> None:
         """Dropout, and the weights that a schedule-free optimizer keeps apart for training and for use."""

@@ -41,6 +41,7 @@ class TrainingFacts:
     gradient_checkpointing_cpu_offload: object = False
     gradient_accumulation_steps: object = 1
     max_train_steps: object = ""
+    ema_decay: object = ""  # of an average
     lr_warmup_steps: object = 0
     lr_scheduler: object = ""
     mixed_precision: object = None

@@ -5,6 +5,8 @@ All draws follow from one seed, so it does not matter which process has the micr
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,22 @@ from .sigmas import SigmaSampling, loss_weight
 from .step import flow_error, to_device
 
 
+class Drawn(NamedTuple):
+    """`sigma_B` is on the CPU; `error_BCTHW` squared and weighted, with a gradient.
+
+    `plain_B` is each sample's mean without its weight, `idle_B` what it would be for a model that answers zero.
+    """
+
+    sigma_B: Tensor
+    error_BCTHW: Tensor
+    plain_B: Tensor
+    idle_B: Tensor
+
+
 def drawn_error(
     setup: Setup, sampling: SigmaSampling, batch: Batch, *, seed: int, bounds: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """(sigma_B on the CPU, weighted squared error BCTHW). `bounds`: the sigmas that the model in use works at."""
+) -> Drawn:
+    """Noise a batch and let the model in use, which works at the sigmas within `bounds`, take it away again."""
     device = setup.accelerator.device
     torch.manual_seed(seed)  # dropout
     latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32, non_blocking=True)
@@ -31,6 +45,8 @@ def drawn_error(
         uniform_B=None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float32),
     )
     weight_B = loss_weight(sampling.weighting_scheme, timestep_B)
+    if weight_B is not None:
+        weight_B = weight_B.to(device)
     generator = torch.Generator(device=device).manual_seed(seed ^ 1)
     noise_BCTHW = torch.randn(latents_BCTHW.shape, generator=generator, device=device)
     with setup.accelerator.autocast():
@@ -41,6 +57,12 @@ def drawn_error(
             sigma_B=sigma_B.to(device),
             timestep_B=timestep_B.to(device),
             noise_BCTHW=noise_BCTHW,
-            weight_B=None if weight_B is None else weight_B.to(device),
+            weight_B=weight_B,
         )
-    return sigma_B, error_BCTHW
+    mean_B = error_BCTHW.detach().flatten(1).mean(1)
+    return Drawn(
+        sigma_B=sigma_B,
+        error_BCTHW=error_BCTHW,
+        plain_B=mean_B if weight_B is None else mean_B / weight_B,
+        idle_B=(noise_BCTHW - latents_BCTHW).square().flatten(1).mean(1),
+    )

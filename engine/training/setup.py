@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from ..contract.errors import DataError, OptionError
 from ..contract.events import Control, Say
 from .checkpoints import Checkpoints
+from .ema import Ema
 from .experts import TrainedExperts
 from .group import SharedBase
 from .optimizers import BuiltOptimizer
@@ -30,7 +31,8 @@ Batch = dict[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Numbers of the loop. `max_steps` are optimizer steps; `accumulation` micro-batches of each process make one.
-    `max_minutes` count from this start on; 0 for `save_state_every_minutes` is never."""
+    `max_minutes` count from this start on; 0 for `save_state_every_minutes` is never; `exploding_loss_factor` and
+    `max_not_finite_steps` are the guard's (training/guard.py)."""
 
     max_steps: int
     seed: int
@@ -43,6 +45,7 @@ class Settings:
     sample_every_n_epochs: int | None = None
     sample_at_first: bool = False
     max_not_finite_steps: int = 10
+    exploding_loss_factor: float = 5.0
     max_minutes: float | None = None
     save_state_every_minutes: float = 0.0
 
@@ -61,6 +64,7 @@ class Setup:
     `experts`: of several models that share the noise levels, `velocity` runs the one that was last brought in, and
     parameters that belong to the others have `requires_grad` off.
     `shared`: the model, where processes share out its weights: they run it together, whether they need it or not.
+    `ema` averages what is trained: samples and validation see the average.
     `history` is what a training that goes on shall know of before: something with state_dict() and load_state_dict().
     `clock` counts seconds, from anywhere.
     The accelerator must be made with gradient_accumulation_steps=1: the loop accumulates by itself.
@@ -83,6 +87,7 @@ class Setup:
     item_names: Callable[[int, int, int], list[str]] | None = None
     experts: TrainedExperts | None = None
     shared: SharedBase | None = None
+    ema: Ema | None = None
     history: Any = None
     validation: Validation | None = None
     clock: Callable[[], float] = time.monotonic
@@ -96,6 +101,7 @@ class Setup:
             scheduler=self.scheduler,
             scaler=self.accelerator.scaler,
             history=self.history,
+            ema=self.ema,
         )
 
 

@@ -1,10 +1,10 @@
 """State folders: everything that a training needs to go on exactly where it was.
 
-A folder holds the LoRA in float32, the optimizer, the schedule, the loss scaler, the history of the loss, and
-`progress.json` with the step, the epoch, the place in the epoch, and whose state it is. There is no random state in it:
-every draw of the loop is seeded from (seed, step, micro-batch), so the seed in `progress.json` is all that is needed. A
-folder is written under another name and renamed, and `manifest.json` lists sizes and checksums, so that one which is
-half-written, truncated or damaged is never read.
+A folder holds the LoRA in float32 and its average, if there is one, the optimizer, the schedule, the loss scaler, the
+history of the loss, and `progress.json` with the step, the epoch, the place in the epoch, and whose state it is. There
+is no random state in it: every draw of the loop is seeded from (seed, step, micro-batch), so the seed in
+`progress.json` is all that is needed. A folder is written under another name and renamed, and `manifest.json` lists
+sizes and checksums, so that one which is half-written, truncated or damaged is never read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Position:
     """Where a training is. `epoch` counts from 0; `batch` are micro-batches of that epoch that are done, by all
     processes together.
 
-    `losses` is the window of the average, `watch` what training/watch.py remembers. `batches_per_epoch`, `accumulation`
-    and `processes` say for which setup `batch` has a meaning.
+    `losses` is the window of the average; `watch` and `guards` are what training/watch.py and training/guard.py
+    remember. `batches_per_epoch`, `accumulation` and `processes` say for which setup `batch` has a meaning.
     """
 
     step: int = 0
@@ -46,11 +46,11 @@ class Position:
     batch: int = 0
     seed: int = 0
     losses: tuple[float, ...] = ()
-    not_finite: int = 0
     batches_per_epoch: int = 0
     accumulation: int = 1
     processes: int = 1
     watch: Mapping[str, Any] = field(default_factory=dict)
+    guards: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,7 @@ class StateParts:
     scheduler: Any
     scaler: Any = None
     history: Any = None
+    ema: Any = None
 
 
 def write_state(folder: Path, parts: StateParts, position: Position, *, owner: Owner | None = None) -> None:
@@ -110,6 +111,7 @@ def _pickled(parts: StateParts) -> dict[str, Any]:
         "scheduler.pt": parts.scheduler,
         "scaler.pt": parts.scaler,
         "history.pt": parts.history,
+        "ema.pt": parts.ema,
     }
     return {name: part for name, part in found.items() if part is not None}
 
@@ -153,7 +155,8 @@ def read_position(folder: Path) -> Position:
     try:
         values = _progress(folder)
         known = {field.name: values[field.name] for field in fields(Position) if field.name in values}
-        return Position(**{**known, "losses": tuple(values["losses"])})
+        rows = {"losses": tuple(values["losses"]), "guards": tuple(values.get("guards", ()))}
+        return Position(**{**known, **rows})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"--resume {folder}: its {_PROGRESS} cannot be read ({error}).") from error
 

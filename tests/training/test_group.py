@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"count": 7, "accumulation": 2},  # and here one of two
     "dropout": {"dropout": 0.3, "scale_weight_norms": 0.2, "accumulation": 2},
     "whole": SAVING,
+    "damaged": {"damaged": [[4, 1]], "max_steps": 16},  # an item that one of them has
+    "averaged": {"ema": 0.8, "keep": {"save_every_n_steps": 4, "save_last_n_steps": 1}},
 }
 SIGMAS = [0.1, 0.35, 0.5, 0.9]
 VALIDATED: dict[str, dict[str, Any]] = {  # five clips: one process has more of them
@@ -93,6 +95,22 @@ def test_each_batch_of_an_epoch_is_seen_once_by_one_of_them(found) -> None:
     assert epochs == [list(range(5)), list(range(5))]
     assert [len([1 for epoch, _ in process["seen"] if epoch == 0]) for process in both] == [3, 2]
     assert sorted(seen for process in both for seen in process["seen"]) == sorted(one["seen"])
+
+
+def test_what_one_of_them_cannot_use_none_of_them_takes(found) -> None:
+    one, (first, second) = found["damaged"]
+    told = [[message.split(" to ")[0] for message in process["warnings"]] for process in (one, first)]
+    assert told[0] == told[1] == ["Step 15: the loss has exploded"] and first["weights"] == second["weights"]
+    assert len(first["metrics"]) == 15
+
+
+def test_the_average_is_the_same_in_all_and_one_of_them_writes_it(found) -> None:
+    one, (first, second) = found["averaged"]
+    assert first["average"] == second["average"]
+    for ours, theirs in zip(one["average"], first["average"], strict=True):
+        assert torch.allclose(torch.tensor(theirs), torch.tensor(ours), rtol=0, atol=1e-6)
+    names = ["toy-step00000004", "toy_ema-step00000004", "toy-step00000008", "toy_ema-step00000008", "toy", "toy_ema"]
+    assert first["saved"] == [f"{name}.safetensors" for name in names] and second["saved"] == []
 
 
 def test_one_of_them_speaks_and_saves(found) -> None:

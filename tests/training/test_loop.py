@@ -323,7 +323,7 @@ def test_an_exploding_loss_is_told_once_and_early(tmp_path: Path) -> None:
         return holder[0](x_BCTHW, timestep_B, cond) * (30.0 if calls[0] > 60 else 1.0)
 
     holder: list = []
-    some = job(tmp_path, velocity=velocity, max_steps=80, lr=0.0, schedule=Schedule())
+    some = job(tmp_path, velocity=velocity, max_steps=80, lr=0.0, schedule=Schedule(), exploding_loss_factor=0.0)
     holder.append(some.dit)
     some.run()
     (warning,) = some.said(Warning_)

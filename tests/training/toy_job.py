@@ -17,6 +17,7 @@ from engine.contract.events import Control, Event, Metric
 from engine.lora.files import write_lora
 from engine.lora.network import LoraNetwork, create
 from engine.training.checkpoints import Checkpoints, Keep
+from engine.training.ema import ENDING, Ema
 from engine.training.loop import Outcome, Settings, Setup, train
 from engine.training.optimizers import BuiltOptimizer, choose_optimizer
 from engine.training.schedules import Schedule, create_scheduler
@@ -114,10 +115,11 @@ def job(
     count: int = ITEMS,
     velocity: Callable[..., Tensor] | None = None,
     control: Control | None = None,
+    ema: float | None = None,
     setup: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Job:
-    """A training of 10 steps unless told otherwise."""
+    """A training of 10 steps unless told otherwise. `ema`: the decay of an average of its weights."""
     torch.manual_seed(1)
     dit = Velocity().to(base_dtype)
     network = create(
@@ -134,10 +136,19 @@ def job(
         schedule_free=built.schedule_free,
     )
     events: list[Event] = []
+    average = None if ema is None else Ema(built.parameters, decay=ema)
 
     def write(path: Path, step: int, epoch: int) -> None:
         write_lora(path, network.state(), metadata={"ss_steps": str(step), "ss_epoch": str(epoch)})
 
+    def write_average(path: Path, step: int, epoch: int) -> None:
+        with average.shown():
+            write(path, step, epoch)
+
+    checkpoints = Checkpoints(
+        folder, "toy", keep=keep or Keep(), write_lora=write, say=events.append,
+        beside={} if average is None else {ENDING: write_average},
+    )  # fmt: skip
     parts = {
         "accelerator": (setup or {}).get("accelerator") or accelerator(mixed_precision),
         "network": network,
@@ -147,7 +158,8 @@ def job(
         "conditioning": lambda batch: {"text": batch["t5"]},
         "batches": lambda epoch, first: batches(epoch, first, count=count),
         "batches_per_epoch": count,
-        "checkpoints": Checkpoints(folder, "toy", keep=keep or Keep(), write_lora=write, say=events.append),
+        "checkpoints": checkpoints,
+        "ema": average,
         "say": events.append,
         "control": control or Control(),
     }

@@ -46,8 +46,12 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         low=0.01, unit="minutes",
     )  # fmt: skip
     max_not_finite_steps: int = opt(
-        10, "A step whose loss or gradient is not a finite number is skipped; give up after so many in a row.", low=1,
-        unit="steps", advanced=True,
+        10, "A step whose loss or gradient is not a finite number, or whose loss has exploded, is skipped; give up "
+        "after so many in a row.", low=1, unit="steps", advanced=True,
+    )  # fmt: skip
+    exploding_loss_factor: float = opt(
+        5.0, "A loss has exploded when it is so many times what is normal, or when most of five are worse than "
+        "predicting nothing at all would be, which the base model was not. 0: never.", low=0, advanced=True,
     )  # fmt: skip
 
 
@@ -216,6 +220,18 @@ class Network(Section, title="LoRA"):
     scale_weight_norms: float | None = opt(
         None, "Keep the norm of each LoRA module below this; 1 is a good start.", low=0, advanced=True
     )
+    use_ema: bool = opt(
+        False, "Average the LoRA over its last steps (EMA), beside training it: saved as NAME_ema with each save, and "
+        "what samples and validation use.",
+    )  # fmt: skip
+    ema_decay: float = opt(
+        0.999, "Share of the average that stays in each step; less at first: at most (1 + n) / (10 + n) after n steps.",
+        low=0, high=1, advanced=True,
+    )  # fmt: skip
+    ema_device: Literal["accelerator", "cpu"] = opt(
+        "accelerator", "Where the average is kept: the GPU (4 bytes for each parameter of the LoRA), or main memory, "
+        "where each step takes a little longer.", advanced=True,
+    )  # fmt: skip
     base_weights: tuple[str, ...] = opt(
         (), "LoRA files that are merged into the model before training.", file_kind="lora", advanced=True,
         metavar="FILE",
@@ -223,9 +239,10 @@ class Network(Section, title="LoRA"):
     base_weights_multiplier: tuple[float, ...] = opt(
         (), "Strength of each of --base_weights. Default: 1.", advanced=True, metavar="X"
     )
-    lora_format: Literal["default", "other", "diffusers"] = opt(
-        "default", "Names in the saved LoRA. default: musubi-tuner's; other: ComfyUI's, whose loader takes no other "
-        "names for some layers of HunyuanVideo; diffusers: those of its pipelines.",
+    lora_format: Literal["default", "other", "diffusers"] | None = opt(
+        None, "Names in the saved LoRA. default: musubi-tuner's; other: ComfyUI's; diffusers: those of its pipelines. "
+        "Default: what ComfyUI loads whole, which is default, but other for HunyuanVideo, a third of whose layers "
+        "ComfyUI finds under no other names.",
     )  # fmt: skip
 
     @property
