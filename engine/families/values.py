@@ -104,6 +104,7 @@ class Denoise(Protocol):
         solver: str | None = None,
         rescale: float = 0.0,
         label: str = "",
+        shown: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Clean latents, float32, where noise_BCTHW is.
 
@@ -111,6 +112,7 @@ class Denoise(Protocol):
         `skipped`: the unconditional velocity without the request's `skip_layers`, where it has any.
         `clean_BCTHW` with `strength` below 1: begin that far up the schedule, from these latents under as much noise.
         `shift`, `solver` None: the request's and the job's. `label` tells several calls of one video apart.
+        `shown`: of such clean latents those that a preview shows, on any device; None: all.
         """
 
     def step_cache(

@@ -30,6 +30,7 @@ class Case:
     generate: dict[str, Any] = field(default_factory=dict)
     picture: bool = False  # one image comes out, not a video
     experts: int = 1
+    trained_as: str = ""  # the variant whose model learns in its place, where its own only generates
 
     @property
     def name(self) -> str:

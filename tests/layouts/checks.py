@@ -18,6 +18,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from engine import families
 from engine.contract.errors import WeightsError
 from engine.families.wan import keys
 from engine.families.wan.detect import detect, role_of
@@ -29,9 +30,7 @@ from engine.tasks.lora_targets import lora_target
 Shapes = dict[str, tuple[int, ...]]
 
 HERE = Path(__file__).parent
-NOT_BUILT = ("vace_", "control_adapter.")
 LORA_KINDS = ("musubi", "convert_other", "diffusion_pipe", "comfy_accepts")
-DIT_FAMILIES = ("wan", "hunyuan_video", "framepack")
 LORA_BASES = {  # LoRA lists that stand for several models of the same targets
     "wan21_i2v_1_3b": "wan21_fun_inp_1_3b",
     "wan21_i2v_14b": "wan21_i2v_14b_480p",
@@ -74,7 +73,8 @@ def part(family: str, file: str) -> ModuleType:
 
 def dit_family(layout: Shapes) -> str | None:
     """The family whose DiT this is."""
-    return next((family for family in DIT_FAMILIES if part(family, "detect").role_of(layout) == "dit"), None)
+    known = families.names(extra=False)
+    return next((family for family in known if part(family, "detect").role_of(layout) == "dit"), None)
 
 
 def dit(layout: Shapes, *, family: str) -> list[str]:
@@ -154,6 +154,14 @@ def siglip(layout: Shapes) -> list[str]:
     return differences(names_and_shapes(vision.build(ours)), ours)
 
 
+def tiny_autoencoder(layout: Shapes) -> list[str]:
+    """Encoder and decoder, though loading keeps the decoder only."""
+    from engine.parts import tae
+
+    ours = arranged_shapes(tae.arrange(layout), layout)
+    return differences(names_and_shapes(tae.build(ours)), ours)
+
+
 def lora(layout: Shapes, *, base: Shapes, kind: str) -> list[str]:
     """A list of LoRA tensors, or of module names that a tool accepts, against our default LoRA on the base model."""
     family = dit_family(base)
@@ -215,6 +223,7 @@ MODELS: Mapping[str, Callable[[Shapes], list[str]]] = {
     "llama-text-encoder": llama,
     "clip-text-encoder": clip_text,
     "siglip-vision": siglip,
+    "tiny-vae": tiny_autoencoder,
 }
 
 
@@ -224,8 +233,6 @@ def check_file(path: Path) -> list[str] | None:
     if stem.startswith("lora_"):
         base = lora_base(stem, [path.parent, HERE])
         return None if base is None else lora(layout, base=base[0], kind=base[1])
-    if any(name.startswith(NOT_BUILT) for name in layout):
-        return None
     family, model = dit_family(layout), MODELS.get(role_of(layout) or "")
     if family is None and model is None:
         return None

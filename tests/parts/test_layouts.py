@@ -17,12 +17,15 @@ STEMS = (
     "llava_llama3_hunyuanvideo_community",
     "clip_l",
     "sigclip_vision_patch14_384",
+    "taehv_hunyuanvideo",
+    "taew2_1",
 )
 EDITED = {  # a tensor of each kind that another one depends on
     "hunyuanvideo": "encoder.conv_in.conv.bias",
     "llava": "layers.3.self_attn.o_proj.weight",
     "clip_l": "text_model.encoder.layers.3.mlp.fc1.bias",
     "sigclip": "vision_model.encoder.layers.3.mlp.fc1.bias",
+    "tae": "encoder.9.conv.2.weight",
 }
 
 

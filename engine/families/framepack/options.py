@@ -61,6 +61,7 @@ NODE_NAME = "FramePack"  # in the ids of its ComfyUI nodes, for ever
 ARCHITECTURE = "fp"
 ARCHITECTURE_FULL = "framepack"
 LATENT_SCALE = 1.0  # cached latents are scaled already
+LORA_FORMAT = "default"
 SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
 MODELSPEC_ARCHITECTURE = "framepack"
 MODELSPEC_IMPLEMENTATION = "https://github.com/lllyasviel/FramePack"

@@ -10,7 +10,7 @@ with each section, and has a cache of its own for each of the two predictions th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from .sections import HISTORY_FRAMES, Section, choose, f1_layout, parse_sections
 from .vae import LATENT_CHANNELS
 
 PATCH_CELLS = 4  # latent pixels in a token
+SHOWN_BESIDE = 27  # latent frames of earlier sections in a preview, which else would take longer and longer
 Texts = Mapping[str, Mapping[str, Tensor]]
+Shown = Callable[[Tensor], Tensor]
 
 
 def texts(request: Request) -> list[str]:
@@ -88,7 +90,9 @@ def video_latents(
     f1, window = settings["f1"], settings["latent_window_size"]
     generator = torch.Generator("cpu").manual_seed(request.seed)
 
-    def made_of(prompt: str, given: Mapping[str, Tensor], *, frames: int, label: str = "") -> Tensor:
+    def made_of(
+        prompt: str, given: Mapping[str, Tensor], *, frames: int, label: str = "", shown: Shown | None = None
+    ) -> Tensor:
         """One call of `denoise`: clean latents [C, T, H, W]."""
         size = given["latents_clean"].shape[2:]
         noise_BCTHW = torch.randn(1, LATENT_CHANNELS, frames, *size, generator=generator)
@@ -108,6 +112,7 @@ def video_latents(
             solver=settings["solver"],
             rescale=settings["guidance_rescale"],
             label=label,
+            shown=shown,
         )
         return clean_BCTHW[0].float().cpu()
 
@@ -118,7 +123,7 @@ def video_latents(
     for number, section in enumerate(order, 1):
         label = f"section {number} of {len(order)}" if len(order) > 1 else ""
         given = made.conditioning(section, window)
-        made.add(made_of(choose(prompts, section), given, frames=window, label=label))
+        made.add(made_of(choose(prompts, section), given, frames=window, label=label, shown=made.with_next))
     return made.video(choose(inputs["starts"], order[-1])).unsqueeze(0)
 
 
@@ -148,6 +153,15 @@ class _History:
         parts = [self._latents_CTHW, section_CTHW] if self._f1 else [section_CTHW, self._latents_CTHW]
         self._latents_CTHW = torch.cat(parts, dim=1)
         self._made += section_CTHW.shape[1]
+
+    def with_next(self, section_BCTHW: Tensor) -> Tensor:
+        """A section in the making beside the latent frames next to it, [1, C, T, H, W] in main memory: for previews."""
+        section_CTHW = section_BCTHW[0].float().cpu()
+        beside = min(self._made, SHOWN_BESIDE)
+        if self._f1:
+            there = self._latents_CTHW.shape[1]
+            return torch.cat([self._latents_CTHW[:, there - beside :], section_CTHW], dim=1).unsqueeze(0)
+        return torch.cat([section_CTHW, self._latents_CTHW[:, :beside]], dim=1).unsqueeze(0)
 
     def video(self, start_CTHW: Tensor) -> Tensor:
         """The start frame and all sections in the order of time."""

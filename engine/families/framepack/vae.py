@@ -24,6 +24,7 @@ from ...contract.errors import DataError
 from ...parts import hunyuan_vae
 from ...parts.hunyuan_vae import LATENT_CHANNELS, SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
+from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights
 from ..values import Clips
 from . import samples
@@ -31,11 +32,12 @@ from .detect import check_role
 from .sections import WINDOW, section_pixel_frames, sections_in
 
 __all__ = [
-    "CACHE_DTYPE", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "FramePackVae", "compute_dtype", "decode",
-    "decode_frames", "encode", "load", "sample_count", "training_samples",
+    "CACHE_DTYPE", "COLOURS", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "FramePackVae", "compute_dtype",
+    "decode", "decode_frames", "encode", "load", "sample_count", "training_samples",
 ]  # fmt: skip
 
 CACHE_DTYPE = torch.float16
+COLOURS = HUNYUAN
 TILE_FRAMES = 64
 SECTION_TILE_FRAMES = 80  # a section of 9 latent frames with its neighbour is decoded whole
 

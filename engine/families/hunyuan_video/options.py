@@ -45,6 +45,7 @@ ARCHITECTURE_FULL = "hunyuan_video"
 NATIVE_FPS = 24
 LATENT_SCALE = 0.476986
 NETWORK_MODULE = "networks.lora"
+LORA_FORMAT = "other"  # under the others ComfyUI leaves out the 80 layers of the double blocks' MLPs
 SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
 FRAME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
 MODELSPEC_ARCHITECTURE = "hunyuan-video"

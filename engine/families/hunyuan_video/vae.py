@@ -17,16 +17,18 @@ from torch import Tensor
 from ...parts import hunyuan_vae
 from ...parts.hunyuan_vae import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
+from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights
 from ..values import Clips
 from .detect import check_role
 
 __all__ = [
-    "CACHE_DTYPE", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "compute_dtype", "decode", "decode_frames",
-    "encode", "load", "sample_count", "training_samples",
+    "CACHE_DTYPE", "COLOURS", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "compute_dtype", "decode",
+    "decode_frames", "encode", "load", "sample_count", "training_samples",
 ]  # fmt: skip
 
 CACHE_DTYPE = torch.float16
+COLOURS = HUNYUAN
 SCALE = hunyuan_vae.SCALING_FACTOR
 
 

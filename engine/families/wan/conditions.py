@@ -1,8 +1,9 @@
 """What a Wan DiT gets beside the noise, as tensors: masks, image latents, control latents. Pure layouts.
 
 Caching, training and generation lay them out here, so that they agree. Channels are [mask 4, image 16] for
-image-to-video and [control 16, image 16] for Fun-Control. Latents come from an `encode` that is handed in.
-Layouts: Wan2.1 9737cba9 (i2v, flf2v), VideoX-Fun (Fun-Control), musubi-tuner 30c658c4 (end image, one frame).
+image-to-video, [control 16, image 16] for Fun-Control, [image 16] beside a camera, and [what stays 16, what is made
+anew 16, mask 64] for VACE. Latents come from an `encode` that is handed in.
+Layouts: Wan2.1 9737cba9 (i2v, flf2v, VACE), VideoX-Fun (Fun-Control), musubi-tuner 30c658c4 (end image, one frame).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .one_frame import order
-from .variants import MASK_CHANNELS
+from .variants import LATENT_CHANNELS, MASK_CHANNELS, PIXELS_A_SIDE
 
 Encode = Callable[[Tensor], Tensor]
 """clip_BCFHW (RGB, -1..1) -> latents_BCTHW."""
@@ -71,6 +73,41 @@ def control_condition(
         for frame in keep:
             image_half[:, :, frame] = image_BCTHW[:, :, frame].to(image_half)
     return torch.cat([control_BCTHW, image_half], dim=1)
+
+
+def start_condition(latent_BC1HW: Tensor | None, *, like_BCTHW: tuple[int, ...]) -> Tensor:
+    """[B, 16, T, H, W] beside a camera: the latent of the start image, where there is one, then zeros."""
+    found = torch.zeros(like_BCTHW)
+    if latent_BC1HW is not None:
+        found[:, :, :1] = latent_BC1HW
+    return found
+
+
+def vace_context(
+    encode: Encode, clip_BCFHW: Tensor, mask_BFHW: Tensor, *, references_BCHW: Sequence[Tensor] = ()
+) -> Tensor:
+    """VACE's [B, 96, T, H, W]: the clip without what is made anew, that alone, and which it is.
+
+    `mask_BFHW` in 0..1, above 0.5: made anew; a control (depth, pose …) is all of it. What is left out of either clip
+    is grey (0). Each reference image is a latent frame of its own before them, which stays.
+    """
+    anew_B1FHW = mask_BFHW.unsqueeze(1) > 0.5
+    stays_BCTHW = encode(clip_BCFHW.masked_fill(anew_B1FHW, 0.0))
+    latents_BCTHW = torch.cat([stays_BCTHW, encode(clip_BCFHW.masked_fill(~anew_B1FHW, 0.0))], dim=1)
+    mask_BCTHW = _pixels_of_latents(mask_BFHW, latent_frames=stays_BCTHW.shape[2]).to(latents_BCTHW)
+    frames = [F.pad(encode(image_BCHW.unsqueeze(2)), (0,) * 7 + (LATENT_CHANNELS,)) for image_BCHW in references_BCHW]
+    before_BCTHW = mask_BCTHW.new_zeros(len(mask_BCTHW), mask_BCTHW.shape[1], len(frames), *mask_BCTHW.shape[3:])
+    return torch.cat([torch.cat([*frames, latents_BCTHW], dim=2), torch.cat([before_BCTHW, mask_BCTHW], dim=2)], dim=1)
+
+
+def _pixels_of_latents(mask_BFHW: Tensor, *, latent_frames: int) -> Tensor:
+    """The 8 x 8 pixels of each latent as 64 channels, row by row: of one pixel frame for each latent frame.
+
+    As the model was trained, it is the one in the middle of as many equal parts: frames 1, 4, 7 of nine, so that the
+    mask of a first frame that alone is given is that of the second.
+    """
+    pixels_BCFHW = F.pixel_unshuffle(mask_BFHW.unsqueeze(2), PIXELS_A_SIDE).transpose(1, 2)
+    return F.interpolate(pixels_BCFHW, size=(latent_frames, *pixels_BCFHW.shape[3:]), mode="nearest-exact")
 
 
 def one_frame_condition(

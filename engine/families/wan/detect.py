@@ -8,6 +8,7 @@ layout), 480p and 720p, t2v- and i2v-FC.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ...contract.errors import WeightsError
 from ...parts import file_kinds
 from ...parts.dit_sizes import DEFAULT_HEAD_DIM, count_blocks, head_dim, only_part
 from ...parts.file_kinds import Kind, has, has_any
+from ...parts.workload import BlockRun
 from .keys import dit_name
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -42,6 +44,9 @@ class WanConfig:
     image_dim: int | None = None  # width of the CLIP features; None: no image cross-attention
     image_tokens: int | None = None  # 257 for one image; 514 for two, which then carry learned positions
     reference_dim: int | None = None  # channels of the reference image latent; None: no ref_conv
+    camera_dim: int | None = None  # channels of rays, 64 pixels of a frame each; None: no camera adapter
+    vace_dim: int | None = None  # channels of VACE's context; None: no second row of blocks
+    vace_count: int = 0  # blocks in it, spread evenly over those of the first
 
     @property
     def has_image_positions(self) -> bool:
@@ -55,6 +60,25 @@ class WanConfig:
     def is_control(self) -> bool:
         """Fun-Control: the noise, a control and an image, of equally many channels each."""
         return self.in_dim == 3 * self.out_dim
+
+    @property
+    def vace_places(self) -> range:
+        """Numbers of the blocks that hints are added to: all that a checkpoint tells of them is how many there are."""
+        count = self.vace_count
+        return range(0, self.num_layers, self.num_layers // count)[:count] if count else range(0)
+
+    @property
+    def runs(self) -> tuple[BlockRun, ...]:
+        """The blocks in the order in which they run."""
+        whole = BlockRun(kind="cross", prefix="blocks", count=self.num_layers, ffn_dim=self.ffn_dim)
+        if not self.vace_count:
+            return (whole,)
+        ends = [*self.vace_places[1:], self.num_layers]
+        found: list[BlockRun] = []
+        for number, (start, end) in enumerate(zip(self.vace_places, ends, strict=True)):
+            found.append(dataclasses.replace(whole, prefix="vace_blocks", first=number, count=1))
+            found.append(dataclasses.replace(whole, first=start, count=end - start))
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +102,10 @@ _TASKS = {  # task -> (kind of checkpoint, its size)
     "t2v-1.3B-FC": ("control", "1.3B"),
     "t2v-14B-FC": ("control", "14B"),
     "i2v-14B-FC": ("control", "14B"),
+    "camera-1.3B": ("camera", "1.3B"),
+    "camera-14B": ("camera", "14B"),
+    "vace-1.3B": ("vace", "1.3B"),
+    "vace-14B": ("vace", "14B"),
 }
 _TI2V_CHANNELS = 48  # Wan2.2 5B works on the latents of another VAE
 _KIND_WORDS = {
@@ -86,6 +114,8 @@ _KIND_WORDS = {
     "flf2v": "first and last frame to video",
     "i2v-A": "image-to-video without CLIP features, as Wan2.2",
     "control": "Fun-Control",
+    "camera": "Fun-Control with a camera",
+    "vace": "VACE, with a second row of blocks",
     "ti2v": "Wan2.2 TI2V, which has another VAE",
 }
 
@@ -98,18 +128,16 @@ def detect(shapes: Shapes, metadata: Mapping[str, str], *, source: str = "This f
     """
     check_role(shapes, wanted="dit", flag="--dit", source=source)
     names = {ours: tuple(shape) for name, shape in shapes.items() if (ours := dit_name(name)) is not None}
-    for start, words in (("vace_", "a Wan VACE"), ("control_adapter.", "a Wan Fun camera-control")):
-        if any(name.startswith(start) for name in names):
-            raise WeightsError(f"{source} is {words} model, which is not supported.", "Give another --dit.")
     config = _config(names, metadata, source)
     return Variant(family="wan", name=_variant_name(config), config=config)
 
 
 def fullest() -> WanConfig:
-    """14B with images at both ends and a reference image."""
+    """14B with images at both ends, a reference image, a camera and VACE's blocks."""
     return WanConfig(
         dim=5120, ffn_dim=13824, freq_dim=256, text_dim=4096, in_dim=36, out_dim=16, num_layers=40, num_heads=40,
-        head_dim=DEFAULT_HEAD_DIM, image_dim=1280, image_tokens=2 * CLIP_TOKENS, reference_dim=16,
+        head_dim=DEFAULT_HEAD_DIM, image_dim=1280, image_tokens=2 * CLIP_TOKENS, reference_dim=16, camera_dim=24 * 64,
+        vace_dim=96, vace_count=8,
     )  # fmt: skip
 
 
@@ -147,7 +175,11 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> WanConfi
         dim, in_dim, *patch = names["patch_embedding.weight"]
         image = names.get("img_emb.proj.0.weight")
         positions = names.get("img_emb.emb_pos")
-        reference = names.get("ref_conv.weight")
+        reference, camera = names.get("ref_conv.weight"), names.get("control_adapter.conv.weight")
+        vace = names.get("vace_patch_embedding.weight")
+        layers, vace_count = count_blocks(names, "blocks"), count_blocks(names, "vace_blocks") if vace else 0
+        if vace_count > layers:
+            raise ValueError(f"{vace_count} VACE blocks for {layers}")
         cells = patch[0] * patch[1] * patch[2]
         columns = head_dim(dim, metadata, source=source)
         return WanConfig(
@@ -157,13 +189,16 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> WanConfi
             text_dim=names["text_embedding.0.weight"][1],
             in_dim=in_dim,
             out_dim=names["head.head.weight"][0] // cells,
-            num_layers=count_blocks(names, "blocks"),
+            num_layers=layers,
             num_heads=dim // columns,
             head_dim=columns,
             patch_size=(patch[0], patch[1], patch[2]),
             image_dim=image[0] if image else None,
             image_tokens=(positions[1] if positions else CLIP_TOKENS) if image else None,
             reference_dim=reference[1] if reference else None,
+            camera_dim=camera[1] if camera else None,
+            vace_dim=vace[1] if vace else None,
+            vace_count=vace_count,
         )
     except (KeyError, ValueError, IndexError) as error:
         raise only_part(source, "a Wan DiT", error) from error
@@ -172,7 +207,11 @@ def _config(names: Shapes, metadata: Mapping[str, str], source: str) -> WanConfi
 def _kind_and_size(config: WanConfig) -> tuple[str, str | None]:
     """The kind of checkpoint and its public size, None for a size that nobody published."""
     extra = config.in_dim - config.out_dim
-    if extra == 0:
+    if config.vace_dim is not None:
+        kind = "vace"
+    elif config.camera_dim is not None:
+        kind = "camera"
+    elif extra == 0:
         kind = "ti2v" if config.out_dim == _TI2V_CHANNELS else "t2v"
     elif config.has_image_positions:
         kind = "flf2v"
@@ -251,7 +290,7 @@ _KINDS = (
     Kind(
         "tiny-vae",
         "a tiny autoencoder for previews",
-        "It cannot replace the VAE.",
+        "Give it as --preview_vae; it cannot replace the VAE.",
         has("encoder.2.conv.weight", "decoder.1.weight"),
     ),
 )

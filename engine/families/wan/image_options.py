@@ -10,7 +10,7 @@ from typing import Any
 from ...contract.errors import OptionError
 from ...contract.schema import Section, opt
 from .one_frame import MOST_CONTROLS, parse
-from .variants import VARIANTS, takes_two_images
+from .variants import CAMERA_POSES, VARIANTS, takes_two_images
 
 _MASKS = {"control_image_mask_path": "Wan models have no place for masks of control images"}
 
@@ -75,8 +75,8 @@ class WanInputs(Section, title="Images and control", late=True, accepted=_MASKS)
         advanced=True, metavar="FILE",
     )  # fmt: skip
     control_path: str | None = opt(
-        None, "Control video, or a folder of images, for Fun-Control models.", file_kind="video", advanced=True,
-        metavar="PATH",
+        None, "Control video, or a folder of images, for Fun-Control and VACE models; for VACE also a video to change: "
+        "see --src_mask.", file_kind="video", aliases=("src_video",), advanced=True, metavar="PATH",
     )  # fmt: skip
     reference_image_path: str | None = opt(
         None, "Image of who or what appears in the video, for Fun-Control V1.1 models; CLIP sees it instead of the "
@@ -98,6 +98,25 @@ class WanInputs(Section, title="Images and control", late=True, accepted=_MASKS)
     strength: float = opt(
         0.8, "How much of --video_path is made anew: 1 all of it, 0.1 hardly anything.", low=0, high=1, advanced=True
     )
+    src_mask: str | None = opt(
+        None, "Mask of --control_path for VACE models, a video, an image or a folder of images: what is white is made "
+        "anew, what is black stays.", file_kind="video", advanced=True, metavar="PATH",
+    )  # fmt: skip
+    src_ref_images: tuple[str, ...] = opt(
+        (), "Images of who or what appears in the video, for VACE models.", file_kind="image", advanced=True,
+        metavar="FILE",
+    )  # fmt: skip
+    vace_strength: float = opt(
+        1.0, "How much VACE's control and reference images count; 0 is not at all.", low=0, advanced=True
+    )
+    camera_pose: str | None = opt(
+        None, "What the camera does, for Fun-Control models with a camera.", choices=tuple(CAMERA_POSES), advanced=True
+    )
+    camera_speed: float = opt(1.0, "How fast it does so: 2 is twice as far.", low=0, advanced=True)
+    control_camera_txt: str | None = opt(
+        None, "File with a line for each frame that says where the camera is, as VideoX-Fun's: instead of "
+        "--camera_pose.", file_kind="camera", advanced=True, metavar="FILE",
+    )  # fmt: skip
 
 
 FLAGS = {
@@ -108,7 +127,12 @@ FLAGS = {
     "reference_image_path": "--reference_image_path",
     "control_image_path": "--control_image_path",
     "one_frame": "--one_frame_inference",
+    "src_mask": "--src_mask",
+    "src_ref_images": "--src_ref_images",
+    "camera_pose": "--camera_pose",
+    "control_camera_txt": "--control_camera_txt",
 }
+_NO_FILES = ("one_frame", "camera_pose")
 
 
 def settings_of(inputs: WanInputs, line: Any, *, task: str, has_clip: bool) -> dict[str, Any]:
@@ -127,6 +151,12 @@ def settings_of(inputs: WanInputs, line: Any, *, task: str, has_clip: bool) -> d
         "reference_image_path": _path(inputs.reference_image_path),
         "control_image_path": tuple(map(Path, line.control_image_path or inputs.control_image_path)),
         "one_frame": parse(places, where="--one_frame_inference") if places else None,
+        "src_mask": _path(inputs.src_mask),
+        "src_ref_images": tuple(map(Path, inputs.src_ref_images)),
+        "vace_strength": inputs.vace_strength,
+        "camera_pose": inputs.camera_pose,
+        "camera_speed": inputs.camera_speed,
+        "control_camera_txt": _path(inputs.control_camera_txt),
     }
     if line.control_image_mask_path:
         raise OptionError(f"{line.where}: {_MASKS['control_image_mask_path']} (--cim).", "Leave it out.")
@@ -146,44 +176,52 @@ def _path(given: str | None) -> Path | None:
 
 def _problems(settings: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     task, given = settings["task"], {name for name in FLAGS if settings[name] not in (None, ())}
-    for name in sorted(given - {"one_frame"}):
+    for name in sorted(given.difference(_NO_FILES)):
         paths = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
         for path in paths:
             if not Path(path).exists():
                 yield f"{FLAGS[name]}: there is no file {path}", "Correct the path."
     for name in sorted(given & _useless(task, given)):
-        yield f"{FLAGS[name]} means nothing to --task {task}", f"Leave it out, or choose {_who_takes(name)}."
+        yield f"{FLAGS[name]} means nothing to --task {task}", f"Leave it out, or choose {_WHO_TAKES[name]}."
     for name in _needed(task, given):
         yield f"--task {task} needs {FLAGS[name]}", f"Add {FLAGS[name]}."
+    if {"camera_pose", "control_camera_txt"} <= given:
+        yield "--camera_pose and --control_camera_txt both say what the camera does", "Leave one of them out."
     if "one_frame" in given:
         yield from _one_frame_problems(settings)
 
 
 def _useless(task: str, given: set[str]) -> set[str]:
-    kind = VARIANTS[task]
-    if kind.takes_control:
-        useless = {"control_image_path", "one_frame"} | (set() if "image_path" in given else {"end_image_path"})
+    kind, useful = VARIANTS[task], {"video_path"}
+    if kind.takes_context:
+        useful |= {"control_path", "src_mask", "src_ref_images", "image_path", "end_image_path"}
+    elif kind.takes_camera:
+        useful |= {"camera_pose", "control_camera_txt", "image_path"}
+    elif kind.takes_control:
+        useful |= {"control_path", "reference_image_path", "image_path"}
+        useful |= {"end_image_path"} if "image_path" in given else set()
     elif kind.takes_image:
-        useless = {"control_path", "reference_image_path"} | (set() if "one_frame" in given else {"control_image_path"})
-        useless |= set() if kind.image_encoder else {"one_frame", "control_image_path"}
-    else:
-        useless = set(FLAGS) - {"video_path"}
-    if "one_frame" in given:
-        useless |= {"video_path"} | (set() if takes_two_images(task) else {"end_image_path"})
-    return useless
+        useful |= {"image_path", "end_image_path"}
+        useful |= {"one_frame"} if kind.image_encoder else set()
+    if useful & {"one_frame"} & given:
+        useful |= {"control_image_path"}
+        useful -= {"video_path"} | (set() if takes_two_images(task) else {"end_image_path"})
+    return set(FLAGS) - useful
 
 
-def _who_takes(name: str) -> str:
-    fitting = {
-        "image_path": "an i2v task",
-        "end_image_path": "an i2v task with --image_path, or flf2v-14B",
-        "control_path": "a task that ends in -FC",
-        "reference_image_path": "a task that ends in -FC",
-        "control_image_path": "i2v-14B or flf2v-14B with --one_frame_inference",
-        "one_frame": "i2v-14B or flf2v-14B",
-        "video_path": "to make a whole video",
-    }
-    return fitting[name]
+_WHO_TAKES = {
+    "image_path": "an i2v task",
+    "end_image_path": "an i2v task with --image_path, or flf2v-14B",
+    "control_path": "a task that ends in -FC, or a vace task",
+    "reference_image_path": "a task that ends in -FC (with a vace task: --src_ref_images)",
+    "control_image_path": "i2v-14B or flf2v-14B with --one_frame_inference",
+    "one_frame": "i2v-14B or flf2v-14B",
+    "video_path": "to make a whole video",
+    "src_mask": "a vace task",
+    "src_ref_images": "a vace task (with a task that ends in -FC: --reference_image_path)",
+    "camera_pose": "a camera task",
+    "control_camera_txt": "a camera task",
+}
 
 
 def _needed(task: str, given: set[str]) -> list[str]:
@@ -191,9 +229,10 @@ def _needed(task: str, given: set[str]) -> list[str]:
     if "one_frame" in given:
         return [] if given & {"image_path", "control_image_path"} else ["control_image_path"]
     needed = {
-        "control_path": kind.takes_control,
         "image_path": kind.takes_image or (kind.takes_control and task.startswith("i2v")),
         "end_image_path": takes_two_images(task),
+        "camera_pose": kind.takes_camera and "control_camera_txt" not in given,
+        "control_path": kind.takes_control or "src_mask" in given,
     }
     return [name for name, is_needed in needed.items() if is_needed and name not in given]
 

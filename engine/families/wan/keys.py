@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
 """What public files put before DiT names: ComfyUI's two, diffusers' pipeline part, torch wrappers."""
 
+VACE_BLOCKS = "vace_blocks"
 LORA_BLOCKS = ("WanAttentionBlock",)
 LORA_EXCLUDE = r".*(patch_embedding|text_embedding|time_embedding|time_projection|norm|head).*"
 """Full match on the module path, as musubi-tuner's networks.lora_wan."""
@@ -36,6 +37,7 @@ FP8_EXCLUDE = (
     "head",
     "modulation",
     "img_emb",
+    "control_adapter",
 )
 """A layer is stored in fp8 when its name contains one of the first and none of the second (musubi-tuner's targets)."""
 
@@ -74,6 +76,7 @@ _DIFFUSERS_BLOCK = {
     "ffn.net.0.proj": "ffn.0",
     "ffn.net.2": "ffn.2",
 }
+_DIFFUSERS_VACE = {**_DIFFUSERS_BLOCK, "proj_in": "before_proj", "proj_out": "after_proj"}
 _VAE_RESIDUAL = {
     "norm1": "residual.0",
     "conv1": "residual.2",
@@ -128,11 +131,15 @@ def dit_name(name: str) -> str | None:
     name = _without_prefix(name, PREFIXES)
     if name == "freqs" or name.startswith("rope."):
         return None
+    if name.startswith(VACE_BLOCKS):
+        return _translate(name, top={}, block=_DIFFUSERS_VACE, old=VACE_BLOCKS, new=VACE_BLOCKS)
     return _translate(name, top=_DIFFUSERS_TOP, block=_DIFFUSERS_BLOCK, old="blocks", new="blocks")
 
 
 def dit_name_diffusers(name: str) -> str:
     """The reverse of `dit_name`: diffusers' name for one of ours (for LoRA files that diffusers reads)."""
+    if name.startswith(VACE_BLOCKS):
+        return _translate(name, top={}, block=_reversed(_DIFFUSERS_VACE), old=VACE_BLOCKS, new=VACE_BLOCKS)
     top, block = _reversed(_DIFFUSERS_TOP), _reversed(_DIFFUSERS_BLOCK)
     return _translate(name, top=top, block=block, old="blocks", new="blocks")
 

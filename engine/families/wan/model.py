@@ -1,12 +1,13 @@
 """The Wan DiT: build, load, blocks, velocity.
 
 One class for every variant of the Wan2.1 architecture (t2v, i2v with CLIP, first and last frame, Fun-Control with its
-reference image, and each expert of Wan2.2 A14B); which parts exist follows from WanConfig. Modules have the original
-checkpoint's names. Time embedding, norms, modulation and head compute in float32 whatever the weights' type; the rest
-in the weights' type, residual stream included, as musubi-tuner and diffusers do (the official code widens it).
-Checked against Wan-Video/Wan2.1 9737cba9 and diffusers 0.42.1 to 1e-5 (tests/golden, tests/families/wan).
-Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: VACE, camera control, and
-Wan2.2's times of its own for each token: only its 5B model, which has another VAE, ever gets different ones.
+reference image or a camera, VACE, and each expert of Wan2.2 A14B); which parts exist follows from WanConfig. Modules
+have the original checkpoint's names. Time embedding, norms, modulation and head compute in float32 whatever type the
+weights have; the rest in the weights' type, residual stream included, as musubi-tuner and diffusers do (the official
+code widens it). Checked against Wan-Video/Wan2.1 9737cba9, diffusers 0.42.1 and, with a camera, ComfyUI, to 1e-5
+(tests/golden, tests/families/wan).
+Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: Wan2.2's times of its own for
+each token: only its 5B model, which has another VAE, ever gets different ones.
 """
 
 from __future__ import annotations
@@ -19,177 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...ops.attention import attention, check_backend
+from ...ops.attention import check_backend
 from ...parts.dit import build_frozen, load_frozen, recognised
-from ...parts.embeddings import (
-    Float32LayerNorm,
-    Float32Linear,
-    PatchConv3d,
-    RmsNorm,
-    gated_sum,
-    modulated_norm,
-    timestep_features,
-)
-from ...parts.rope import cached_wan_table, rotate
+from ...parts.embeddings import Float32Linear, PatchConv3d, timestep_features
+from ...parts.rope import cached_wan_table
 from .conditions import control_condition
 from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
 from .keys import dit_name
+from .layers import CameraAdapter, Head, ImageEmbedding, VaceWanAttentionBlock, WanAttentionBlock
 from .variants import DEFAULT_TASK, MASK_CHANNELS, VARIANTS, takes_two_images
-
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""q, k, v, BLHD each."""
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, config: WanConfig, *, backend: str):
-        super().__init__()
-        self.num_heads, self.backend = config.num_heads, backend
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RmsNorm(config.dim, eps=config.eps)
-        self.norm_k = RmsNorm(config.dim, eps=config.eps)
-
-    def heads(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        return x_BLD.unflatten(-1, (self.num_heads, -1))
-
-    def projected(self, x_BLD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> Heads:
-        q_BLHD = rotate(self.heads(self.norm_q(self.q(x_BLD))), cos_LD, sin_LD)
-        k_BLHD = rotate(self.heads(self.norm_k(self.k(x_BLD))), cos_LD, sin_LD)
-        return q_BLHD, k_BLHD, self.heads(self.v(x_BLD))
-
-
-class CrossAttention(SelfAttention):
-    """Attention to the text and, with their own keys and values, to the image tokens; the two results are added."""
-
-    def __init__(self, config: WanConfig, *, backend: str):
-        super().__init__(config, backend=backend)
-        if config.image_dim is not None:
-            self.k_img = nn.Linear(config.dim, config.dim)
-            self.v_img = nn.Linear(config.dim, config.dim)
-            self.norm_k_img = RmsNorm(config.dim, eps=config.eps)
-
-    def seen(self, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> tuple[tuple[torch.Tensor, ...], ...]:
-        """Keys and values of the text, and of the image tokens where there are any."""
-        pairs = [(self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD)))]
-        if image_BLD is not None:
-            pairs.append((self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD))))
-        return tuple(pairs)
-
-    def forward(self, x_BLD: torch.Tensor, seen: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-        q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
-        found = [attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend) for k_BLHD, v_BLHD in seen]
-        return self.o((found[0] if len(found) == 1 else found[0] + found[1]).flatten(2))
-
-
-class WanAttentionBlock(nn.Module):
-    """One transformer block. Its name is what LoRA files and tools of the world know it by.
-
-    Takes and returns plain tensors, so that it can be streamed, checkpointed and compiled on its own.
-    """
-
-    TOKENWISE = ("before_attention", "after_attention")
-
-    def __init__(self, config: WanConfig, *, backend: str):
-        super().__init__()
-        self.eps = config.eps
-        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
-        self.self_attn = SelfAttention(config, backend=backend)
-        self.norm3 = Float32LayerNorm(config.dim, eps=config.eps)
-        self.cross_attn = CrossAttention(config, backend=backend)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, config.dim)
-        )
-
-    def forward(
-        self,
-        x_BLD: torch.Tensor,
-        time_B6D: torch.Tensor,
-        cos_LD: torch.Tensor,
-        sin_LD: torch.Tensor,
-        text_BLD: torch.Tensor,
-        image_BLD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`time_B6D` float32: shift, scale, gate for self-attention, then for the feed-forward layer."""
-        shift, scale, *others = (self.modulation.float() + time_B6D).chunk(6, dim=1)
-        return self.after_attention(
-            x_BLD,
-            self._attended(x_BLD, cos_LD, sin_LD, shift=shift, scale=scale),
-            modulation=others,
-            seen=self.cross_attn.seen(text_BLD, image_BLD),
-        )
-
-    def _attended(self, *tokens: torch.Tensor, **modulation: torch.Tensor) -> torch.Tensor:
-        heads = self.before_attention(*tokens, **modulation)
-        return attention(*heads, backend=self.self_attn.backend).flatten(2)
-
-    def before_attention(
-        self,
-        x_BLD: torch.Tensor,
-        cos_LD: torch.Tensor,
-        sin_LD: torch.Tensor,
-        *,
-        shift: torch.Tensor,
-        scale: torch.Tensor,
-    ) -> Heads:
-        """Queries, keys and values."""
-        return self.self_attn.projected(
-            modulated_norm(x_BLD, shift, scale, eps=self.eps).to(x_BLD.dtype), cos_LD, sin_LD
-        )
-
-    def after_attention(
-        self,
-        x_BLD: torch.Tensor,
-        found_BLD: torch.Tensor,
-        *,
-        modulation: Sequence[torch.Tensor],
-        seen: Sequence[Sequence[torch.Tensor]],
-    ) -> torch.Tensor:
-        """What attention found, the text and the feed-forward layer, added to the tokens."""
-        gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        x_BLD = gated_sum(x_BLD, self.self_attn.o(found_BLD), gate)
-        del found_BLD  # not needed while the widest layer runs
-        x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), seen)
-        update = self.ffn(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype))
-        return gated_sum(x_BLD, update, ffn_gate)
-
-
-class Head(nn.Module):
-    """Tokens to patch values, float32."""
-
-    def __init__(self, config: WanConfig):
-        super().__init__()
-        self.eps = config.eps
-        cells = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
-        self.head = Float32Linear(config.dim, cells * config.out_dim)
-        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
-
-    def forward(self, x_BLD: torch.Tensor, time_BD: torch.Tensor) -> torch.Tensor:
-        shift, scale = (self.modulation.float() + time_BD.unsqueeze(1)).chunk(2, dim=1)
-        return self.head(modulated_norm(x_BLD, shift, scale, eps=self.eps))
-
-
-class ImageEmbedding(nn.Module):
-    """CLIP features to context tokens; with two images a sample, learned positions are added first."""
-
-    def __init__(self, config: WanConfig):
-        super().__init__()
-        width = config.image_dim
-        self.proj = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Linear(width, config.dim),
-            nn.LayerNorm(config.dim),
-        )
-        if config.has_image_positions:
-            self.emb_pos = nn.Parameter(torch.zeros(1, config.image_tokens, width))
-
-    def forward(self, clip_BLD: torch.Tensor) -> torch.Tensor:
-        if hasattr(self, "emb_pos"):
-            clip_BLD = clip_BLD + self.emb_pos
-        return self.proj(clip_BLD)
 
 
 class WanModel(nn.Module):
@@ -216,6 +55,14 @@ class WanModel(nn.Module):
         if config.reference_dim is not None:
             patch = config.patch_size[1:]
             self.ref_conv = nn.Conv2d(config.reference_dim, dim, kernel_size=patch, stride=patch)
+        if config.camera_dim is not None:
+            self.control_adapter = CameraAdapter(config)
+        if config.vace_dim is not None:
+            self.vace_patch_embedding = PatchConv3d(config.vace_dim, dim, patch_size=config.patch_size)
+            self.vace_blocks = nn.ModuleList(
+                VaceWanAttentionBlock(config, backend=attention_backend, first=number == 0)
+                for number in range(config.vace_count)
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -231,6 +78,9 @@ class WanModel(nn.Module):
         y_BCTHW: torch.Tensor | None = None,
         clip_BLD: torch.Tensor | None = None,
         reference_BCHW: torch.Tensor | None = None,
+        camera_BCTHW: torch.Tensor | None = None,
+        vace_BCTHW: torch.Tensor | None = None,
+        vace_strength: float = 1.0,
         frame_indices: Sequence[Sequence[float]] | None = None,
         skip_blocks: Collection[int] = (),
     ) -> torch.Tensor:
@@ -239,15 +89,19 @@ class WanModel(nn.Module):
         timestep_B in 0..1000. `text`: a sample each [L, text_dim] with L <= 512, unpadded: the padding is added
         here and attended to, as the model was trained. `y_BCTHW` is put after x on channels (mask and image or
         control latents). `clip_BLD`: [B, 257, 1280], two images a sample as [B, 514, 1280] or [2B, 257, 1280].
-        `reference_BCHW`: latent of Fun-Control's reference image. `frame_indices`: for each sample, the places in
-        time of its latent frames instead of 0 … T-1 (one-frame); Python numbers, so that nothing waits for a GPU.
-        `skip_blocks`: numbers of blocks that are left out, for skip layer guidance.
+        `reference_BCHW`: latent of Fun-Control's reference image. `camera_BCTHW`: rays (camera.py). `vace_BCTHW`:
+        VACE's context (conditions.py), as large as x; hints from it count `vace_strength` times; None: no hints.
+        `frame_indices`: for each sample, the places in time of its latent frames instead of 0 … T-1 (one-frame); Python
+        numbers, so that nothing waits for a GPU. `skip_blocks`: numbers of blocks that are left out, for skip layer
+        guidance.
         """
         if y_BCTHW is not None:
             x_BCTHW = torch.cat([x_BCTHW, y_BCTHW.to(x_BCTHW.dtype)], dim=1)
         tokens_BTHWD = self.patch_embedding(x_BCTHW).to(self.dtype)
         grid = tuple(tokens_BTHWD.shape[1:4])
         x_BLD = tokens_BTHWD.flatten(1, 3)
+        if camera_BCTHW is not None:
+            x_BLD = x_BLD + self.control_adapter(camera_BCTHW)
         if reference_BCHW is not None:
             x_BLD, grid = self._prepend_reference(x_BLD, grid, reference_BCHW)
         cos_LD, sin_LD = self._rotary_table(grid, frame_indices, x_BLD.device)
@@ -255,10 +109,31 @@ class WanModel(nn.Module):
         time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
         text_BLD = self.text_embedding(self._padded(text))
         image_BLD = None if clip_BLD is None else self.img_emb(self._image_tokens(clip_BLD))
-        for block in (block for number, block in enumerate(self.blocks) if number not in skip_blocks):
-            x_BLD = block(x_BLD, time_B6D, cos_LD, sin_LD, text_BLD, image_BLD)
+        seen = (time_B6D, cos_LD, sin_LD, text_BLD, image_BLD)
+        control_BLD = None if vace_BCTHW is None else self._control_tokens(vace_BCTHW)
+        for number, block in enumerate(self.blocks):
+            hint_BLD = None
+            if control_BLD is not None and number in self.config.vace_places:
+                control_BLD, hint_BLD = self._hint(number, control_BLD, x_BLD, seen)
+            if number not in skip_blocks:
+                x_BLD = block(x_BLD, *seen)
+            if hint_BLD is not None:
+                x_BLD = torch.add(x_BLD, hint_BLD, alpha=vace_strength)
         values = self.head(x_BLD, time_BD)
         return self._to_video(values[:, values.shape[1] - tokens_BTHWD[0, ..., 0].numel() :], tokens_BTHWD.shape[1:4])
+
+    def _control_tokens(self, vace_BCTHW: torch.Tensor) -> torch.Tensor:
+        return self.vace_patch_embedding(vace_BCTHW).to(self.dtype).flatten(1, 3)
+
+    def _hint(
+        self, number: int, control_BLD: torch.Tensor, x_BLD: torch.Tensor, seen: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(control tokens, hint) of the VACE block that belongs to block `number`, just before that block runs.
+
+        The official code computes all hints first, which takes as many times the memory of the tokens.
+        """
+        block = self.vace_blocks[self.config.vace_places.index(number)]
+        return block(control_BLD, *seen, video_BLD=x_BLD if number == 0 else None)
 
     def _padded(self, text: Sequence[torch.Tensor]) -> torch.Tensor:
         longest = max(len(sample) for sample in text)
@@ -342,20 +217,27 @@ def load(
 
 
 def blocks(dit: WanModel) -> nn.ModuleList:
-    """The blocks in the order in which they run: what streaming, checkpointing, compile, fp8 and LoRA act on."""
-    return dit.blocks
+    """The blocks in the order in which they run: what streaming, checkpointing, compile, fp8 and LoRA act on.
+
+    VACE's own run before the block that their hint is added to. The list around them is made for the call then.
+    """
+    if dit.config.vace_dim is None:
+        return dit.blocks
+    paths = [f"{run.prefix}.{run.first + number}" for run in dit.config.runs for number in range(run.count)]
+    return nn.ModuleList(dit.get_submodule(path) for path in paths)
 
 
 def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
     """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
 
     cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
-    "reference" [B, C, H, W], "frame_indices" (a list of numbers for each sample), "skip_blocks" (numbers of blocks to
-    leave out). A Fun-Control model without a start image gets zeros for "clip", one without a reference image zeros for
-    "reference", as in VideoX-Fun; musubi-tuner sends half of the text through the image attention instead.
+    "reference" [B, C, H, W], "camera" [B, C, T, H, W], "vace" [B, C, T, H, W] with "vace_strength", "frame_indices" (a
+    list of numbers for each sample), "skip_blocks" (numbers of blocks to leave out). A Fun-Control model without a
+    start image gets zeros for "clip", one without a reference image zeros for "reference", as in VideoX-Fun;
+    musubi-tuner sends half of the text through the image attention instead.
     """
     config, clip_BLD, reference_BCHW = dit.config, cond.get("clip"), cond.get("reference")
-    if clip_BLD is None and config.image_dim is not None and config.is_control:
+    if clip_BLD is None and config.image_dim is not None and (config.is_control or config.camera_dim is not None):
         clip_BLD = x_BCTHW.new_zeros(len(x_BCTHW), config.image_tokens, config.image_dim)
     if reference_BCHW is None and config.reference_dim is not None:
         reference_BCHW = x_BCTHW.new_zeros(len(x_BCTHW), config.reference_dim, *x_BCTHW.shape[3:])
@@ -366,6 +248,9 @@ def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, con
         y_BCTHW=cond.get("y"),
         clip_BLD=clip_BLD,
         reference_BCHW=reference_BCHW,
+        camera_BCTHW=cond.get("camera"),
+        vace_BCTHW=cond.get("vace"),
+        vace_strength=cond.get("vace_strength", 1.0),
         frame_indices=cond.get("frame_indices"),
         skip_blocks=cond.get("skip_blocks", ()),
     )

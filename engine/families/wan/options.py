@@ -27,7 +27,7 @@ from ...contract.options import (
 )
 from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
-from ...parts.workload import BlockRun, VaeWork, Work, video_latents
+from ...parts.workload import VaeWork, Work, video_latents
 from ..values import Expert
 from . import expert_options
 from .expert_options import WanExperts, WanExpertsGeneration, WanExpertsTraining
@@ -46,6 +46,7 @@ ARCHITECTURE_FULL = "wan"
 NATIVE_FPS = 16
 LATENT_SCALE = 1.0
 NETWORK_MODULE = "networks.lora_wan"
+LORA_FORMAT = "default"
 SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
 FRAME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
 MODELSPEC_ARCHITECTURE = "wan2.1"
@@ -158,6 +159,8 @@ def rules(job: Job) -> None:
     """What Wan's options demand of each other. Raises OptionError."""
     if WanExperts in job:
         expert_options.check_experts(job, task=job[Wan].task, has_folder=_folder(job) is not None)
+    if job.command.verb == "train":
+        _check_trains(job[Wan].task)
     if job.command.verb != "generate":
         return
     task, length = job[Wan].task, job[Prompting].video_length
@@ -173,6 +176,16 @@ def rules(job: Job) -> None:
     if job[WanText].t5 is None:
         raise OptionError(
             "--t5 is required to encode the prompt.", hint="Add --t5 with the UMT5-XXL file.", names=("t5",)
+        )
+
+
+def _check_trains(task: str) -> None:
+    if not VARIANTS[task].trains:
+        other = task.replace("vace", "t2v") if VARIANTS[task].takes_context else "i2v-14B"
+        raise OptionError(
+            f"--task {task} generates only: caches have no place for what its model is conditioned on.",
+            hint=f"Train with --task {other} on a model of the same size: --task {task} takes that LoRA.",
+            names=("task",),
         )
 
 
@@ -269,15 +282,18 @@ def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int,
 
 
 def dit_work(job: Job, config: WanConfig, latent_size: tuple[int, int, int]) -> Work:
-    """A reference image is one latent frame more; text is padded to its full length."""
+    """A reference image is one latent frame more; text is padded to its full length. Beside the blocks of a VACE model
+    wait the control's tokens, and a hint."""
     frames, height, width = latent_size
     frames += 1 if config.has_ref_conv else 0
+    frames += len(job[WanInputs].src_ref_images) if WanInputs in job else 0
     return Work(
         dim=config.dim,
         tokens=frames * (height // config.patch_size[1]) * (width // config.patch_size[2]),
         text_tokens=config.text_len,
         image_tokens=config.image_tokens or 0,
-        runs=(BlockRun(kind="cross", prefix="blocks", count=config.num_layers, ffn_dim=config.ffn_dim),),
+        runs=config.runs,
+        waiting=2 if config.vace_dim is not None else 0,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...contract.errors import DataError
 from ...media import images, video
@@ -57,6 +58,26 @@ def cut_to_shape(picture_HWC: np.ndarray, like_HWC: np.ndarray) -> np.ndarray:
 def as_image(picture_HWC: np.ndarray) -> Tensor:
     """uint8 0..255 -> [1, 3, H, W] in -1..1."""
     return torch.from_numpy(np.array(picture_HWC)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+def on_white(picture_HWC: np.ndarray, size: Size) -> Tensor:
+    """A whole picture as large as `size` allows, in the middle of white: [1, 3, H, W] in -1..1. Bilinear, as VACE."""
+    width, height = size
+    scale = min(height / picture_HWC.shape[0], width / picture_HWC.shape[1])
+    inner = int(picture_HWC.shape[0] * scale), int(picture_HWC.shape[1] * scale)
+    shown = functional.interpolate(as_image(picture_HWC), size=inner, mode="bilinear", align_corners=False)
+    canvas = torch.ones(1, 3, height, width)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    canvas[:, :, top : top + inner[0], left : left + inner[1]] = shown
+    return canvas
+
+
+def read_mask(path: Path, *, size: Size, frames: int, flag: str) -> Tensor:
+    """A mask for each frame, [1, F, H, W] in 0..1: as `read_clip`, but one image is for all of them."""
+    if not path.is_dir() and path.suffix.lower() in images.suffixes():
+        mask_1HW = as_image(resize_to_bucket(images.read_image(path), size))[:, 0]
+        return (mask_1HW.unsqueeze(1) + 1.0).expand(-1, frames, -1, -1) / 2.0
+    return (read_clip(path, size=size, frames=frames, flag=flag)[:, 0] + 1.0) / 2.0
 
 
 def read_clip(path: Path, *, size: Size, frames: int, flag: str) -> Tensor:

@@ -16,7 +16,7 @@ from ...contract.errors import OptionError
 from ...media.images import read_image
 from ...parts.batching import batch_of_one
 from ..values import Denoise, Encoders, Request, Velocity
-from . import clip, conditions, model, pictures, vae
+from . import camera, clip, conditions, model, pictures, vae
 from .one_frame import OneFrame
 from .vae import SPACE_STRIDE, TIME_STRIDE
 from .variants import LATENT_CHANNELS, MASK_CHANNELS, VARIANTS, takes_two_images
@@ -38,16 +38,27 @@ def check_request(request: Request, dit: nn.Module) -> None:
             "Leave it out, or use a Fun-Control V1.1 checkpoint.",
             names=("reference_image_path", "dit"),
         )
+    count = dit.config.num_layers
+    if any(layer >= count for layer in request.skip_layers):
+        raise OptionError(
+            f"--slg_layers names block {max(request.skip_layers)}, but 0 to {count - 1} can be left out.",
+            "Correct --slg_layers; blocks of VACE's own always run.",
+            names=("slg_layers", "dit"),
+        )
 
 
 @torch.no_grad()
 def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
-    """Tensors "y", "clip", "reference", "clean" (for video-to-video) and numbers "frame_indices", "target" (for one
-    frame), where they play a part; and "latent_size" (T, H, W)."""
+    """Tensors "y", "clip", "reference", "camera", "vace", "clean" (for video-to-video) and numbers "frame_indices",
+    "target" (for one frame), "before" (reference frames), where they play a part; and "latent_size" (T, H, W)."""
     asked, task = request.settings, VARIANTS[request.settings["task"]]
     images = _Images(request, encoders)
     if asked["one_frame"] is not None:
         inputs = _one_frame(images, asked["one_frame"])
+    elif task.takes_context:
+        inputs = _vace(images)
+    elif task.takes_camera:
+        inputs = _camera(images)
     elif task.takes_control:
         inputs = _control(images)
     elif task.takes_image:
@@ -58,12 +69,15 @@ def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
         inputs["reference"] = images.encode(images.pixels(images.reference_HWC).unsqueeze(2))[:, :, 0]
     if task.image_encoder and images.seen_HWC:
         inputs["clip"] = images.features()
-    if "y" in inputs:
-        inputs["latent_size"] = tuple(inputs["y"].shape[2:])
+    if "y" in inputs or "vace" in inputs:
+        inputs["latent_size"] = tuple(inputs["y" if "y" in inputs else "vace"].shape[2:])
     else:
         inputs["latent_size"] = latent_shape(width=images.size[0], height=images.size[1], frames=request.frames)[2:]
     if asked["video_path"] is not None:
-        inputs["clean"] = images.video(inputs["latent_size"][0])
+        before = inputs.get("before", 0)
+        clean_BCTHW = images.video(inputs["latent_size"][0] - before)
+        references = [inputs["vace"][:, :LATENT_CHANNELS, :before]] if before else []
+        inputs["clean"] = torch.cat([*references, clean_BCTHW], dim=2)
     return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
@@ -152,6 +166,37 @@ def _control(images: _Images) -> dict[str, Any]:
     return {"y": conditions.control_condition(control_BCTHW, image_BCTHW, keep=keep)}
 
 
+def _vace(images: _Images) -> dict[str, Any]:
+    """VACE: a control video or one to change, with its mask, images of what appears, and frames that are given."""
+    asked, frames, (width, height) = images.asked, images.request.frames, images.size
+    clip_BCFHW, mask_BFHW = torch.zeros(1, 3, frames, height, width), torch.ones(1, frames, height, width)
+    if asked["control_path"] is not None:
+        clip_BCFHW = pictures.read_clip(asked["control_path"], size=images.size, frames=frames, flag="--control_path")
+    if asked["src_mask"] is not None:
+        mask_BFHW = pictures.read_mask(asked["src_mask"], size=images.size, frames=frames, flag="--src_mask").clone()
+    for place, picture_HWC in ((0, images.first_HWC), (frames - 1, images.last_HWC)):
+        if picture_HWC is not None:
+            clip_BCFHW[:, :, place], mask_BFHW[:, place] = images.pixels(picture_HWC), 0.0
+    shown = [pictures.on_white(read_image(path), images.size) for path in asked["src_ref_images"]]
+    context_BCTHW = conditions.vace_context(images.encode, clip_BCFHW, mask_BFHW, references_BCHW=shown)
+    return {"vace": context_BCTHW, "vace_strength": asked["vace_strength"], "before": len(shown)}
+
+
+def _camera(images: _Images) -> dict[str, Any]:
+    """Fun-Control with a camera: where it is in each frame, and the start image where there is one."""
+    asked, frames, (width, height) = images.asked, images.request.frames, images.size
+    if asked["control_camera_txt"] is not None:
+        trajectory = camera.read(asked["control_camera_txt"], frames=frames)
+    else:
+        trajectory = camera.named(asked["camera_pose"], frames=frames, speed=asked["camera_speed"])
+    shape = latent_shape(width=width, height=height, frames=frames)
+    latent = None if images.first_HWC is None else images.encode(images.pixels(images.first_HWC).unsqueeze(2))
+    return {
+        "y": conditions.start_condition(None if latent is None else latent.cpu(), like_BCTHW=shape),
+        "camera": camera.rays(trajectory, width=width, height=height),
+    }
+
+
 def _one_frame(images: _Images, one_frame: OneFrame) -> dict[str, Any]:
     """A single image beside the control images (or the start image, where there are none)."""
     paths = images.asked["control_image_path"]
@@ -201,14 +246,22 @@ def video_latents(
     denoise: Denoise,
     device: torch.device,
 ) -> Tensor:
-    """The clean latents of one video, BCTHW float32; of one-frame inference the wanted frame alone."""
-    shared = {name: inputs[name].to(device) for name in ("y", "clip", "reference") if name in inputs}
-    if "frame_indices" in inputs:
-        shared["frame_indices"] = inputs["frame_indices"]
+    """The clean latents of one video, BCTHW float32; of one-frame inference the wanted frame alone, with VACE without
+    its reference images."""
+    shared = {name: inputs[name].to(device) for name in ("y", "clip", "reference", "vace") if name in inputs}
+    shared |= {name: inputs[name] for name in ("frame_indices", "vace_strength") if name in inputs}
+    if "camera" in inputs:  # as large as a clip, so not in more bits than the DiT takes
+        shared["camera"] = inputs["camera"].to(device, dit.dtype)
 
     def under(text: str, **more: Any) -> Velocity:
         batch = batch_of_one(texts[text], device=device)
         return velocity_for(dit, {"text": batch["t5"], **shared, **more})
+
+    def wanted(latents_BCTHW: Tensor) -> Tensor:
+        target = inputs.get("target")
+        if target is not None:
+            return latents_BCTHW[:, :, target : target + 1]
+        return latents_BCTHW[:, :, inputs.get("before", 0) :]
 
     clean = inputs.get("clean")
     shape = (1, LATENT_CHANNELS, *inputs["latent_size"])
@@ -219,6 +272,6 @@ def video_latents(
         skipped=under(request.negative_prompt, skip_blocks=request.skip_layers) if request.skip_layers else None,
         clean_BCTHW=None if clean is None else clean.to(device),
         strength=request.settings["strength"],
+        shown=wanted,
     )
-    target = inputs.get("target")
-    return latents_BCTHW if target is None else latents_BCTHW[:, :, target : target + 1]
+    return wanted(latents_BCTHW)

@@ -48,6 +48,8 @@ CONFIGS = {
     "flf2v-14B": dataclasses.replace(DIT_CONFIG, in_dim=36, **{**_IMAGE, "image_tokens": 2 * tiny_clip.TOKENS}),
     "t2v-1.3B-FC": dataclasses.replace(DIT_CONFIG, in_dim=48, **_IMAGE),
     "fun-v1.1": dataclasses.replace(DIT_CONFIG, in_dim=48, reference_dim=16, **_IMAGE),
+    "camera-1.3B": dataclasses.replace(DIT_CONFIG, in_dim=32, camera_dim=24 * 64, **_IMAGE),
+    "vace-1.3B": dataclasses.replace(DIT_CONFIG, vace_dim=96, vace_count=2),
     "t2v-A14B": DIT_CONFIG,
     "i2v-A14B": dataclasses.replace(DIT_CONFIG, in_dim=36),
 }

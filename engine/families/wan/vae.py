@@ -39,6 +39,7 @@ from ...parts.weights import WeightFile, load_into, open_weights
 from ..values import Clips
 from . import samples
 from .clip import ClipVision
+from .colours import COLOURS as COLOURS
 from .detect import check_role
 from .keys import vae_name
 from .variants import LATENT_CHANNELS
@@ -172,11 +173,15 @@ class Coder(nn.Module):
         last, out_channels = _channels(shapes, f"{prefix}.head.2.weight")
         self.head = nn.ModuleDict({"0": ChannelNorm((last, 1, 1, 1)), "2": CausalConv3d(last, out_channels)})
 
+    def layers(self) -> Iterator[nn.Module]:
+        """What lies between the first convolution and the head, in the order in which it runs."""
+        for name in self._order:
+            yield from self.get_submodule(name)
+
     def forward(self, x_BCFHW: Tensor, memory: FrameMemory) -> Tensor:
         x_BCFHW = self.conv1(x_BCFHW, memory)
-        for name in self._order:
-            for layer in self.get_submodule(name):
-                x_BCFHW = layer(x_BCFHW, memory)
+        for layer in self.layers():
+            x_BCFHW = layer(x_BCFHW, memory)
         return self.head["2"](x_BCFHW, memory, entrance=self.head["0"].activate)
 
 

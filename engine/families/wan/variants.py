@@ -1,6 +1,6 @@
 """What each Wan task was made for, as tables. Standard library only.
 
-Sources: the configurations of Wan2.1 9737cba9 and Wan2.2, and VideoX-Fun's for Fun-Control.
+Sources: the configurations of Wan2.1 9737cba9 and Wan2.2, and VideoX-Fun 804a4258's for Fun-Control and its camera.
 """
 
 from __future__ import annotations
@@ -17,6 +17,18 @@ NEGATIVE_PROMPT = (
 NEGATIVE_PROMPT_FLF2V = "镜头切换，" + NEGATIVE_PROMPT
 
 LATENT_CHANNELS, MASK_CHANNELS = 16, 4
+PIXELS_A_SIDE = 8  # of one latent
+CAMERA_POSES = {  # in the length of a clip, at speed 1: (right, down, forwards; turns to the right), as ComfyUI
+    "static": (0.0, 0.0, 0.0, 0.0),
+    "pan_up": (0.0, -1.5, 0.0, 0.0),
+    "pan_down": (0.0, 1.5, 0.0, 0.0),
+    "pan_left": (-1.5, 0.0, 0.0, 0.0),
+    "pan_right": (1.5, 0.0, 0.0, 0.0),
+    "zoom_in": (0.0, 0.0, 3.0, 0.0),
+    "zoom_out": (0.0, 0.0, -3.0, 0.0),
+    "anti_clockwise": (0.0, 0.0, 0.0, -1 / 6),
+    "clockwise": (0.0, 0.0, 0.0, 1 / 6),
+}
 DEFAULT_TASK = "t2v-14B"
 _SIZES_480 = ((480, 832), (832, 480))
 _SIZES_720 = ((720, 1280), (1280, 720), *_SIZES_480)
@@ -28,6 +40,7 @@ class TaskDefaults:
 
     in_channels: int
     image_encoder: bool
+    takes_context: bool = False  # VACE: a control video, its mask and reference images, for blocks of their own
     infer_steps: int
     flow_shift: float
     guidance_scale: float
@@ -47,6 +60,16 @@ class TaskDefaults:
         """Fun-Control: latents of a control video and of a start image are its conditioning."""
         return self.in_channels == 3 * LATENT_CHANNELS
 
+    @property
+    def takes_camera(self) -> bool:
+        """Fun-Control with a camera: latents of a start image, and rays beside them, are its conditioning."""
+        return self.in_channels == 2 * LATENT_CHANNELS
+
+    @property
+    def trains(self) -> bool:
+        """Whether caches hold what it is conditioned on."""
+        return not (self.takes_context or self.takes_camera)
+
 
 def _task(in_channels: int, steps: int, *, image: bool = False, **other: Any) -> TaskDefaults:
     values = {"flow_shift": 5.0, "guidance_scale": 5.0, **other}
@@ -62,6 +85,10 @@ VARIANTS: dict[str, TaskDefaults] = {
     "t2v-1.3B-FC": _task(48, 50, image=True, video_sizes=_SIZES_480),
     "t2v-14B-FC": _task(48, 50, image=True),
     "i2v-14B-FC": _task(48, 40, image=True),
+    "camera-1.3B": _task(32, 50, image=True, guidance_scale=6.0, video_sizes=_SIZES_480),
+    "camera-14B": _task(32, 50, image=True, guidance_scale=6.0),
+    "vace-1.3B": _task(16, 50, takes_context=True, flow_shift=16.0, video_sizes=_SIZES_480),
+    "vace-14B": _task(16, 50, takes_context=True, flow_shift=16.0),
     "t2v-A14B": _task(
         16, 40, flow_shift=12.0, guidance_scale=3.0, guidance_scale_high_noise=4.0, boundary=0.875
     ),
@@ -81,6 +108,6 @@ def task_defaults(task: str, *, video_size: tuple[int, int] | None = None) -> Ta
     `video_size` is (height, width). Source: the task tables of Wan 2.1 and 2.2; image-to-video at 480p has shift 3.
     """
     defaults = VARIANTS[task]
-    if task.startswith("i2v") and defaults.boundary is None and video_size in _SIZES_480:
+    if task.startswith(("i2v", "camera")) and defaults.boundary is None and video_size in _SIZES_480:
         return dataclasses.replace(defaults, flow_shift=3.0)
     return defaults

@@ -75,6 +75,24 @@ def test_caches_have_the_names_and_keys_of_the_reference(cached) -> None:
     assert set(load_file(text)) == {"llama_vec_float16", "llama_attention_mask", "clip_l_pooler_float16"}
 
 
+def test_a_clip_without_a_whole_section_costs_only_itself(models, engine, tmp_path) -> None:
+    """In musubi-tuner one clip of fewer than 37 frames ends the whole run."""
+    draw_item(tmp_path / "clips", "bar.mp4", size=(64, 48), frames=9, fps=30)
+    draw_item(tmp_path / "clips", "short.mp4", size=(64, 48), frames=5, fps=30)
+    (tmp_path / "dataset.toml").write_text(
+        "[general]\nresolution = [64, 48]\ncaption_extension = '.txt'\n[[datasets]]\n"
+        f"video_directory = '{(tmp_path / 'clips').as_posix()}'\n"
+        f"cache_directory = '{(tmp_path / 'cache').as_posix()}'\n"
+        f"frame_extraction = 'full'\nfp_latent_window_size = {WINDOW}\n"
+    )
+    made = engine(
+        "cache-latents", "framepack", *models["cache-latents"], "--dataset_config", tmp_path / "dataset.toml",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert made.status == 0 and "short.mp4" in made.err and "1 left out" in made.err, made.err
+    assert [path.name[:3] for path in (tmp_path / "cache").glob("*_fp.safetensors")] == ["bar"]
+
+
 def test_training_and_generation_with_its_lora(cached, models, engine, tmp_path) -> None:
     trained = engine(
         "train", "framepack", *models["train"], "--dataset_config", cached / "dataset.toml", "--max_train_steps", 2,

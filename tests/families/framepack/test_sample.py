@@ -184,3 +184,16 @@ def test_without_an_image_the_vae_sees_grey_and_siglip_black(encoders):
     assert torch.equal(given["starts"][0], vae.encode(encoders.vae, torch.zeros(1, 3, 1, 48, 64))[0])
     assert torch.equal(given["images"][0], image.encode_pixels(encoders.image, -torch.ones(1, 3, 48, 64))[0])
     assert given["end"] is None
+
+
+@pytest.mark.parametrize("f1", [False, True])
+def test_a_preview_shows_a_section_where_it_belongs(f1):
+    """And no more of those beside it than a few seconds, or previews of a long video would take longer and longer."""
+    start_CTHW = torch.zeros(16, 1, 2, 2)
+    made = sample._History({"starts": {0: start_CTHW}, "end": None}, f1=f1)
+    numbered = [torch.full((16, 9, 2, 2), float(number)) for number in range(1, 6)]
+    for section_CTHW in numbered[:-1]:
+        made.add(section_CTHW)
+    shown_BCTHW = made.with_next(numbered[-1].unsqueeze(0))
+    order = [2.0, 3.0, 4.0, 5.0] if f1 else [5.0, 4.0, 3.0, 2.0]
+    assert shown_BCTHW[0, 0, :, 0, 0].tolist() == [number for number in order for _ in range(9)]

@@ -39,6 +39,7 @@ NATIVE_FPS = 8
 LATENT_SCALE = 0.5
 SIZE_STEP = 16
 NETWORK_MODULE = "networks.lora_toy"
+LORA_FORMAT = "default"
 MODELSPEC_ARCHITECTURE = "toy-blocks"
 MODELSPEC_IMPLEMENTATION = "https://example.org/toy-blocks"
 TEXT_FILES = ("byte_table",)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from ...parts.latent_colours import LatentColours
 from ...parts.weights import open_weights
 from ..values import Clips
 from .detect import check_role
@@ -20,6 +21,14 @@ SPACE_STRIDE = 16
 TIME_STRIDE = 1
 LATENT_CHANNELS = 3 * SPACE_STRIDE**2
 CACHE_DTYPE = torch.float16
+_SHARE = 1 / (LATENT_SCALE * SPACE_STRIDE**2)  # each colour is the mean of its pixels, which follow each other
+COLOURS = LatentColours(
+    factors=tuple(
+        tuple(_SHARE * (colour == own) for own in range(3)) for colour in range(3) for _ in range(SPACE_STRIDE**2)
+    ),
+    bias=(0.0, 0.0, 0.0),
+    tiny_vae="toy",
+)
 
 
 @dataclass(frozen=True)

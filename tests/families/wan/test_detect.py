@@ -21,6 +21,10 @@ NAMES = {
     "wan21_fun_control_1_3b": "t2v-1.3B-FC",
     "wan21_fun_control_14b": "t2v-14B-FC",
     "wan21_fun_v1_1_control_14b": "t2v-14B-FC",
+    "wan21_vace_1_3b": "vace-1.3B",
+    "wan21_vace_14b": "vace-14B",
+    "wan21_fun_v1_1_control_camera_1_3b": "camera-1.3B",
+    "wan21_fun_v1_1_control_camera_14b": "camera-14B",
     "wan22_i2v_a14b": "i2v-A14B",
 }
 
@@ -82,12 +86,25 @@ def test_a_part_of_a_checkpoint_is_told_so():
     assert "folder" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("wan21_vace_1_3b", "VACE"), ("wan21_fun_v1_1_control_camera_1_3b", "camera-control")]
-)
-def test_models_that_are_not_supported_are_named(name, words):
-    with pytest.raises(WeightsError, match=words):
-        detect(layout(name), {})
+def test_a_vace_checkpoint_tells_where_its_hints_go():
+    found = detect(layout("wan21_vace_14b"), {}).config
+    assert list(found.vace_places) == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert list(detect(layout("wan21_vace_1_3b"), {}).config.vace_places) == list(range(0, 30, 2))
+    order = [(run.prefix, run.first, run.count) for run in found.runs]
+    assert order[:4] == [("vace_blocks", 0, 1), ("blocks", 0, 5), ("vace_blocks", 1, 1), ("blocks", 5, 5)]
+
+
+def test_half_a_vace_checkpoint_is_told_so():
+    whole = layout("wan21_vace_1_3b")
+    few = {name: shape for name, shape in whole.items() if not name.startswith(("blocks.1", "blocks.2"))}
+    with pytest.raises(WeightsError, match="only part of a Wan DiT.*15 VACE blocks for 10"):
+        detect(few, {})
+
+
+def test_a_vace_checkpoint_is_no_t2v():
+    with pytest.raises(WeightsError, match="16 input channels .VACE.* but the job says t2v-14B") as caught:
+        check_task(detect(layout("wan21_vace_14b"), {}), "t2v-14B")
+    assert "--task vace-14B" in caught.value.hint
 
 
 OTHERS = {

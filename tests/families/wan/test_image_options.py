@@ -45,6 +45,12 @@ def asked(task: str, *, has_clip: bool = True, line: PromptLine = FLAGS, **given
         ("i2v-14B", ["one_frame_inference="], "needs --control_image_path"),
         ("flf2v-14B", ["image_path=start", "one_frame_inference="], "sees two images"),
         ("i2v-14B", ["image_path=missing.png"], "there is no file missing.png"),
+        ("vace-14B", ["src_mask=clip"], "needs --control_path"),
+        ("vace-14B", ["reference_image_path=other"], "--reference_image_path means nothing to --task vace-14B"),
+        ("t2v-14B-FC", ["control_path=clip", "src_mask=other"], "--src_mask means nothing"),
+        ("camera-14B", [], "needs --camera_pose"),
+        ("camera-14B", ["camera_pose=zoom_in", "control_camera_txt=other"], "both say what the camera does"),
+        ("i2v-14B", ["image_path=start", "camera_pose=zoom_in"], "--camera_pose means nothing"),
     ],
 )
 def test_what_is_missing_or_useless_is_one_sentence(files, task, given, words):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from engine.contract.errors import OptionError
 from engine.families.values import Request
@@ -17,7 +18,8 @@ from tests.clips import draw_image, draw_video
 CPU = {"device": "cpu", "dtype": torch.float32}
 NOTHING = {
     "image_path": None, "end_image_path": None, "video_path": None, "strength": 0.8, "control_path": None,
-    "control_image_path": (), "one_frame": None, "reference_image_path": None,
+    "control_image_path": (), "one_frame": None, "reference_image_path": None, "src_mask": None, "src_ref_images": (),
+    "vace_strength": 1.0, "camera_pose": None, "camera_speed": 1.0, "control_camera_txt": None,
 }  # fmt: skip
 
 
@@ -118,6 +120,50 @@ def test_control_video_and_images(shelf, media):
     assert ended["y"][:, 16:, 3].any() and not ended["y"][:, 16:, 1:3].any()
 
 
+def test_vace_makes_all_of_a_control_anew_and_keeps_frames_that_are_given(shelf, media):
+    control = {"control_path": media["video"]}
+    plain = prepared(shelf, "vace-14B", **control)
+    assert plain["vace"].shape == (1, 96, 3, 6, 8) and plain["latent_size"] == (3, 6, 8) and plain["before"] == 0
+    clip_BCFHW = pictures.read_clip(media["video"], size=(64, 48), frames=9, flag="--control_path")
+    assert torch.equal(plain["vace"][:, 16:32], vae.encode(shelf.vae, clip_BCFHW)) and plain["vace"][:, 32:].eq(1).all()
+    started = prepared(shelf, "vace-14B", **control, image_path=media["start"])
+    assert torch.equal(started["vace"][:, 32:], plain["vace"][:, 32:])  # official: frames 1, 4, 7 speak for their fours
+    grey = vae.encode(shelf.vae, torch.zeros(1, 3, 1, 48, 64))
+    assert torch.equal(started["vace"][:, 16:32, :1], grey)
+    picture = pictures.as_image(pictures.stretched(read_image(media["start"]), (64, 48)))
+    first = vae.encode(shelf.vae, picture.unsqueeze(2))
+    assert torch.equal(started["vace"][:, :16, :1], first) and "image" not in shelf.used
+
+
+def test_the_mask_of_vace_is_an_image_for_all_frames_or_a_video(shelf, media, tmp_path):
+    half = Image.new("L", (64, 48))
+    half.paste(255, (32, 0, 64, 48))
+    half.save(tmp_path / "half.png")
+    found = prepared(shelf, "vace-14B", control_path=media["video"], src_mask=tmp_path / "half.png")
+    assert not found["vace"][:, 32:, :, :, :4].any() and found["vace"][:, 32:, :, :, 4:].eq(1).all()
+    plain = prepared(shelf, "vace-14B", control_path=media["video"], src_mask=media["video"])
+    assert 0 < plain["vace"][:, 32:].float().mean() < 1
+
+
+def test_reference_images_of_vace_are_frames_before_the_video(shelf, media):
+    shown = {"src_ref_images": (media["start"], media["end"])}
+    found = prepared(shelf, "vace-14B", **shown, video_path=media["video"])
+    assert found["latent_size"] == (5, 6, 8) and found["before"] == 2 and not found["vace"][:, 32:, :2].any()
+    white = vae.encode(shelf.vae, pictures.on_white(read_image(media["end"]), (64, 48)).unsqueeze(2))
+    assert torch.equal(found["vace"][:, :16, 1:2], white)
+    assert torch.equal(found["clean"][:, :, :2], found["vace"][:, :16, :2]) and found["clean"].shape[2] == 5
+
+
+def test_a_camera_comes_with_or_without_a_start_image(shelf, media):
+    plain = prepared(shelf, "camera-14B", camera_pose="zoom_in")
+    assert set(plain) == {"y", "camera", "latent_size"} and not plain["y"].any() and not shelf.used
+    assert plain["camera"].shape == (1, 24, 3, 48, 64) and plain["latent_size"] == (3, 6, 8)
+    started = prepared(shelf, "camera-14B", camera_pose="zoom_in", image_path=media["start"])
+    assert started["y"][:, :, 0].any() and not started["y"][:, :, 1:].any() and "clip" in started
+    other = prepared(shelf, "camera-14B", camera_pose="zoom_in", camera_speed=2.0)
+    assert (other["camera"] - plain["camera"]).abs().max() > 0.1
+
+
 def test_control_and_target_places_reach_the_model(shelf, media):
     found = prepared(
         shelf, "flf2v-14B", control_image_path=(media["start"], media["end"]), one_frame=OneFrame(4, (9, 0))
@@ -167,12 +213,16 @@ def latents_of(shelf, given: Request, seen: list, **inputs):
 
     def denoise(conditional, unconditional, noise, **more):
         seen.append((conditional(noise, torch.tensor([500.0])), more))
+        shown.append(more["shown"](noise))
         assert (unconditional is not None) == given.guided
         return noise
 
-    return sample.video_latents(
+    shown: list[torch.Tensor] = []
+    made = sample.video_latents(
         dit, given, texts=texts, inputs=sample.prepare(given, shelf), denoise=denoise, device=torch.device("cpu")
     )
+    assert torch.equal(made, shown[0]), "a preview shows the frames that the video will have"
+    return made
 
 
 def test_places_in_time_change_what_the_model_says(shelf, media):
@@ -190,4 +240,5 @@ def test_the_noise_is_drawn_for_all_latent_frames(shelf, media):
     given = request("i2v-14B", settings={"image_path": media["start"]}, guidance=1.0, cpu_noise=True)
     found = latents_of(shelf, given, seen)
     wanted = torch.randn((1, 16, 3, 6, 8), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(found, wanted) and seen[0][1] == {"skipped": None, "clean_BCTHW": None, "strength": 0.8}
+    told = {name: value for name, value in seen[0][1].items() if name != "shown"}
+    assert torch.equal(found, wanted) and told == {"skipped": None, "clean_BCTHW": None, "strength": 0.8}
