@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from . import processes
+from . import processes, serving
 from .contract import cli
 from .contract.errors import STATUS, EngineError, OptionError, Stopped, as_failed
 from .contract.events import Control, Done, Failed, Hello, write
 from .contract.files import clean_leftovers, in_the_way
 from .contract.job import Job
 from .contract.options import Processes, Run
+from .talk import JobFolder, Served, conversation
 
 SPINS = "10000"
 """How often a thread of torch looks for work before it sleeps. GNU OpenMP's 300,000 are no faster on a quiet CPU, but
@@ -81,11 +82,13 @@ def _keep_traceback(failure: BaseException, *, has_log: bool) -> None:
         traceback.print_exception(failure)
 
 
-def run(job: Job) -> int:
-    """Run a job to its end and return the exit status."""
+def run(job: Job, served: Served | None = None) -> int:
+    """Run a job to its end and return the exit status. `served`: in a process that stays (serving.py)."""
+    if job.command.verb == serving.VERB:
+        return serving.serve(run, _task(job))
     with processes.placed(job) as place:
         if place.number == 0:
-            return lead(job, place)
+            return lead(job, place, served)
         if Processes not in job:
             return 0  # a command that one process does alone
         return processes.follow(lambda: _task(job).run(job, lambda event: None, Control()), job[Run].log_level)
@@ -95,12 +98,12 @@ def _task(job: Job) -> ModuleType:
     return importlib.import_module(f".tasks.{job.command.module}", __package__)
 
 
-def lead(job: Job, place: processes.Place) -> int:
+def lead(job: Job, place: processes.Place, served: Served | None = None) -> int:
     """Run a job as its only process, or as the one that talks, and return the exit status."""
     from . import __version__
-    from .talk import JobFolder, conversation
 
     task = _task(job)
+    kept = {} if served is None else serving.kept_for(task, served)
     results = results_folder(job, task)
     if results is not None:
         refuse_file(task.HOME, results)
@@ -112,12 +115,13 @@ def lead(job: Job, place: processes.Place) -> int:
     folder = JobFolder(path, job.to_toml(), flag=flag) if path else None
     options = job[Run]
     hello = Hello(version=__version__, job=str(path or ""))
+    talk = conversation(hello, events=options.events, folder=folder, log_level=options.log_level, served=served)
     with (
-        conversation(hello, events=options.events, folder=folder, log_level=options.log_level) as (say, control),
+        talk as (say, control),
         processes.others(place, job, folder, say) as company,
     ):
         try:
-            message = task.run(job, say, control)
+            message = task.run(job, say, control, **kept)
         except Stopped as stop:
             say(Done(message=stop.message, stopped=True))
             return stop.exit_status

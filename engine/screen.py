@@ -80,7 +80,7 @@ class Screen:
         if isinstance(event, Artifact):
             return f"[green]  saved {escape(event.kind)}:[/] {escape(event.path)}"
         if isinstance(event, Preview):
-            return f"  preview: {escape(event.path)}" if event.path else ""
+            return f"  preview: {escape(event.path)}" if event.path and not event.passing else ""
         if isinstance(event, Done):
             self.close()
             word = "stopped" if event.stopped else "done"

@@ -9,7 +9,6 @@ Knows no task and no option beyond those of the `Run` section.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ParamSpec
 
@@ -30,10 +30,12 @@ from .contract.events import (
     Failed,
     Hello,
     Log,
+    Order,
     Progress,
     Say,
     Stage,
     Warning_,
+    read_order,
     write,
 )
 from .contract.files import write_text
@@ -158,35 +160,33 @@ def while_it_lasts(show: Callable[P, None]) -> Callable[P, None]:
     return shown
 
 
-def obey(line: str, control: Control, say: Say) -> None:
-    """Carry out one line of stdin: a JSON object `{"command": "stop"}` or the bare word."""
-    text = line.strip()
-    if not text:
-        return
-    command = text
-    if text.startswith("{"):
-        try:
-            command = str(json.loads(text).get("command", ""))
-        except json.JSONDecodeError:
-            command = text
+def obey(order: Order, control: Control, say: Say) -> None:
+    """Carry out what one line of stdin asks of a running job."""
     known: dict[str, Callable[[], None]] = {
         "stop": control.request_stop,
         "save": control.request_save,
         "sample": control.request_sample,
     }
-    if command in known:
-        known[command]()
+    if order.command in known:
+        known[order.command]()
     else:
-        say(Warning_(message=f"Unknown command on stdin: {text[:80]!r}. Known: {', '.join(known)}."))
+        say(Warning_(message=f"Unknown command on stdin: {order.command[:80]!r}. Known: {', '.join(known)}."))
+
+
+def orders() -> Iterator[Order]:
+    """What is asked on stdin, until it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in sys.stdin:
+            if line.strip():
+                yield read_order(line)
 
 
 def listen(control: Control, say: Say) -> None:
     """Read commands from stdin on a thread of its own. The end of stdin means stop: whoever started us is gone."""
 
     def read() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in sys.stdin:
-                obey(line, control, say)
+        for order in orders():
+            obey(order, control, say)
         control.request_stop()
 
     threading.Thread(target=read, name="commands", daemon=True).start()
@@ -235,16 +235,30 @@ def quiet_libraries(handler: logging.Handler, level: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a job finds when its process is there before it and stays after it (serving.py): both directions, open.
+
+    `kept`: what stays of one job for the next (tasks/kept.py).
+    """
+
+    say: Say
+    control: Control
+    kept: Any
+
+
 @contextlib.contextmanager
 def conversation(
-    hello: Hello, *, events: bool, folder: JobFolder | None, log_level: str = "info"
+    hello: Hello, *, events: bool, folder: JobFolder | None, log_level: str = "info", served: Served | None = None
 ) -> Iterator[tuple[Say, Control]]:
     """Open both directions for one job and close them again, whatever happens in between.
 
     `hello` is said first, before commands are listened to; after `done` or `failed` nothing more is said.
     """
-    control = Control()
-    if events:
+    control = Control() if served is None else served.control
+    if served is not None:
+        outward, close = served.say, lambda: None
+    elif events:
         outward, close = event_writer(take_stdout()), lambda: None
     else:
         from .screen import Screen
@@ -267,7 +281,7 @@ def conversation(
             outward(event)
 
     say(hello)
-    if events or STOP_WITH_STDIN in os.environ:
+    if served is None and (events or STOP_WITH_STDIN in os.environ):
         listen(control, say)
     try:
         with signals_ask(control, say):

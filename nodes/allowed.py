@@ -81,6 +81,7 @@ LEFT_OUT: dict[str, str] = {
     "output_dir": "LoRAs go to ComfyUI's loras folder",
     "save_path": "the node names its files",
     "dit_in_channels": "read from the model file",
+    "control_camera_txt": "a file of numbers, for the command line only; camera_pose has the motions by name",
 }
 """Options that no node has, and why."""
 
@@ -97,11 +98,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Free names of the command line that are pick lists on a node. The first is not the default: the option has it."""
 
-DEFAULTS: dict[str, Any] = {"memory": "auto"}
+DEFAULTS: dict[str, Any] = {"memory": "auto", "preview_latent_every": 2}
 """What nodes do where the command line, which people know from elsewhere, does something else."""
 
 FAMILYS_OWN: dict[str, tuple[str, ...]] = {
     "network_module": ("LoRA", *(name for name in OTHER_ADAPTERS if name.startswith("networks."))),
+    "lora_format": ("auto", "default", "other", "diffusers"),
 }
 """Pick lists whose first entry stands for what each family has of its own, so that it is not given."""
 
@@ -187,6 +189,10 @@ HELP: dict[str, str] = {
     "text_encoder2": "CLIP-L such as clip_l.safetensors, from ComfyUI's text_encoders folder.",
     "image_encoder": "SigLIP such as sigclip_vision_patch14_384.safetensors, from ComfyUI's clip_vision folder.",
     "clip": "CLIP vision, for Wan 2.1 image-to-video, from ComfyUI's clip_vision folder.",
+    "preview_latent_every": "Show here what the model has in mind after every so many steps, and after the last. 0: "
+    "never.",
+    "preview_vae": "Tiny autoencoder that makes previews sharper, from ComfyUI's vae_approx folder: taehv for "
+    "HunyuanVideo and FramePack, taew2_1 for Wan. none: colours straight from the latents, at next to no cost.",
     "codec": "Video encoder; libx264 plays everywhere. prores_ks makes .mov, ffv1 (lossless) .mkv, libvpx-vp9 .webm.",
     "preset": "Speed of the encoder: faster ones make larger files.",
     "lora_weight": "LoRAs that are merged into the model, from a LoRA Stack node or a trainer.",

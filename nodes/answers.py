@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.contract.errors import EngineError, OptionError
-from . import demo, environment, jobs, paths, preferences, sheet, words
+from . import demo, environment, jobs, paths, preferences, sheet, words, workers
 from .runs import OVER, Run
 
 COMMANDS = ("stop", "save", "sample", "cancel")
@@ -149,7 +149,9 @@ def settings(asked: Asked) -> Answer:
 
 
 def change_settings(asked: Asked) -> Answer:
-    return Answer(data=preferences.save(asked.body).as_json())
+    changed = preferences.save(asked.body)
+    workers.bench.clear()  # it was started with the settings before
+    return Answer(data=changed.as_json())
 
 
 def dataset_preview(asked: Asked) -> Answer:

@@ -20,7 +20,7 @@ from ..engine.contract.events import Event, Failed, Log, Progress, Stage, Warnin
 from ..env_bootstrap import home as homes
 from ..env_bootstrap import launch, status
 from ..env_bootstrap.processes import clean_environment
-from . import host, preferences, run, show
+from . import host, preferences, run, show, workers
 
 ACTIONS = ("create", "repair")
 TELL_S = 0.2
@@ -102,6 +102,7 @@ class Maker:
                 environment=surroundings(),
                 folder=homes.PACK,
             )
+            workers.bench.clear()  # it runs in what is to be changed
             self._failed = None
             making = _Making(run.Child(program, self._take), action, _told("making", message="Starting"))
             self._making = making

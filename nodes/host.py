@@ -6,8 +6,9 @@ ComfyUI's modules are imported when they are asked for, so that pages and tests 
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,24 @@ def unload_models() -> float:
     gc.collect()
     management.soft_empty_cache()
     return float(management.get_free_memory()) / 2**20
+
+
+def when_memory_is_wanted(give_way: Callable[[], None]) -> None:
+    """From now on, call this before ComfyUI makes room for more than is free: for a model, or because it was told to.
+
+    ComfyUI has no hook for it. Everything that frees memory, its button too, comes through this one function.
+    """
+    import comfy.model_management as management
+
+    inner = management.free_memory
+
+    @functools.wraps(inner)
+    def free_memory(memory_required: float, device: Any, *more: Any, **named: Any) -> Any:
+        if memory_required > management.get_free_memory(device):
+            give_way()
+        return inner(memory_required, device, *more, **named)
+
+    management.free_memory = free_memory
 
 
 def prompt_id() -> str:

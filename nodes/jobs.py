@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ..engine.contract import commands
@@ -19,10 +19,11 @@ from ..engine.contract.events import Done, Failed
 from ..engine.contract.files import write_text
 from ..engine.contract.job import Job, make_job
 from ..engine.contract.schema import listed
-from . import allowed, environment, host, paths, preferences, run, show, words
+from . import allowed, environment, host, paths, places, preferences, run, show, words
 from .records import Runs
 from .runs import Run
 from .spec import Call
+from .workers import ENDING_S, Turn, bench
 
 TICK_S = 0.1
 SHOWN_LINES = 15
@@ -58,7 +59,7 @@ def run_job(
     _keep_workflow(this, call)
     try:
         if uses_gpu:
-            _take_gpu(this)
+            _take_gpu(this, for_worker=_may_stay(job))
         try:
             return _run(this, job, on_artifact or _ignore)
         finally:
@@ -79,14 +80,21 @@ def _keep_workflow(this: Run, call: Call) -> None:
         write_text(this.folder / "workflow.json", json.dumps(call.workflow, ensure_ascii=False), durable=False)
 
 
-def _take_gpu(this: Run) -> None:
-    """Wait until no other program of ours is on the GPU, then have ComfyUI give it up."""
+def _may_stay(job: Job) -> bool:
+    """Whether the job is for an engine that stays: what a generation loads is of use to the next one."""
+    return job.command.verb == places.GENERATE and preferences.load().keep_alive > 0
+
+
+def _take_gpu(this: Run, *, for_worker: bool) -> None:
+    """Wait until no other program of ours is on the GPU, then have ComfyUI give it up, and an engine that stayed."""
     while not run.gpu.acquire(timeout=TICK_S):
         this.message = "Waiting for another run to give up the GPU."
         show.tell(this)
         if host.interrupted():
             host.raise_interrupted()
     try:
+        if not for_worker:
+            bench.clear()
         host.unload_models()
     except BaseException:
         run.gpu.release()
@@ -98,24 +106,52 @@ def _ignore(kind: str, path: str) -> None:
 
 
 def _run(this: Run, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
-    job_file = this.folder / "job.toml"
-    write_text(job_file, job.to_toml())
-    arguments = [*job.name.split(), "--config_file", str(job_file), "--job_dir", str(this.folder), "--events"]
-    program = environment.engine_program(arguments, folder=paths.work(), log=this.folder / "log.txt")
-    child = run.Child(program, this.take)
-    runs.control(this, child)
-    this.change("running", message="The engine is starting.")
-    files = _new_files(this)
-    try:
-        ended = _wait(this, child, partial(_hand_on, files, on_artifact))
-    finally:
-        runs.control(this, None)
-        with contextlib.suppress(OSError):  # one that never started has nothing to be ended
-            if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
-                child.cancel()
-                child.wait(run.ASK_S + run.TERMINATE_S + run.KILL_S + 2 * run.LINGER_S)
-        _hand_on(files, on_artifact)  # what it saved while it was ended
+    write_text(this.folder / "job.toml", job.to_toml())
+    with (_in_worker if _may_stay(job) else _in_engine)(this, job) as child:
+        runs.control(this, child)
+        this.change("running", message="The engine is starting.")
+        files = _new_files(this)
+        try:
+            ended = _wait(this, child, partial(_hand_on, files, on_artifact))
+        finally:
+            runs.control(this, None)
+            with contextlib.suppress(OSError):  # one that never started has nothing to be ended
+                if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
+                    child.cancel()
+                    child.wait(ENDING_S)
+            _hand_on(files, on_artifact)  # what it saved while it was ended
     return _judged(this, ended)
+
+
+@contextlib.contextmanager
+def _in_engine(this: Run, job: Job) -> Iterator[run.Child]:
+    """The job in an engine of its own."""
+    job_file = str(this.folder / "job.toml")
+    arguments = [*job.name.split(), "--config_file", job_file, "--job_dir", str(this.folder), "--events"]
+    program = environment.engine_program(arguments, folder=paths.work(), log=this.folder / "log.txt")
+    yield run.Child(program, this.take)
+
+
+@contextlib.contextmanager
+def _in_worker(this: Run, job: Job) -> Iterator[Turn]:
+    """The job in the engine that stayed, or in a new one, which then waits for the next job."""
+    worker = bench.take(environment.engine_program(["serve"], folder=paths.work(), log=None))
+    turn = worker.run(this.folder, this.take)
+    try:
+        yield turn
+    finally:
+        minutes = preferences.load().keep_alive
+        if turn.stays and minutes:
+            _give_way_to_comfyui()
+            bench.put(worker, minutes)
+        else:
+            worker.end()
+
+
+@cache
+def _give_way_to_comfyui() -> None:
+    """From now on an engine that only waits goes when ComfyUI wants memory."""
+    host.when_memory_is_wanted(lambda: None if run.gpu.locked() else bench.clear())
 
 
 def _new_files(this: Run) -> Iterator[list[tuple[str, str]]]:
@@ -132,7 +168,7 @@ def _hand_on(files: Iterator[list[tuple[str, str]]], on_artifact: Callable[[str,
         on_artifact(kind, path)
 
 
-def _wait(this: Run, child: run.Child, hand_on: Callable[[], object]) -> run.Ended:
+def _wait(this: Run, child: run.Child | Turn, hand_on: Callable[[], object]) -> run.Ended:
     while True:
         try:
             ended = child.wait(TICK_S)

@@ -20,7 +20,7 @@ from . import paths
 FORMAT = 1
 ABOUT_THE_RUN = frozenset(
     """config_file print_config events job_dir log_level save_path output_dir output output_file save_merged_model
-    save_merged_lora""".split()
+    save_merged_lora preview_latent_every preview_vae""".split()
 )
 """Options that change nothing in a result."""
 

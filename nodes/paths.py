@@ -23,6 +23,7 @@ MODEL_FOLDERS = {
     "text_encoder": "text_encoders",
     "clip_vision": "clip_vision",
     "lora": "loras",
+    "vae_approx": "vae_approx",
 }
 """The kind of a model file, as options declare it → ComfyUI's name of the folder."""
 OURS = "musubi"

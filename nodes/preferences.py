@@ -17,6 +17,7 @@ from ..engine.contract.files import write_text
 from . import host
 
 FILE = "settings.json"
+LONGEST_KEPT = 24 * 60
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -24,11 +25,13 @@ LEVELS = ("debug", "info", "warning", "error")
 class Preferences:
     """`home`: the folder of the engine's environment ("": the platform's). `gpu`: "auto", "cpu" or a number.
 
-    `roots`: folders, beside ComfyUI's own, that workflows may use.
+    `keep_alive`: minutes for which an engine stays after a generation, with its models, for the next one; 0: it ends,
+    so that all memory is ComfyUI's again. `roots`: folders, beside ComfyUI's own, that workflows may use.
     """
 
     home: str = ""
     gpu: str = "auto"
+    keep_alive: int = 0
     log_level: str = "info"
     roots: tuple[str, ...] = ()
 
@@ -64,13 +67,19 @@ def made_of(data: Mapping[str, Any]) -> Preferences:
     gpu, level = data.get("gpu", "auto"), data.get("log_level", "info")
     if not isinstance(gpu, str) or not (gpu in ("auto", "cpu") or gpu.isdecimal()):
         raise OptionError(f"gpu cannot be {gpu!r}.", hint="Use auto, cpu, or the number of a GPU such as 0.")
+    minutes = data.get("keep_alive", 0)
+    if not isinstance(minutes, int) or isinstance(minutes, bool) or not 0 <= minutes <= LONGEST_KEPT:
+        raise OptionError(
+            f"keep_alive cannot be {minutes!r}.", hint=f"Use whole minutes, 0 (off) to {LONGEST_KEPT}."
+        )  # fmt: skip
     if level not in LEVELS:
         raise OptionError(f"log_level cannot be {level!r}.", hint=f"Use {', '.join(LEVELS)}.")
     listed = data.get("roots", [])
     if not isinstance(listed, (list, tuple)):
         raise OptionError("roots needs a list of folders.")
     home = _folder(data.get("home", ""), "home", may_be_missing=True)
-    return Preferences(home=home, gpu=gpu, log_level=level, roots=tuple(_folder(root, "roots") for root in listed))
+    roots = tuple(_folder(root, "roots") for root in listed)
+    return Preferences(home=home, gpu=gpu, keep_alive=minutes, log_level=level, roots=roots)
 
 
 def _folder(text: Any, where: str, *, may_be_missing: bool = False) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..engine.contract.events import Done, Event, Failed, Progress, read
+from ..engine.contract.events import Done, Event, Failed, Order, Progress, read, write_order
 from .log_file import LogFile
 
 WINDOWS = os.name == "nt"
@@ -134,6 +134,8 @@ class Child:
         self._input = -1
         self._early: list[bytes] = []  # commands that came before there was anyone to tell
         self._cancel: asyncio.Event | None = None
+        self._asked = False  # to stop, and given its time
+        self._log = LogFile(program.log)
         self.cancelled = False
         self._future: concurrent.futures.Future[Ended] = asyncio.run_coroutine_threadsafe(self._run(), loop())
 
@@ -144,15 +146,36 @@ class Child:
         except concurrent.futures.TimeoutError:
             return None
 
-    def send(self, command: str) -> None:
-        """A command of the protocol: stop, save, sample. A child that does not listen loses it."""
-        loop().call_soon_threadsafe(self._write, f'{{"command": "{command}"}}\n'.encode())
+    def send(self, command: str, *, job: str = "") -> None:
+        """A command of the protocol: stop, save, sample, run a job. A child that does not listen loses it."""
+        loop().call_soon_threadsafe(self._write, _line(Order(command, job)))
 
-    def cancel(self) -> None:
-        """End it, by whatever it takes, within five seconds."""
-        self.cancelled = True
+    def cancel(self, *, asked: bool = False) -> None:
+        """End it, by whatever it takes, within five seconds. `asked`: it was asked already, and had its time."""
+        self.cancelled, self._asked = True, asked
         if self._cancel is not None:
             loop().call_soon_threadsafe(self._cancel.set)
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have this called when it has ended, on any thread; at once when it has already."""
+        self._future.add_done_callback(lambda _: call())
+
+    def log_to(self, path: Path) -> None:
+        """What it says from now on is of another job, which has its own log."""
+        loop().call_soon_threadsafe(self._begin_log, LogFile(path))
+
+    def _begin_log(self, log: LogFile) -> None:
+        self._log = log
+        self._tail.clear()
+
+    async def heard_out(self) -> None:
+        """What it has said so far, on either pipe, is in the log. On the bridge's thread."""
+        await asyncio.sleep(POLL_S)
+        await self._log.flush()
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines that were no events."""
+        return tuple(self._tail)
 
     def _write(self, data: bytes) -> None:
         if self._input < 0:
@@ -165,16 +188,13 @@ class Child:
         self._cancel = asyncio.Event()
         if self.cancelled:
             self._cancel.set()
-        log = LogFile(self.program.log)
         child = await self._start()
         assert child.stdout is not None and child.stderr is not None
         for data in self._early:
             self._write(data)
         readers = [
-            asyncio.create_task(self._pump(child.stdout, Lines(longest=LONGEST_EVENT), self._event_line, log)),
-            asyncio.create_task(
-                self._pump(child.stderr, Lines(longest=LONGEST_LINE, bars=True), self._stray_line, log)
-            ),
+            asyncio.create_task(self._pump(child.stdout, Lines(longest=LONGEST_EVENT), self._event_line)),
+            asyncio.create_task(self._pump(child.stderr, Lines(longest=LONGEST_LINE, bars=True), self._stray_line)),
         ]
         ending = asyncio.create_task(self._end_when_cancelled(child))
         try:
@@ -186,8 +206,8 @@ class Child:
                 reader.cancel()
             await self._kill_group(child.pid)
             self._close_input()
-            await log.close()
-        return Ended(status=child.returncode or 0, last=self._last, tail=tuple(self._tail), cancelled=self.cancelled)
+            await self._log.close()
+        return Ended(status=child.returncode or 0, last=self._last, tail=self.tail(), cancelled=self.cancelled)
 
     async def _start(self) -> asyncio.subprocess.Process:
         # A pipe of our own: asyncio would hand the child a socket, which env_bootstrap does not take for a parent.
@@ -211,43 +231,42 @@ class Child:
         finally:
             os.close(theirs)
 
-    async def _pump(
-        self, stream: asyncio.StreamReader, lines: Lines, take: Callable[[str, bool, LogFile], None], log: LogFile
-    ) -> None:
+    async def _pump(self, stream: asyncio.StreamReader, lines: Lines, take: Callable[[str, bool], None]) -> None:
         while data := await stream.read(CHUNK):
             for text, bar in lines.feed(data):
-                take(text, bar, log)
-            await log.flush()
+                take(text, bar)
+            await self._log.flush()
         for text, bar in lines.end():
-            take(text, bar, log)
-        await log.flush()
+            take(text, bar)
+        await self._log.flush()
 
-    def _event_line(self, text: str, bar: bool, log: LogFile) -> None:
+    def _event_line(self, text: str, bar: bool) -> None:
         try:
             event = read(text)
         except ValueError:
-            self._stray_line(text, False, log)
+            self._stray_line(text, False)
             return
         if isinstance(event, (Done, Failed)):
             self._last = event
-        log.event(event)
+        self._log.event(event)
         self._on_event(event)
 
-    def _stray_line(self, text: str, bar: bool, log: LogFile) -> None:
+    def _stray_line(self, text: str, bar: bool) -> None:
         text = text[:LONGEST_LINE]
         progress = bar_progress(text)
         if progress is not None:
             self._on_event(progress)
         if progress is None or not bar:
             self._tail.append(text)
-            log.line(text)
+            self._log.line(text)
 
     async def _end_when_cancelled(self, child: asyncio.subprocess.Process) -> None:
         assert self._cancel is not None
         await self._cancel.wait()
-        self._write(b'{"command": "stop"}\n')
-        if await _gone(child, ASK_S):
-            return
+        if not self._asked:
+            self._write(_line(Order("stop")))
+            if await _gone(child, ASK_S):
+                return
         if not WINDOWS:
             _signal_group(child.pid, signal.SIGTERM)
             if await _gone(child, TERMINATE_S):
@@ -270,6 +289,10 @@ class Child:
         if self._input >= 0:
             os.close(self._input)
             self._input = -1
+
+
+def _line(order: Order) -> bytes:
+    return f"{write_order(order)}\n".encode()
 
 
 async def _exit_of(child: asyncio.subprocess.Process) -> None:

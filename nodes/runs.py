@@ -109,6 +109,7 @@ class Run:
         self.error: dict[str, str] | None = None
         self.metrics, self.resources = Series(MOST_POINTS), Series(MOST_RESOURCE_POINTS)
         self.previews: list[dict[str, Any]] = []
+        self._pictures = 0  # how many previews there were, those that others took the place of included
         self.artifacts: list[dict[str, str]] = []
         self.plan: dict[str, Any] | None = None  # what it will take of memory, as the engine worked it out
         self.step = 0
@@ -133,7 +134,7 @@ class Run:
             elif isinstance(event, Resource):
                 self.resources.add(at or time.time(), event.values)
             elif isinstance(event, Preview) and event.path:
-                self.previews.append({**self._file(event.path), "label": event.label, "step": self.step})
+                self._take_preview(event)
             elif isinstance(event, Artifact):
                 self.artifacts.append({"kind": event.kind, **self._file(event.path)})
             elif isinstance(event, Plan):
@@ -229,6 +230,19 @@ class Run:
                     return Path(known["path"])
         return None
 
+    def _take_preview(self, event: Preview) -> None:
+        """A passing one takes the place of that before it."""
+        self._pictures += 1
+        if event.passing:
+            self.previews = [known for known in self.previews if known["path"] != event.path]
+        told = {"label": event.label, "step": self.step, "passing": event.passing}
+        self.previews.append({**self._file(event.path), "url": self._picture_url(event), **told})
+
+    def _picture_url(self, event: Preview) -> str:
+        """Of a passing preview always another one, because a page shows again what it has under the same."""
+        url = self._file(event.path)["url"]
+        return f"{url}&v={self._pictures}" if event.passing else url
+
     def _file(self, path: str) -> dict[str, str]:
         name = Path(path).name
         return {"path": path, "name": name, "url": f"/musubi/runs/{self.id}/file?name={quote(name)}"}
@@ -236,7 +250,7 @@ class Run:
     def _told(self, event: Event) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(write(event))
         if data.get("path"):
-            data["url"] = self._file(data["path"])["url"]
+            data["url"] = self._picture_url(event) if isinstance(event, Preview) else self._file(data["path"])["url"]
         if isinstance(event, (Log, Warning_)):
             data["message"] = event.message[:LONGEST_MESSAGE]
         if isinstance(event, Preview):

@@ -206,7 +206,8 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
 def _last_lora(this: Run, wanted: Path) -> Path:
     """The LoRA that a training ended with; a stopped one may have saved a step only. JobFailed without any."""
     saved = [Path(entry["path"]) for entry in this.artifacts if entry["kind"] == "LoRA"]
-    saved = [file for file in saved if file.is_file()]
+    its_own = (f"{wanted.stem}.", f"{wanted.stem}-")  # not those of a further expert, nor averages
+    saved = [file for file in saved if file.is_file() and file.name.startswith(its_own)]
     if not saved:
         raise jobs.JobFailed(
             "The training was stopped before a LoRA was saved.", "Queue the workflow again: it goes on."

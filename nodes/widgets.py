@@ -193,7 +193,7 @@ def _number(option: Option) -> Widget:
     if option.default is None:
         unset = 0 if low > 0 else -1
         low, note = unset, f" {unset}: {'the default' if 'Default:' in option.help else 'off'}."
-    default: float = option.default if unset is None else unset
+    default: float = allowed.DEFAULTS.get(option.name, option.default if unset is None else unset)
     return _plain(
         option, "int" if whole else "float", default=default if whole else float(default), unset=unset, low=low,
         high=_high(option), step=1 if whole else _step(option), help=_help(option) + note,

@@ -22,17 +22,17 @@ TRUNK = [
     ("engine/training/step.py", ("flow_error",)),
 ]  # fmt: skip
 BRANCHES = {
-    "wan": [("engine/families/wan/model.py", (
-        "velocity", "WanModel.forward", "WanAttentionBlock.forward", "WanAttentionBlock._attended"))],
+    "wan": [
+        ("engine/families/wan/model.py", ("velocity", "WanModel.forward")),
+        ("engine/families/wan/layers.py", ("WanAttentionBlock.forward", "WanAttentionBlock._attended")),
+    ],
     "hunyuan_video": [
         ("engine/families/hunyuan_video/model.py", ("velocity", "HunyuanVideoModel.forward")),
-        ("engine/families/hunyuan_video/layers.py", ("MMDoubleStreamBlock.forward",)),
-        ("engine/parts/mmdit.py", ("double_stream",)),
+        ("engine/parts/mmdit.py", ("DoubleStreamBlock.forward",)),
     ],
     "framepack": [
         ("engine/families/framepack/model.py", ("velocity", "FramePackModel.forward", "FramePackModel.run_blocks")),
-        ("engine/families/framepack/layers.py", ("HunyuanVideoTransformerBlock.forward",)),
-        ("engine/parts/mmdit.py", ("double_stream",)),
+        ("engine/parts/mmdit.py", ("DoubleStreamBlock.forward",)),
     ],
 }  # fmt: skip
 GOAL = [("engine/ops/attention.py", ("attention",))]

@@ -32,6 +32,7 @@ MAY_IMPORT = {
 OPTIONAL_IN_CONTRACT = {"rich", "rich_argparse", "tomli", "tomli_w"}  # drawing help and TOML; imported when used
 ENTRANCE = {
     "engine/__init__.py", "engine/__main__.py", "engine/talk.py", "engine/screen.py", "engine/processes.py",
+    "engine/serving.py",
 }  # fmt: skip
 TOY_FILES = sorted((PACK / "tests" / "families" / "toy").glob("*.py"))
 ENGINE_FILES = [*sorted((PACK / "engine").rglob("*.py")), *TOY_FILES]
@@ -117,6 +118,13 @@ def test_the_bootstrap_stands_on_the_standard_library() -> None:
     assert files
     for path in files:
         standard_only(path, set(), "env_bootstrap")
+
+
+def test_nobody_imports_the_zoo() -> None:
+    """It is a developer's tool, and not among what people download."""
+    for path in [*ENGINE_FILES, *(PACK / "nodes").rglob("*.py"), *(PACK / "env_bootstrap").rglob("*.py")]:
+        for name, line in imports(path):
+            assert name.split(".")[0] != "zoo", f"{path.relative_to(PACK)}:{line} imports {name}"
 
 
 def test_no_family_is_named_outside_its_folder() -> None:

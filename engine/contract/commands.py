@@ -103,6 +103,7 @@ COMMANDS: tuple[Command, ...] = (
             shared.GenerationModels,
             shared.LoraStack,
             shared.Output,
+            shared.Previews,
             shared.GenerationPrecision,
             shared.GenerationMemory,
             shared.AttentionMode,
@@ -155,6 +156,13 @@ COMMANDS: tuple[Command, ...] = (
         sections=(shared.LoraEma, shared.Run),
         scripts=("lora_post_hoc_ema",),
         example="lora-step00000100.safetensors lora-step00000200.safetensors --output_file lora-ema.safetensors",
+    ),
+    Command(
+        verb="serve",
+        help="Stay, and run one job after another that is named on stdin; what a generation has loaded stays too.",
+        module="serve",
+        sections=(shared.Run,),
+        rules=rules.serve,
     ),
     Command(
         verb="plan",

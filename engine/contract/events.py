@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,16 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A picture to show: a file, or a JPEG in base64."""
+    """A picture to show: a file, or a JPEG in base64.
+
+    `passing`: of something that is not finished; the next one of the same path takes its place, and what it shows is
+    gone when the finished one is there.
+    """
 
     path: str = ""
     jpeg: str = ""
     label: str = ""
+    passing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +142,27 @@ class Failed:
     hint: str = ""
 
 
-Event = Hello | Stage | Progress | Metric | Preview | Artifact | Resource | Plan | Log | Warning_ | Done | Failed
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A server's own, behind `done` or `failed` of a job: its exit status. What lies between `hello` and this is of it.
+
+    `job` as in the order to run it. `leaving`: the server ends now, and takes no further job.
+    """
+
+    job: str
+    status: int
+    leaving: bool = False
+
+
+Event = (
+    Hello | Stage | Progress | Metric | Preview | Artifact | Resource | Plan | Log | Warning_ | Done | Failed | Finished
+)
 Say = Callable[[Event], None]
 
 EVENTS: dict[str, type[Any]] = {
     "hello": Hello, "stage": Stage, "progress": Progress, "metric": Metric, "preview": Preview, "artifact": Artifact,
     "resource": Resource, "plan": Plan, "log": Log, "warning": Warning_, "done": Done, "failed": Failed,
+    "finished": Finished,
 }  # fmt: skip
 _NAMES = {event: name for name, event in EVENTS.items()}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -238,6 +258,33 @@ class Meter:
         self._say(
             Progress(done=self._done, total=self._total, unit=self._unit, rate=rate, eta_s=eta_s, label=self._label)
         )
+
+
+@dataclass(frozen=True)
+class Order:
+    """One line of stdin: `stop`, `save` or `sample`; a server also takes `run` with a job.
+
+    `job`: a job file, whose record goes where it says itself, or a folder with a `job.toml`, which gets the record.
+    """
+
+    command: str
+    job: str = ""
+
+
+def write_order(order: Order) -> str:
+    """One line of JSON, without the newline."""
+    return json.dumps({"command": order.command, **({"job": order.job} if order.job else {})})
+
+
+def read_order(line: str) -> Order:
+    """The order of a line: a JSON object, or bare words as a person types them (`stop`, `run FOLDER`)."""
+    text = line.strip()
+    with suppress(json.JSONDecodeError):
+        data = json.loads(text)
+        if isinstance(data, dict):
+            return Order(str(data.get("command", "")), str(data.get("job", "")))
+    command, _, job = text.partition(" ")
+    return Order(command, job.strip())
 
 
 STOP_WITH_STDIN = "MUSUBI_STOP_WITH_STDIN"

@@ -116,6 +116,17 @@ def resolved_training(job: Job) -> dict[str, Any]:
     return {"metadata_title": job[Saving].output_name}
 
 
+def serve(job: Job) -> None:
+    """Each job says for itself where it computes and where its record goes."""
+    for name in ("device", "job_dir"):
+        if getattr(job[Run], name) is not None:
+            raise OptionError(
+                f"--{name} is for a job, not for the server that runs it.",
+                hint=f"Leave it out here, and write {name} into the job's file.",
+                names=(name,),
+            )
+
+
 def generates(job: Job) -> bool:
     """Whether a `generate` job makes something new, rather than decode a latent or merge LoRAs."""
     return not job[Output].latent_path and job[LoraStack].save_merged_model is None

@@ -181,7 +181,7 @@ class _Reader:
 def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a LoRA file under its own names, and its metadata. WeightsError when it is not readable."""
     if not path.is_file():
-        raise WeightsError(f"{role} {path}: there is no such file.", f"Correct the path, or leave out {role}.")
+        raise WeightsError(f"{role} {path}: there is no such file.", "Correct the path.")
     if path.suffix != ".safetensors":
         return read_pickle(path, role=role), {}
     try:

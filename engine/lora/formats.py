@@ -2,21 +2,20 @@
 
 `default` is musubi-tuner's and kohya's, with alpha. `other` is what diffusion-pipe and ComfyUI use: the module's own
 path after a prefix. `diffusers` has the layers that diffusers has, which are parts of ours in some families. The
-change of every weight is the same in all three. Knows no family.
+change of every weight is the same in all three. Which readers know alpha (ComfyUI a125cd84, diffusers 0.42.1, PEFT
+0.21.2): ComfyUI, of every kind; diffusers and PEFT, of none. Knows no family.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 
 from ..contract.errors import WeightsError
 from .names import Parts
-from .weights import AdapterWeights, LoraWeights
+from .weights import PARTS, AdapterWeights, LoraWeights
 
 Format = Literal["default", "other", "diffusers"]
 OTHER_PREFIX, DIFFUSERS_PREFIX = "diffusion_model", "transformer"
@@ -43,14 +42,19 @@ def to_other(
 ) -> dict[str, Tensor]:
     """The naming of diffusion-pipe and ComfyUI: `{prefix}.path.lora_A/B.weight`.
 
-    sqrt(alpha / rank) is folded into both halves, in float32, so that readers that know no alpha get it right;
-    `keep_alpha` leaves the halves alone and writes alpha. LoHa and LoKr keep theirs in any case.
+    sqrt(alpha / rank) is folded into both halves, so that readers that know no alpha get it right; `keep_alpha` leaves
+    the halves alone and writes alpha. LoHa and LoKr keep theirs in any case.
     """
     tensors: dict[str, Tensor] = {}
     for path, weights in modules.items():
-        parts = weights.tensors() if keep_alpha else folded(weights)
-        tensors |= {f"{prefix}.{path}.{_HALVES.get(name, name)}": tensor for name, tensor in parts.items()}
+        fold = isinstance(weights, LoraWeights) and not keep_alpha
+        tensors |= _dotted(f"{prefix}.{path}", weights, fold=fold)
     return tensors
+
+
+def _dotted(name: str, weights: AdapterWeights, *, fold: bool) -> dict[str, Tensor]:
+    parts = folded(weights) if fold else weights.tensors()
+    return {f"{name}.{_HALVES.get(part, part)}": tensor for part, tensor in parts.items()}
 
 
 def to_diffusers(
@@ -62,8 +66,9 @@ def to_diffusers(
 ) -> dict[str, Tensor]:
     """diffusers' layers after `transformer.`; `parts_of` is the family's `diffusers_parts`.
 
-    A layer that is several in diffusers is cut: each but the last has as many rows as the model is wide, which is the
-    number of its columns. WeightsError for what cannot be cut.
+    Alpha is folded into the parts of every kind, unless `keep_alpha`. A layer that is several in diffusers is cut: each
+    but the last has as many rows as the model is wide, which is the number of its columns. WeightsError for what cannot
+    be cut.
     """
     apart: dict[str, AdapterWeights] = {}
     for path, weights in modules.items():
@@ -80,7 +85,9 @@ def to_diffusers(
         for number, name in enumerate(names):
             last = number == len(names) - 1
             apart[name] = weights.rows(number * width, weights.out_features if last else (number + 1) * width)
-    tensors = to_other(apart, prefix=prefix, keep_alpha=keep_alpha)
+    tensors: dict[str, Tensor] = {}
+    for name, weights in apart.items():
+        tensors |= _dotted(f"{prefix}.{name}", weights, fold=not keep_alpha)
     return {
         _peft_name(name): tensor.squeeze(1) if name.endswith(_LENGTHS) else tensor for name, tensor in tensors.items()
     }
@@ -91,15 +98,17 @@ def _peft_name(name: str) -> str:
 
 
 def folded(weights: AdapterWeights) -> dict[str, Tensor]:
-    """The parts of a LoRA without alpha, which has gone into both halves; of another kind all its parts."""
-    if not isinstance(weights, LoraWeights):
-        return weights.tensors()
+    """The parts without alpha: the scale has gone into those whose product the change is, in equal shares, in float32.
+
+    WeightsError for a negative alpha.
+    """
     if weights.scale < 0:
         raise WeightsError(f"alpha {weights.alpha:g} is negative and cannot be folded.", "Keep alpha in the file.")
-    root = math.sqrt(weights.scale)
-    halves = {name: (getattr(weights, name).float() * root).to(getattr(weights, name).dtype) for name in ("down", "up")}
-    parts = replace(weights, **halves).tensors()
-    return {name: tensor for name, tensor in parts.items() if name != "alpha"}
+    parts = {name: tensor for name, tensor in weights.tensors().items() if name != "alpha"}
+    share = weights.scale ** (1 / sum(name in PARTS for name in parts))
+    return {
+        name: (tensor.float() * share).to(tensor.dtype) if name in PARTS else tensor for name, tensor in parts.items()
+    }
 
 
 def differences_named(differences: Mapping[str, Tensor], *, prefix: str | None) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ _TRAINING = {  # key of the metadata -> what a person calls it
     "ss_learning_rate": "learning rate",
     "ss_optimizer": "optimizer",
     "ss_lr_scheduler": "schedule",
+    "ss_ema_decay": "average (EMA), decay",
     "ss_num_train_items": "training items",
     "ss_timestep_sampling": "noise levels",
     "ss_discrete_flow_shift": "flow shift",
@@ -94,7 +95,7 @@ def describe(file: LoraFile, *, on_module: Callable[[], None] = lambda: None) ->
         dtypes=dict(dtypes),
         differences=len(file.differences),
         unmatched=len(file.unmatched),
-        norms={block: math.sqrt(value) for block, value in squares.items()},
+        norms={block: math.sqrt(squares[block]) for block in sorted(squares, key=_by_number)},
     )
 
 
@@ -122,6 +123,12 @@ def _block_of(path: str) -> str:
     """ "double_blocks.3" of "double_blocks.3.img_attn_qkv"; the path itself outside blocks."""
     found = re.match(r"(.*?\.\d+)\.", path)
     return found[1] if found else path
+
+
+def _by_number(block: str) -> tuple[str, int]:
+    """The blocks in the order of the model; files have them by their letters, 10 before 2."""
+    name, _, number = block.rpartition(".")
+    return (name, int(number)) if number.isdigit() else (block, 0)
 
 
 def _counted(counts: Mapping[Any, int], *, unit: str = " modules") -> str:

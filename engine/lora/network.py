@@ -109,8 +109,8 @@ class LoraNetwork(nn.Module):
         """Module path -> what its adapter changes, for writing other formats; not copied."""
         return {adapter.path: adapter.weights() for _, adapter in self._each()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over weights under kohya names; all must be there and fit (WeightsError otherwise)."""
+    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """WeightsError unless all weights are there, under kohya names, and fit. On "meta" too."""
         own = self.state()
         missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         if missing or unknown:
@@ -125,8 +125,13 @@ class LoraNetwork(nn.Module):
             if value.shape != tensors[name].shape:
                 raise WeightsError(
                     f"{name} has shape {tuple(tensors[name].shape)}, the network needs {tuple(value.shape)}.",
-                    "Use the --network_dim of that file, or --dim_from_weights.",
+                    "Use the --network_dim of that file, or --dim_from_weights. Where a width differs, it was made for "
+                    "another size of the model.",
                 )
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over weights under kohya names; all must be there and fit (WeightsError otherwise)."""
+        self.check_state(tensors)
         self.load_state_dict({f"adapters.{name}": value for name, value in tensors.items()})
         for _, adapter in self._each():
             adapter.refresh()

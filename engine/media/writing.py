@@ -24,11 +24,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..contract.errors import DataError, OptionError
-from ..contract.files import whole_file, whole_folder
+from ..contract.files import whole_file, whole_folder, write_bytes
 from .images import encoded
 
 COMMENT = "comment"
 _RGB_MATRIX = 0  # AVCOL_SPC_RGB
+_PREVIEW_QUALITY = 75
 _ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
 
@@ -140,6 +141,21 @@ def write_png(path: str | Path, image_HWC: np.ndarray, *, metadata: Mapping[str,
     path = Path(path)
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded(Image.fromarray(image_HWC), "PNG", pnginfo=_png_info(metadata or {})))
+    return path
+
+
+def write_preview(path: str | Path, frames_FHWC: np.ndarray, *, fps: float) -> Path:
+    """Write small frames (uint8 RGB 0..255) for a look and no more: `path` with .webp, lossy and quick, or .png of one.
+
+    The file is whole or not there, though it may be lost with the power. Raises DiskError.
+    """
+    first, *rest = (Image.fromarray(frame_HWC) for frame_HWC in frames_FHWC)
+    more: dict[str, Any] = {}
+    if rest:
+        more = {"save_all": True, "append_images": rest, "duration": max(1, round(1000 / fps)), "loop": 0, "method": 0}
+        more["quality"] = _PREVIEW_QUALITY
+    path = Path(path).with_suffix(".webp" if rest else ".png")
+    write_bytes(path, encoded(first, "WEBP" if rest else "PNG", **more), durable=False)
     return path
 
 

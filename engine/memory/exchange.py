@@ -9,7 +9,7 @@ Given up: copying both ways at once, sets of different shapes or number formats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,11 @@ class WeightSets:
         if self.keep:
             self._waiting[self.current] = coming
         self.current = number
+
+    def waiting(self) -> Iterator[Tensor]:
+        """The tensors of the sets that are not in use, streamed ones aside."""
+        for waiting in self._waiting.values():
+            yield from waiting.tensors.values()
 
     def _loaded(self, number: int) -> _Waiting:
         model, blocks = self._load(number)

@@ -59,12 +59,13 @@ class BlockStream(BlockSlots):
         self._pinned = pinned and device.type == "cuda"
         laid_out = [lay_out(block) for block in blocks]
         self._masters = [_to_host(pieces, size, pinned=self._pinned) for pieces, size in laid_out]
+        self._at_rest: list[Tensor] = []
         largest = max((size for _, size in laid_out), default=0)
         super().__init__(blocks, [pieces for pieces, _ in laid_out], bytes_each=largest, slots=slots, device=device)
 
     @property
     def host_bytes(self) -> int:
-        return sum(master.nbytes for master in self._masters)
+        return sum(master.nbytes for master in self._masters or self._at_rest)
 
     def pack_blocks(self, blocks: nn.ModuleList) -> list[Tensor]:
         """The weights of other blocks of the same kind as `trade` takes them; they move to where streaming wants them.
@@ -94,6 +95,19 @@ class BlockStream(BlockSlots):
         for position in range(min(len(self._slots), len(masters))):
             self._fetch(position, set(range(len(self._slots))))
         return leaving
+
+    def rest(self) -> None:
+        """Give the slots' memory back to the device; the weights stay in main memory. Not in a step."""
+        self._at_rest = self.trade([])
+        for slot in self._slots:
+            slot.untyped_storage().resize_(0)
+
+    def wake(self) -> None:
+        """After `rest` and before the next step: have slots again."""
+        for slot in self._slots:
+            slot.untyped_storage().resize_(slot.nbytes)
+        self._slot_at = {slot.untyped_storage().data_ptr(): index for index, slot in enumerate(self._slots)}
+        self.trade(self._at_rest)
 
     def _fill(self, position: int, slot: int) -> None:
         master = self._masters[position]

@@ -93,3 +93,10 @@ def limit_memory(device: torch.device, limit: int) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     _limits[torch.device("cuda", device.index or 0)] = limit
+
+
+def lift_limits() -> None:
+    """Undo every `limit_memory`."""
+    for device in _limits:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    _limits.clear()

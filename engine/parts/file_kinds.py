@@ -78,7 +78,7 @@ HUNYUAN_FILES = (
     Kind(
         "tiny-vae",
         "a tiny autoencoder for previews",
-        "It cannot replace the VAE.",
+        "Give it as --preview_vae; it cannot replace the VAE.",
         has_any("encoder.2.conv.weight", "decoder.1.weight"),
     ),
 )

@@ -6,7 +6,7 @@ Caching and generation load the same files in the same way, so they do it here. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..contract.options import Models, Run
 from ..families import part
 from ..ops.device import choose_device, device_of_process, dtype_of, free_memory
 from ..parts.weights import open_weights
+from .kept import Kept, Key, stamps
 from .needs import needed
 
 
@@ -32,9 +33,10 @@ def own_device(job: Job) -> torch.device:
 class Encoders:
     """The encoders of one job (`families/values.py`), loaded at first use and forgotten when told."""
 
-    def __init__(self, job: Job, say: Say, *, device: torch.device | None = None):
-        """`device`: where they compute; the job's where nothing is given."""
-        self._job, self._say = job, say
+    def __init__(self, job: Job, say: Say, *, device: torch.device | None = None, kept: Kept | None = None):
+        """`device`: where they compute; the job's where nothing is given. `kept`: what jobs before this one left."""
+        self._job, self._say, self._kept = job, say, kept
+        self._keys: dict[str, Key] = {}
         self.options = part(job.family, "options")
         self.device = device or choose_device(job[Run].device)
         self._files = self.options.files(job)
@@ -56,19 +58,35 @@ class Encoders:
 
     @cached_property
     def vae(self) -> Any:
+        return self._kept_or_loaded("vae", self._load_vae)
+
+    @cached_property
+    def image(self) -> Any:
+        return self._kept_or_loaded("image", self._load_image)
+
+    @cached_property
+    def text(self) -> Any:
+        return self._kept_or_loaded("text", self._load_text)
+
+    def _kept_or_loaded(self, name: str, load: Callable[[], Any]) -> Any:
+        if self._kept is None:
+            return load()
+        self._keys[name] = key = self.key(name)  # of the files as they are before they are read
+        model = self._kept.take(name, key, self._say)
+        return load() if model is None else model
+
+    def _load_vae(self) -> Any:
         path = self.file("vae", "the VAE file")
         self._say(Stage(name="Loading the VAE", message=f"{path} on {self.device}"))
         arguments = self.options.vae_arguments(self._job)
         return part(self._job.family, "vae").load(path, device=self.device, dtype=self.vae_dtype, **arguments)
 
-    @cached_property
-    def image(self) -> Any:
+    def _load_image(self) -> Any:
         files = {name: self.file(name, "the image encoder file") for name in self.options.IMAGE_FILES}
         self._say(Stage(name="Loading the image encoder", message=f"{', '.join(files.values())} on {self.device}"))
         return part(self._job.family, "image").load(files, device=self.device)
 
-    @cached_property
-    def text(self) -> Any:
+    def _load_text(self) -> Any:
         files = {name: self.file(name, "the text encoder file") for name in self.options.TEXT_FILES}
         self._say(Stage(name="Loading the text encoder", message=f"{', '.join(files.values())} on {self.device}"))
         arguments = self.options.text_arguments(self._job)
@@ -79,8 +97,24 @@ class Encoders:
         found = [open_weights(self.file(name, what), role=f"--{name}").identity() for name in names]
         return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
 
+    def key(self, name: str) -> Key:
+        """All that decides "text", "vae" or "image"."""
+        names = {"text": self.options.TEXT_FILES, "image": self.options.IMAGE_FILES}.get(name, (name,))
+        files = [stamp for file in names for stamp in stamps(self.file(file, "a model file"), role=f"--{file}")]
+        told: Any = None
+        if name == "vae":
+            told = self.options.vae_arguments(self._job), self.vae_dtype
+        elif name == "text":
+            told = self.options.text_arguments(self._job)
+        return Key(repr((self._job.family, self.device, told)), tuple(files))
+
     def forget(self, *names: str) -> None:
         """Let go of "text", "vae", "image" (those that were loaded) and give their memory back."""
-        loaded = [name for name in names if self.__dict__.pop(name, None) is not None]
+        loaded = [name for name in names if name in self.__dict__]
+        for name in loaded:
+            model = self.__dict__.pop(name)
+            if self._kept is not None:
+                self._kept.put(name, self._keys.pop(name), model, self._say)
+            del model
         if loaded:
             free_memory(self.device)

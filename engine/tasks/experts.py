@@ -6,12 +6,12 @@ Training and generation do it alike. One expert for all levels is the ordinary c
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..contract.errors import OptionError, WeightsError
 from ..contract.events import Log, Say, Warning_
@@ -23,11 +23,15 @@ from ..lora.network import LoraNetwork
 from ..lora.several import LoraNetworks
 from ..memory.estimate import GIB
 from ..memory.exchange import WeightSets
+from ..memory.resting import weights_in
 from ..memory.sharing import Company, SharedBlocks, Shares
+from ..memory.slots import COMPILED_WITH_GRAPHS
+from ..memory.streaming import BlockStream
 from ..ops.device import free_memory
 from ..parts.weights import open_weights
 from ..training.experts import TrainedExperts
 from .denoiser import Loras, arrange_blocks, load_dit, meta_dit, read_loras
+from .kept import Key, stamps
 from .needs import needed
 
 
@@ -121,6 +125,38 @@ class Experts:
     def shared(self) -> SharedBlocks | None:
         """The blocks of a base that is shared out."""
         return self._stream if self._shares is not None else None
+
+    def key(self) -> Key:
+        """All that decides what is loaded for a generation and how it is arranged."""
+        files = [stamp for expert in self.members for stamp in stamps(expert.dit, role=expert.flag)]
+        for expert in self.members:
+            files += [stamp for path in expert.loras for stamp in stamps(path, role="--lora_weight")]
+        arguments = part(self._job.family, "options").dit_arguments(self._job)
+        told = self._job.family, self._device, self.members, self._format, _patterns(self._job), arguments
+        return Key(repr((*told, self._job[Memory])), tuple(files))
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether the weights may leave the device for a while: not from under recorded CUDA graphs, and those of
+        experts that wait in their files are not worth it."""
+        if len(self.members) > 1 and self._waits == "file":
+            return False
+        return not any(hasattr(block, COMPILED_WITH_GRAPHS) for block in self._blocks(self.dit))
+
+    def weights(self) -> Iterator[Tensor]:
+        """Those of all experts, streamed ones aside."""
+        yield from weights_in(self.dit)
+        if self._sets is not None:
+            yield from self._sets.waiting()
+
+    @property
+    def stream(self) -> BlockStream | None:
+        """What streams the blocks."""
+        return self._stream if self._shares is None else None
+
+    def go_on(self, job: Job, say: Say) -> None:
+        """Work for another job of the same key."""
+        self._job, self._say = job, say
 
     @cached_property
     def dit(self) -> nn.Module:

@@ -7,6 +7,7 @@ is loaded. Each latent is a file as soon as it is finished: whatever happens the
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ..contract.errors import DataError, OptionError, Stopped
@@ -15,29 +16,31 @@ from ..contract.job import Job
 from ..contract.options import GenerationPrecision, LoraStack, Output, Prompting, Run
 from ..contract.rules import generates
 from ..media.latents import load_latent
+from .kept import Kept
 from .lora_merge import write_merged
 from .needs import needed
 from .requests import requests_of, typed_request
-from .results import Result, is_file_name, write_pictures
+from .results import Result, folder_of, write_pictures
 from .studio import Studio
 from .within_memory import within_memory
 
 HOME = "save_path"  # the option that says where results go
+KEEPS = True  # what is loaded may stay for the next job: `run` takes `kept`
 
 
 def home(job: Job) -> Path:
-    path = Path(job[Output].save_path or ".")
-    return path.parent if is_file_name(path) else path
+    return folder_of(job[Output].save_path)
 
 
-def run(job: Job, say: Say, control: Control) -> str:
+def run(job: Job, say: Say, control: Control, *, kept: Kept | None = None) -> str:
+    task = partial(_generate, kept=kept)
     if not generates(job):
-        return _generate(job, say, control)
-    return within_memory(job, say, control, _generate)
+        return task(job, say, control)
+    return within_memory(job, say, control, task, held=0 if kept is None else kept.host_bytes)
 
 
-def _generate(job: Job, say: Say, control: Control) -> str:
-    studio = Studio(job, say, control)
+def _generate(job: Job, say: Say, control: Control, *, kept: Kept | None) -> str:
+    studio = Studio(job, say, control, kept=kept)
     if job[Output].latent_path:
         return _decode_saved(job, studio)
     if job[LoraStack].save_merged_model:
@@ -59,6 +62,7 @@ def _generate(job: Job, say: Say, control: Control) -> str:
     studio.forget_dit()
     for result in finished:
         studio.write(result)
+    studio.encoders.forget("vae")
     return f"{len(finished)} of {len(requests)} written to {job[Output].save_path}"
 
 
@@ -100,6 +104,7 @@ def _decode_saved(job: Job, studio: Studio) -> str:
         result = Result(output, seed, {} if output.no_metadata else said, source=Path(path).stem)
         frames = studio.frames(latent_CTHW.unsqueeze(0))
         write_pictures(result, frames, as_images=output.output_type == "images", say=studio.say)
+    studio.encoders.forget("vae")
     return f"{len(output.latent_path)} decoded to {output.save_path}"
 
 

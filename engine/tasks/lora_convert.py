@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..contract.events import Artifact, Control, Log, Say
+from ..contract.events import Artifact, Control, Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import LoraConvert
 from ..families import part
-from ..lora.files import read_lora, write_lora
+from ..lora.files import LoraFile, read_lora, write_lora
 from ..lora.formats import named
 from ..lora.merge import report_unmatched
 from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lora, fullest_target
@@ -25,6 +25,8 @@ def run(job: Job, say: Say, control: Control) -> str:
     lora = read_lora(options.input, target, role="--input")
     say(Log(message=f"{lora.path.name} is read as a LoRA of {family}: {len(lora.modules)} modules."))
     report_unmatched(lora, say)
+    for note in _notes(options, lora):
+        say(Warning_(message=note))
     tensors = named(
         lora.modules,
         options.target,
@@ -36,3 +38,16 @@ def run(job: Job, say: Say, control: Control) -> str:
     write_lora(options.output, tensors, metadata=lora.metadata)
     say(Artifact(kind="LoRA", path=str(Path(options.output))))
     return f"{len(lora.modules)} modules under {options.target} names: {options.output}"
+
+
+def _notes(options: LoraConvert, lora: LoraFile) -> list[str]:
+    """What the readers of these names make of it that is not what was trained."""
+    notes = []
+    if options.target == "diffusers" and options.keep_alpha:
+        notes.append("diffusers and PEFT do not read alpha, so there this file acts alpha / rank times too weakly.")
+    if options.target != "diffusers" and any(weights.dora is not None for weights in lora.modules.values()):
+        notes.append(
+            "ComfyUI divides the rows of a DoRA by their lengths before the change, not after it as in training: there "
+            "this file acts a few percent differently. musubi-tuner leaves the lengths out."
+        )
+    return notes

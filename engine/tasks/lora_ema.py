@@ -28,7 +28,7 @@ def run(job: Job, say: Say, control: Control) -> str:
 
     def files() -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         for path in paths:
-            yield path.name, read_tensors(path, role=_ROLE)[0]
+            yield str(path), read_tensors(path, role=_ROLE)[0]
             meter.advance()
 
     merged = average(files(), counts)

@@ -14,7 +14,7 @@ from ..contract.options import LoraMerge, Run
 from ..families import part
 from ..lora.combine import concatenated, differences_of, modules_of, reduced
 from ..lora.files import LoraFile, write_lora
-from ..lora.formats import differences_named, to_default
+from ..lora.formats import named
 from ..lora.merge import load_loras, merger
 from ..lora.merge_file import merge_into, open_unscaled
 from ..lora.weights import LoraWeights
@@ -36,7 +36,7 @@ def run(job: Job, say: Say, control: Control) -> str:
     for lora, multiplier in loras:
         say(Log(message=f"{lora.path.name} at {multiplier:g}: {len(lora.modules)} modules of {family}."))
     if options.save_merged_lora is not None:
-        return _into_one(options, loras, say)
+        return _into_one(family, options, loras, say)
     return _into_model(job, family, loras, say)
 
 
@@ -98,7 +98,7 @@ def write_merged(
     say(Artifact(kind="model", path=output))
 
 
-def _into_one(options: LoraMerge, loras: Loras, say: Say) -> str:
+def _into_one(family: str, options: LoraMerge, loras: Loras, say: Say) -> str:
     output = str(options.save_merged_lora)
     modules = modules_of(loras)
     meter = Meter(say, total=len(modules), unit="modules", label="Merging")
@@ -115,7 +115,12 @@ def _into_one(options: LoraMerge, loras: Loras, say: Say) -> str:
         ranks = sorted({lora.rank for lora in merged.values()})
         shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         say(Log(message=f"Rank {shown} keeps {100 * kept / whole:.2f} % of the squared norm."))
-    tensors = to_default(merged) | differences_named(differences_of(loras), prefix=None)
+    tensors = named(
+        merged,
+        part(family, "options").LORA_FORMAT,
+        parts_of=part(family, "keys").diffusers_parts,
+        differences=differences_of(loras),
+    )
     write_lora(output, tensors, metadata=_metadata(loras, merged), dtype=loras[0][0].dtype)
     say(Artifact(kind="LoRA", path=output))
     return f"Merged {len(loras)} LoRAs into one of {len(merged)} modules: {output}"

@@ -82,7 +82,7 @@ class PlannedDit:
     def _places(self) -> dict[tuple[str, int], int]:
         """(prefix, number) of a block -> which block that is, in the order in which they run."""
         runs = self.work(self.job, (1, 2, 2)).runs
-        order = [(run.prefix, number) for run in runs for number in range(run.count)]
+        order = [(run.prefix, number) for run in runs for number in range(run.first, run.first + run.count)]
         return {place: index for index, place in enumerate(order)}
 
     @property
@@ -198,6 +198,7 @@ def how_trained(job: Job, batch: int) -> How:
         gradient_accumulation_steps=job[Training].gradient_accumulation_steps,
         optimizer_bytes=optimizer_bytes(job),
         parameter_bytes=HALF if job[Optimizer].full_bf16 else FLOAT,
+        average_bytes=FLOAT if job[Network].use_ema and job[Network].ema_device != "cpu" else 0,
         fused_backward_pass=job[Optimizer].fused_backward_pass,
     )
 

@@ -29,7 +29,7 @@ from ..contract.options import (
 )
 from ..data.config import Dataset, load_config
 from ..families import part
-from ..memory.estimate import FLOAT, HALF, Parts, Stage, denoising, text_stage, training, vae_stage
+from ..memory.estimate import FLOAT, HALF, Parts, Stage, adapters, denoising, text_stage, training, vae_stage
 from ..parts.safetensors_header import read_header
 from ..parts.weight_headers import read_headers
 from ..parts.workload import Work, video_pixels
@@ -117,11 +117,7 @@ class Survey:
         ]
         if job[Samples].sample_prompts is None:
             return stages
-        parameters = sum(weights.adapters)
-        how, trained = how_generated(job), how_trained(job, 1)
-        beside = {
-            "LoRA": trained.parameter_bytes * parameters, "optimizer state": int(trained.optimizer_bytes * parameters)
-        }  # fmt: skip
+        how, beside = how_generated(job), adapters(weights, how_trained(job, 1))
         for width, height, frames in self._samples():
             clip = Clip(1, pixels=(width, height, frames))
             stage = denoising(weights, self._work(job, clip), how, name="sample: denoising", beside=beside)

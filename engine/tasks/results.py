@@ -24,6 +24,12 @@ def is_file_name(save_path: str | Path) -> bool:
     return Path(save_path).suffix.lower() in VIDEO_SUFFIXES
 
 
+def folder_of(save_path: str | None) -> Path:
+    """The folder that results go to."""
+    path = Path(save_path or ".")
+    return path.parent if is_file_name(path) else path
+
+
 @dataclass(frozen=True)
 class Result:
     """One result's place and what it says about itself. `source`: name of the latent file that it was decoded from.

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from itertools import starmap
@@ -37,8 +37,10 @@ from ..sampling.schedules import TRAIN_TIMESTEPS
 from .denoiser import tune_backends
 from .encoders import Encoders
 from .experts import Experts
+from .kept import Kept, Key
+from .previews import Previewing
 from .requests import metadata_of
-from .results import Result, write_pictures
+from .results import Result, folder_of, write_pictures
 
 Texts = dict[str, dict[str, Tensor]]
 
@@ -49,28 +51,41 @@ class Studio:
     A training gives it a DiT of its own (`use_experts`): samples while training come about here too.
     """
 
-    def __init__(self, job: Job, say: Say, control: Control):
-        self.job, self.say, self.control = job, say, control
+    def __init__(self, job: Job, say: Say, control: Control, *, kept: Kept | None = None):
+        """`kept`: what generations before this one left, and those after it will find."""
+        self.job, self.say, self.control, self._kept = job, say, control, kept
         self.options = part(job.family, "options")
-        self.encoders = Encoders(job, say)
+        self.encoders = Encoders(job, say, kept=kept)
         self.device = self.encoders.device
+        self.previews = Previewing(job, self.device, say, folder=folder_of(job[Output].save_path))
         tune_backends(job[GenerationMemory])
 
     @cached_property
     def experts(self) -> Experts:
         """The DiT, or those that take turns."""
         backend, precision = self.job[AttentionMode].backend, self.job[GenerationPrecision]
-        return Experts(
+        experts = Experts(
             self.job,
             device=self.device,
             weight_format=precision.weight_format,
             attention_backend=backend,
             say=self.say,
         )
+        if self._kept is not None:
+            self._dit_key = experts.key()  # of the files as they are before they are read
+            self._kept.let_go("dit", unless=self._dit_key)
+        return experts
 
     @cached_property
     def dit(self) -> nn.Module:
-        self.experts.arrange()
+        kept = None
+        if self._kept is not None:
+            kept = self._kept.take("dit", self._dit_key, self.say)
+        if kept is None:
+            self.experts.arrange()
+        else:
+            self.experts = kept
+            kept.go_on(self.job, self.say)
         return self.experts.dit
 
     def check_files(self) -> None:
@@ -83,6 +98,7 @@ class Studio:
             self.encoders.identity(("vae",), "the VAE file")
         if self.encoders.has_image_encoder():
             self.encoders.identity(self.options.IMAGE_FILES, "the image encoder file")
+        self.previews.check()
 
     def use_experts(self, experts: Experts) -> None:
         """Generate with this DiT as it is, LoRA and all, instead of loading one."""
@@ -90,8 +106,12 @@ class Studio:
 
     def forget_dit(self) -> None:
         """Let go of the DiT and give its memory back."""
-        for name in ("dit", "experts"):
-            self.__dict__.pop(name, None)
+        loaded, experts = self.__dict__.pop("dit", None) is not None, self.__dict__.pop("experts", None)
+        if self._kept is not None and loaded and experts.may_rest:
+            self._kept.put(
+                "dit", self._dit_key, experts, self.say, weights=experts.weights(), stream=experts.stream
+            )  # fmt: skip
+        del experts
         free_memory(self.device)
 
     def encoded(self, requests: Sequence[Request]) -> tuple[list[dict[str, Any]], Texts]:
@@ -106,14 +126,25 @@ class Studio:
         """Every text that the requests need once, in main memory."""
         texts = part(self.job.family, "sample").texts
         wanted = list(dict.fromkeys(text for request in requests for text in texts(request)))
-        encode, encoder = part(self.job.family, "text").encode, self.encoders.text
-        meter = Meter(self.say, total=len(wanted), unit="prompts", label="encoding")
-        encoded = {}
-        for text in wanted:
-            encoded[text] = {name: tensor.cpu() for name, tensor in encode(encoder, [text])[0].items()}
+        encode, known = part(self.job.family, "text").encode, self._known_texts()
+        missing = [text for text in wanted if text not in known]
+        meter = Meter(self.say, total=len(missing), unit="prompts", label="encoding")
+        for text in missing:
+            tensors = encode(self.encoders.text, [text])[0]
+            known[text] = {name: tensor.cpu() for name, tensor in tensors.items()}
             meter.advance()
         meter.close()
+        encoded = {text: known[text] for text in wanted}
+        if self._kept is not None:
+            self._kept.put("texts", self._texts_key, encoded, self.say)
         return encoded
+
+    def _known_texts(self) -> Texts:
+        """Those that the generation before this one has encoded with the same encoder."""
+        if self._kept is None:
+            return {}
+        self._texts_key = Key(repr(self.encoders.key("text")))
+        return self._kept.take("texts", self._texts_key, self.say) or {}
 
     def prepare(self, request: Request) -> dict[str, Any]:
         """What the pictures and videos of one request become, in main memory."""
@@ -190,6 +221,7 @@ class Studio:
         except Exception:
             self.say(Warning_(message=f"What was denoised is kept: generate --latent_path {path} decodes it."))
             raise
+        self.previews.remove()
         if not wanted:
             path.unlink()
         return made
@@ -243,11 +275,13 @@ class Denoising:
         solver: str | None = None,
         rescale: float = 0.0,
         label: str = "",
+        shown: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         request, studio = self._request, self._studio
         name = ", ".join(filter(None, (self._label, label)))
-        width, height, frames = studio.pixels(noise_BCTHW)
-        studio.say(Log(message=f"{name}: seed {request.seed}, {width}x{height}, {frames} frames"))
+        width, height, _ = studio.pixels(noise_BCTHW)
+        length = "one frame" if request.frames == 1 else f"{request.frames} frames"  # the noise may be of a part only
+        studio.say(Log(message=f"{name}: seed {request.seed}, {width}x{height}, {length}"))
         walk = {
             "solver": solver or studio.job[Prompting].sample_solver,
             "steps": request.steps,
@@ -266,6 +300,7 @@ class Denoising:
             meter.advance()
             if studio.control.stop_requested and step.done < step.total:
                 raise Stopped("Stopped while denoising.")
+            studio.previews.show(step, label=name, shown=shown)
 
         clean = sample(
             velocity,

@@ -14,7 +14,7 @@ from ..families import part
 from ..families.values import Expert
 from ..lora import network as lora
 from ..lora.arguments import read_network_arguments
-from ..lora.files import read_lora
+from ..lora.files import LoraFile, read_lora
 from ..lora.formats import to_default
 from ..lora.merge import report_unmatched
 from .denoiser import tune_backends
@@ -57,34 +57,53 @@ class TrainedModel:
         return self._model.cond_from_batch(batch, **self._arguments)
 
 
-def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> lora.LoraNetwork:
-    """New adapters for one expert, or those of its `--network_weights`."""
+def check_networks(job: Job, experts: Experts, dit: nn.Module) -> None:
+    """Refuse now adapters that cannot be put on this DiT, which has no weights yet, and `--network_weights` that do
+    not fit them. OptionError, WeightsError."""
+    for expert in experts.members:
+        given = _given(job, expert, dit)
+        network = _created(job, given, dit, seed=0)
+        if given:
+            network.check_state(to_default(given.modules))
+        network.detach()
+
+
+def _given(job: Job, expert: Expert, dit: nn.Module) -> LoraFile | None:
+    """The `--network_weights` of an expert."""
+    if not expert.network_weights:
+        return None
+    role = f"--network_weights{expert.ending}"
+    return read_lora(expert.network_weights, lora_target(job.family, dit), role=role)
+
+
+def _created(job: Job, given: LoraFile | None, dit: nn.Module, seed: int) -> lora.LoraNetwork:
+    """New adapters, as the options say or as `given` has them."""
     options, keys = job[Network], part(job.family, "keys")
     arguments = read_network_arguments(options.network_module, options.network_args)
-    given = None
-    if expert.network_weights:
-        role = f"--network_weights{expert.ending}"
-        given = read_lora(expert.network_weights, lora_target(job.family, dit), role=role)
     if given and options.dim_from_weights:
-        if options.network_dim is not None:
-            say(
-                Warning_(
-                    message=f"--network_dim {options.network_dim} is not used: --dim_from_weights takes the file's."
-                )
-            )
-        network = lora.create_like(dit, given.modules, dropout=options.network_dropout, seed=seed, **arguments.like)
-    else:
-        network = lora.create(
-            dit,
-            block_classes=keys.LORA_BLOCKS,
-            exclude="" if arguments.all_linear else keys.LORA_EXCLUDE,
-            dim=options.rank,
-            alpha=options.network_alpha,
-            dropout=options.network_dropout,
-            seed=seed,
-            **arguments.create,
-        )
+        return lora.create_like(dit, given.modules, dropout=options.network_dropout, seed=seed, **arguments.like)
+    return lora.create(
+        dit,
+        block_classes=keys.LORA_BLOCKS,
+        exclude="" if arguments.all_linear else keys.LORA_EXCLUDE,
+        dim=options.rank,
+        alpha=options.network_alpha,
+        dropout=options.network_dropout,
+        seed=seed,
+        **arguments.create,
+    )
+
+
+def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> lora.LoraNetwork:
+    """New adapters for one expert, or those of its `--network_weights`."""
+    options = job[Network]
+    arguments = read_network_arguments(options.network_module, options.network_args)
+    given = _given(job, expert, dit)
+    network = _created(job, given, dit, seed)
     if given:
+        if options.dim_from_weights and options.network_dim is not None:
+            text = f"--network_dim {options.network_dim} is not used: --dim_from_weights takes the file's."
+            say(Warning_(message=text))
         report_unmatched(given, say)
         network.load_state(to_default(given.modules))
     count = sum(parameter.numel() for parameter in network.parameters())

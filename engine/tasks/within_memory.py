@@ -18,9 +18,10 @@ from ..contract.errors import EngineError, OutOfMemoryError, as_failed
 from ..contract.events import Control, Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import Run
+from ..memory.choosing import Limits
 from ..memory.estimate import CONTEXT
 from ..ops.device import choose_device, free_memory, limit_memory
-from .fitting import Plan, asked_size, plan, smaller, wanted
+from .fitting import Plan, asked_size, limits_of, plan, smaller, wanted
 from .plan import event_of, verdict
 
 Task = Callable[[Job, Say, Control], str]
@@ -29,13 +30,17 @@ GoOn = Callable[[Job], Job]
 
 
 def within_memory(
-    job: Job, say: Say, control: Control, task: Task, *, remember: Callable[[], GoOn] = lambda: lambda job: job
-) -> str:
-    """Run `task` on a job as its options --memory and --vram say. `remember` is called before it begins."""
+    job: Job, say: Say, control: Control, task: Task, *, remember: Callable[[], GoOn] = lambda: lambda job: job,
+    held: int | None = None,
+) -> str:  # fmt: skip
+    """Run `task` on a job as its options --memory and --vram say. `remember` is called before it begins.
+
+    `held`: bytes of main memory in what earlier jobs of this process have left for this one; None without any.
+    """
     device = gpu(job)
     if device is None:
         return task(job, say, control)
-    found = fitted(job, device, say) if wanted(job) else None
+    found = fitted(job, device, say, held=held) if wanted(job) else None
     go_on = remember() if found is not None else None
     try:
         return task(job if found is None else found.job, say, control)
@@ -67,15 +72,24 @@ def gpu(job: Job) -> torch.device | None:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.index is None else device
 
 
-def fitted(job: Job, device: torch.device, say: Say) -> Plan:
+def fitted(job: Job, device: torch.device, say: Say, *, held: int | None = None) -> Plan:
     """Choose, say what was chosen, and keep to --vram."""
-    found = plan(job)
+    found = plan(job, limits=None if held is None else limits_at_start(job, held))
     say(event_of(found))
     say(Log(message=verdict(found)) if found.fits else Warning_(message=f"{verdict(found)} It is tried."))
     told = asked_size(job)
     if told is not None:
         limit_memory(device, told - CONTEXT)
     return found
+
+
+def limits_at_start(job: Job, held: int) -> Limits:
+    """What a process would find that begins with this job, so that it is planned alike after others."""
+    limits, _ = limits_of(job)
+    card, main = limits.card, limits.main
+    if card is not None and asked_size(job) is None and torch.cuda.is_initialized():
+        card += CONTEXT  # CUDA's own, which is planned for again
+    return Limits(card=card, main=None if main is None else main + held)
 
 
 def less_than(found: Plan | None, job: Job) -> Plan | None:

@@ -239,6 +239,18 @@ GENERATION: list[Line] = [
         {"control_path": "control.mp4", "end_image_path": "end.png", "trim_tail_frames": 3},
     ),
     (
+        "VACE, by the official code's names",
+        f"{GENERATE} --prompt p --task vace-14B --src_video video.mp4 --src_mask mask.mp4 --src_ref_images a.png b.png "
+        "--vace_strength 0.8",
+        {"control_path": "video.mp4", "src_mask": "mask.mp4", "src_ref_images": ("a.png", "b.png"),
+         "vace_strength": 0.8},
+    ),
+    (
+        "camera",
+        f"{GENERATE} --prompt p --task camera-14B --image_path a.png --clip c --camera_pose zoom_in --camera_speed 0.5",
+        {"camera_pose": "zoom_in", "camera_speed": 0.5, "flow_shift": 5.0, "guidance_scale": 6.0},
+    ),
+    (
         "one frame",
         f"{GENERATE} --prompt p --task i2v-14B --output_type latent_images --image_path start_image.png "
         '--control_image_path start_image.png end_image.png --one_frame_inference "control_index=0;2,target_index=1"',

@@ -139,11 +139,13 @@ def test_the_contract_imports_the_standard_library_only(path: Path) -> None:
 
 
 def test_wan_s_tasks_have_the_published_values() -> None:
-    assert NATIVE_FPS == 16 and len(VARIANTS) == 10
+    assert NATIVE_FPS == 16 and len(VARIANTS) == 14
     told = {name: (t.in_channels, t.infer_steps, t.flow_shift, t.guidance_scale) for name, t in VARIANTS.items()}
     assert told["t2v-1.3B"] == told["t2v-14B"] == told["t2i-14B"] == (16, 50, 5.0, 5.0)
     assert told["i2v-14B"] == told["flf2v-14B"] == (36, 40, 5.0, 5.0)
     assert told["t2v-A14B"] == (16, 40, 12.0, 3.0) and told["i2v-A14B"] == (36, 40, 5.0, 3.5)
+    assert told["vace-1.3B"] == told["vace-14B"] == (16, 50, 16.0, 5.0)
+    assert told["camera-1.3B"] == told["camera-14B"] == (32, 50, 5.0, 6.0)
     assert (VARIANTS["t2v-A14B"].boundary, VARIANTS["i2v-A14B"].boundary) == (0.875, 0.9)
     assert VARIANTS["t2v-A14B"].guidance_scale_high_noise == 4.0
     assert VARIANTS["t2i-14B"].video_length == 1 and VARIANTS["t2v-14B"].video_length == 81

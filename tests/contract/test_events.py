@@ -17,6 +17,7 @@ from engine.contract.events import (
     Done,
     Event,
     Failed,
+    Finished,
     Hello,
     Log,
     Meter,
@@ -53,6 +54,7 @@ EXAMPLES: list[Event] = [
     Warning_(message="careful"),
     Done(message="", stopped=True),
     Failed(kind="option", message="m", hint="h"),
+    Finished(job="a folder", status=2, leaving=True),
 ]
 
 

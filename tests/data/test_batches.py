@@ -154,6 +154,19 @@ def test_the_bucket_is_that_of_the_tensors_not_of_the_file_name(tmp_path):
     assert {item.key[:3] for item in load(config)} == {(8, 8, 2)}
 
 
+def test_items_with_and_without_controls_come_in_batches_of_their_own(tmp_path):
+    """The reference sorts bucket keys of different lengths and kinds, which fails where only some have a control."""
+    config = cached(tmp_path)
+    for number, controls in enumerate([(), ("latents_control",), ("latents_control", "latents_image")]):
+        tensors = {name: torch.zeros(16, 2, 6, 8) for name in ("latents", *controls)}
+        path = tmp_path / "cache" / f"clip_{number}_00000-005_0064x0048_wan.safetensors"
+        cache.write_latents(path, tensors, architecture="wan", width=64, height=48, frame_count=5)
+    for path in (tmp_path / "cache").glob("*_wan.fingerprint.json"):
+        path.unlink()
+    found = BatchSampler(load(config), batch_sizes=[3], seed=1).epoch(0)
+    assert sorted(len(batch.items) for batch in found) == [1, 1, 1]
+
+
 def test_a_latent_cache_without_latents_is_damaged(tmp_path):
     config = cached(tmp_path)
     path = tmp_path / "cache" / "clip_0_00000-005_0064x0048_wan.safetensors"

@@ -51,7 +51,7 @@ def words(prepared, tmp_path_factory):
     more = (
         "--max_train_steps", STEPS, "--save_every_n_steps", 1, "--save_state", "--save_last_n_steps", 2,
         "--network_dropout", 0.1, "--lr_scheduler", "cosine", "--lr_warmup_steps", 3, "--num_timestep_buckets", 3,
-        "--gradient_accumulation_steps", 2, "--validation_split", 0.2, "--validate_every_n_steps", 2,
+        "--gradient_accumulation_steps", 2, "--validation_split", 0.2, "--validate_every_n_steps", 2, "--use_ema",
     )  # fmt: skip
     return lambda out: [*step.command, *map(str, (*more, "--output_dir", out, "--logging_dir", out / "logs"))]
 
@@ -82,7 +82,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_lora(words, undisturbed: P
         assert all(load_file(lora) for lora in out.glob("*.safetensors"))
     assert killed >= min(KILLS, 3)
     finish(flag, words(out))
-    ours, theirs = load_file(out / "demo-lora.safetensors"), load_file(undisturbed / "demo-lora.safetensors")
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for file in ("demo-lora.safetensors", "demo-lora_ema.safetensors"):
+        ours, theirs = load_file(out / file), load_file(undisturbed / file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert loss_curve_of(out) == loss_curve_of(undisturbed)
     assert not list(out.glob(LEFTOVERS))

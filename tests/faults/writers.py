@@ -22,7 +22,7 @@ from engine.media.images import read_image, write_image
 from engine.media.latents import load_latent, save_latent
 from engine.media.sheet import contact_sheet
 from engine.media.video import read_frames
-from engine.media.writing import write_images, write_png, write_video
+from engine.media.writing import write_images, write_png, write_preview, write_video
 from engine.parts.weight_shards import stream_shards
 from engine.parts.weights import open_weights, write_weights
 from engine.talk import JobFolder
@@ -155,6 +155,11 @@ WRITERS: dict[str, Writer] = {
     "png": Writer(
         "h.png",
         lambda path, value, pause: write_png(path, next(_frames(value, pause)), metadata={"seeds": value}),
+        lambda path: _seen(read_image(path)),
+    ),
+    "preview": Writer(
+        "p.webp",
+        lambda path, value, pause: write_preview(path, np.stack([*_frames(value, lambda: None)]), fps=8),
         lambda path: _seen(read_image(path)),
     ),
     "video": Writer(

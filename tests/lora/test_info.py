@@ -36,6 +36,12 @@ def test_facts_are_counted_and_norms_measured() -> None:
     assert info.values()["norm/blocks.0"] == info.norms["blocks.0"] and info.values()["rank/highest"] == 2
 
 
+def test_blocks_are_in_the_order_of_the_model() -> None:
+    """Files have block 10 before block 2."""
+    info = describe(file(a__10__q=ONE, a__2__q=ONE, b__0__q=ONE, a__0__q=ONE, head=ONE))
+    assert list(info.norms) == ["a.0", "a.2", "a.10", "b.0", "head"]
+
+
 def test_a_person_reads_lines() -> None:
     info = describe(file(blocks__0__q=ONE, blocks__10__q=TWO))
     said = lines(info, {"ss_steps": "1600", "ss_network_args": json.dumps({"factor": 8}), "ss_seed": "None"})

@@ -234,7 +234,7 @@ def test_settings_are_kept_on_the_server(comfy: Path) -> None:
     changed = asked("change_settings", body={"gpu": "1", "roots": [str(comfy / "clips")]})
     assert changed.status == 200
     assert asked("settings").data == {
-        "home": "", "gpu": "1", "log_level": "info", "roots": [str(comfy / "clips")],
+        "home": "", "gpu": "1", "keep_alive": 0, "log_level": "info", "roots": [str(comfy / "clips")],
     }  # fmt: skip
     assert asked("change_settings", body={"gpu": "x"}).status == 400
     assert (comfy / "user/__musubi/settings.json").is_file()
@@ -307,3 +307,19 @@ def test_making_can_be_stopped_and_is_not_begun_twice(bootstrap: Path, monkeypat
     assert settled()["state"] == "missing"
     assert time.monotonic() - began < PATIENCE_S
     assert asked("engine_action", body={"action": "rm"}).status == 400
+
+
+def test_a_preview_of_something_unfinished_takes_the_place_of_the_one_before(kept: Any, folder: Path) -> None:
+    """Each has an address of its own, or a page would go on showing the first; after a restart the last one is left."""
+    run, output = begin(kept, folder), folder.parent / "out"
+    output.mkdir()
+    (output / "latent_preview.webp").write_bytes(b"RIFF")
+    for step in (2, 4):
+        run.take(events.Preview(path=str(output / "sheet.png")))
+        run.take(events.Preview(path=str(output / "latent_preview.webp"), label=f"step {step}", passing=True))
+    shown = [entry for entry in run.whole()["previews"] if entry["passing"]]
+    assert [entry["label"] for entry in shown] == ["step 4"] and len(run.previews) == 3
+    told = [event["event"] for event in run.news()[1]]
+    addresses = [event["url"] for event in told if event["passing"]]
+    assert len(set(addresses)) == 2 and addresses[-1] == shown[0]["url"]
+    assert run.file("latent_preview.webp") == output / "latent_preview.webp"

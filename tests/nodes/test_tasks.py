@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +189,16 @@ def test_stop_and_save_gives_the_lora_but_is_no_finished_result(
     monkeypatch.delenv("OBLIGING_WAITS")
     train()
     assert len(obliging.starts) == 2
+
+
+def test_a_stopped_training_gives_its_own_lora_not_an_average_nor_a_further_experts(tmp_path: Path) -> None:
+    """Those are saved behind it, at each step."""
+    endings = ("-step00000002", "_high_noise-step00000002", "_ema-step00000002", "_high_noise_ema-step00000002")
+    files = [tmp_path / f"cat{ending}.safetensors" for ending in endings]
+    for file in files:
+        file.touch()
+    this = SimpleNamespace(artifacts=[{"kind": "LoRA", "path": str(file)} for file in files])
+    assert part("nodes.tasks")._last_lora(this, tmp_path / "cat.safetensors") == files[0]
 
 
 def test_comfyuis_models_leave_the_gpu_first(models: Path, obliging: Engine) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.contract import cli
 from engine.families import names, part
 from engine.families.framepack import tiny as framepack
+from engine.families.hunyuan_video import tiny as hunyuan_video
 from engine.families.wan import tiny as wan
 from engine.media.latents import load_latent, save_latent
 from engine.media.writing import read_metadata
@@ -44,11 +46,12 @@ def latent_of(engine, models, family: str, out: Path, *more: object) -> torch.Te
     return load_file(path)["latent"]
 
 
+@pytest.mark.parametrize("flags", [("--fp8",), ("--fp8_scaled", "--fp8_fast")], ids=" ".join)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plain_fp8_is_taken_by_every_family(family, models, engine, tmp_path):
+def test_fp8_is_taken_by_every_family(family, flags, models, engine, tmp_path):
     """FramePack's --fp8 without --fp8_scaled crashes in the reference; --fp8_fast is dead in two of the three."""
     plain = latent_of(engine, models, family, tmp_path / "plain")
-    small = latent_of(engine, models, family, tmp_path / "fp8", "--fp8")
+    small = latent_of(engine, models, family, tmp_path / "fp8", *flags)
     assert small.isfinite().all() and not small.equal(plain)
     assert (small - plain).norm() < 0.5 * plain.norm()
 
@@ -84,6 +87,17 @@ def test_what_is_denoised_is_never_lost_to_the_decoder(models, engine, tmp_path,
     first, second = tmp_path / "bad_latent.safetensors", tmp_path / "bad_1_latent.safetensors"
     assert failed.status == 70 and f"--latent_path {first}" in failed.err
     assert not torch.equal(load_latent(first)[0], load_latent(second)[0]) and not list(tmp_path.glob("*.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [(("--video_sections", 2), "section 2 of 2: seed 1, 64x48, 17 frames"),
+     (("--one_frame_inference", "default"), "video 1 of 1: seed 1, 64x48, one frame")],
+)  # fmt: skip
+def test_a_person_is_told_the_length_of_the_video_not_of_its_section(more, told, models, engine, tmp_path):
+    words = (*SMALL, "--prompt", "a bar", "--seed", 1, "--output_type", "latent", "--save_path", tmp_path)
+    made = engine("generate", "framepack", *models["framepack"], *words, *more)
+    assert made.status == 0 and told in made.err, made.err
 
 
 def test_each_of_several_latents_keeps_what_it_said(models, engine, tmp_path):
@@ -138,6 +152,28 @@ def test_patterns_choose_what_of_a_lora_acts(models, engine, tmp_path):
     assert not whole.equal(part_of_it)
     assert made("excluded", "--lora_weight", both, "--exclude_patterns", "ffn").equal(part_of_it)
     assert made("included", "--lora_weight", both, "--include_patterns", "self_attn").equal(part_of_it)
+
+
+ADAPTED = {  # a square layer of each family's small DiT
+    "wan": ("blocks_0_self_attn_q", wan.DIT_CONFIG.dim),
+    "hunyuan_video": ("double_blocks_0_img_attn_proj", hunyuan_video.DIT_CONFIG.dim),
+    "framepack": ("transformer_blocks_0_attn_to_q", framepack.DIT_CONFIG.dim),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_reaches_a_dit_under_comfyuis_prefix(family, models, engine, tmp_path):
+    """In the reference its names do not match those of such a Wan file: a warning, and a video without the LoRA."""
+    layer, width = ADAPTED[family]
+    lora = write_lora(tmp_path / "lora.safetensors", {layer: (width, width)})
+    dit, prefixed = models[family][models[family].index("--dit") + 1], tmp_path / "prefixed.safetensors"
+    with safe_open(dit, "pt") as file:
+        metadata = file.metadata()
+    tensors = {f"model.diffusion_model.{name}": value for name, value in load_file(dit).items()}
+    save_file(tensors, prefixed, metadata=metadata)
+    wanted = latent_of(engine, models, family, tmp_path / "wanted", "--lora_weight", lora)
+    found = latent_of(engine, models, family, tmp_path / "found", "--lora_weight", lora, "--dit", prefixed)
+    assert found.equal(wanted) and not latent_of(engine, models, family, tmp_path / "plain").equal(wanted)
 
 
 def test_a_merged_model_is_written_and_generates_as_with_its_lora(models, engine, tmp_path):

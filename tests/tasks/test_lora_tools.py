@@ -129,8 +129,15 @@ def test_merging_into_a_model_gives_what_loading_with_the_loras_gives(workshop, 
     assert main(shards) == 2  # a folder that is there is nobody's to replace
 
 
+def named_by_musubi(lora: Path, dit: Path) -> Path:
+    out = lora.with_name(f"musubi_{lora.name}")
+    line = ["lora", "convert", "--input", str(lora), "--dit", str(dit), "--output", str(out), "--target", "default"]
+    assert main(line) == 0
+    return out
+
+
 def test_merging_into_one_lora(workshop, tmp_path: Path, capfd) -> None:
-    _, dit, one, two = workshop
+    family, dit, one, two = workshop
     line = ["lora", "merge", "--lora_weight", str(one), str(two), "--lora_multiplier", "0.5", "2", "--dit", str(dit)]
     exact, small = tmp_path / "exact.safetensors", tmp_path / "small.safetensors"
     assert main([*line, "--save_merged_lora", str(exact)]) == 0
@@ -139,16 +146,36 @@ def test_merging_into_one_lora(workshop, tmp_path: Path, capfd) -> None:
     name = next(key for key in load_file(one) if key.endswith("lora_up.weight")).removesuffix(".lora_up.weight")
 
     def change(path: Path) -> torch.Tensor:
-        lora = load_file(path)
+        lora = load_file(named_by_musubi(path, dit))
         down, up = lora[f"{name}.lora_down.weight"], lora[f"{name}.lora_up.weight"]
         return up @ down * float(lora[f"{name}.alpha"]) / len(down)
 
     wanted = 0.5 * change(one) + 2 * change(two)
     assert torch.allclose(change(exact), wanted, atol=1e-5)
-    assert len(load_file(small)[f"{name}.lora_down.weight"]) == 3
+    assert len(load_file(named_by_musubi(small, dit))[f"{name}.lora_down.weight"]) == 3
+    prefix = "diffusion_model." if family == "hunyuan_video" else "lora_unet_"  # what ComfyUI loads whole
+    assert all(key.startswith(prefix) for key in load_file(small))
     assert (change(small) - wanted).norm() < 0.5 * wanted.norm()
     said = metadata_of(exact)
     assert (said["ss_network_dim"], said["merged_lora"]) == ("4", "one.safetensors: 0.5, two.safetensors: 2")
+
+
+def test_what_readers_make_of_a_file_is_said(workshop, tmp_path: Path, capfd) -> None:
+    _, dit, lora, _ = workshop
+    tensors = load_file(lora)
+    ups = [name for name in tensors if name.endswith("lora_up.weight")]
+    lengths = {name.replace("lora_up.weight", "dora_scale"): torch.ones(len(tensors[name]), 1) for name in ups}
+    save_file({**tensors, **lengths}, tmp_path / "dora.safetensors")
+    for name, target, told in (
+        ("dora", ["other"], "ComfyUI divides the rows of a DoRA by their lengths before"),
+        ("dora", ["diffusers"], ""),
+        ("one", ["other", "--keep_alpha"], ""),
+        ("one", ["diffusers", "--keep_alpha"], "diffusers and PEFT do not read alpha"),
+    ):
+        line = ["lora", "convert", "--input", str(tmp_path / f"{name}.safetensors"), "--dit", str(dit), "--output"]
+        assert main([*line, str(tmp_path / "out.safetensors"), "--target", *target]) == 0
+        shown = capfd.readouterr().err
+        assert ("warning" in shown) == bool(told) and told in shown
 
 
 def test_averaging_goes_by_the_training_step(tmp_path: Path, capfd) -> None:

@@ -261,11 +261,13 @@ WAN = {
         ("--image_path", "{0}/start.png", "--end_image_path", "{0}/end.png", "--video_length", 5),
     ),
     "t2v-1.3B-FC": ("--cn {0}/control.mp4 --f 5", ("--control_path", "{0}/control.mp4", "--video_length", 5)),
+    "t2v-A14B": ("--f 5", ("--video_length", 5)),
 }
 
 
 @pytest.mark.parametrize("variant", WAN)
 def test_variants_of_wan_sample_what_they_generate(variant, engine, pictures, tmp_path, tmp_path_factory):
+    """With both experts where there are two: musubi-tuner's samples are made with the low noise one alone."""
     shop = variant_of(tmp_path_factory, "wan", variant)
     letters, flags = WAN[variant]
     latents, _, path = make_samples(

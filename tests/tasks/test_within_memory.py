@@ -15,7 +15,7 @@ from engine.contract.errors import OutOfMemoryError
 from engine.contract.events import Control, Plan, Warning_
 from engine.contract.job import changed
 from engine.memory.choosing import Limits
-from engine.memory.estimate import GIB, Stage
+from engine.memory.estimate import CONTEXT, GIB, Stage
 from engine.tasks import fitting, within_memory
 from engine.training import micro_batch
 
@@ -162,3 +162,13 @@ def test_a_plan_can_be_smaller(monkeypatch):
     fitting.smaller(before)
     fitting.smaller(dataclasses.replace(before, limits=Limits(card=4 * GIB)))
     assert asked[0].card < 0.86 * before.needed and asked[1].card == int(0.85 * 4 * GIB)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_stays_of_jobs_before_counts_as_free(monkeypatch):
+    """Otherwise the second of two like jobs would be planned differently, and load its model anew."""
+    monkeypatch.setattr(within_memory, "limits_of", lambda job: (Limits(card=12 * GIB, main=2 * GIB), None))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    limits = within_memory.limits_at_start(job_of(), 3 * GIB)
+    assert limits == Limits(card=12 * GIB + CONTEXT, main=5 * GIB)
+    assert within_memory.limits_at_start(job_of("--vram", "12GB"), 0).card == 12 * GIB

@@ -37,6 +37,17 @@ test('a plan is kept, the newest one when the engine goes on with less', () => {
   assert.equal(run.plan.needed_mib, 700)
 })
 
+test('a preview of something unfinished takes the place of the one before, other pictures stay', () => {
+  const run = applyWhole(fromSummary(summary), { ...whole, previews: [{ path: '/a/sheet.png', url: '/sheet' }] })
+  for (const v of [1, 2, 2, 3]) {
+    applyEvent(run, { event: 'preview', path: '/a/now.webp', url: `/now&v=${v}`, passing: true })
+  }
+  assert.deepEqual(
+    run.previews.map(({ url }) => url),
+    ['/sheet', '/now&v=3']
+  )
+})
+
 test('a new summary leaves the series alone', () => {
   const run = applyWhole(fromSummary(summary), whole)
   applySummary(run, { ...summary, state: 'done', ended: 160 })

@@ -56,7 +56,8 @@ export function applyEvent(run, event) {
       break
     case 'preview':
       if (!run.previews.some((known) => known.url === event.url)) {
-        run.previews = [...run.previews, event].slice(-MOST_PREVIEWS)
+        const others = run.previews.filter((known) => !event.passing || known.path !== event.path)
+        run.previews = [...others, event].slice(-MOST_PREVIEWS)
       }
       break
     case 'artifact':

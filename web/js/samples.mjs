@@ -11,16 +11,18 @@ import { text } from './texts.mjs'
 const VIDEO = /\.(mp4|webm|mov|mkv)(?=$|[?&])/i
 const PICTURE = /\.(png|jpe?g|webp|gif|avif)(?=$|[?&])/i
 
-/** What there is to see: previews first, then finished videos and images, each once. */
+/**
+ * What there is to see: previews first, then finished videos and images, each once. Where there is something finished,
+ * what showed it in the making has had its time.
+ */
 export function mediaOf({ previews, artifacts }) {
   const shown = new Map()
-  for (const preview of previews) {
+  const finished = artifacts.filter(({ url }) => url && (VIDEO.test(url) || PICTURE.test(url)))
+  for (const preview of previews.filter(({ passing }) => !passing || !finished.length)) {
     const url = preview.url ?? (preview.jpeg ? `data:image/jpeg;base64,${preview.jpeg}` : '')
     if (url) shown.set(url, { url, label: preview.label || label(preview) })
   }
-  for (const { url, name, path } of artifacts) {
-    if (url && (VIDEO.test(url) || PICTURE.test(url))) shown.set(url, { url, label: name ?? fileName(path) })
-  }
+  for (const { url, name, path } of finished) shown.set(url, { url, label: name ?? fileName(path) })
   return [...shown.values()]
 }
 
@@ -49,7 +51,11 @@ function picture(url, { large = false } = {}) {
     video.muted = true // the attribute alone does not silence an element made by a script
     return video
   }
-  return make('img', { src: url.startsWith('data:') ? url : fileAddress(url), alt: '', loading: 'lazy' })
+  return make('img', {
+    src: url.startsWith('data:') ? url : fileAddress(url),
+    alt: '',
+    loading: large ? 'eager' : 'lazy'
+  })
 }
 
 export class Samples {
@@ -79,10 +85,18 @@ export class Samples {
     const current = this._current()
     if (!current || current.url === this.drawn) return
     this.drawn = current.url
-    this.large.replaceChildren(picture(current.url, { large: true }))
+    this._swap(picture(current.url, { large: true }), current.url)
     this.caption.textContent = current.label
     for (const entry of this.strip.children)
       entry.setAttribute('aria-selected', String(entry.dataset.url === current.url))
+  }
+
+  /** The picture before stays until the next one can be drawn, so that previews follow each other without a flicker. */
+  async _swap(next, url) {
+    if (this.large.firstElementChild?.tagName === 'IMG' && next.tagName === 'IMG') {
+      await next.decode().catch(() => {}) // a picture that cannot be shown is shown as broken
+    }
+    if (this.drawn === url) this.large.replaceChildren(next)
   }
 
   _drawStrip() {

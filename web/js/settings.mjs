@@ -1,5 +1,5 @@
 /**
- * The settings that live on the server, never in a workflow: where the engine is, which GPU, log level, folders.
+ * The settings that live on the server, never in a workflow: where the engine is, which GPU, how long it stays, log level, folders.
  *
  * The same fields stand in ComfyUI's settings dialog and in our setup dialog. A change is sent at once; what is wrong
  * with it is said below the field.
@@ -10,6 +10,7 @@ import { make } from './dom.mjs'
 import { text } from './texts.mjs'
 
 const GPUS = 8
+const MOST_MINUTES = 24 * 60
 const LEVELS = ['debug', 'info', 'warning', 'error']
 
 /** Setting → how it is edited. `read` and `write` turn the server's value into the field's and back. */
@@ -24,6 +25,10 @@ const FIELDS = {
       })
   },
   gpu: { make: () => choices(['auto', 'cpu', ...Array.from({ length: GPUS }, (_, index) => String(index))], gpuName) },
+  keep_alive: {
+    make: () => make('input', { type: 'number', class: 'musubi-input', min: '0', max: String(MOST_MINUTES), step: '1' }),
+    write: (words) => Number(words)
+  },
   log_level: { make: () => choices(LEVELS, (level) => level) },
   roots: {
     make: () =>
@@ -100,6 +105,11 @@ export function comfySettings(openSetup) {
     },
     custom('roots', 'Allowed folders', 'Folders that workflows may use beside those of ComfyUI, one a line.'),
     custom('log_level', 'Log level', 'How much the engine writes into its log.'),
+    custom(
+      'keep_alive',
+      'Keep the engine after a generation (minutes)',
+      'The next video then starts at once. Its models wait in main memory; 0 gives everything back.'
+    ),
     custom('gpu', 'GPU', 'On which GPU the engine works.'),
     custom(
       'home',

@@ -6,7 +6,7 @@ these files; `accepted.py` says which change nothing.
 
 from .bench import Bench
 from .data import Caching, Data, DatasetTools, Demo, Docs, LatentCaching
-from .generating import GenerationMemory, LoraStack, Output, Prompting
+from .generating import GenerationMemory, LoraStack, Output, Previews, Prompting
 from .guidance import GuidanceSteps
 from .memory import Memory, MemoryPlan, TrainingMemory
 from .models import (
@@ -56,6 +56,7 @@ __all__ = [
     "Optimizer",
     "Output",
     "Precision",
+    "Previews",
     "Processes",
     "Prompting",
     "Run",

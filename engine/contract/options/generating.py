@@ -151,6 +151,20 @@ class Output(Section, title="Output"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Previews(Section, title="Previews"):
+    """A moving picture of the video that is being made, to see early whether it is worth waiting for."""
+
+    preview_latent_every: int = opt(
+        0, "Show what the model has in mind after every so many steps, and after the last: latent_preview.webp beside "
+        "the results, or .png of one frame. 0: never.", low=0, unit="steps",
+    )  # fmt: skip
+    preview_vae: str | None = opt(
+        None, "Tiny autoencoder that makes previews sharper: taehv for HunyuanVideo and FramePack, taew2_1 for Wan. "
+        "Default: colours straight from the latents, at next to no cost.", file_kind="vae_approx", metavar="FILE",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationMemory(Memory, title="Memory and speed"):
     """Trading time for memory, and compiling for time."""
 

@@ -50,8 +50,6 @@ _NOT_HERE = {
     "nag_tau": "normalized attention guidance",
     "nag_alpha": "normalized attention guidance",
     "nag_prompt": "normalized attention guidance",
-    "preview_latent_every": "previews while a video is made",
-    "preview_vae": "previews while a video is made",
     "prompt_wildcards": "wildcards in prompts",
     "prompt_weighting": "weighted words in prompts",
     "i2i_path": "an image to begin from",

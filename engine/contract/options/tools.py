@@ -25,8 +25,8 @@ class LoraConvert(Section, title="Conversion"):
         "diffusers' pipelines and PEFT.", required=True,
     )  # fmt: skip
     diffusers_prefix: str | None = opt(
-        None, "First part of the names for --target other (default diffusion_model) and diffusers (default "
-        "transformer).", metavar="NAME",
+        None, "First part of the names for --target other (default diffusion_model; diffusion-pipe has transformer for "
+        "HunyuanVideo) and diffusers (default transformer; PEFT without diffusers: base_model.model).", metavar="NAME",
     )  # fmt: skip
     keep_alpha: bool = opt(
         False, "For --target other and diffusers: write alpha instead of folding it into the weights. ComfyUI reads "
@@ -61,8 +61,9 @@ class LoraMerge(
         "diffusers has them. Default: one file.", low=0.000001, unit="GB", advanced=True,
     )  # fmt: skip
     save_merged_lora: str | None = opt(
-        None, "Instead of a model write one LoRA that does what all of them do together.", metavar="FILE"
-    )
+        None, "Instead of a model write one LoRA that does what all of them do together, under the names that ComfyUI "
+        "loads whole.", metavar="FILE",
+    )  # fmt: skip
     new_rank: int | None = opt(
         None, "Rank of the merged LoRA, the best one of that rank. Default: all ranks together, which is exact.", low=1
     )

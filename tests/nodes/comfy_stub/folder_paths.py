@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-KINDS = ("diffusion_models", "vae", "text_encoders", "clip_vision", "loras")
+KINDS = ("diffusion_models", "vae", "text_encoders", "clip_vision", "loras", "vae_approx")
 _base = Path("/nowhere")
 
 
