@@ -339,7 +339,7 @@ def written(tables: tuple[Mapping[str, Any], ...], name: str) -> Dataset:
     except TypeError as error:
         raise DataError(f"A value is of no kind that a dataset has: {error}.", "Correct the dataset.") from error
     path = paths.work() / "datasets" / f"{name}-{paths.short_hash(text)}.toml"
-    if not path.is_file():
+    if not path.is_file() or path.read_bytes() != text.encode():  # somebody may have changed it by hand
         write_text(path, text, durable=False)
     return Dataset(str(path), tables)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -207,11 +208,14 @@ def _high(option: Option) -> float:
 
 
 def _step(option: Option) -> float:
-    """A tenth of the default's leading digit, so that the arrows are of use for 2e-6 as well as for 7."""
-    if option.kind == "number":
-        return 0.01
-    size = abs(option.default or 1.0)
-    return 10.0 ** (math.floor(math.log10(size)) - 1)
+    """A tenth of the default's leading digit, so that the arrows are of use for 2e-6 as well as for 7.
+
+    Never coarser than the default's last digit: ComfyUI shows no more digits than the step has, 0.999 as 1.00.
+    """
+    default = option.default or 1.0
+    step = 0.01 if option.kind == "number" else 10.0 ** (math.floor(math.log10(abs(default))) - 1)
+    last_digit = Decimal(str(default)).normalize().as_tuple().exponent
+    return min(step, 10.0 ** int(last_digit))
 
 
 def _help(option: Option) -> str:

@@ -22,6 +22,7 @@ class Sample(schema.Section, title="Sample", accepted={"later": "nothing needs i
     rank: int | None = opt(None, "Rank. Default: 4.", low=1)
     blocks: int | None = opt(None, "Blocks to swap.", low=0, unit="blocks")
     rate: float = opt(2e-6, "Rate.", low=0)
+    decay: float = opt(0.999, "Decay.", low=0, high=1)
     shift: float | None = opt(None, "Shift. Default: the task's.", low=0.0001, high=1000)
     warmup: int | float = opt(0, "Warmup.", low=0)
     quick: bool = opt(False, "Quick.")
@@ -65,11 +66,15 @@ def test_a_number_that_need_not_be_given(name: str, unset: float, note: str) -> 
     assert name not in options_of()
 
 
+def test_a_default_is_shown_with_all_its_digits() -> None:
+    assert MADE["decay"].step == pytest.approx(0.001)
+
+
 def test_defaults_give_the_engines_defaults() -> None:
     found = options_of()
     assert schema.build((Sample,), found)[Sample] == Sample()
     assert found == {
-        "steps": 20, "rate": 2e-6, "warmup": 0.0, "quick": False, "mode": "b", "video_size": [256, 512],
+        "steps": 20, "rate": 2e-6, "decay": 0.999, "warmup": 0.0, "quick": False, "mode": "b", "video_size": [256, 512],
         "output_name": "lora",
     }  # fmt: skip
 

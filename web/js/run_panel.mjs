@@ -233,12 +233,10 @@ export class RunPanel {
     this.bar.style.width = `${(run.state === 'done' ? 1 : (done ?? 0)) * 100}%`
     this.progress.setAttribute('aria-valuenow', String(Math.round((done ?? 0) * 100)))
     const facts = []
-    if (live && run.stage) facts.push(run.stage)
     const { progress } = run
+    if (live) facts.push(progress?.label || run.stage) // a stage clears what was counted: a count is always newer
     if (progress && (live || run.state !== 'done')) {
-      const label =
-        progress.label && progress.label.toLowerCase() !== run.stage?.toLowerCase() ? `${progress.label} ` : ''
-      facts.push(`${label}${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${progress.unit}`)
+      facts.push(`${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${progress.unit}`)
     }
     if (live && progress) {
       if (progress.rate) facts.push(speed(progress.rate, progress.unit))

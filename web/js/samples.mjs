@@ -49,6 +49,11 @@ function picture(url, { large = false } = {}) {
       controls: large
     })
     video.muted = true // the attribute alone does not silence an element made by a script
+    if (large) {
+      video.addEventListener('error', () =>
+        video.replaceWith(make('div', { class: 'musubi-empty' }, text('samples.gone')))
+      )
+    }
     return video
   }
   return make('img', {
