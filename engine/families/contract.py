@@ -229,8 +229,8 @@ class Model(Protocol):
     def blocks(self, dit: nn.Module) -> Sequence[nn.Module]:
         """The blocks in the order in which they run. They take and return plain tensors (or None).
 
-        A block may have `TOKENWISE`: names of its modules and methods that treat each token by itself, which may be
-        run in pieces (memory/pieces.py). They take tensors [B, L, …] and give one or several; what `LAST` names of
+        A block may have `TOKENWISE`: names of its methods that treat each token by itself, which may be run in
+        pieces (memory/pieces.py). They take tensors [B, L, …] and give one or several; what `LAST` names of
         them gives what the block gives.
         """
 

@@ -180,7 +180,8 @@ class QuantizeOnLoad:
         """Turn the layers that were loaded as codes into Fp8Linear. Returns their paths."""
         for path, scale in self.scales.items():
             linear = model.get_submodule(path)
-            _replace(model, path, Fp8Linear(linear.weight.detach(), scale, linear.bias))
+            codes = linear.weight.detach()
+            _replace(model, path, Fp8Linear(codes, scale.to(codes.device), linear.bias))
         done, self.scales = list(self.scales), {}
         return done
 

@@ -1,9 +1,9 @@
 """Parts of blocks in pieces of the tokens: feed-forward layers are wide, and need not be wide for all tokens at once.
 
-A block says in `TOKENWISE` which of its modules and methods treat each token by itself: what comes before attention and
-what comes after it. With gradients each piece is a checkpoint of its own, so the backward pass computes one piece
-again, differentiates it and forgets it: what the layers keep is there for one piece at a time. Counted on Wan 14B, the
-most that there is while a block is differentiated falls from 32 to 10 sizes of its input (test_counted.py).
+A block says in `TOKENWISE` which of its methods treat each token by itself: what comes before attention and what comes
+after it. With gradients each piece is a checkpoint of its own, so the backward pass computes one piece again,
+differentiates it and forgets it: what the layers keep is there for one piece at a time. Counted on Wan 14B, the most
+that there is while a block is differentiated falls from 32 to 10 sizes of its input (test_counted.py).
 Inside a checkpointed block that costs one more forward pass of what comes before attention. What `LAST` names gives the
 block's own result, which nobody needs when the block is run again for its backward pass, so it is left out there.
 Numbers differ by rounding, since products of fewer rows may be summed in another order.
@@ -43,12 +43,9 @@ def run_in_pieces(blocks: Iterable[nn.Module], count: int, *, whole_below: int =
 
 
 def _cut(block: nn.Module, name: str, count: int, whole_below: int) -> InPieces:
-    part, last = getattr(block, name), name in getattr(block, "LAST", ())
-    if isinstance(part, nn.Module):
-        part.forward = cut = InPieces(part.forward, count, whole_below=whole_below, last=last)  # type: ignore[method-assign]
-    else:
-        cut = InPieces(part, count, whole_below=whole_below, last=last)
-        setattr(block, name, cut)
+    last = name in getattr(block, "LAST", ())
+    cut = InPieces(getattr(block, name), count, whole_below=whole_below, last=last)
+    setattr(block, name, cut)
     return cut
 
 

@@ -49,6 +49,9 @@ def is_lora(shapes: Shapes) -> bool:
 is_framepack_dit = has_any(
     "clean_x_embedder.proj.weight", "clean_x_embedder.proj_4x.weight", "image_projection.up.weight"
 )
+is_hunyuan_vae = has("encoder.conv_in.conv.weight")
+is_llama = has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight")
+is_clip_text = has("text_model.embeddings.token_embedding.weight")
 is_wan_vae = has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma")
 is_t5 = has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")
 is_clip_vision = has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding")
@@ -61,26 +64,17 @@ WAN_DIT = Kind(
     "Use the wan commands for it.",
     has_any("blocks.0.cross_attn.q.weight", "blocks.0.attn2.to_q.weight"),
 )
+TINY_VAE = Kind(
+    "tiny-vae",
+    "a tiny autoencoder for previews",
+    "Give it as --preview_vae; it cannot replace the VAE.",
+    has_any("encoder.2.conv.weight", "decoder.1.weight"),
+)
 HUNYUAN_FILES = (
-    Kind("vae", "a HunyuanVideo VAE", "Give it as --vae.", has("encoder.conv_in.conv.weight")),
-    Kind(
-        "text-encoder",
-        "a LLaMA text encoder",
-        "Give it as --text_encoder1.",
-        has("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"),
-    ),
-    Kind(
-        "clip-text-encoder",
-        "a CLIP text encoder",
-        "Give it as --text_encoder2.",
-        has("text_model.embeddings.token_embedding.weight"),
-    ),
-    Kind(
-        "tiny-vae",
-        "a tiny autoencoder for previews",
-        "Give it as --preview_vae; it cannot replace the VAE.",
-        has_any("encoder.2.conv.weight", "decoder.1.weight"),
-    ),
+    Kind("vae", "a HunyuanVideo VAE", "Give it as --vae.", is_hunyuan_vae),
+    Kind("text-encoder", "a LLaMA text encoder", "Give it as --text_encoder1.", is_llama),
+    Kind("clip-text-encoder", "a CLIP text encoder", "Give it as --text_encoder2.", is_clip_text),
+    TINY_VAE,
 )
 """What stands beside the DiT in the families that are built on HunyuanVideo."""
 

@@ -161,6 +161,19 @@ class Unread:
         return own
 
 
+class WorkedOn:
+    """A transform for a GPU, also where the module is to be in main memory.
+
+    Tensors are read onto `device` and transformed there, and only what comes of them is brought to the module.
+    """
+
+    def __init__(self, transform: Callable[[str, torch.Tensor], torch.Tensor], device: torch.device) -> None:
+        self.transform, self.device = transform, device
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return self.transform(name, tensor)
+
+
 def load_into(
     module: nn.Module,
     file: WeightFile,
@@ -175,7 +188,8 @@ def load_into(
     `rename` maps a name in the file to the module's, None drops it. Two names that map to one (tied tables stored
     twice) must agree in shape; the first is used. `transform(name, tensor)` gets the module's name and the tensor
     on `device` as stored (scaled fp8 multiplied out); the result is then cast to `dtype`, unless the transform
-    returned another dtype than it got, which is its choice. It may choose what is read (`Choosing`).
+    returned another dtype than it got, which is its choice. It may choose what is read (`Choosing`) and where
+    (`WorkedOn`).
     dtype None keeps the file's types.
     Raises WeightsError that lists the first missing, unexpected and misshapen names.
     """
@@ -189,11 +203,12 @@ def load_into(
                 del sources[ours]
     wanted = ((ours, _own(slots[ours]).nbytes) for ours in sources)
     device = torch.device(device)
-    for ours, tensor in in_order(wanted, lambda name: file.read(sources[name], device=device), device=device):
+    place = transform.device if isinstance(transform, WorkedOn) else device
+    for ours, tensor in in_order(wanted, lambda name: file.read(sources[name], device=place), device=place):
         changed = tensor if transform is None else transform(ours, tensor)
         if dtype is not None and changed.dtype == tensor.dtype and changed.is_floating_point():
             changed = changed.to(dtype)
-        _assign(slots[ours], changed)
+        _assign(slots[ours], changed if place == device else changed.to(device))
     for part in module.modules():
         for name in part._non_persistent_buffers_set:
             buffer = part._buffers[name]

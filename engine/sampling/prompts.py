@@ -110,15 +110,6 @@ TRAIN: Letters = {**_COMMON, "g": "guidance_scale"}
 """Sample prompts of training: `--g` is embedded guidance, `--l` classifier-free guidance."""
 GENERATE: Letters = {**_COMMON, "g": "cfg_scale", "cim": "control_image_mask_path"}
 """`--from_file` and `--interactive`: `--g` and `--l` both mean classifier-free guidance."""
-GENERATE_SECONDS: Letters = {
-    **GENERATE,
-    "f": "video_seconds",
-    "vs": "video_sections",
-    "mcrr": "magcache_retention_ratio",
-    "mct": "magcache_threshold",
-    "mck": "magcache_k",
-}
-"""As GENERATE, for families that measure a video in seconds and sections."""
 
 _OPTION = re.compile(r"(?:^|(?<=\s))--([A-Za-z]\S*)")
 

@@ -24,7 +24,7 @@ from ..memory.fp8 import QuantizeOnLoad, has_fp8_products, quantize_model
 from ..memory.pieces import run_in_pieces
 from ..memory.sharing import ShareOnLoad, Shares, share_blocks
 from ..memory.streaming import stream_blocks
-from ..parts.weights import Unread, open_weights
+from ..parts.weights import Unread, WorkedOn, open_weights
 from .lora_targets import lora_target
 
 Loras = Sequence[tuple[LoraFile, float]]
@@ -105,10 +105,11 @@ def load_dit(
             mode=_fp8_mode(weight_format, device),
             before=transform,
         )
+    home = torch.device("cpu") if waiting or job[Memory].blocks_to_swap else device
     load = partial(
         model.load,
         path,
-        device="cpu" if waiting or job[Memory].blocks_to_swap else device,
+        device=home,
         dtype=dtype,
         role=role,
         attention_backend=attention_backend,
@@ -121,6 +122,8 @@ def load_dit(
             quantize_model(sketch, wanted=quantizer.names.__contains__, mode=quantizer.mode)
         shares.plan(sketch, model.blocks(sketch))
         wanted = ShareOnLoad(shares, wanted)
+    elif wanted is not None and home != device:
+        wanted = WorkedOn(wanted, device)
     dit = load(transform=wanted)
     say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, weights in {_word(dit.dtype)}."))
     if quantizer is not None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.parts.weights import load_into, open_weights, write_weights
+from engine.memory.fp8 import QuantizeOnLoad
+from engine.parts.weights import WorkedOn, load_into, open_weights, write_weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,6 +32,26 @@ def test_every_tensor_is_the_files(tmp_path):
     load_into(ours, open_weights(path, role="--dit"), rename=lambda name: name, device="cuda")
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name].cpu(), tensor), name
+
+
+def test_what_waits_in_main_memory_is_quantised_on_the_gpu(tmp_path):
+    """The same codes and scales as on the CPU, and nothing stays behind on the GPU."""
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, model("cpu", layers=3, width=512).state_dict())
+    made, before = {}, torch.cuda.memory_allocated()
+    for device in ("cpu", "cuda"):
+        ours = model("meta", layers=3, width=512)
+        quantizer = QuantizeOnLoad(ours, wanted=lambda name: name != "1", mode="channel")
+        worked = WorkedOn(quantizer, torch.device(device))
+        load_into(ours, open_weights(path, role="--dit"), rename=lambda name: name, device="cpu", transform=worked)
+        assert quantizer.install(ours) == ["0", "2"]
+        made[device] = ours.state_dict()
+    assert made["cpu"].keys() == made["cuda"].keys()
+    for name, tensor in made["cpu"].items():
+        theirs = made["cuda"][name]
+        assert theirs.device.type == "cpu" and torch.equal(theirs.float(), tensor.float()), name
+    assert torch.cuda.memory_allocated() == before
 
 
 def test_a_cached_file_comes_faster_than_through_one_thread(tmp_path):

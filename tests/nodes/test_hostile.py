@@ -178,7 +178,9 @@ def test_a_prompt_line_may_name_a_file_of_the_input_folder(models: Path) -> None
 
 def test_every_letter_that_names_a_file_is_looked_up() -> None:
     engine_prompts = pytest.importorskip("engine.sampling.prompts")
-    tables = (engine_prompts.TRAIN, engine_prompts.GENERATE, engine_prompts.GENERATE_SECONDS)
+    families = pytest.importorskip("engine.families")
+    own = [families.part(family, "options").PROMPT_LETTERS for family in families.names()]
+    tables = (engine_prompts.TRAIN, engine_prompts.GENERATE, *own)
     letters = {letter for table in tables for letter, name in table.items() if name.endswith("_path")}
     assert letters == part("nodes.prompts").FILE_LETTERS
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from engine.contract.errors import OptionError
-from engine.sampling.prompts import GENERATE, GENERATE_SECONDS, TRAIN, parse_line, read_prompts
+from engine.families.framepack.options import PROMPT_LETTERS
+from engine.sampling.prompts import GENERATE, TRAIN, parse_line, read_prompts
 
 
 def problem(text, **more):
@@ -41,7 +42,7 @@ def test_g_means_cfg_when_generating_and_embedded_guidance_when_training():
 
 
 def test_f_is_seconds_for_families_that_say_so():
-    line = parse_line("x --f 2.5 --vs 3 --mct 0.24 --mck 6", letters=GENERATE_SECONDS)
+    line = parse_line("x --f 2.5 --vs 3 --mct 0.24 --mck 6", letters={**GENERATE, **PROMPT_LETTERS})
     assert (line.video_seconds, line.video_sections, line.frame_count) == (2.5, 3, None)
     assert (line.magcache_threshold, line.magcache_k) == (0.24, 6)
 

@@ -11,30 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.contract import cli
-from engine.families import names, part
+from engine.families import part
 from engine.families.framepack import tiny as framepack
 from engine.families.hunyuan_video import tiny as hunyuan_video
 from engine.families.wan import tiny as wan
 from engine.media.latents import load_latent, save_latent
 from engine.media.writing import read_metadata
 from engine.tasks.requests import requests_of
+from tests.tasks.conftest import FAMILIES
 
-FAMILIES = names(extra=False)
 SMALL = ("--video_size", 48, 64, "--infer_steps", 1, "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, list[str]]:
-    """The flags that name each family's small models and the shortest video."""
-    found = {}
-    for family in FAMILIES:
-        folder = tmp_path_factory.mktemp(family)
-        tiny = part(family, "tiny")
-        tiny.write_tiny_models(folder)
-        options = tiny.tiny_model_options(folder)["generate"]
-        options |= {"video_sections": 1} if family == "framepack" else {"video_length": 5}
-        found[family] = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return found
 
 
 def latent_of(engine, models, family: str, out: Path, *more: object) -> torch.Tensor:

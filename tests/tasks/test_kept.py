@@ -16,31 +16,16 @@ from safetensors.torch import load_file
 
 from engine.contract import cli
 from engine.contract.events import Control, Done, Event, Failed, Finished, Stage, read
-from engine.families import names, part
 from engine.families.wan import tiny as wan
 from engine.tasks import kept as keeping
 from engine.tasks.kept import Kept, Key, Stamp
 from engine.tasks.studio import Studio
+from tests.tasks.conftest import FAMILIES
 from tests.tasks.test_generate import write_lora
 
 PACK = Path(__file__).parents[2]
-FAMILIES = names(extra=False)
 SMALL = ("--video_size", 48, 64, "--infer_steps", 2, "--device", "cpu", "--output_type", "latent")
 LOADED = "Loading the "
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The flags that name each family's small models and the shortest video."""
-    found = {}
-    for family in FAMILIES:
-        folder = tmp_path_factory.mktemp(family)
-        tiny = part(family, "tiny")
-        tiny.write_tiny_models(folder)
-        options = tiny.tiny_model_options(folder)["generate"]
-        options |= {"video_sections": 1} if family == "framepack" else {"video_length": 5}
-        found[family] = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return found
 
 
 class Server:

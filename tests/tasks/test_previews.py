@@ -12,30 +12,16 @@ from safetensors.torch import load_file, save_file
 from engine.contract import cli
 from engine.contract.errors import DiskError, WeightsError
 from engine.contract.events import Control, Event, Preview, Warning_
-from engine.families import names, part
+from engine.families import part
 from engine.parts import tae
 from engine.sampling.samplers import Step
 from engine.tasks import generate, previews
 from engine.tasks.previews import Previewing
 from tests.golden.kit import read_golden
+from tests.tasks.conftest import FAMILIES
 
-FAMILIES = names(extra=False)
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = ("--video_size", 48, 64, "--infer_steps", 3, "--prompt", "a bar", "--seed", 1, "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, list[str]]:
-    """The flags that name each family's small models and the shortest video."""
-    found = {}
-    for family in FAMILIES:
-        folder = tmp_path_factory.mktemp(family)
-        tiny = part(family, "tiny")
-        tiny.write_tiny_models(folder)
-        options = tiny.tiny_model_options(folder)["generate"]
-        options |= {"video_sections": 1} if family == "framepack" else {"video_length": 5}
-        found[family] = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return found
 
 
 @pytest.fixture(scope="module")

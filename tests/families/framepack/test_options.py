@@ -10,7 +10,7 @@ import pytest
 from engine.contract.cli import parse
 from engine.contract.errors import OptionError
 from engine.families.framepack import options
-from engine.sampling.prompts import GENERATE, GENERATE_SECONDS, PromptLine, parse_line
+from engine.sampling.prompts import PromptLine, parse_line
 from engine.tasks.requests import letters, make_request
 
 MODELS = "--vae v --text_encoder1 a --text_encoder2 b --image_encoder i"
@@ -95,7 +95,14 @@ def test_sections_and_seconds_are_both_right(flags, line, sections):
 
 
 def test_letters_of_prompt_lines_are_those_of_the_reference():
-    assert {**GENERATE, **options.PROMPT_LETTERS} == GENERATE_SECONDS
+    """`musubi.md` part 7: seconds instead of frames, sections, and MagCache's three."""
+    assert options.PROMPT_LETTERS == {
+        "f": "video_seconds",
+        "vs": "video_sections",
+        "mcrr": "magcache_retention_ratio",
+        "mct": "magcache_threshold",
+        "mck": "magcache_k",
+    }
 
 
 def test_images_by_section():
