@@ -11,7 +11,7 @@ from .processes import clean_environment, output_of
 
 IMPORTS = (
     "torch accelerate safetensors transformers tokenizers sentencepiece av numpy PIL cv2 tomli_w psutil pynvml aiofiles"
-    " ftfy rich rich_argparse tqdm tensorboard matplotlib"
+    " ftfy rich rich_argparse tqdm tensorboard matplotlib lycoris"
 ).split()
 TEST_IMPORTS = ["pytest", "hypothesis", "mypy", "diffusers"]
 CHECKER = Path(__file__).resolve().with_name("imports.py")

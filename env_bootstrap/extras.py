@@ -81,7 +81,7 @@ EXTRAS = (
     Extra(
         "flash-attn", "flash_attn", "FlashAttention 2, compiled here for up to an hour", "--flash_attn",
         systems=("linux",), cuda=True, elsewhere="PyTorch's own attention has FlashAttention in it: --sdpa.",
-        builders=("wheel", "ninja", "einops"),
+        builders=("wheel", "ninja"),
     ),
     Extra(
         "triton-windows", "triton", "fp8 kernels, --compile and sageattention on Windows", "--compile",

@@ -29,7 +29,10 @@ OPTIONAL = {
     "xformers": "xformers",
 }
 
-OWN = ("torch", "accelerate", "safetensors", "transformers", "numpy", "PIL", "av", "tqdm", "rich", "tomli_w", "psutil")
+OWN = (
+    "torch", "accelerate", "safetensors", "transformers", "numpy", "PIL", "av", "tqdm", "rich", "tomli_w", "psutil",
+    "lycoris", "einops", "toml",
+)  # fmt: skip
 """Modules that the environment always has. One is missing in another Python, and in a broken environment."""
 
 

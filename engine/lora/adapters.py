@@ -1,9 +1,10 @@
 """Trainable adapters beside one frozen layer: y = base(x) + multiplier * change(x), for LoRA, LoHa and LoKr.
 
 An adapter wraps the forward of the layer that it adapts, so it does not care what the base weights are (bf16, fp16,
-fp8 behind a wrapped forward). It is float32 unless made bf16, and computes in whatever autocast says. Names, shapes,
-first values and scale are those of musubi-tuner 30c658c and lycoris-lora 4.1.3; the change is computed without building
-the full weight where the kind allows it. LoHa and LoKr adapt linear layers only, as musubi-tuner's do.
+fp8 behind a wrapped forward). It is float32 unless made bf16, and computes in whatever autocast says. Names, shapes and
+scale are those of musubi-tuner 30c658c and lycoris-lora 4.1.3. The first values and the change of LoHa and LoKr are
+computed by lycoris (lycoris_functions.py, imported where such an adapter is made); dropout, fp8 bases and DoRA are
+ours, which lycoris' own modules lack or do otherwise. LoHa and LoKr adapt linear layers only, as musubi-tuner's do.
 DoRA brings the rows of the changed weight to lengths that are trained; the norm it divides by counts as a constant in
 backward, as its paper proposes (section 4.3), which lycoris does not do.
 """
@@ -20,7 +21,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.fp8 import dequantize
-from .kronecker import Shape, lokr_shapes
 from .weights import AdapterWeights, LohaWeights, LokrWeights, LoraWeights, understand
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,13 +66,11 @@ class Adapter(nn.Module):
         weight = getattr(module, "weight", None)
         on_meta = isinstance(weight, Tensor) and weight.is_meta
         with torch.device("meta" if on_meta else "cpu"):
-            alpha = self._make(module, float(alpha) if alpha else float(dim), **options)
+            alpha = self._make(module, float(alpha) if alpha else float(dim), generator, **options)
             self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
             if decompose:
                 norms = torch.empty(layer.out_features, 1) if on_meta else self._base_norms()
                 self.dora_scale = nn.Parameter(norms)
-        if not on_meta:
-            self._first_values(generator)
         self.scale = alpha / dim
         self._base_forward = module.forward
         module.forward = self.forward
@@ -84,12 +82,8 @@ class Adapter(nn.Module):
         decompose = weights.dora is not None
         return cls(module, dim=weights.rank, alpha=weights.alpha, decompose=decompose, **values)
 
-    def _make(self, module: Any, alpha: float) -> float:
-        """Make the parameters, unset; returns alpha, which a kind may set itself."""
-        raise NotImplementedError
-
-    def _first_values(self, generator: torch.Generator | None) -> None:
-        """Set the parameters so that nothing changes yet."""
+    def _make(self, module: Any, alpha: float, generator: torch.Generator | None) -> float:
+        """Make the parameters, so that nothing changes yet; returns alpha, which a kind may set itself."""
         raise NotImplementedError
 
     def _change(self, x: Tensor) -> Tensor:
@@ -185,14 +179,12 @@ class LoraAdapter(Adapter):
     name = "LoRA"
     linear_only = False
 
-    def _make(self, module: Any, alpha: float) -> float:
+    def _make(self, module: Any, alpha: float, generator: torch.Generator | None) -> float:
         self._convolution = isinstance(module, CONVOLUTIONS)
         self.lora_down, self.lora_up = _pair(module, self.dim)
-        return alpha
-
-    def _first_values(self, generator: torch.Generator | None) -> None:
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.lora_up.weight)
+        return alpha
 
     def _change(self, x: Tensor) -> Tensor:
         hidden, scale = self.lora_down(x), self.scale
@@ -224,139 +216,133 @@ class LoraAdapter(Adapter):
         return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0) * self.scale**2
 
 
-class LohaAdapter(Adapter):
+class FactoredAdapter(Adapter):
+    """What LoHa and LoKr share: their parameters are factors that lycoris made."""
+
+    def _register(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            self.register_parameter(name, nn.Parameter(value.float()))
+
+    def _fitting(self, x: Tensor) -> Tensor:
+        """Autocast's precision, without it the adapter's: lycoris' own backward and kernels know no autocast."""
+        device = x.device.type
+        return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.factors()[0].dtype)
+
+    def _parts(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {name: part.to(dtype) for name, part in self.named_parameters() if name != "dora_scale"}
+
+    def factors(self) -> list[Tensor]:
+        return [part for name, part in self.named_parameters() if name != "dora_scale"]
+
+
+class LohaAdapter(FactoredAdapter):
     """The elementwise product of two low-rank matrices, which is built anew in backward instead of being kept."""
 
     name = "LoHa"
-    hada_w1_a: Tensor
-    hada_w1_b: Tensor
-    hada_w2_a: Tensor
-    hada_w2_b: Tensor
 
-    def _make(self, module: Any, alpha: float) -> float:
-        for side in ("1", "2"):
-            self.register_parameter(f"hada_w{side}_a", _unset(module.out_features, self.dim))
-            self.register_parameter(f"hada_w{side}_b", _unset(self.dim, module.in_features))
+    def _make(self, module: Any, alpha: float, generator: torch.Generator | None) -> float:
+        from .lycoris_functions import loha_parts
+
+        self._register(loha_parts(module.out_features, module.in_features, self.dim, generator=generator))
         return alpha
 
-    def _first_values(self, generator: torch.Generator | None) -> None:
-        nn.init.normal_(self.hada_w1_a, std=0.1, generator=generator)
-        nn.init.normal_(self.hada_w1_b, std=1.0, generator=generator)
-        nn.init.zeros_(self.hada_w2_a)
-        nn.init.normal_(self.hada_w2_b, std=1.0, generator=generator)
+    def _product(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+        from .lycoris_functions import loha_weight
+
+        parts = self._parts(dtype)
+        parts |= {name: parts[name][rows] for name in ("hada_w1_a", "hada_w2_a")}
+        return loha_weight(parts, scale=self.scale)
+
+    def _applied(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._product(x.dtype))
 
     def _change(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            change = checkpoint(_hadamard_product, x, *self.factors(), use_reentrant=False, preserve_rng_state=False)
+            change = checkpoint(self._applied, x, use_reentrant=False, preserve_rng_state=False)
         else:
-            change = _hadamard_product(x, *self.factors())
-        return self._dropped(change * self.scale)
+            change = self._applied(x)
+        return self._dropped(change)
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        w1_a, w1_b, w2_a, w2_b = (factor.float() for factor in self.factors())
-        return (w1_a[start:stop] @ w1_b) * (w2_a[start:stop] @ w2_b) * self.scale
-
-    def factors(self) -> list[Tensor]:
-        return [self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b]
+        return self._product(torch.float32, slice(start, stop))
 
     def squared_norm(self) -> Tensor:
-        parts = [
-            self._rows(start, start + _ROWS_AT_ONCE).square().sum()
-            for start in range(0, self.hada_w1_a.shape[0], _ROWS_AT_ONCE)
-        ]
+        height = self._base[0].out_features
+        parts = [self._rows(start, start + _ROWS_AT_ONCE).square().sum() for start in range(0, height, _ROWS_AT_ONCE)]
         return torch.stack(parts).sum()
 
 
-def _hadamard_product(x: Tensor, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:
-    return functional.linear(x, (w1_a @ w1_b) * (w2_a @ w2_b))
-
-
-class LokrAdapter(Adapter):
+class LokrAdapter(FactoredAdapter):
     """A Kronecker product, applied factor by factor: the full matrix is never built."""
 
     name = "LoKr"
-    lokr_w1_a: Tensor
-    lokr_w1_b: Tensor
-    lokr_w2: Tensor
-    lokr_w2_a: Tensor
-    lokr_w2_b: Tensor
 
     def _make(
         self,
         module: Any,
         alpha: float,
+        generator: torch.Generator | None,
         *,
         factor: int = -1,
         full_matrix: bool = False,
         decompose_both: bool = False,
-        shapes: Mapping[str, Shape] | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> float:
         """`shapes` are those of an adapter from a file, and replace the other options. Two whole factors scale by 1."""
+        from .lycoris_functions import lokr_parts
+
         if shapes is None:
-            shapes = lokr_shapes(
-                module.out_features, module.in_features, self.dim, factor=factor, whole=full_matrix, both=decompose_both
-            )
-        for name, shape in shapes.items():
-            self.register_parameter(name, _unset(*shape))
-        return float(self.dim) if {"lokr_w1", "lokr_w2"} <= shapes.keys() else alpha
+            options = {"factor": factor, "full_matrix": full_matrix, "decompose_both": decompose_both}
+            parts = lokr_parts(module.out_features, module.in_features, self.dim, generator=generator, **options)
+        else:
+            parts = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        self._register(parts)
+        return float(self.dim) if self._whole("1") and self._whole("2") else alpha
 
     def refresh(self) -> None:
-        whole = {"lokr_w1", "lokr_w2"} <= self._parameters.keys()
-        self.scale = 1.0 if whole else float(self.alpha) / self.dim
+        self.scale = 1.0 if self._whole("1") and self._whole("2") else float(self.alpha) / self.dim
 
     @classmethod
     def like(cls, module: nn.Module, weights: AdapterWeights, **values: Any) -> Adapter:
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors().items() if name.startswith("lokr_")}
         return super().like(module, weights, shapes=shapes, **values)
 
-    def _first_values(self, generator: torch.Generator | None) -> None:
-        for name, parameter in self.named_parameters():
-            if name in ("lokr_w2", "lokr_w2_b"):
-                nn.init.zeros_(parameter)
-            elif name != "dora_scale":
-                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
-
-    def _first(self) -> Tensor:
-        whole = self._parameters.get("lokr_w1")
-        return self.lokr_w1_a @ self.lokr_w1_b if whole is None else whole
-
-    def _second(self) -> Tensor:
-        whole = self._parameters.get("lokr_w2")
-        return self.lokr_w2_a @ self.lokr_w2_b if whole is None else whole
+    def _whole(self, side: str) -> bool:
+        return f"lokr_w{side}" in self._parameters
 
     def _change(self, x: Tensor) -> Tensor:
-        first = self._first()
-        hidden = x.unflatten(-1, (first.shape[1], -1))
-        if "lokr_w2" in self._parameters:
-            hidden = functional.linear(hidden, self.lokr_w2)
-        else:
-            hidden = functional.linear(functional.linear(hidden, self.lokr_w2_b), self.lokr_w2_a)
-        return self._dropped((first @ hidden).flatten(-2) * self.scale)
+        from .lycoris_functions import lokr_applied
+
+        return self._dropped(lokr_applied(x, self._parts(x.dtype), scale=self.scale))
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        second = self._second().float()
-        first = self._first().float()[start // len(second) : -(-stop // len(second))]
-        return torch.kron(first, second) * self.scale
+        from .lycoris_functions import lokr_weight
+
+        parts, height = self._parts(torch.float32), self._height()
+        first = "lokr_w1" if self._whole("1") else "lokr_w1_a"
+        parts[first] = parts[first][start // height : -(-stop // height)]
+        return lokr_weight(parts, scale=self.scale)
 
     def _rows_at_once(self) -> int:
         """Whole rows of the first factor."""
-        height = len(self.lokr_w2 if "lokr_w2" in self._parameters else self.lokr_w2_a)
-        return height * -(-_ROWS_AT_ONCE // height)
+        return self._height() * -(-_ROWS_AT_ONCE // self._height())
 
-    def factors(self) -> list[Tensor]:
-        return [parameter for name, parameter in self.named_parameters() if name.startswith("lokr_")]
+    def _height(self) -> int:
+        """Rows of the second factor."""
+        return len(self.get_parameter("lokr_w2" if self._whole("2") else "lokr_w2_a"))
 
     def squared_norm(self) -> Tensor:
         """The norm of a Kronecker product is the product of the norms."""
-        return self._first().float().square().sum() * self._second().float().square().sum() * self.scale**2
+        parts = self._parts(torch.float32)
+        sides = [
+            parts[f"lokr_w{side}"] if self._whole(side) else parts[f"lokr_w{side}_a"] @ parts[f"lokr_w{side}_b"]
+            for side in ("1", "2")
+        ]
+        return sides[0].square().sum() * sides[1].square().sum() * self.scale**2
 
 
 KINDS: dict[type, type[Adapter]] = {LoraWeights: LoraAdapter, LohaWeights: LohaAdapter, LokrWeights: LokrAdapter}
 """What a file holds -> the adapter that trains it."""
-
-
-def _unset(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=torch.float32))
 
 
 def _pair(module: Any, dim: int) -> tuple[Any, Any]:

@@ -1,4 +1,8 @@
-"""How LoKr takes a matrix apart: the sizes of its factors, as in lycoris-lora 4.1.3 and musubi-tuner. Plain numbers."""
+"""How LoKr takes a matrix apart: the sizes of its factors, for the planner. Plain numbers.
+
+Training takes them from lycoris-lora, which the planner cannot wait for: importing it takes torch along. A test holds
+the two together.
+"""
 
 from __future__ import annotations
 

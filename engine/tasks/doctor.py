@@ -20,8 +20,9 @@ from ..families import names
 from ..ops.attention import available_backends
 
 PACKAGES = (
-    "torch", "accelerate", "transformers", "safetensors", "av", "sentencepiece", "opencv-python-headless", "triton",
-    "sageattention", "flash-attn", "xformers", "bitsandbytes", "tensorboard", "wandb",
+    "torch", "accelerate", "transformers", "safetensors", "lycoris-lora", "av", "sentencepiece",
+    "opencv-python-headless", "triton", "sageattention", "flash-attn", "xformers", "bitsandbytes", "tensorboard",
+    "wandb",
 )  # fmt: skip
 GIB = 1 << 30
 

@@ -147,7 +147,17 @@ def adapter_parameters(network: Network, rows: int, columns: int) -> int:
     if "loha" in kind:
         return 2 * rank * (rows + columns)
     if "lokr" in kind:
-        return sum(map(math.prod, lokr_shapes(rows, columns, rank).values()))
+        told = dict(argument.lower().partition("=")[::2] for argument in network.network_args)
+        factor = told.get("factor", "")  # what is no number is refused where the adapters are made
+        shapes = lokr_shapes(
+            rows,
+            columns,
+            rank,
+            factor=int(factor) if factor.isdigit() else -1,
+            whole=told.get("full_matrix") == "true",
+            both=told.get("decompose_both") == "true",
+        )
+        return sum(map(math.prod, shapes.values()))
     return rank * (rows + columns)
 
 

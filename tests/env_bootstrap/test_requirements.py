@@ -49,7 +49,7 @@ def test_torch_is_alone() -> None:
 
 
 def test_what_is_imported_is_required() -> None:
-    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "pynvml": "nvidia-ml-py", "torch": "torch"}
+    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "pynvml": "nvidia-ml-py", "lycoris": "lycoris-lora"}
     required = {line.split("=")[0] for line in [*lines("base"), *lines("torch")]}
     for module in IMPORTS:
         assert names.get(module, module.replace("_", "-")) in required, module

@@ -1,14 +1,16 @@
 """`python -m tests.gpu.several_caching OUT.json [--processes 2] [--clips 48] [--tiny]`
 
-Caches the latents of as many clips in one process and in several, with a Wan VAE of full size and random weights, and
-writes seconds a clip (from the first cached one to the last), how many times as many a second, and whether the caches
-are the same. Exit status 1 when they are not.
+Caches the latents of as many clips in one process, in several, and in one again, with a Wan VAE of full size and random
+weights. Writes seconds a clip (from the first cached one to the last), how many times as many a second, and how far the
+caches are from those of one process: a GPU may not even repeat itself to the last bit. Exit status 1 when several
+processes are further off than one process from itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from engine.families.values import BenchSize
 
 FAMILY = "wan"
 SIZE = BenchSize(height=480, width=832, frames=33)
+Caches = dict[str, dict[str, torch.Tensor]]  # of each file its tensors by name
 
 
 def cached(words: list[str]) -> tuple[int, list[tuple[float, int]]]:
@@ -45,6 +48,15 @@ def cached(words: list[str]) -> tuple[int, list[tuple[float, int]]]:
         return process.wait(), stamps
 
 
+def furthest(caches: Caches, others: Caches) -> float:
+    """The largest difference of two values; infinite where the files or their tensors are not the same."""
+    if caches.keys() != others.keys() or any(caches[name].keys() != others[name].keys() for name in caches):
+        return math.inf
+    return max(
+        float((caches[name][key].double() - others[name][key]).abs().max()) for name in caches for key in caches[name]
+    )
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.several_caching")
     parser.add_argument("out", type=Path)
@@ -56,8 +68,9 @@ def main(argv: list[str]) -> int:
     case = Case(name="caching", group="cache", kind="encode", family=FAMILY, size=SIZE, modes={})
     vae = Models(folder / "models", tiny=options.tiny, say=lambda event: None).of(case)["cache-latents"]["vae"]
     rows: list[dict[str, Any]] = []
-    for count in (1, options.processes):
-        place = folder / str(count)
+    caches = []
+    for name, count in (("one", 1), ("several", options.processes), ("again", 1)):
+        place = folder / name
         place.mkdir()
         given = Input.of(case, tiny=options.tiny)
         words = {"dataset_config": write_dataset(FAMILY, place, given), "vae": vae, "num_processes": count}
@@ -73,22 +86,19 @@ def main(argv: list[str]) -> int:
             "whole_s": round(time.monotonic() - started, 1), "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         })  # fmt: skip
-    one, several = ({path.name: load_file(path) for path in (folder / str(count) / "cache").glob("*.safetensors")}
-                    for count in (1, options.processes))  # fmt: skip
-    same = (
-        one.keys() == several.keys()
-        and len(one) == options.clips
-        and all(torch.equal(one[name][key], several[name][key]) for name in one for key in one[name])
-    )
+        caches.append({path.name: load_file(path) for path in (place / "cache").glob("*.safetensors")})
+    one, several, again = caches
     checks = {
         "clips_a_second_times": round(rows[0]["seconds"] / max(rows[1]["seconds"], 1e-9), 3),
-        "caches_equal": same,
+        "furthest_off": furthest(one, several),
+        "one_process_from_itself": furthest(one, again),
     }
     rows.append({"case": rows[0]["case"], "mode": f"{options.processes} processes against 1", **checks})
+    good = len(one) == options.clips and checks["furthest_off"] <= checks["one_process_from_itself"]
     options.out.write_text(json.dumps(rows, indent=1))
     print(json.dumps(rows, indent=1))
     shutil.rmtree(folder)
-    return 0 if same and not any(row.get("status") for row in rows) else 1
+    return 0 if good and not any(row.get("status") for row in rows) else 1
 
 
 if __name__ == "__main__":

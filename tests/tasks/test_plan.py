@@ -272,6 +272,7 @@ def test_samples_while_training_count(models, tmp_path):
 @pytest.mark.parametrize(("more", "kind"), [
     (("--network_module", "networks.loha"), "larger"),
     (("--network_module", "networks.lokr"), "smaller"),
+    (("--network_module", "networks.lokr", "--network_args", "factor=2", "full_matrix=True"), "larger"),
     (("--network_dim", "4"), "smaller"),
     (("--optimizer_type", "AdamW8bit"), "smaller"),
     (("--optimizer_type", "Prodigy"), "larger"),
