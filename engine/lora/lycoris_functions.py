@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -105,14 +106,24 @@ def _backend(tensor: Tensor) -> str:
 
 @functools.cache
 def _kernels_work(device: torch.device) -> bool:
-    """Tried once on each GPU, forward and backward."""
+    """Tried once on each GPU, forward and backward.
+
+    In a thread of its own: the first layer that asks is often within a checkpoint, which counts what its thread keeps
+    for backward, and would not find the trial again when it runs a second time.
+    """
     if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    try:
-        with torch.enable_grad():
-            probe = torch.ones(16, 16, device=device, requires_grad=True)
-            loha.diff_weight(probe, probe, probe, probe, None, None, backend="triton").sum().backward()
-    except (RuntimeError, OSError, ImportError) as error:
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(_trial, device).result()
+    if error is not None:
         warnings.warn(f"Triton cannot compile kernels here, so LoHa and LoKr are slower: {error}", stacklevel=2)
-        return False
-    return True
+    return error is None
+
+
+def _trial(device: torch.device) -> Exception | None:
+    try:
+        probe = torch.ones(16, 16, device=device, requires_grad=True)
+        loha.diff_weight(probe, probe, probe, probe, None, None, backend="triton").sum().backward()
+    except (RuntimeError, OSError, ImportError) as error:
+        return error
+    return None

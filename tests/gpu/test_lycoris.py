@@ -95,13 +95,12 @@ def test_the_kernels_are_taken_where_they_can_be() -> None:
     assert lycoris_functions._backend(torch.ones(1, device="cuda")) == "triton"
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_a_loha_keeps_no_full_matrix_for_backward(compiled: bool) -> None:
-    torch._dynamo.reset()
+def test_a_loha_keeps_no_full_matrix_for_backward() -> None:
+    """Not compiled: there the compiler decides, within one checkpointed block."""
     kept: list[int] = []
     layer_size = 3 * WIDTH * WIDTH
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.numel()) or value, lambda one: one)
     with hooks:
-        figures("LoHa", "cuda", compiled=compiled)
+        figures("LoHa", "cuda")
     weights = 2  # the base's own, which are kept by reference
     assert sum(size == layer_size for size in kept) <= weights, kept
