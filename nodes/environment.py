@@ -87,10 +87,11 @@ class Maker:
             failed = self._failed
         found = look()
         state = {"ready": "ready", "outdated": "ready", "broken": "broken"}.get(found.state, "missing")
-        told = _told(state, message="; ".join(found.reasons) or found.state, hint=found.next)
-        if failed is not None and state != "ready":
-            told.update(message=failed["message"], hint=failed["hint"])
-        return {**told, "home": found.home, "python": found.python_version, "torch": found.torch, "log": found.log}
+        words = {"message": "; ".join(found.reasons), "hint": found.next} if found.state == "broken" else {}
+        if failed is not None and found.state != "ready":
+            words = {"message": failed["message"], "hint": failed["hint"]}
+        facts = {"home": found.home, "python": found.python_version, "torch": found.torch, "log": found.log}
+        return {**_told(state, **words), "detail": found.state, **facts}
 
     def begin(self, action: str) -> dict[str, Any]:
         """Start `create` or `repair`, unless one is under way."""

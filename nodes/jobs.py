@@ -118,7 +118,7 @@ def _run(this: Run, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
             with contextlib.suppress(OSError):  # one that never started has nothing to be ended
                 if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
                     child.cancel()
-                    child.wait(ENDING_S)
+                    _tell_saved(this, child.wait(ENDING_S))
             _hand_on(files, on_artifact)  # what it saved while it was ended
     return _judged(this, ended)
 
@@ -191,6 +191,7 @@ def _mend() -> str:
 def _judged(this: Run, ended: run.Ended) -> Run:
     """The run as it ended. Raises JobFailed with the engine's message, never a bare exit status."""
     if ended.cancelled:  # the page's Cancel; ComfyUI's own has raised already
+        _tell_saved(this, ended)
         host.raise_interrupted()
     if isinstance(ended.last, Failed):
         raise _failed(this, ended.last, ended)
@@ -198,6 +199,12 @@ def _judged(this: Run, ended: run.Ended) -> Run:
         this.change("stopped" if ended.last.stopped else "done", message=ended.last.message)
         return this
     raise JobFailed(_unsaid(ended), _tail(this, ended))
+
+
+def _tell_saved(this: Run, ended: run.Ended | None) -> None:
+    """A cancelled engine had the time to finish and save: its own words say more than "Cancelled."."""
+    if ended is not None and isinstance(ended.last, Done):
+        this.change("stopped", message=ended.last.message)
 
 
 def _failed(this: Run, failure: Failed, ended: run.Ended) -> JobFailed:

@@ -16,6 +16,7 @@ DEMO = "musubi_demo"
 NOTES = Path(__file__).parent / "notes"
 PROMPT = "a red circle moves right in front of a night background"
 SIZE, FRAMES = 96, 17
+TEXT_HEIGHT = 340  # of a dataset that is written as text
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def train(family: Family) -> Graph:
         "timestep_sampling": "uniform", "save_every_n_steps": 50,
     }  # fmt: skip
     parts = (
-        Part("dataset", f"{OURS}DatasetConfig", 0, family.dataset or FOLDER),
+        Part("dataset", f"{OURS}DatasetConfig", 0, family.dataset or FOLDER, TEXT_HEIGHT if family.dataset else 0),
         _models(family, 1),
         Part("latents", f"{OURS}VAELatentCache", 1),
         Part("texts", f"{OURS}TextEncoderCache", 1),
@@ -214,8 +215,8 @@ def merge() -> Graph:
     }  # fmt: skip
     parts = (
         Part("loras", f"{OURS}Wan21LoRAStack", 1, mixed),
-        _models(WAN, 1),
         Part("merger", f"{OURS}LoRAMerger", 2, {"write": "LoRA", "dit": "none", "name": f"{DEMO}_merged"}),
+        _models(WAN, 2),
         _generator(WAN, 3),
         _save(f"{DEMO}_merged", 4),
     )

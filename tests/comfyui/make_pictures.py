@@ -1,34 +1,47 @@
-"""Takes the pictures in `docs/pictures/`: a training half way, an error, the setup dialog, the jobs tab, and more.
+"""Takes the pictures in `docs/pictures/`: every workflow, a training half way, an error, the setup dialog, jobs.
 
-    python -m tests.comfyui.make_pictures http://127.0.0.1:8188
+    python -m tests.comfyui.make_pictures http://127.0.0.1:8188 [name …]
 
 Needs a running ComfyUI with this pack, the engine and the demo models: the pictures show real runs, on small models.
+`_nodes2` is the newer renderer, `_ja` Japanese on light colours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .browser import Browser
+from .graphs import graphs
 from .page import load, look_at, open_page, queue
-from .test_workflows import FOLDER as WORKFLOWS
+from .test_workflows import read
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "pictures"
 TRAINING = "Wan 2.1 - train a LoRA from a folder"
 TRAINER = "MusubiTuner_Wan21LoRATrainer"
 STEPS = 120
 HALF_S = 1200.0
+IN_A_ROW, CELL = 3, (880, 550)
+LIGHT = {"locale": "ja", "theme": "light"}
+LOOKS: dict[str, dict[str, Any]] = {
+    "": {},
+    "_nodes2": {"nodes2": True},
+    "_ja": LIGHT,
+    "_nodes2_ja": {"nodes2": True, **LIGHT},
+}
 
 
 def wanted(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The training workflow with some widgets changed: class → widget → value."""
-    workflow: dict[str, Any] = json.loads((WORKFLOWS / f"{TRAINING}.json").read_text(encoding="utf-8"))
+    workflow = read(TRAINING)
     for node in workflow["nodes"]:
         names = node.get("widgets_values_named", {})
         for name, value in changes.get(node["type"], {}).items():
@@ -37,9 +50,11 @@ def wanted(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return workflow
 
 
-def open_with(browser: Browser, url: str, *, nodes2: bool = False, locale: str = "en", theme: str = "dark") -> None:
+def open_with(
+    browser: Browser, url: str, *, nodes2: bool = False, locale: str = "en", theme: str = "dark", menu: bool = True
+) -> None:
     settings = {"Comfy.VueNodes.Enabled": nodes2, "Comfy.Locale": locale, "Comfy.ColorPalette": theme}
-    open_page(browser, url, settings)
+    open_page(browser, url, {**settings, "Comfy.Graph.CanvasMenu": menu})
 
 
 def newest_training(url: str, is_so: Callable[[dict[str, Any]], bool]) -> None:
@@ -88,16 +103,16 @@ def training(browser: Browser, url: str, name: str, **look: Any) -> None:
     browser.wait_for(f"!{panel}.querySelector('.musubi-badge.running')", what="the end")
 
 
-def failure(browser: Browser, url: str) -> None:
+def failure(browser: Browser, url: str, name: str, **look: Any) -> None:
     """A wrong model file: what the node says."""
-    open_with(browser, url)
+    open_with(browser, url, **look)
     wrong = {"MusubiTuner_Wan21ModelPaths": {"task": "i2v-14B"}, TRAINER: {"output_name": "wrong"}}
     load(browser, wanted(wrong), "A wrong choice")
     look_at(browser, [TRAINER], left=60, top=90)
     queue(browser)
     newest_training(url, lambda run: run["state"] == "failed")
     time.sleep(8.0)
-    browser.picture(FOLDER / "error.jpg", quality=88)
+    browser.picture(FOLDER / f"{name}.jpg", quality=88)
 
 
 def whole_graph(browser: Browser, url: str, name: str, **look: Any) -> None:
@@ -109,19 +124,48 @@ def whole_graph(browser: Browser, url: str, name: str, **look: Any) -> None:
     browser.picture(FOLDER / f"{name}.jpg", quality=85)
 
 
-def jobs(browser: Browser, url: str, **look: Any) -> None:
-    """The list of jobs after a reload, and one of them."""
+def every_graph(browser: Browser, url: str, name: str, **look: Any) -> None:
+    """All workflows as they are opened from the templates, in one picture. They get new ids: no run is theirs yet."""
+    from PIL import Image
+
+    open_with(browser, url, menu=False, **look)
+    browser.run("app.extensionManager.focusMode = true; null")
+    cells = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, title in enumerate(graph.name for graph in graphs()):
+            workflow = {**read(title), "id": str(uuid.uuid4())}
+            load(browser, workflow, title)
+            look_at(browser, sorted({node["type"] for node in workflow["nodes"]}), left=10, top=10)
+            with Image.open(browser.picture(Path(folder) / f"{number}.png")) as cell:
+                cells.append(cell.convert("RGB").resize(CELL, Image.Resampling.LANCZOS))
+    browser.run("app.extensionManager.focusMode = false; null")
+    width, height = CELL
+    sheet = Image.new("RGB", (width * IN_A_ROW, height * -(-len(cells) // IN_A_ROW)))
+    for number, cell in enumerate(cells):
+        sheet.paste(cell, (number % IN_A_ROW * width, number // IN_A_ROW * height))
+    sheet.save(FOLDER / f"{name}.jpg", quality=70, optimize=True)
+
+
+def jobs(browser: Browser, url: str, name: str, **look: Any) -> None:
+    """The list of jobs after a reload."""
     open_with(browser, url, **look)
     browser.click(".musubi-jobs-tab-button")
     browser.wait_for("document.querySelectorAll('.musubi-card').length > 3", what="the cards")
     time.sleep(1.0)
-    browser.picture(FOLDER / "jobs.jpg", quality=88)
+    browser.picture(FOLDER / f"{name}.jpg", quality=88)
+
+
+def job(browser: Browser, url: str, name: str, **look: Any) -> None:
+    """A training in the list of jobs."""
+    open_with(browser, url, **look)
+    browser.click(".musubi-jobs-tab-button")
+    browser.wait_for("document.querySelectorAll('.musubi-card').length > 3", what="the cards")
     browser.run(
         "(cards => cards.find((card) => /Training/.test(card.textContent)).querySelector('.musubi-open').click())"
         "([...document.querySelectorAll('.musubi-card[data-state=done]')])"
     )
     time.sleep(2.5)
-    browser.picture(FOLDER / "job.jpg", quality=88)
+    browser.picture(FOLDER / f"{name}.jpg", quality=88)
 
 
 def setup(browser: Browser, url: str, name: str, **look: Any) -> None:
@@ -134,18 +178,14 @@ def setup(browser: Browser, url: str, name: str, **look: Any) -> None:
 
 
 def pictures(browser: Browser, url: str) -> dict[str, Callable[[], None]]:
-    """What can be taken, in an order in which the list of jobs fills up."""
-    japanese = {"locale": "ja", "theme": "light"}
+    """What can be taken, in an order in which the list of jobs fills up: each as it looks in four ways."""
+    kinds = {"training": training, "workflow": whole_graph, "error": failure, "jobs": jobs, "setup": setup}
+    whole = {f"{kind}{way}": (take, look) for kind, take in kinds.items() for way, look in LOOKS.items()}
+    whole |= {f"workflows{way}": (every_graph, look) for way, look in LOOKS.items()} | {"job": (job, {})}
     return {
-        "training": lambda: training(browser, url, "training"),
-        "training_nodes2": lambda: training(browser, url, "training_nodes2", nodes2=True),
-        "training_ja": lambda: training(browser, url, "training_ja", nodes2=True, **japanese),
-        "workflow": lambda: whole_graph(browser, url, "workflow"),
-        "workflow_nodes2": lambda: whole_graph(browser, url, "workflow_nodes2", nodes2=True),
-        "error": lambda: failure(browser, url),
-        "jobs": lambda: jobs(browser, url),
-        "setup": lambda: setup(browser, url, "setup"),
-        "setup_ja": lambda: setup(browser, url, "setup_ja", **japanese),
+        name: partial(take, browser, url, name, **look)
+        for name, (take, look) in whole.items()
+        if name not in ("workflow_ja", "workflow_nodes2_ja")  # as the sheets of all show them
     }
 
 

@@ -192,7 +192,7 @@ def test_the_jobs_tab_lists_opens_loads_and_removes(playing: Server, browser: Br
 
 
 def test_the_setup_dialog_makes_the_environment(playing: Server, browser: Browser):
-    scene(playing, environment={"state": "missing", "message": "absent", "hint": "", "home": "/data/musubi"})
+    scene(playing, environment={"state": "missing", "message": "", "hint": "", "home": "/data/musubi"})
     opened(browser, playing)
     load(browser, workflow("Wan21Generator"))
     browser.wait_for("document.querySelector('.musubi-idle .primary')", what="the button on the node")
@@ -221,6 +221,23 @@ def test_a_broken_environment_says_why(playing: Server, browser: Browser):
     browser.wait_for("document.querySelector('.musubi-dialog[data-state=ready]')", what="the change")
 
 
+@pytest.mark.parametrize(
+    "state, detail, button", [("ready", "outdated", "Bring it up to date"), ("missing", "incomplete", "Go on")]
+)
+def test_an_old_or_half_made_environment_is_no_problem_but_a_button(
+    playing: Server, browser: Browser, state: str, detail: str, button: str
+):
+    scene(playing, environment={"state": state, "detail": detail, "message": "", "hint": ""})
+    opened(browser, playing)
+    browser.run("app.extensionManager.command.execute('MusubiTuner.Setup')")
+    browser.wait_for(f"document.querySelector('.musubi-dialog[data-state={detail}]')", what="the dialog")
+    assert shown(browser, ".musubi-dialog .primary") == button
+    assert browser.run("document.querySelector('.musubi-dialog .musubi-problem').hidden")
+    browser.click(".musubi-dialog .primary")
+    browser.wait_for("document.querySelector('.musubi-dialog[data-state=making]')", what="the making")
+    browser.wait_for("document.querySelector('.musubi-dialog[data-state=ready]')", what="its end")
+
+
 def test_a_wrong_setting_is_refused_below_its_field(playing: Server, browser: Browser):
     opened(browser, playing)
     browser.run("app.extensionManager.command.execute('MusubiTuner.Setup')")
@@ -240,7 +257,9 @@ def test_the_page_speaks_japanese(playing: Server, browser: Browser, nodes2: boo
     scene(playing, environment={"state": "ready"})
     opened(browser, playing, nodes2=nodes2, locale="ja")
     load(browser, workflow("Wan21LoRATrainer", steps=8))
+    before = len(playing.runs())  # the node shows an earlier one until this one begins
     queue(browser)
+    playing.until(lambda: len(playing.runs()) > before and playing.runs()[0]["state"] == "done", 30, "the run's end")
     browser.wait_for("document.querySelector('.musubi-badge.done')", what="the end")
     assert shown(browser, ".musubi-badge.done") == "完了"
     assert "学習" in shown(browser, ".musubi-title")

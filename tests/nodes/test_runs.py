@@ -282,8 +282,8 @@ def settled() -> dict[str, Any]:
 def test_the_environment_is_made_on_the_persons_word_with_progress(bootstrap: Path) -> None:
     import server
 
-    assert asked("engine").data["state"] == "missing"
-    assert "env_bootstrap create" in asked("engine").data["hint"]
+    found = asked("engine").data
+    assert (found["state"], found["detail"], found["message"]) == ("missing", "absent", ""), "that is no problem yet"
     assert asked("engine_action", body={"action": "create"}).data["state"] == "making"
     settled()
     told = [data for message, data in server.PromptServer.instance.sent if message == "musubi.environment"]
@@ -296,6 +296,17 @@ def test_a_failure_of_making_is_said_until_the_next_try(bootstrap: Path, monkeyp
     asked("engine_action", body={"action": "create"})
     state = settled()
     assert (state["message"], state["hint"]) == ("No connection.", "Connect, and try again.")
+
+
+def test_an_engine_older_than_the_pack_works_and_says_so(bootstrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = part("nodes.environment")
+    old = environment.status.Status(state="outdated", home="", python="python", reasons=["changed: packages"])
+    monkeypatch.setattr(environment, "look", lambda: old)
+    state = asked("engine").data
+    assert (state["state"], state["detail"], state["message"]) == ("ready", "outdated", ""), "that is no problem"
+    monkeypatch.setenv("FAKE_BOOTSTRAP", "fails")
+    asked("engine_action", body={"action": "create"})
+    assert settled()["message"] == "No connection.", "but that bringing it up to date failed is"
 
 
 def test_making_can_be_stopped_and_is_not_begun_twice(bootstrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_cancel_ends_the_node_with_comfyuis_own_exception(
     assert not management.processing_interrupted()  # used up: the next prompt is not cancelled too
     assert not part("nodes.run").gpu.locked()
     (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
-    assert run["state"] == "stopped"
+    assert (run["state"], run["message"]) == ("stopped", "obliged"), "what it still saved is said in its own words"
 
 
 def test_an_engine_that_cannot_be_started(models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,7 @@ def test_cancel_ends_a_deaf_engine_within_five_seconds(kept: Engine, monkeypatch
     assert time.monotonic() - began < PATIENCE_S
     (pid,) = pids(kept)
     assert not alive(pid) and not run.gpu.locked()
+    assert jobs.runs.summaries(part("nodes.paths").jobs())[0]["message"] == "Cancelled.", "nothing was saved"
     assert workers.bench._waiting is None
     monkeypatch.delenv("OBLIGING_DEAF")
     assert generate(2)[2].state == "done"

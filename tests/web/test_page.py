@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -16,10 +17,12 @@ PACK = Path(__file__).resolve().parents[2]
 SCRIPTS = PACK / "web" / "js"
 LANGUAGES = ("en", "ja")
 LONGEST = 400
+JOBS, COUNTING = ("data", "tasks", "training"), {"Meter", "start", "survey"}
 CHOSEN_AT_RUN_TIME = {
     "artifact": None, "error": None, "family": None, "verb": None, "resource": None, "state": None, "tab": None,
     "notify": None, "jobs": {"all", "running", "finished", "failed"}, "run": {"stop", "save", "sample", "cancel"},
-    "setup": {"create", "repair", "cancel", "fact", "state", "words"}, "settings": None,
+    "setup": {"create", "repair", "cancel", "update", "go_on", "fact", "state", "words"}, "settings": None,
+    "doing": None, "unit": None,
 }  # fmt: skip
 """Groups of texts whose keys are put together by the page; None: all of the group."""
 
@@ -72,6 +75,26 @@ def test_no_text_is_left_over():
         chosen = CHOSEN_AT_RUN_TIME.get(group, set())
         at_run_time = chosen is None or any(name == part or name.startswith(f"{part}_") for part in chosen)
         assert at_run_time or f"'{key}'" in everything, key
+
+
+def said_by_the_engine(classes: set[str], keyword: str) -> set[str]:
+    """The fixed words with which the engine's jobs name what they do (`Stage(name=…)`), or what they count."""
+    found = set()
+    for path in (path for folder in JOBS for path in (PACK / "engine" / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            given = next((item.value for item in call.keywords if item.arg == keyword), None)
+            if name in classes and isinstance(given, ast.Constant):
+                found.add(given.value)
+    return found
+
+
+def test_what_the_engine_does_and_counts_is_said_in_every_language():
+    stages = said_by_the_engine({"Stage"}, "name") | said_by_the_engine(COUNTING, "label")
+    assert "Loading the DiT" in stages and len(stages) > 20
+    assert {re.sub("[^a-z0-9]+", "_", words.lower()) for words in stages} == texts("en")["doing"].keys()
+    assert said_by_the_engine(COUNTING, "unit") == texts("en")["unit"].keys()
 
 
 @pytest.mark.parametrize("file", ["settings.json", "commands.json"])

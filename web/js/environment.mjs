@@ -23,7 +23,10 @@ export async function refreshEnvironment() {
   }
 }
 
-/** As it was said last: `{state, stage, done, total, message, hint, log_line}`. */
+/**
+ * As it was said last: `{state, detail, stage, done, total, message, hint, log_line}`. `detail` is finer than `state`:
+ * an "outdated" engine is ready, an "incomplete" one is missing.
+ */
 export function environment() {
   return current
 }

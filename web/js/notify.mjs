@@ -6,6 +6,7 @@
  */
 
 import { listen } from './api.mjs'
+import { withoutFolders } from './format.mjs'
 import { nodeAt, rootOf } from './graph.mjs'
 import { titleOf } from './run_panel.mjs'
 import { isLive } from './run_state.mjs'
@@ -34,7 +35,8 @@ export function tellEnds(app) {
 
   function tell(run) {
     const words = text(`notify.${run.state}`, { title: titleOf(run) })
-    if (run.state !== 'failed') toast('success', words)
+    if (run.state === 'done') toast('success', words)
+    else if (run.state === 'stopped') toast('info', words, withoutFolders(run.message))
     else setTimeout(() => told.has(run.prompt) || toast('error', words, run.error?.message), COMFYUI_TELLS_MS)
   }
 }

@@ -15,7 +15,7 @@ import { Resources } from './resources.mjs'
 import { elapsed, isLive } from './run_state.mjs'
 import { followLog } from './runs.mjs'
 import { Samples } from './samples.mjs'
-import { text, textOr } from './texts.mjs'
+import { doing, text, textOr, unitOf } from './texts.mjs'
 
 const SYMBOLS = {
   waiting: 'clock',
@@ -234,12 +234,13 @@ export class RunPanel {
     this.progress.setAttribute('aria-valuenow', String(Math.round((done ?? 0) * 100)))
     const facts = []
     const { progress } = run
-    if (live) facts.push(progress?.label || run.stage) // a stage clears what was counted: a count is always newer
+    const unit = unitOf(progress?.unit)
+    if (live) facts.push(doing(progress?.label || run.stage)) // a stage clears what was counted: a count is always newer
     if (progress && (live || run.state !== 'done')) {
-      facts.push(`${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${progress.unit}`)
+      facts.push(`${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${unit}`)
     }
     if (live && progress) {
-      if (progress.rate) facts.push(speed(progress.rate, progress.unit))
+      if (progress.rate) facts.push(speed(progress.rate, unit))
       if (Number.isFinite(progress.eta_s)) facts.push(text('run.left', { time: duration(progress.eta_s) }))
     }
     if (run.started) facts.push(text(live ? 'run.since' : 'run.took', { time: duration(elapsed(run)) }))
@@ -276,7 +277,7 @@ export class RunPanel {
         make('div', {}, text('error.not_finite_hint'))
       )
     } else {
-      this.problem.textContent = message || text('run.stopped')
+      this.problem.textContent = withoutFolders(message) || text('run.stopped')
     }
   }
 

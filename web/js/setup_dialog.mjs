@@ -16,8 +16,11 @@ const SYMBOLS = {
   missing: 'download',
   making: 'spin pi-spinner',
   ready: 'check-circle',
+  outdated: 'arrow-circle-up',
+  incomplete: 'download',
   broken: 'exclamation-triangle'
 }
+const DETAILS = ['outdated', 'incomplete'] // what the dialog tells apart beyond ready and missing
 const LINES = 400
 
 let dialog = null
@@ -95,7 +98,7 @@ class SetupDialog {
   }
 
   update(now) {
-    const { state } = now
+    const state = DETAILS.includes(now.detail) ? now.detail : now.state
     this.element.dataset.state = state
     this.symbol.replaceChildren(icon(SYMBOLS[state] ?? SYMBOLS.unknown))
     setText(this.heading, text(`setup.state_${state}`))
@@ -107,18 +110,15 @@ class SetupDialog {
     this.bar.style.width = `${share * 100}%`
     this.progress.setAttribute('aria-valuenow', String(Math.round(share * 100)))
     setText(this.stage, [now.stage, now.message].filter(Boolean).join('  ·  '))
-    this._drawProblem(now)
+    this._drawProblem(state, now)
     this._drawButtons(state)
     this._drawFacts(now)
     this._drawLog()
-    this.demo.update(state === 'ready')
+    this.demo.update(now.state === 'ready')
   }
 
-  _drawProblem({ state, message, hint }) {
-    const wrong =
-      (state === 'broken' || state === 'missing' || state === 'unknown') &&
-      Boolean(message) &&
-      !/^absent$/.test(message)
+  _drawProblem(state, { message, hint }) {
+    const wrong = state !== 'ready' && state !== 'making' && Boolean(message)
     show(this.problem, wrong)
     if (!wrong) return
     this.problem.replaceChildren(
@@ -135,13 +135,15 @@ class SetupDialog {
   _drawButtons(state) {
     if (this.buttons.dataset.drawn === state) return
     this.buttons.dataset.drawn = state
-    const act = (action, symbol, kind = '') =>
-      button({ symbol, text: text(`setup.${action}`), kind, onclick: () => this._act(action) })
+    const act = (action, symbol, kind = '', word = action) =>
+      button({ symbol, text: text(`setup.${word}`), kind, onclick: () => this._act(action) })
     const shown = {
       missing: [act('create', 'download', 'primary')],
       broken: [act('repair', 'wrench', 'primary')],
       making: [act('cancel', 'times')],
-      ready: [act('repair', 'wrench')]
+      ready: [act('repair', 'wrench')],
+      outdated: [act('create', 'download', 'primary', 'update')],
+      incomplete: [act('create', 'download', 'primary', 'go_on')]
     }[state] ?? [button({ symbol: 'refresh', text: text('setup.again'), onclick: refreshEnvironment })]
     this.buttons.replaceChildren(...shown)
   }

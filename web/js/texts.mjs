@@ -33,6 +33,16 @@ export function textOr(key, otherwise) {
   return look(chosen, key) ?? look(english, key) ?? otherwise
 }
 
+/** What the engine says it is doing: in the reader's language where it is one of its fixed stages, else as it is. */
+export function doing(words) {
+  return words ? textOr(`doing.${words.toLowerCase().replaceAll(/[^a-z0-9]+/g, '_')}`, words) : ''
+}
+
+/** "steps", "clips", …: what the engine counts, in the reader's language. */
+export function unitOf(name) {
+  return name ? textOr(`unit.${name}`, name) : ''
+}
+
 function look(table, key) {
   const found = key.split('.').reduce((part, name) => part?.[name], table)
   return typeof found === 'string' ? found : undefined

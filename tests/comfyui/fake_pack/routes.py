@@ -160,10 +160,10 @@ async def _change_environment(request: web.Request) -> web.Response:
 
 def _make() -> None:
     for done in range(0, 101, 2):
-        _set_environment(state="making", stage="[2/4] PyTorch", message="torch 2.13.0", done=done, total=100,
+        _set_environment(state="making", detail="", stage="[2/4] PyTorch", message="torch 2.13.0", done=done, total=100,
                          log_line=f"torch-2.13.0: {done} of 100 MB")  # fmt: skip
         time.sleep(STEP_S)
-    _set_environment(state="ready", stage="", message="", done=0, log_line="")
+    _set_environment(state="ready", detail="ready", stage="", message="", done=0, log_line="")
 
 
 def _set_environment(**changes: Any) -> None:
