@@ -44,11 +44,12 @@ def padded_ids(tokenizer: Tokenizer, caption: str) -> np.ndarray:
 class Clips:
     """`count` clips of a split, of which the first `ready()` are drawn.
 
-    frames_NFHWC uint8, ids_NKL int16 with CAPTIONS captions each. Use it in a `with`: leaving ends the drawing.
+    frames_NFHWC uint8, ids_NKL int16 with CAPTIONS captions each. `first`: the number of the first one, for processes
+    that train together. Use it in a `with`: leaving ends the drawing.
     """
 
-    def __init__(self, count: int, *, split: Split, size: int, frames: int, workers: int) -> None:
-        self.count, self.workers = count, max(1, min(workers, count))
+    def __init__(self, count: int, *, split: Split, size: int, frames: int, workers: int, first: int = 0) -> None:
+        self.count, self.workers, self.first = count, max(1, min(workers, count)), first
         self._split: Split = split
         self.frames_NFHWC = _shared((count, frames, size, size, 3), np.uint8)
         self.ids_NKL = _shared((count, CAPTIONS, TOKENS), np.int16)
@@ -92,7 +93,7 @@ class Clips:
 
     def _draw(self, worker: int) -> None:
         _, tokenizer = own_tokenizer()
-        first_seed = 0 if self._split == "train" else HELD_OUT_SEED
+        first_seed = self.first + (0 if self._split == "train" else HELD_OUT_SEED)
         frames, size = self.frames_NFHWC.shape[1:3]
         for index in range(worker, self.count, self.workers):
             seed = first_seed + index

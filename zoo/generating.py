@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from engine.sampling.guidance import Velocity, guided
 from engine.sampling.samplers import unipc
 from engine.sampling.schedules import wan_unipc_schedule
 
-from .pocket_wan import DIT_NAME, TEXT_NAME
+from .latents import to_pixels
+from .pocket_wan import TEXT_NAME
 
 STEPS, GUIDANCE, SHIFT = 20, 4.0, 3.0
 _SHOWN_FRAMES, _DECODED = 5, 16
@@ -28,9 +30,10 @@ _SHOWN_FRAMES, _DECODED = 5, 16
 
 @torch.no_grad()
 def generate(
-    folder: Path,
+    dit_file: Path,
     captions: Sequence[str],
     *,
+    first_NCTHW: Tensor | None = None,
     size: int,
     frames: int,
     device: torch.device,
@@ -40,13 +43,14 @@ def generate(
     guidance: float = GUIDANCE,
     shift: float = SHIFT,
 ) -> Tensor:
-    """Latents of a clip for each caption, [N, C, T, H, W] on the CPU, by DiT and text encoder in `folder`.
+    """Latents of a clip for each caption, [N, C, T, H, W] on the CPU, by a DiT and the text encoder beside it.
 
-    The first clip has the noise of `seed`, the next that of the next seed.
+    `first_NCTHW`: what image-to-video gets beside the noise (`latents.first_frames`). The first clip has the noise of
+    `seed`, the next that of the next seed.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    encoder = wan_text.load({"t5": str(folder / TEXT_NAME)}, device=device, dtype=dtype)
-    dit = wan_model.load(folder / DIT_NAME, task=None, device=device, dtype=dtype)
+    encoder = wan_text.load({"t5": str(dit_file.with_name(TEXT_NAME))}, device=device, dtype=dtype)
+    dit = wan_model.load(dit_file, task=None, device=device, dtype=dtype)
     side = size // wan_vae.SPACE_STRIDE
     shape = (1, wan_vae.LATENT_CHANNELS, (frames - 1) // wan_vae.TIME_STRIDE + 1, side, side)
     made = []
@@ -54,8 +58,9 @@ def generate(
         part = list(captions[start : start + batch])
         sources = [torch.Generator().manual_seed(seed + start + n) for n in range(len(part))]
         noise_BCTHW = torch.cat([torch.randn(shape, generator=source) for source in sources]).to(device)
-        texts = {"asked": _states(encoder, part), "nothing": _states(encoder, [""]) * len(part)}
-        velocity = guided(*(_under(dit, texts[name]) for name in ("asked", "nothing")), guidance)
+        shown = {} if first_NCTHW is None else {"y": first_NCTHW[start : start + batch].to(device)}
+        texts = (_states(encoder, part), _states(encoder, [""]) * len(part))
+        velocity = guided(*(_under(dit, {"text": text, **shown}) for text in texts), guidance)
         made.append(unipc(velocity, noise_BCTHW, wan_unipc_schedule(steps, shift)).cpu())
     return torch.cat(made)
 
@@ -73,9 +78,9 @@ def _states(encoder: wan_text.TextEncoder, captions: list[str]) -> list[Tensor]:
     return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
 
 
-def _under(dit: wan_model.WanModel, text: list[Tensor]) -> Velocity:
+def _under(dit: wan_model.WanModel, cond: dict[str, Any]) -> Velocity:
     def velocity(x_BCTHW: Tensor, timestep_B: Tensor) -> Tensor:
-        return wan_model.velocity(dit, x_BCTHW, timestep_B, {"text": text})
+        return wan_model.velocity(dit, x_BCTHW, timestep_B, cond)
 
     return velocity
 
@@ -94,8 +99,7 @@ def draw_clips(rows: Sequence[tuple[str, np.ndarray]], path: Path, *, title: str
 
 def draw_copies(vae: wan_vae.WanVae, clips_NFHWC: np.ndarray, path: Path, *, title: str) -> Path:
     """A contact sheet: each clip, and below it what the VAE makes of it."""
-    clip_BCFHW = torch.from_numpy(clips_NFHWC).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-    copies = to_frames(wan_vae.decode(vae, wan_vae.encode(vae, clip_BCFHW)))
+    copies = to_frames(wan_vae.decode(vae, wan_vae.encode(vae, to_pixels(torch.from_numpy(clips_NFHWC)))))
     rows = [
         (label, clip) for pair in zip(clips_NFHWC, copies, strict=True)
         for label, clip in zip(("drawn", "copy"), pair, strict=True)

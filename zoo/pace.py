@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.contract.files import whole_file
 
-_TELL_S, _SAVE_S = 5.0, 60.0
+_TELL_S, _SAVE_S = 5.0, 180.0
 
 
 def say(line: str) -> None:
@@ -28,11 +28,23 @@ def say(line: str) -> None:
 
 
 class Pace:
-    """How far a stage is. `spent_s` is what earlier runs have used, `steps` what they did."""
+    """How far a stage is. `spent_s` is what earlier runs have used, `steps` what they did.
 
-    def __init__(self, name: str, minutes: float, *, spent_s: float = 0.0, steps: int = 0) -> None:
+    `agree` makes one clock of those of several processes: all take the same steps at the same rates.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        minutes: float,
+        *,
+        spent_s: float = 0.0,
+        steps: int = 0,
+        agree: Callable[[float], float] = float,
+    ) -> None:
         self.name, self.total_s, self.steps = name, 60.0 * minutes, steps
         self._spent_s, self._begun = spent_s, time.monotonic()
+        self._agree, self._step_s = agree, spent_s  # _step_s: the time at which the step began
         self._told = self._saved = self._begun
         self._told_steps = steps
 
@@ -43,11 +55,12 @@ class Pace:
     @property
     def progress(self) -> float:
         """0 at the beginning, 1 when the minutes are over."""
-        return min(1.0, self.spent_s / self.total_s)
+        return min(1.0, self._step_s / self.total_s)
 
     def running(self) -> Iterator[int]:
         """Step numbers from where the stage stands, until its time is over."""
-        while self.spent_s < self.total_s:
+        while (step_s := self._agree(self.spent_s)) < self.total_s:
+            self._step_s = step_s
             yield self.steps
             self.steps += 1
 
@@ -66,7 +79,7 @@ class Pace:
         return speed
 
     def time_to_save(self) -> bool:
-        """True once a minute."""
+        """True every three minutes."""
         now = time.monotonic()
         if now - self._saved < _SAVE_S:
             return False

@@ -1,4 +1,4 @@
-"""What Pocket Wan is: the sizes of its three networks, their weights before training, and the files they are kept in.
+"""What Pocket Wan is: the sizes of its networks, their weights before training, and the files they are kept in.
 
 Everything is the Wan family's own architecture under its own names, only narrower, so the engine loads the files like
 any other Wan checkpoint. What the engine cannot read off the shapes stands in the files' metadata: the DiT's head size
@@ -22,13 +22,16 @@ from engine.families.wan import model as wan_model
 from engine.families.wan import text as wan_text
 from engine.families.wan import vae as wan_vae
 from engine.families.wan.detect import WanConfig
+from engine.families.wan.variants import MASK_CHANNELS
 from engine.parts.weights import write_weights
 
 from .counted_text import CountedWan
 
 SIZE, FRAMES = 64, 17  # pixels, frames: what the base model has seen
 LATENT_CHANNELS = wan_vae.LATENT_CHANNELS
+FIRST_FRAME_CHANNELS = MASK_CHANNELS + LATENT_CHANNELS  # beside the noise, in image-to-video
 VAE_NAME, TEXT_NAME, DIT_NAME = "pocket_wan_vae.safetensors", "pocket_wan_t5.safetensors", "pocket_wan_t2v.safetensors"
+I2V_NAME = "pocket_wan_i2v.safetensors"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -46,7 +49,10 @@ class TextSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """All three networks. `vae_widths`: channels at full, half, quarter and eighth size."""
+    """The networks; image-to-video is the DiT with more input channels.
+
+    `vae_widths`: channels at full, half, quarter and eighth size.
+    """
 
     vae_widths: tuple[int, int, int, int]
     text: TextSizes
@@ -61,9 +67,9 @@ def _dit(*, dim: int, ffn: int, layers: int, heads: int, text: TextSizes) -> Wan
 
 
 POCKET = Sizes(
-    vae_widths=(16, 32, 64, 64), text=TextSizes(), dit=_dit(dim=256, ffn=704, layers=8, heads=4, text=TextSizes())
+    vae_widths=(24, 48, 64, 48), text=TextSizes(), dit=_dit(dim=192, ffn=448, layers=8, heads=3, text=TextSizes())
 )
-"""The published sizes: 3.6 + 0.4 + 7.8 million weights, 23.5 MB in 16 bits."""
+"""The published sizes: VAE 6.3 MB, text encoder 0.7, text-to-video and image-to-video 8.4 each: 23.8 MB in files."""
 _SMALL_TEXT = TextSizes(width=48, ffn=96, layers=1, heads=2)
 SMALL = Sizes(
     vae_widths=(8, 16, 24, 24), text=_SMALL_TEXT, dit=_dit(dim=96, ffn=192, layers=3, heads=4, text=_SMALL_TEXT)
@@ -263,6 +269,12 @@ def read_vae(path: Path) -> wan_vae.WanVae:
     """A trained VAE, to train on: float32, on the CPU; its latents are not normalised."""
     vae = wan_vae.load(path, device="cpu", dtype=torch.float32).requires_grad_(True)
     return without_tables(vae)
+
+
+def read_tables(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the latents, of a VAE's file."""
+    vae = wan_vae.load(path, device="cpu", dtype=torch.float32)
+    return vae.latent_mean, vae.latent_std
 
 
 def without_tables(vae: wan_vae.WanVae) -> wan_vae.WanVae:

@@ -1,13 +1,15 @@
 """Training the pocket DiT together with its text encoder, on latents that lie in the GPU's memory.
 
 Rectified flow as the engine trains it (engine/training/step.py). Both networks begin at random and learn from the same
-loss; captions are left out at times, so that guidance has something to guide away from: half of those as an empty text,
-half as Wan's own negative prompt, whose signs the tokenizer does not know. Given up: preferring noise levels by their
+loss; image-to-video begins with the text-to-video model and leaves the text encoder, which they share, as it is.
+Captions are left out at times, so that guidance has something to guide away from: half of those as an empty text, half
+as Wan's own negative prompt, whose signs the tokenizer does not know. Given up: preferring noise levels by their
 loss, and any target but the velocity.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +29,13 @@ from engine.training.step import flow_error
 from . import pocket_wan
 from .counted_text import CountedWan
 from .data import padded_ids
+from .lesson import Lesson
+from .optimizers import Optimizers
 from .pace import Average, Pace, load_state, save_state, say
-from .train_vae import mixed_precision, named
+from .together import Together
+from .train_vae import named
+from .whole_clip import mixed_precision
 
-STATE_NAME = "dit_state.pt"
 Weights = dict[str, Tensor]
 _NEVER = torch.finfo(torch.float32).min
 
@@ -42,28 +47,39 @@ class Recipe:
     `dropped`: the share of captions that are left out.
     """
 
-    batch: int = 512
-    rate: float = 1.5e-3
-    warm_up_steps: int = 300
+    batch: int = 256
+    rate: float = 4e-3
+    warm_up_steps: int = 500
     shift: float = 2.0
     even: float = 0.2
     dropped: float = 0.1
-    decay: float = 0.999
+    decay: float = 0.9995
+    muon: bool = True
+    text_frozen: bool = False
+    compiled: bool = True
+    recorded: bool = True
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A training set on one device: latents_NCTHW, normalised, and ids_NKL, several captions each."""
+    """A training set on one device: latents_NCTHW, normalised, and ids_NKL, several captions each.
+
+    first_NCTHW: what image-to-video gets beside the noise.
+    """
 
     latents_NCTHW: Tensor
     ids_NKL: Tensor
+    first_NCTHW: Tensor | None = None
 
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Random latents, float32, and one of the captions of each."""
+    def draw(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Random latents, float32, and what they come about from: "ids", one of the captions of each, and "y"."""
         device = self.ids_NKL.device
         row_B = torch.randint(len(self.ids_NKL), (count,), device=device)
         number_B = torch.randint(self.ids_NKL.shape[1], (count,), device=device)
-        return self.latents_NCTHW[row_B].float(), self.ids_NKL[row_B, number_B].long()
+        cond = {"ids": self.ids_NKL[row_B, number_B].long()}
+        if self.first_NCTHW is not None:
+            cond["y"] = self.first_NCTHW[row_B].float()
+        return self.latents_NCTHW[row_B].float(), cond
 
 
 class Pocket(nn.Module):
@@ -82,6 +98,18 @@ class Pocket(nn.Module):
 
     def velocity(self, x_BCTHW: Tensor, timestep_B: Tensor, cond: dict[str, Any]) -> Tensor:
         return wan_model.velocity(self.dit, x_BCTHW, timestep_B, {**cond, "text": self.states(cond["ids"])})
+
+
+def with_first_frames(pocket: Pocket) -> Pocket:
+    """A text-to-video model as image-to-video, which looks at its first frames not at all until it learns to."""
+    plain = pocket.dit
+    channels = pocket_wan.FIRST_FRAME_CHANNELS
+    dit = CountedWan(dataclasses.replace(plain.config, in_dim=plain.config.in_dim + channels))
+    weights = plain.state_dict()
+    narrow = weights["patch_embedding.weight"]
+    added = narrow.new_zeros(len(narrow), channels, *narrow.shape[2:])
+    dit.load_state_dict({**weights, "patch_embedding.weight": torch.cat([narrow, added], dim=1)})
+    return Pocket(dit, pocket.text)
 
 
 def new_pocket(sizes: pocket_wan.Sizes, tokenizer: Tokenizer) -> Pocket:
@@ -111,12 +139,12 @@ def dropped(ids_BL: Tensor, nothing_NL: Tensor, *, share: float) -> Tensor:
 
 def loss(pocket: Pocket, examples: Examples, nothing_NL: Tensor, recipe: Recipe) -> Tensor:
     """The mean squared error of the velocity of one random batch."""
-    latents_BCTHW, ids_BL = examples.draw(recipe.batch)
-    sigma_B = draw_sigmas(recipe.batch, recipe, device=ids_BL.device)
+    latents_BCTHW, cond = examples.draw(recipe.batch)
+    sigma_B = draw_sigmas(recipe.batch, recipe, device=latents_BCTHW.device)
     error = flow_error(
         pocket.velocity,
         latents_BCTHW,
-        {"ids": dropped(ids_BL, nothing_NL, share=recipe.dropped)},
+        {**cond, "ids": dropped(cond["ids"], nothing_NL, share=recipe.dropped)},
         sigma_B=sigma_B,
         timestep_B=1000.0 * sigma_B,
         noise_BCTHW=torch.randn_like(latents_BCTHW),
@@ -127,52 +155,65 @@ def loss(pocket: Pocket, examples: Examples, nothing_NL: Tensor, recipe: Recipe)
 def train(
     examples: Examples,
     tokenizer: Tokenizer,
+    pocket: Pocket,
     *,
-    sizes: pocket_wan.Sizes,
+    name: str,
     recipe: Recipe,
     folder: Path,
     minutes: float,
     device: torch.device,
-    compiled: bool,
     on_save: Callable[[Weights, Weights], None],
-    first: Pocket | None = None,
+    together: Together,
     seed: int = 2,
+    nothing_NL: Tensor | None = None,
+    cost: Callable[[Any, Any, Tensor, Recipe], Tensor] = loss,
 ) -> None:
-    """Train for what is left of `minutes`, from `first` or from random weights.
+    """Train `pocket` (on the CPU) for what is left of `minutes`. `name`: of the stage and its state.
 
-    Once a minute and at the end the state is saved to `folder`, and `on_save` gets the averaged weights of the DiT and
-    of the text encoder. A state in `folder` is gone on from.
+    `nothing_NL`: token ids that stand in the place of captions left out; None: `without_captions`. `cost`: of a batch.
+
+    Every three minutes and at the end the state is saved to `folder`, and `on_save` gets the averaged weights of DiT
+    and text encoder. A state in `folder` is gone on from.
     """
-    torch.manual_seed(seed)
-    pocket = (first or new_pocket(sizes, tokenizer)).to(device)
-    optimizer = torch.optim.AdamW(_groups(pocket), lr=recipe.rate, betas=(0.9, 0.99), fused=device.type == "cuda")
+    pocket = pocket.to(device)
+    pocket.text.requires_grad_(not recipe.text_frozen)
+    optimizers = Optimizers(
+        pocket, by_muon=lambda name, weight: recipe.muon and _is_inner(name, weight), weight_decay=0.01
+    )
     average = Average(pocket.parameters(), decay=recipe.decay)
-    saved = load_state(folder / STATE_NAME, device=device)
-    pace = Pace("dit", minutes) if saved is None else _resumed(saved, minutes, pocket, optimizer, average)
-    torch.manual_seed(seed + pace.steps)
-    nothing_NL = without_captions(tokenizer).to(device)
-    if compiled:
+    pace = _pace(folder / state_name(name), name, minutes, pocket, optimizers, average, together)
+    torch.manual_seed(seed + pace.steps + 1000 * together.number)
+    nothing_NL = (without_captions(tokenizer) if nothing_NL is None else nothing_NL).to(device)
+    if recipe.compiled:
         compile_blocks(pocket.dit.blocks, dynamic=False)
-    recent = torch.zeros((), device=device)
-    for step in pace.running():
-        for group in optimizer.param_groups:
-            group["lr"] = pace.rate(recipe.rate, warm_up_steps=recipe.warm_up_steps)
+
+    def work() -> tuple[Tensor]:
         with mixed_precision(device):
-            found = loss(pocket, examples, nothing_NL, recipe)
-        optimizer.zero_grad(set_to_none=True)
-        found.backward()
-        nn.utils.clip_grad_norm_(pocket.parameters(), 1.0)
-        optimizer.step()
+            return (cost(pocket, examples, nothing_NL, recipe),)
+
+    lesson = Lesson(work, optimizers.weights, recorded=recipe.recorded and device.type == "cuda")
+    recent: Tensor | None = None
+    for step in pace.running():
+        (found,) = lesson()
+        together.average_gradients(optimizers.weights)
+        optimizers.step(pace.rate(recipe.rate, warm_up_steps=recipe.warm_up_steps))
         average.follow(step)
-        recent = found.detach() if step == 0 else recent.lerp(found.detach(), 0.02)
-        speed = pace.time_to_tell()
+        recent = found.clone() if recent is None else recent.lerp(found, 0.02)
+        speed = pace.time_to_tell() if together.leads else None
         if speed is not None:
-            pace.tell(speed, f"loss {float(recent):.4f}  {speed * recipe.batch:,.0f} clips/s")
-        if pace.time_to_save():
-            _save(folder, pace, pocket, optimizer, average)
+            words = f"loss {float(recent):.4f}  {speed * recipe.batch:,.0f} clips/s"
+            pace.tell(speed, f"{words}{'  recorded' if lesson.recorded else ''}")
+        if together.leads and pace.time_to_save():
+            _save(folder / state_name(name), pace, pocket, optimizers, average)
             on_save(*parts(named(pocket, average)))
-    _save(folder, pace, pocket, optimizer, average)
-    on_save(*parts(named(pocket, average)))
+    if together.leads:
+        _save(folder / state_name(name), pace, pocket, optimizers, average)
+        on_save(*parts(named(pocket, average)))
+
+
+def state_name(stage: str) -> str:
+    """The file that an interrupted training goes on from."""
+    return f"{stage}_state.pt"
 
 
 def parts(weights: Weights) -> tuple[Weights, Weights]:
@@ -184,27 +225,32 @@ def parts(weights: Weights) -> tuple[Weights, Weights]:
     return dit, text
 
 
-def _groups(pocket: Pocket) -> list[dict[str, Any]]:
-    """Matrices decay a little; biases, norms, modulation and token vectors do not."""
-    decaying = [p for name, p in pocket.named_parameters() if p.ndim >= 2 and not _stays(name)]
-    others = [p for name, p in pocket.named_parameters() if p.ndim < 2 or _stays(name)]
-    return [{"params": decaying, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+def _is_inner(name: str, weight: Tensor) -> bool:
+    """A matrix of a block: not a table, nor what turns latents, time or text into tokens, modulation or back."""
+    tables = ("relative_attention_bias.weight", "mod.linear.weight", "modulation.linear.weight", "norm.linear.weight")
+    return weight.ndim == 2 and ("block" in name or ".layers." in name) and not name.endswith(tables)
 
 
-def _stays(name: str) -> bool:
-    return name.endswith(("modulation", "shared.weight", "relative_attention_bias.weight"))
-
-
-def _resumed(
-    saved: dict[str, Any], minutes: float, pocket: Pocket, optimizer: torch.optim.Optimizer, average: Average
+def _pace(
+    path: Path,
+    name: str,
+    minutes: float,
+    pocket: Pocket,
+    optimizers: Optimizers,
+    average: Average,
+    together: Together,
 ) -> Pace:
+    """The clock, from where the state in `path` stands, whose weights are taken over."""
+    saved: dict[str, Any] | None = load_state(path, device=average.values[0].device)
+    if saved is None:
+        return Pace(name, minutes, agree=together.agree)
     pocket.load_state_dict(saved["pocket"])
-    optimizer.load_state_dict(saved["optimizer"])
+    optimizers.load_state_dict(saved["optimizers"])
     average.load(saved["average"])
-    say(f"dit  goes on from step {saved['steps']}, after {saved['spent_s']:.0f} s")
-    return Pace("dit", minutes, spent_s=saved["spent_s"], steps=saved["steps"])
+    say(f"{name}  goes on from step {saved['steps']}, after {saved['spent_s']:.0f} s")
+    return Pace(name, minutes, spent_s=saved["spent_s"], steps=saved["steps"], agree=together.agree)
 
 
-def _save(folder: Path, pace: Pace, pocket: Pocket, optimizer: torch.optim.Optimizer, average: Average) -> None:
-    state = {"pocket": pocket.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
-    save_state(folder / STATE_NAME, {**state, "spent_s": pace.spent_s, "steps": pace.steps})
+def _save(path: Path, pace: Pace, pocket: Pocket, optimizers: Optimizers, average: Average) -> None:
+    state = {"pocket": pocket.state_dict(), "optimizers": optimizers.state_dict(), "average": average.values}
+    save_state(path, {**state, "spent_s": pace.spent_s, "steps": pace.steps})

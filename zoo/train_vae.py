@@ -2,18 +2,18 @@
 
 Loss: absolute and squared error of the pixels, absolute error of the differences between neighbours in space and time
 (edges and motion), and a light pull of the posterior towards a standard normal, which keeps the latents smooth enough
-for a DiT. The latents' mean and deviation are measured afterwards and go into the file. Given up: perceptual and
-adversarial losses, which drawn clips do not need.
+for a DiT. The latents' mean and deviation are measured afterwards and go into the file. `decoder_only` goes on with the
+decoder alone, for as long as one likes, while a DiT learns the latents, which stay as they are. Given up: perceptual
+and adversarial losses, which drawn clips do not need.
 """
 
 from __future__ import annotations
 
-import warnings
+import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,38 +22,88 @@ from torch import Tensor
 from engine.families.wan import vae as wan_vae
 from engine.parts.causal_conv import lay_channels_last
 
-from . import pocket_wan
 from .data import Clips
+from .latents import to_pixels
+from .lesson import Lesson
+from .optimizers import Optimizers
 from .pace import Average, Pace, load_state, save_state, say
-from .whole_clip import WholeClip, norm_silu
+from .pocket_wan import LATENT_CHANNELS
+from .shelf import Shelf
+from .together import Together
+from .whole_clip import WholeClip, activation, mixed_precision
 
-STATE_NAME = "vae_state.pt"
-_COMPILED_SHAPES = 64
+COMPILED = ("nothing", "norms", "all")
+"""What of the VAE is compiled: `norms` takes seconds, `all` one or two minutes."""
+
+
+class Network(Protocol):
+    """A VAE on whole clips, with gradients."""
+
+    def encode(self, clip_BCFHW: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior."""
+
+    def decode(self, latents_BCTHW: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A family's VAE: its network on whole clips, with norms compiled or not; the engine's `encode` and `decode`.
+
+    `encoding`: the modules that come before the latents. `is_inner`: a convolution between others, by its name: not
+    what turns pixels or latents into channels or back.
+    """
+
+    whole: Callable[[Any, bool], Network]
+    encode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Tensor]
+    encoding: tuple[str, ...]
+    is_inner: Callable[[str, Tensor], bool]
+
+
+def _wan_whole(vae: wan_vae.WanVae, compiled: bool) -> WholeClip:
+    return WholeClip(vae, activate=activation(compiled, vae.device))
+
+
+def _is_inner(name: str, weight: Tensor) -> bool:
+    first_or_last = name in ("encoder.conv1.weight", "conv1.weight", "conv2.weight") or ".head.2." in name
+    return weight.ndim >= 3 and not name.endswith("gamma") and not first_or_last
+
+
+WAN = Kind(
+    whole=_wan_whole,
+    encode=wan_vae.encode,
+    decode=wan_vae.decode,
+    encoding=("encoder", "conv1"),
+    is_inner=_is_inner,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`edges`, `squares`, `pull`: weights of the loss's parts beside the absolute error of the pixels."""
+    """`absolute`, `squares`, `edges`, `pull`: weights of the loss's parts. `muon`: see optimizers.py."""
 
-    batch: int = 32
-    rate: float = 2e-3
-    warm_up_steps: int = 100
-    squares: float = 4.0
-    edges: float = 0.5
+    batch: int = 8
+    rate: float = 4e-3
+    warm_up_steps: int = 200
+    absolute: float = 0.2
+    squares: float = 20.0
+    edges: float = 0.1
     pull: float = 3e-4
-    decay: float = 0.998
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Scalars of one batch; `psnr` in dB of pixels in -1..1."""
-
-    total: Tensor
-    square: Tensor
+    decay: float = 0.9995
+    muon: bool = True
+    decoder_only: bool = False
+    compiled: str = "norms"
+    recorded: bool = True
 
     @property
-    def psnr(self) -> float:
-        return psnr(float(self.square))
+    def name(self) -> str:
+        """Of the stage."""
+        return "decoder" if self.decoder_only else "vae"
+
+
+def state_name(recipe: Recipe) -> str:
+    """The file that an interrupted training goes on from."""
+    return f"{recipe.name}_state.pt"
 
 
 def psnr(square_error: float) -> float:
@@ -61,122 +111,111 @@ def psnr(square_error: float) -> float:
     return float(10.0 * np.log10(4.0 / max(square_error, 1e-12)))
 
 
-def to_pixels(clips_BFHWC: Tensor) -> Tensor:
-    """uint8 clips as they are drawn to clip_BCFHW, RGB in -1..1 float32, channels last."""
-    return clips_BFHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-
-
-def losses(network: WholeClip, clip_BCFHW: Tensor, recipe: Recipe, *, generator: torch.Generator) -> Losses:
-    """What one batch costs. The posterior is sampled once, with noise from `generator` (on the clip's device)."""
-    mean, log_variance = (part.float() for part in network.encode(clip_BCFHW))
-    log_variance = log_variance.clamp(-20.0, 10.0)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    error = network.decode(mean + (0.5 * log_variance).exp() * noise).float() - clip_BCFHW
+def losses(network: Network, clip_BCFHW: Tensor, noise_BCTHW: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """What one batch costs, and the mean squared error of its pixels. The posterior is sampled with the noise."""
+    with torch.set_grad_enabled(not recipe.decoder_only):
+        mean, log_variance = (part.float() for part in network.encode(clip_BCFHW))
+        log_variance = log_variance.clamp(-20.0, 10.0)
+        pull = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+        latents_BCTHW = mean + (0.5 * log_variance).exp() * noise_BCTHW
+    error = network.decode(latents_BCTHW).float() - clip_BCFHW
     square = error.square().mean()
     edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4) if error.shape[axis] > 1)
-    pull = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
-    total = error.abs().mean() + recipe.squares * square + recipe.edges * edges + recipe.pull * pull
-    return Losses(total, square.detach())
+    total = recipe.absolute * error.abs().mean() + recipe.squares * square + recipe.edges * edges + recipe.pull * pull
+    return total, square
 
 
 def train(
     clips: Clips,
+    vae: Any,
     *,
-    sizes: pocket_wan.Sizes,
     recipe: Recipe,
     folder: Path,
     minutes: float,
     device: torch.device,
-    compiled: bool,
-    on_save: Callable[[wan_vae.WanVae], None],
-    first: wan_vae.WanVae | None = None,
+    on_save: Callable[[Any], None],
+    together: Together,
     seed: int = 1,
+    kind: Kind = WAN,
 ) -> None:
-    """Train for what is left of `minutes`, from `first` or from random weights.
+    """Train `vae` (on the CPU) for what is left of `minutes`.
 
-    Batches are drawn from those clips that are ready at the moment. Once a minute and at the end the state is saved to
-    `folder`, and `on_save` gets a VAE with the averaged weights. A state in `folder` is gone on from.
+    Batches are drawn from those clips that are ready at the moment. Every three minutes and at the end the state is
+    saved to `folder`, and `on_save` gets a VAE with the averaged weights. A state in `folder` is gone on from.
     """
-    torch.manual_seed(seed)
-    vae = (first or pocket_wan.new_vae(sizes)).to(device)
+    vae = vae.to(device)
     if device.type == "cuda":
         lay_channels_last(vae)
-    network = WholeClip(vae, activate=activation(compiled, device))
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=device.type == "cuda"
+    if recipe.decoder_only:
+        for name in kind.encoding:
+            vae.get_submodule(name).requires_grad_(False)
+    optimizers = Optimizers(
+        vae, by_muon=lambda name, weight: recipe.muon and kind.is_inner(name, weight), weight_decay=0.0
     )
     average = Average(vae.parameters(), decay=recipe.decay)
-    saved = load_state(folder / STATE_NAME, device=device)
-    pace = Pace("vae", minutes) if saved is None else _resumed(saved, minutes, vae, optimizer, average)
-    generator = torch.Generator(device).manual_seed(seed + pace.steps)
-    rows = np.random.default_rng(seed + pace.steps)
+    pace = _pace(folder / state_name(recipe), recipe, minutes, vae, optimizers, average, together)
+    lesson = Lesson(
+        _work(vae, recipe, device, kind), optimizers.weights, recorded=recipe.recorded and device.type == "cuda"
+    )
     clips.wait_for(4 * recipe.batch, say=say)
+    shelf, seen = Shelf(clips, device), torch.Generator(device).manual_seed(seed + pace.steps + 1000 * together.number)
+    frames, height, width = clips.frames_NFHWC.shape[1:4]
+    noise_shape = (recipe.batch, LATENT_CHANNELS, (frames + 3) // 4, height // 8, width // 8)
     for step in pace.running():
-        for group in optimizer.param_groups:
-            group["lr"] = pace.rate(recipe.rate, warm_up_steps=recipe.warm_up_steps)
-        clip_BCFHW = _flipped(to_pixels(_batch(clips, rows, recipe.batch, device)), rows)
-        with mixed_precision(device):
-            found = losses(network, clip_BCFHW, recipe, generator=generator)
-        optimizer.zero_grad(set_to_none=True)
-        found.total.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        shelf.fill()
+        picked = shelf.draw(recipe.batch, generator=seen)
+        total, square = lesson(picked, torch.randn(noise_shape, generator=seen, device=device))
+        together.average_gradients(optimizers.weights)
+        optimizers.step(pace.rate(recipe.rate, warm_up_steps=recipe.warm_up_steps))
         average.follow(step)
-        speed = pace.time_to_tell()
+        speed = pace.time_to_tell() if together.leads else None
         if speed is not None:
-            words = f"loss {found.total.item():.4f}  psnr {found.psnr:5.2f} dB  {speed * recipe.batch:.0f} clips/s"
-            pace.tell(speed, f"{words}  of {clips.ready():,} drawn")
-        if pace.time_to_save():
-            _save(folder, pace, vae, optimizer, average)
-            on_save(average_of(vae, average, sizes))
-    _save(folder, pace, vae, optimizer, average)
-    on_save(average_of(vae, average, sizes))
+            words = f"loss {total.item():.4f}  psnr {psnr(square.item()):5.2f} dB  {speed * recipe.batch:.0f} clips/s"
+            pace.tell(speed, f"{words}{'  recorded' if lesson.recorded else ''}  of {shelf.held:,} drawn")
+        if together.leads and pace.time_to_save():
+            _save(folder, recipe, pace, vae, optimizers, average)
+            on_save(average_of(vae, average))
+    if together.leads:
+        _save(folder, recipe, pace, vae, optimizers, average)
+        on_save(average_of(vae, average))
 
 
-def _resumed(
-    saved: dict[str, Any], minutes: float, vae: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average
+def _work(vae: Any, recipe: Recipe, device: torch.device, kind: Kind) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Losses of clips as they are drawn."""
+    network = kind.whole(vae, recipe.compiled == "norms")
+
+    def work(clips_BFHWC: Tensor, noise_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        with mixed_precision(device):
+            return losses(network, to_pixels(clips_BFHWC), noise_BCTHW, recipe)
+
+    return torch.compile(work, dynamic=False) if recipe.compiled == "all" else work
+
+
+def _pace(
+    path: Path,
+    recipe: Recipe,
+    minutes: float,
+    vae: torch.nn.Module,
+    optimizers: Optimizers,
+    average: Average,
+    together: Together,
 ) -> Pace:
+    """The clock, from where the state in `path` stands, whose weights are taken over."""
+    saved: dict[str, Any] | None = load_state(path, device=vae.device)
+    if saved is None:
+        return Pace(recipe.name, minutes, agree=together.agree)
     vae.load_state_dict(saved["vae"])
-    optimizer.load_state_dict(saved["optimizer"])
+    optimizers.load_state_dict(saved["optimizers"])
     average.load(saved["average"])
-    say(f"vae  goes on from step {saved['steps']}, after {saved['spent_s']:.0f} s")
-    return Pace("vae", minutes, spent_s=saved["spent_s"], steps=saved["steps"])
+    say(f"{recipe.name}  goes on from step {saved['steps']}, after {saved['spent_s']:.0f} s")
+    return Pace(recipe.name, minutes, spent_s=saved["spent_s"], steps=saved["steps"], agree=together.agree)
 
 
-def _save(folder: Path, pace: Pace, vae: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
-    state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
-    save_state(folder / STATE_NAME, {**state, "spent_s": pace.spent_s, "steps": pace.steps})
-
-
-def _batch(clips: Clips, rows: np.random.Generator, size: int, device: torch.device) -> Tensor:
-    picked = torch.from_numpy(clips.frames_NFHWC[rows.integers(clips.ready(), size=size)])
-    return picked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else picked
-
-
-def _flipped(clip_BCFHW: Tensor, rows: np.random.Generator) -> Tensor:
-    """The batch mirrored or run backwards, by chance: as good as other clips."""
-    axes = [axis for axis in (2, 3, 4) if rows.random() < 0.5]
-    return clip_BCFHW.flip(axes) if axes else clip_BCFHW
-
-
-def activation(compiled: bool, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """`norm_silu`, as one kernel where PyTorch can compile it here."""
-    if not compiled:
-        return norm_silu
-    torch._dynamo.config.cache_size_limit = _COMPILED_SHAPES
-    made = torch.compile(norm_silu, dynamic=False)
-    try:
-        probe = torch.ones(1, 8, 2, 4, 4, device=device, requires_grad=True)
-        made(probe, torch.ones(8, 1, 1, 1, device=device, requires_grad=True)).sum().backward()
-    except Exception as error:  # compilers fail in many ways, and the results are the same without one
-        warnings.warn(f"PyTorch cannot compile here, so training is slower: {error}", stacklevel=2)
-        return norm_silu
-    return made
-
-
-def mixed_precision(device: torch.device) -> AbstractContextManager:
-    """bfloat16 products on a GPU; float32 on a CPU, where it is faster."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def _save(
+    folder: Path, recipe: Recipe, pace: Pace, vae: torch.nn.Module, optimizers: Optimizers, average: Average
+) -> None:
+    state = {"vae": vae.state_dict(), "optimizers": optimizers.state_dict(), "average": average.values}
+    save_state(folder / state_name(recipe), {**state, "spent_s": pace.spent_s, "steps": pace.steps})
 
 
 def named(module: torch.nn.Module, average: Average) -> dict[str, Tensor]:
@@ -184,49 +223,18 @@ def named(module: torch.nn.Module, average: Average) -> dict[str, Tensor]:
     return dict(zip((name for name, _ in module.named_parameters()), average.values, strict=True))
 
 
-def average_of(vae: wan_vae.WanVae, average: Average, sizes: pocket_wan.Sizes) -> wan_vae.WanVae:
-    """A VAE as the engine uses it, with the averaged weights in the type that it computes in."""
-    made = pocket_wan.new_vae(sizes)
+def average_of(vae: Any, average: Average) -> Any:
+    """A VAE with the averaged weights, float32."""
+    made = copy.deepcopy(vae).requires_grad_(False)
     made.load_state_dict(named(vae, average))
-    made = made.to(vae.device, wan_vae.compute_dtype(vae.device)).eval().requires_grad_(False)
-    if made.device.type == "cuda":
-        lay_channels_last(made)
-    return made
+    return made.eval()
 
 
-def measure(vae: wan_vae.WanVae, clips_NFHWC: np.ndarray, *, batch: int = 32) -> float:
+def measure(vae: Any, clips_NFHWC: np.ndarray, *, batch: int = 32, kind: Kind = WAN) -> float:
     """PSNR in dB of the engine's own encoding and decoding, over all pixels of the clips."""
     squares = []
     for start in range(0, len(clips_NFHWC), batch):
         clip_BCFHW = to_pixels(torch.from_numpy(clips_NFHWC[start : start + batch]))
-        made_BCFHW = wan_vae.decode(vae, wan_vae.encode(vae, clip_BCFHW))
+        made_BCFHW = kind.decode(vae, kind.encode(vae, clip_BCFHW))
         squares.append((made_BCFHW - clip_BCFHW).square().mean(dim=(1, 2, 3, 4)))
     return psnr(float(torch.cat(squares).mean()))
-
-
-@torch.no_grad()
-def encode_all(vae: wan_vae.WanVae, clips: Clips, count: int, *, batch: int = 256) -> Tensor:
-    """Latents of the first clips as the engine's `encode` makes them, bf16 on the VAE's device, [N, C, T, H, W].
-
-    Whole clips at once: the engine's chunks are for clips that do not fit, and of many small ones they take far longer.
-    """
-    network, (mean_1C111, inverse_std_1C111) = WholeClip(vae.float()), vae.tables()
-    pace = Pace("encode", 60.0)
-    parts = []
-    for start in range(0, count, batch):
-        picked = torch.from_numpy(clips.frames_NFHWC[start : min(start + batch, count)]).to(vae.device)
-        with mixed_precision(vae.device):
-            mean_BCTHW, _ = network.encode(to_pixels(picked))
-        parts.append(((mean_BCTHW.float() - mean_1C111) * inverse_std_1C111).bfloat16())
-        pace.steps += 1
-        speed = pace.time_to_tell()
-        if speed is not None:
-            pace.tell(speed, f"{start + len(picked):,} of {count:,} clips")
-    return torch.cat(parts)
-
-
-def tables(vae: wan_vae.WanVae, clips: Clips, *, count: int = 2048) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each latent channel over the first clips, of a VAE that does not normalise yet."""
-    total = encode_all(vae, clips, min(count, clips.ready())).float()
-    mean, std = total.mean(dim=(0, 2, 3, 4)), total.std(dim=(0, 2, 3, 4))
-    return [round(float(value), 5) for value in mean], [round(max(float(value), 1e-3), 5) for value in std]

@@ -9,7 +9,9 @@ The results are those of the engine's `encode` and `decode` (tests/zoo).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from engine.parts.causal_conv import CausalConv3d, batch_to_frames, frames_to_ba
 
 Activate = Callable[[Tensor, Tensor], Tensor]
 _LEAST_SQUARE = 1e-12
+_COMPILED_SHAPES = 64
 
 
 def norm_silu(x_BCFHW: Tensor, gain_C111: Tensor) -> Tensor:
@@ -27,6 +30,26 @@ def norm_silu(x_BCFHW: Tensor, gain_C111: Tensor) -> Tensor:
     wide = x_BCFHW.float()
     scaled = wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + _LEAST_SQUARE) * gain_C111
     return functional.silu(scaled).to(x_BCFHW.dtype)
+
+
+def activation(compiled: bool, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """`norm_silu`, as one kernel where PyTorch can compile it here."""
+    if not compiled:
+        return norm_silu
+    torch._dynamo.config.cache_size_limit = _COMPILED_SHAPES
+    made = torch.compile(norm_silu, dynamic=False)
+    try:
+        probe = torch.ones(1, 8, 2, 4, 4, device=device, requires_grad=True)
+        made(probe, torch.ones(8, 1, 1, 1, device=device, requires_grad=True)).sum().backward()
+    except Exception as error:  # compilers fail in many ways, and the results are the same without one
+        warnings.warn(f"PyTorch cannot compile here, so training is slower: {error}", stacklevel=2)
+        return norm_silu
+    return made
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager:
+    """bfloat16 products on a GPU; float32 on a CPU, where it is faster."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 class WholeClip(nn.Module):

@@ -248,10 +248,14 @@ class Coder(nn.Module):
         self.conv_out = CausalConv3d(last, out_channels)
         self._levels, self._middle_first = levels, side == "decoder"
 
+    def blocks(self) -> list[nn.Module]:
+        """Levels and middle in the order in which a clip goes through them."""
+        levels = self.get_submodule(self._levels).children()
+        return [self.mid_block, *levels] if self._middle_first else [*levels, self.mid_block]
+
     def forward(self, x_BCFHW: Tensor) -> Tensor:
         x_BCFHW = self.conv_in(frames_of(x_BCFHW))
-        levels = self.get_submodule(self._levels).children()
-        for block in [self.mid_block, *levels] if self._middle_first else [*levels, self.mid_block]:
+        for block in self.blocks():
             for layer in block.layers():  # here and not in a function of the block, which would keep its first input
                 x_BCFHW = layer(x_BCFHW)
         return self.conv_out(self.conv_norm_out.frames(x_BCFHW))

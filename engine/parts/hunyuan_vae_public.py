@@ -10,19 +10,21 @@ WIDTHS = (128, 256, 512, 512)
 Shapes = dict[str, tuple[int, ...]]
 
 
-def public_shapes() -> Shapes:
-    """Two residual blocks a level in the encoder, three in the decoder; the first two levels and the last three of
-    the decoder resample."""
+def public_shapes(widths: tuple[int, ...] = WIDTHS) -> Shapes:
+    """Of a VAE with `widths` channels at full, half, quarter and eighth size: two residual blocks a level in the
+    encoder, three in the decoder; between levels it resamples."""
     found: Shapes = {}
     both = 2 * LATENT_CHANNELS
-    _coder(found, "encoder", WIDTHS, blocks=2, channels=(3, both))
-    _coder(found, "decoder", WIDTHS[::-1], blocks=3, channels=(LATENT_CHANNELS, 3))
+    _coder(found, "encoder", widths, blocks=2, channels=(3, both), middle=widths[-1])
+    _coder(found, "decoder", widths[::-1], blocks=3, channels=(LATENT_CHANNELS, 3), middle=widths[-1])
     _layer(found, "quant_conv", both, both, 1, 1, 1)
     _layer(found, "post_quant_conv", LATENT_CHANNELS, LATENT_CHANNELS, 1, 1, 1)
     return found
 
 
-def _coder(found: Shapes, side: str, widths: tuple[int, ...], *, blocks: int, channels: tuple[int, int]) -> None:
+def _coder(
+    found: Shapes, side: str, widths: tuple[int, ...], *, blocks: int, channels: tuple[int, int], middle: int
+) -> None:
     way = "down" if side == "encoder" else "up"
     _layer(found, f"{side}.conv_in.conv", widths[0], channels[0], 3, 3, 3)
     before = widths[0]
@@ -32,7 +34,6 @@ def _coder(found: Shapes, side: str, widths: tuple[int, ...], *, blocks: int, ch
             before = width
         if level < len(widths) - 1:
             _layer(found, f"{side}.{way}_blocks.{level}.{way}samplers.0.conv.conv", width, width, 3, 3, 3)
-    middle = max(widths)
     for number in range(2):
         _resnet(found, f"{side}.mid_block.resnets.{number}", middle, middle)
     attention = f"{side}.mid_block.attentions.0"

@@ -1,0 +1,92 @@
+"""The FramePack DiT for training on captions of different lengths; see masked_hunyuan.py. It computes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.families.framepack.detect import FramePackConfig
+from engine.families.framepack.embedders import TextEmbedding
+from engine.families.framepack.layers import (
+    HunyuanVideoSingleTransformerBlock,
+    HunyuanVideoTransformerBlock,
+    RefinerBlock,
+)
+from engine.families.framepack.model import FramePackModel, Tokens
+from engine.parts.embeddings import gated_sum
+
+from .masked_hunyuan import masked_attention, masked_double, mean_of, scores_of
+
+MaskedText = tuple[Tensor, Tensor]
+"""States [B, L, D], and which of them count [B, L]."""
+
+
+class MaskedFramePackRefinerBlock(RefinerBlock):
+    def forward(self, x_BLD: Tensor, vector_BD: Tensor, scores_B11L: Tensor) -> Tensor:  # type: ignore[override]
+        attention_gate, feed_forward_gate = self.norm_out(vector_BD)
+        found_BLD = masked_attention(*self.attn.heads(self.norm1(x_BLD)), scores_B11L)
+        x_BLD = gated_sum(x_BLD, self.attn.project(found_BLD), attention_gate)
+        return gated_sum(x_BLD, self.ff(self.norm2(x_BLD)), feed_forward_gate)
+
+
+class MaskedTextEmbedding(TextEmbedding):
+    def __init__(self, config: FramePackConfig):
+        super().__init__(config, backend="auto")
+        blocks = (MaskedFramePackRefinerBlock(config, backend="auto") for _ in self.token_refiner.refiner_blocks)
+        self.token_refiner.refiner_blocks = nn.ModuleList(blocks)
+
+    def forward(self, text: MaskedText, timestep_B: Tensor) -> tuple[Tensor, list[int]]:  # type: ignore[override]
+        text_BLD, mask_BL = text
+        vector_BD = self.time_text_embed(timestep_B, mean_of(text_BLD, mask_BL))
+        x_BLD, scores_B11L = self.proj_in(text_BLD), scores_of(mask_BL)
+        for block in self.token_refiner.refiner_blocks:
+            x_BLD = block(x_BLD, vector_BD, scores_B11L)
+        return x_BLD, [mask_BL.shape[1]] * len(mask_BL)
+
+
+class MaskedFramePackDouble(HunyuanVideoTransformerBlock):
+    def forward(  # type: ignore[override]
+        self,
+        image_BLD: Tensor,
+        text_BLD: Tensor,
+        vector_BD: Tensor,
+        cos_LD: Tensor,
+        sin_LD: Tensor,
+        scores_B11L: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        count = image_BLD.shape[1]
+        table = cos_LD[..., :count, :], sin_LD[..., :count, :]
+        return masked_double(self, image_BLD, text_BLD, vector_BD, table, scores_B11L)
+
+
+class MaskedFramePackSingle(HunyuanVideoSingleTransformerBlock):
+    def forward(  # type: ignore[override]
+        self, x_BLD: Tensor, vector_BD: Tensor, cos_LD: Tensor, sin_LD: Tensor, scores_B11L: Tensor
+    ) -> Tensor:
+        shift, scale, gate = self.norm(vector_BD)
+        *heads, given_BLD = self.before_attention(x_BLD, cos_LD, sin_LD, shift=shift, scale=scale)
+        return self.after_attention(x_BLD, masked_attention(*heads, scores_B11L), given_BLD, gate=gate)
+
+
+class MaskedFramePack(FramePackModel):
+    """`FramePackModel` whose `text` is a `MaskedText`."""
+
+    def __init__(self, config: FramePackConfig):
+        super().__init__(config)
+        self.context_embedder = MaskedTextEmbedding(config)
+        double, single = self.transformer_blocks, self.single_transformer_blocks
+        self.transformer_blocks = nn.ModuleList(MaskedFramePackDouble(config, backend="auto") for _ in double)
+        self.single_transformer_blocks = nn.ModuleList(MaskedFramePackSingle(config, backend="auto") for _ in single)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled."""
+        return [*self.transformer_blocks, *self.single_transformer_blocks]
+
+    def embed(  # type: ignore[override]
+        self, x_BCTHW: Tensor, timestep_B: Tensor, text: MaskedText, pooled_BD: Tensor, **conditioning: Any
+    ) -> Tokens:
+        tokens = super().embed(x_BCTHW, timestep_B, text, pooled_BD, **conditioning)  # type: ignore[arg-type]
+        all_tokens = tokens.image_BLD.shape[1] + tokens.text_BLD.shape[1]
+        return tokens._replace(key_lengths_B=scores_of(text[1], before=all_tokens - text[1].shape[1]))
