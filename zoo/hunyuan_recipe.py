@@ -40,7 +40,7 @@ from .pace import load_state, save_state, say
 from .plan import Plan
 from .pocket_framepack import FRAMEPACK_NAME, SIGLIP_NAME
 from .pocket_hunyuan import CLIP_NAME, DIT_NAME, LLAMA_NAME, VAE_NAME
-from .recipe import _MEASURED, _TABLED, Workshop, _changed, _copy
+from .recipe import MEASURED, TABLED, Workshop, changed, copy_into
 from .train_dit import Weights
 from .train_framepack import FramePackPocket, SectionExamples, image_states
 from .train_hunyuan import HunyuanPocket
@@ -55,10 +55,10 @@ class HunyuanWorkshop(Workshop):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.hunyuan = _changed(pocket_hunyuan.SIZES[plan.sizes], vae_widths=plan.vae_widths)
+        self.hunyuan = changed(pocket_hunyuan.SIZES[plan.sizes], vae_widths=plan.vae_widths)
         for name in (VAE_NAME, LLAMA_NAME, CLIP_NAME, DIT_NAME):
             if not (self.folder / name).exists() and self._start(name) is not None:
-                _copy(self._start(name), self.folder)
+                copy_into(self._start(name), self.folder)
         pocket_hunyuan.write_clip_tokenizer(self.folder)
 
     # ------------------------------------------------------------------------------------------------ stages
@@ -137,19 +137,15 @@ class HunyuanWorkshop(Workshop):
 
     def _train_vae(self, vae: HunyuanVae, *, minutes: float, decoder_only: bool) -> None:
         plan = self.plan
-        recipe = _changed(
-            train_vae.Recipe(decoder_only=decoder_only), batch=plan.vae_batch, rate=plan.vae_rate, decay=plan.vae_decay,
-            absolute=plan.vae_absolute, squares=plan.vae_squares, edges=plan.vae_edges, muon=plan.muon,
-            compiled="nothing" if plan.no_compile else plan.vae_compiled, recorded=plan.recorded,
-        )  # fmt: skip
-        held_out, _ = held_out_clips(_MEASURED, size=plan.picture, frames=plan.frames)
+        recipe = self._vae_recipe(decoder_only=decoder_only)
+        held_out, _ = held_out_clips(MEASURED, size=plan.picture, frames=plan.frames)
 
         def write(made: HunyuanVae) -> None:
             path, mean, std = self.folder / VAE_NAME, [0.0] * 16, [1.0] * 16
             clips.wait_for(_LOOKED_AT, say=say)
             fit_half(made, to_pixels(torch.from_numpy(clips.frames_NFHWC[:_LOOKED_AT])))
             if not decoder_only:
-                mean, std = moments(encode_all(made, clips.frames_NFHWC[: min(_TABLED, clips.ready())], compiled=False))
+                mean, std = moments(encode_all(made, clips.frames_NFHWC[: min(TABLED, clips.ready())], compiled=False))
             pocket_hunyuan_vae.write_vae(path, made.state_dict(), mean=mean, std=std)
             self._copy(path)
             figure = train_vae.measure(self._finished_vae(), held_out, kind=HUNYUAN)
@@ -174,11 +170,7 @@ class HunyuanWorkshop(Workshop):
     ) -> None:
         """`examples`: of which kind, where that is not `kind`."""
         plan = self.plan
-        recipe = _changed(
-            train_dit.Recipe(text_frozen=text_frozen, compiled=not plan.no_compile), batch=plan.dit_batch,
-            rate=plan.dit_rate, decay=plan.dit_decay, shift=plan.dit_shift, dropped=plan.dropped, muon=plan.muon,
-            recorded=plan.recorded,
-        )  # fmt: skip
+        recipe = self._dit_recipe(text_frozen=text_frozen)
 
         def save(dit: Weights, texts: Weights) -> None:
             write(dit, texts)
@@ -203,7 +195,7 @@ class HunyuanWorkshop(Workshop):
 
     def _encode(self, kind: str) -> dict[str, Tensor]:
         with self._draw(self.plan.clips) as clips:
-            clips.wait_for(min(_TABLED, clips.count), say=say)
+            clips.wait_for(min(TABLED, clips.count), say=say)
             vae = self._finished_vae()
             clips.wait_for(clips.count, say=say)
             frames_NFHWC, compiled = clips.frames_NFHWC, not self.plan.no_compile

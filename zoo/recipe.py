@@ -27,8 +27,8 @@ from .pocket_wan import DIT_NAME, TEXT_NAME, VAE_NAME
 from .together import Together
 from .train_dit import Examples, Pocket
 
-_MEASURED = 64  # held-out clips for PSNR
-_TABLED = 2048  # clips that the latents' tables are measured on
+MEASURED = 64  # held-out clips for PSNR
+TABLED = 2048  # clips that the latents' tables are measured on
 
 
 class Workshop:
@@ -36,12 +36,12 @@ class Workshop:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.together = plan, Together()
-        self.sizes = _changed(pocket_wan.SIZES[plan.sizes], vae_widths=plan.vae_widths)
+        self.sizes = changed(pocket_wan.SIZES[plan.sizes], vae_widths=plan.vae_widths)
         self.folder = plan.out
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (VAE_NAME, TEXT_NAME, DIT_NAME):
             if not (self.folder / name).exists() and self._start(name) is not None:
-                _copy(self._start(name), self.folder)
+                copy_into(self._start(name), self.folder)
         self.tokenizer_file, self.tokenizer = own_tokenizer()
 
     @cached_property
@@ -86,17 +86,13 @@ class Workshop:
 
     def _train_vae(self, vae: wan_vae.WanVae, *, minutes: float, decoder_only: bool) -> None:
         plan = self.plan
-        recipe = _changed(
-            train_vae.Recipe(decoder_only=decoder_only), batch=plan.vae_batch, rate=plan.vae_rate, decay=plan.vae_decay,
-            absolute=plan.vae_absolute, squares=plan.vae_squares, edges=plan.vae_edges, muon=plan.muon,
-            compiled="nothing" if plan.no_compile else plan.vae_compiled, recorded=plan.recorded,
-        )  # fmt: skip
-        held_out, _ = held_out_clips(_MEASURED, size=plan.picture, frames=plan.frames)
+        recipe = self._vae_recipe(decoder_only=decoder_only)
+        held_out, _ = held_out_clips(MEASURED, size=plan.picture, frames=plan.frames)
         tables = pocket_wan.read_tables(self.folder / VAE_NAME) if decoder_only else None
 
         def write(made: wan_vae.WanVae) -> None:
             path = self.folder / VAE_NAME
-            mean, std = tables or latents.tables(made, clips.frames_NFHWC[: min(_TABLED, clips.ready())])
+            mean, std = tables or latents.tables(made, clips.frames_NFHWC[: min(TABLED, clips.ready())])
             pocket_wan.write_vae(path, made.state_dict(), mean=mean, std=std)
             self._copy(path)
             say(f"{recipe.name}  saved; {train_vae.measure(self._finished_vae(), held_out):.2f} dB on held-out clips")
@@ -109,11 +105,7 @@ class Workshop:
 
     def _train_dit(self, kind: str, pocket: Pocket, *, minutes: float, text_frozen: bool) -> None:
         plan = self.plan
-        recipe = _changed(
-            train_dit.Recipe(text_frozen=text_frozen, compiled=not plan.no_compile), batch=plan.dit_batch,
-            rate=plan.dit_rate, decay=plan.dit_decay, shift=plan.dit_shift, dropped=plan.dropped, muon=plan.muon,
-            recorded=plan.recorded,
-        )  # fmt: skip
+        recipe = self._dit_recipe(text_frozen=text_frozen)
         dit_path, text_path = self.folder / showing.FILES[kind], self.folder / TEXT_NAME
 
         def write(dit: dict[str, Tensor], text: dict[str, Tensor]) -> None:
@@ -127,6 +119,22 @@ class Workshop:
         train_dit.train(
             self._examples(kind), self.tokenizer, pocket, name=kind, recipe=recipe, folder=self.folder,
             minutes=minutes, device=self.device, on_save=write, together=self.together, seed=2 + plan.seed,
+        )  # fmt: skip
+
+    def _vae_recipe(self, *, decoder_only: bool) -> train_vae.Recipe:
+        plan = self.plan
+        return changed(
+            train_vae.Recipe(decoder_only=decoder_only), batch=plan.vae_batch, rate=plan.vae_rate, decay=plan.vae_decay,
+            absolute=plan.vae_absolute, squares=plan.vae_squares, edges=plan.vae_edges, muon=plan.muon,
+            compiled="nothing" if plan.no_compile else plan.vae_compiled, recorded=plan.recorded,
+        )  # fmt: skip
+
+    def _dit_recipe(self, *, text_frozen: bool) -> train_dit.Recipe:
+        plan = self.plan
+        return changed(
+            train_dit.Recipe(text_frozen=text_frozen, compiled=not plan.no_compile), batch=plan.dit_batch,
+            rate=plan.dit_rate, decay=plan.dit_decay, shift=plan.dit_shift, dropped=plan.dropped, muon=plan.muon,
+            recorded=plan.recorded,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ inputs
@@ -153,7 +161,7 @@ class Workshop:
     def _encode(self, kind: str) -> dict[str, Tensor]:
         compiled = not self.plan.no_compile
         with self._draw(self.plan.clips) as clips:
-            clips.wait_for(min(_TABLED, clips.count), say=say)
+            clips.wait_for(min(TABLED, clips.count), say=say)
             vae = self._finished_vae()
             clips.wait_for(clips.count, say=say)
             found = {"latents": latents.encode_all(vae, clips.frames_NFHWC, compiled=compiled)}
@@ -185,14 +193,15 @@ class Workshop:
     def _copy(self, path: Path) -> None:
         if self.plan.copy_to is not None:
             self.plan.copy_to.mkdir(parents=True, exist_ok=True)
-            _copy(path, self.plan.copy_to)
+            copy_into(path, self.plan.copy_to)
 
 
-def _copy(path: Path, folder: Path) -> None:
+def copy_into(path: Path, folder: Path) -> None:
+    """The file in this folder too, whole or not at all."""
     with whole_file(folder / path.name) as temporary:
         shutil.copyfile(path, temporary)
 
 
-def _changed(recipe: Any, **values: Any) -> Any:
+def changed(recipe: Any, **values: Any) -> Any:
     """The recipe with those values that are given."""
     return dataclasses.replace(recipe, **{name: value for name, value in values.items() if value is not None})
