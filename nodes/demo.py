@@ -1,10 +1,11 @@
 """The small models, clips and LoRAs on which every shipped workflow runs as it is, put where ComfyUI finds them.
 
-They are made by the engine on this computer, without a download. The models lie in a folder of their own, which is
-registered beside ComfyUI's model folders, so that their lists show plain names and deleting one folder removes all:
+The engine makes them on this computer, without a download; where a family has a pocket model, it takes that. They lie
+in a folder of their own, which is registered beside ComfyUI's model folders, so that their lists show plain names and
+deleting one folder removes all:
 
     models/musubi_demo/<ComfyUI's folder>/musubi_demo_<family>_<option><suffix>
-    input/musubi_demo/                          six clips with captions
+    input/musubi_demo/<what they show>/         clips with captions
 
 Made on the person's word only. Knows the demo's folder as `engine demo --prepare_only` leaves it.
 """
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..engine import families
 from ..engine.contract import toml
 from ..engine.contract.errors import EngineError
 from ..engine.contract.events import Done, Event, Failed, Progress, Stage
@@ -25,7 +27,7 @@ from .runs import Run
 
 NAME = "musubi_demo"
 VERB = "demo"
-LORA_STEPS, LORA_SAVED_EVERY = 30, 10
+LORA_STEPS, LORA_SAVED_EVERY = 30, 10  # where models are random, so that there is nothing to learn
 STEPS = ("prepare", "cache-latents", "cache-text", "train")
 TICK_S = 0.2
 
@@ -78,15 +80,16 @@ def clips() -> Path:
 
 
 def _of_family(this: Run, family: str, done: int, total: int) -> None:
-    """Prepare one family's demo in a working folder, train a short LoRA there, and put the files in their places."""
+    """Prepare one family's demo in a working folder, train a LoRA there, and put the files in their places."""
     folder = paths.work() / VERB / family
     dashed = family.replace("_", "-")
+    few = ["--max_train_steps", str(LORA_STEPS), "--save_every_n_steps", str(LORA_SAVED_EVERY)]
+    shorter = [] if families.offers(family, "pocket") else few
     arguments = {
         "prepare": ["demo", "--family", family, "--prepare_only", str(folder)],
         "cache-latents": ["cache-latents", dashed, "--config_file", str(folder / "1_latents.toml")],
         "cache-text": ["cache-text", dashed, "--config_file", str(folder / "2_text.toml")],
-        "train": ["train", dashed, "--config_file", str(folder / "3_train.toml"), "--max_train_steps", str(LORA_STEPS),
-                  "--save_every_n_steps", str(LORA_SAVED_EVERY)],
+        "train": ["train", dashed, "--config_file", str(folder / "3_train.toml"), *shorter],
     }  # fmt: skip
     for number, step in enumerate(STEPS):
         so_far = Progress(done=done + number, total=total, unit="step")
@@ -150,5 +153,7 @@ def _loras(folder: Path, family: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _clip_files(folder: Path) -> Iterator[tuple[Path, Path]]:
-    for source in (folder / "clips").iterdir():
-        yield source, clips() / source.name
+    whole = folder / "clips"
+    for source in whole.rglob("*"):
+        if source.is_file():
+            yield source, clips() / source.relative_to(whole)

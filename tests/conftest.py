@@ -31,10 +31,10 @@ class Result:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory):
-    """A demo folder with its inputs only; tests that write make their outputs elsewhere."""
+    """A demo folder with its inputs only, its models random; tests that write make their outputs elsewhere."""
     from engine.demo.prepare import prepare
 
-    return prepare(tmp_path_factory.mktemp("prepared demo"))
+    return prepare(tmp_path_factory.mktemp("prepared demo"), trained=False)
 
 
 @pytest.fixture

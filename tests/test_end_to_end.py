@@ -78,7 +78,6 @@ def test_a_changed_caption_makes_its_text_cache_stale(cached, engine, tmp_path) 
 
 def test_one_clip_is_learned_by_heart_and_nothing_at_learning_rate_0(prepared, engine, tmp_path) -> None:
     """The demo's proof that training works, on noise that is the same in both trainings."""
-    shutil.copytree(prepared.folder / "models", tmp_path / "models")
     one_clip = prepare_one_clip(replace(prepared, folder=tmp_path))
     for step in one_clip.steps:
         result = engine(*step.command)

@@ -1,1 +1,1 @@
-"""What `python -m engine demo` draws, prepares and shows. Needs no download: clips and models are made on the spot."""
+"""What `python -m engine demo` draws, prepares and shows. Needs no download: what it needs comes along or is made."""

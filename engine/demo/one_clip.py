@@ -2,8 +2,9 @@
 
 Two ordinary trainings that differ in their learning rate alone. The clip comes PASS times an epoch, at noise levels
 spread evenly over it, so that an epoch's average shows what was learned and not which levels were drawn. That nothing
-changes at learning rate 0 is seen exactly, by the validation loss: its noise is always the same. Knows the losses from
-the trainings' own records, like anybody who reads `events.jsonl`.
+changes at learning rate 0 is seen exactly, by the validation loss: its noise is always the same. The models are random
+in every family: they have everything to learn, and are quick. Knows the losses from the trainings' own records, like
+anybody who reads `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tomli_w
-
 from ..contract.errors import EngineError
 from ..contract.events import Metric, read
-from ..contract.files import write_text
 from ..families import part
 from ..media.charts import Course, courses_chart
 from .clips import SCENES, write_clips
-from .prepare import DATASET, LEARNING_RATE, SEED, Prepared, Step, job_file
+from .kits import LEARNING_RATE, SEED, kit_of
+from .prepare import Prepared, Step, job_file, write_dataset
 
 STEPS, PASS = 300, 25
 LEAST_FALL = 0.4
@@ -43,14 +42,14 @@ def prepare_one_clip(prepared: Prepared) -> OneClip | None:
     None where the family's small model is too small to learn a clip.
     """
     folder, family = prepared.folder / "one_clip", prepared.family
-    tiny = part(family, "tiny")
-    if not getattr(tiny, "LEARNS_BY_HEART", True):
+    if not getattr(part(family, "tiny"), "LEARNS_BY_HEART", True):
         return None
-    models = tiny.tiny_model_options(prepared.folder / "models")
+    kit = kit_of(family, trained=False)
+    kit.write_models(folder / "models")
+    models = kit.options(folder / "models")
     write_clips(folder / "clip", SCENES[:1])
-    more = {"resolution": RESOLUTION, "num_repeats": PASS, **getattr(tiny, "DATASET_KEYS", {})}
-    places = {"clips": (folder / "clip").as_posix(), "cache": (folder / "cache").as_posix()}
-    write_text(folder / "dataset.toml", DATASET.format(**places, more=tomli_w.dumps(more)))
+    repeated = {"num_repeats": PASS, **kit.dataset}
+    write_dataset(folder, folder / "clip", {"resolution": RESOLUTION, "batch_size": 1}, repeated)
     dataset = {"dataset_config": str(folder / "dataset.toml")}
     learning, still = folder / "learning", folder / "learning_rate_0"
     training = {

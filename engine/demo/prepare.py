@@ -5,6 +5,7 @@ The job files are ordinary ones: each repeats its step by hand, from any folder,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,15 @@ from typing import Any
 import tomli_w
 
 from ..contract.files import clean_leftovers, write_text
-from ..families import part
-from .clips import SCENES, write_clips
+from .kits import SEED, Kit, kit_of
 
-SEED = 42
-TRAIN_STEPS = 300
-LEARNING_RATE = 2e-3
+LORA = "demo-lora"
 DATASET = """\
 # What to train on. Every key is described in docs/DATASET.md.
 [general]
-resolution = [96, 96]        # area budget: each clip keeps its own shape within it
+resolution = {resolution}        # area budget: each clip keeps its own shape within it
 caption_extension = ".txt"
-batch_size = 1
+batch_size = {batch_size}
 enable_bucket = true
 
 [[datasets]]
@@ -44,6 +42,11 @@ class Step:
     purpose: str
 
     @property
+    def name(self) -> str:
+        """What tells it from the other steps: `4_generate`."""
+        return self.file.stem
+
+    @property
     def command(self) -> list[str]:
         """What stands behind `python -m engine`."""
         return [self.verb, self.family, "--config_file", str(self.file)]
@@ -55,19 +58,25 @@ class Prepared:
 
     folder: Path
     family: str
+    kit: Kit
     steps: tuple[Step, ...]
 
     @property
     def lora(self) -> Path:
-        return self.folder / "output" / "demo-lora.safetensors"
+        return self.folder / "output" / f"{LORA}.safetensors"
 
     @property
     def videos(self) -> Path:
         return self.folder / "video"
 
     @property
+    def without_lora(self) -> Path:
+        """The same videos without the LoRA, where there is a concept to be seen."""
+        return self.folder / "video_without_lora"
+
+    @property
     def clips(self) -> Path:
-        return self.folder / "clips"
+        return self.folder / "clips" / self.kit.clips
 
 
 def job_file(path: Path, verb: str, family: str, purpose: str, options: dict[str, Any]) -> Step:
@@ -77,45 +86,48 @@ def job_file(path: Path, verb: str, family: str, purpose: str, options: dict[str
     return Step(verb, family, path, purpose)
 
 
-def prepare(folder: Path, family: str = "wan") -> Prepared:
-    """Write the demo's inputs into `folder` (made if missing), or take up those that are complete there."""
+def prepare(folder: Path, family: str = "wan", *, trained: bool = True) -> Prepared:
+    """Write the demo's inputs into `folder` (made if missing), or take up those that are complete there.
+
+    Without `trained`, the models are random whatever the family has: what most tests run on.
+    """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    tiny = part(family, "tiny")
-    models_folder = folder / "models"
-    ready, complete = folder / "ready", f"The clips and the {family} models in this folder are complete.\n"
+    kit = kit_of(family, trained=trained)
+    models, clips = folder / "models", folder / "clips" / kit.clips
+    ready, complete = folder / "ready", f"The clips and the {kit.models} {family} models in this folder are complete.\n"
     if not ready.exists() or ready.read_text(encoding="utf-8") != complete:
-        for place in (folder, folder / "clips", models_folder):
+        for place in (folder, clips, models):
             clean_leftovers(place)  # of a demo that was killed
-        write_clips(folder / "clips")
-        tiny.write_tiny_models(models_folder, seed=SEED)
-        clips, cache = (folder / "clips").as_posix(), (folder / "cache").as_posix()
-        more = tomli_w.dumps(getattr(tiny, "DATASET_KEYS", {}))
-        write_text(folder / "dataset.toml", DATASET.format(clips=clips, cache=cache, more=more))
-    without = getattr(tiny, "NOT_IN_DEMO", ())
-    prepared = Prepared(folder, family, _steps(folder, family, tiny.tiny_model_options(models_folder), without))
+        kit.write_clips(clips)
+        kit.write_models(models)
+        write_dataset(folder, clips, kit.general, kit.dataset)
+    prepared = Prepared(folder, family, kit, _steps(folder, family, kit))
     write_text(ready, complete)
     return prepared
 
 
-def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]], without: tuple[str, ...]) -> tuple[Step, ...]:
-    """The four job files. `models` holds, for each verb, what the family says; `without` names what it cannot say."""
-    dataset = {"dataset_config": str(folder / "dataset.toml")}
-    trained = folder / "output" / "demo-lora.safetensors"
+def write_dataset(folder: Path, clips: Path, general: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    """Write `dataset.toml` into a folder, whose `cache` its caches go to."""
+    places = {"clips": clips.as_posix(), "cache": (folder / "cache").as_posix()}
+    write_text(folder / "dataset.toml", DATASET.format(**places, **general, more=tomli_w.dumps(more)))
+
+
+def _steps(folder: Path, family: str, kit: Kit) -> tuple[Step, ...]:
+    """The job files: four, and where a concept is learned a fifth, for the same videos without the LoRA."""
+    dataset, models = {"dataset_config": str(folder / "dataset.toml")}, kit.options(folder / "models")
     training = {
-        "max_train_steps": TRAIN_STEPS, "save_every_n_steps": 50, "save_state": True,
-        "learning_rate": LEARNING_RATE, "mixed_precision": "no",
-        "network_dim": 16, "network_alpha": 16.0, "timestep_sampling": "uniform", "seed": SEED,
-        "output_dir": str(folder / "output"), "output_name": "demo-lora", "logging_dir": str(folder / "tensorboard"),
+        "save_every_n_steps": 50, "save_state": True, "mixed_precision": "no", "network_dim": 16,
+        "network_alpha": 16.0, "seed": SEED, "output_dir": str(folder / "output"), "output_name": LORA,
+        "logging_dir": str(folder / "tensorboard"), **kit.training,
     }  # fmt: skip
     generation = {
-        "prompt": SCENES[0].caption, "negative_prompt": "", "video_size": [96, 96], "video_length": 17,
-        "guidance_scale": 1.0, "infer_steps": 20, "seed": SEED, "save_path": str(folder / "video"),
-        "output_type": "both",
-        "lora_weight": [str(trained)], "lora_multiplier": [1.0],
+        **_prompts(folder, kit.prompts), "negative_prompt": "", "infer_steps": 20, "seed": SEED, "output_type": "both",
+        **kit.generation,
     }  # fmt: skip
-    generation = {name: value for name, value in generation.items() if name not in without}
-    return (
+    generation = {name: value for name, value in generation.items() if name not in kit.without} | models["generate"]
+    trained = {"lora_weight": [str(folder / "output" / f"{LORA}.safetensors")], "lora_multiplier": [1.0]}
+    steps = (
         job_file(folder / "1_latents.toml", "cache-latents", family, "Clips to latents, once.",
                  {**dataset, **models["cache-latents"]}),
         job_file(folder / "2_text.toml", "cache-text", family, "Captions to text embeddings, once.",
@@ -123,5 +135,17 @@ def _steps(folder: Path, family: str, models: dict[str, dict[str, Any]], without
         job_file(folder / "3_train.toml", "train", family, "Train a LoRA on the caches.",
                  {**dataset, **models["train"], **training}),
         job_file(folder / "4_generate.toml", "generate", family, "A new video with that LoRA.",
-                 {**generation, **models["generate"]}),
+                 {**generation, **trained, "save_path": str(folder / "video")}),
     )  # fmt: skip
+    if not kit.concept:
+        return steps
+    without = {**generation, "save_path": str(folder / "video_without_lora")}
+    return (*steps, job_file(folder / "5_without.toml", "generate", family, "The same without the LoRA.", without))
+
+
+def _prompts(folder: Path, prompts: tuple[str, ...]) -> dict[str, str]:
+    """One prompt as an option, several as a file."""
+    if len(prompts) == 1:
+        return {"prompt": prompts[0]}
+    write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
+    return {"from_file": str(folder / "prompts.txt")}

@@ -8,6 +8,7 @@ the folders named in the environment variable MUSUBI_FAMILIES.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,11 @@ def part(family: str, file: str) -> ModuleType:
     if folder not in names():
         raise KeyError(f"No model family {family}; there are: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{folder}.{file}")
+
+
+def offers(family: str, file: str) -> bool:
+    """Whether a family has one of the files that not every family has (contract.py, OPTIONAL_FILES)."""
+    return importlib.util.find_spec(f"{__name__}.{family.replace('-', '_')}.{file}") is not None
 
 
 for _folder in filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep)):

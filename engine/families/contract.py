@@ -1,12 +1,12 @@
 """What a family owes: the page to read first.
 
 A family is a folder of plain functions, always in the same files: `options detect text vae model keys sample tiny
-bench`, and `image` where it has an image encoder. There is no base class and nothing to override; a file is imported
-when it is needed (`families.part("wan", "vae")`), so caching never loads the DiT and training never loads the text
-encoder. The Protocols below are those files: attributes are module constants, methods are module functions. `FILES`
-maps file names to them, and a test compares every family. A family may give a function further keyword arguments with
-defaults: a function of its `options.py` fills them, which each Protocol names. No task knows an option that only a
-family has.
+bench`, `image` where it has an image encoder, `pocket` where it has a small trained model. There is no base class and
+nothing to override; a file is imported when it is needed (`families.part("wan", "vae")`), so caching never loads the
+DiT and training never loads the text encoder. The Protocols below are those files: attributes are module constants,
+methods are module functions. `FILES` maps file names to them, and a test compares every family. A family may give a
+function further keyword arguments with defaults: a function of its `options.py` fills them, which each Protocol names.
+No task knows an option that only a family has.
 
     caching      vae.load, image.load            -> vae.training_samples  -> one cache file a sample
                  text.load                       -> text.encode           -> one cache file a caption
@@ -322,6 +322,29 @@ class Tiny(Protocol):
         """For each verb what its job file must say to use the models in `folder`."""
 
 
+class Pocket(Protocol):
+    """pocket.py, of a family with a small model that was trained: what the demo runs on instead of `tiny`'s.
+
+    Its files lie in the demo's own folder, with clips of something that the model has never seen. Values only.
+    """
+
+    FILES: Mapping[str, str]
+    """Names of the model files, by option."""
+    CONCEPT: str
+    """What the clips show and the model has never seen, in the plural; with `_` their folder beside the files."""
+    DATASET: Mapping[str, Any]
+    """The dataset file's [general] as the model needs it."""
+    TRAINING: Mapping[str, Any]
+    """Options with which a LoRA learns these clips."""
+    GENERATION: Mapping[str, Any]
+    """Options with which the model generates well."""
+    PROMPTS: tuple[str, ...]
+    """What shows that the LoRA has learned: the demo generates each with it and without."""
+
+    def pocket_model_options(self, folder: str | Path) -> dict[str, dict[str, Any]]:
+        """For each verb what its job file must say to use the models in `folder`."""
+
+
 class Bench(Protocol):
     """bench.py: what `bench` measures, and inputs of random numbers for it, in the forms of public files and caches."""
 
@@ -349,4 +372,4 @@ FILES: dict[str, type] = {
     "tiny": Tiny,
     "bench": Bench,
 }
-OPTIONAL_FILES: dict[str, type] = {"image": Image}
+OPTIONAL_FILES: dict[str, type] = {"image": Image, "pocket": Pocket}

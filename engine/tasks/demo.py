@@ -21,9 +21,10 @@ from ..contract.files import write_text
 from ..contract.job import Job
 from ..contract.options import Demo
 from ..contract.packages import RUN
+from ..demo.kits import Kit
 from ..demo.one_clip import OneClip, draw, judge, prepare_one_clip, read_losses
 from ..demo.prepare import Prepared, Step, prepare
-from ..demo.show import newest_video, write_contact_sheet
+from ..demo.show import newest_videos, write_comparison, write_contact_sheet
 from ..training.states import find_latest_state
 
 PACK = Path(__file__).resolve().parents[2]
@@ -55,8 +56,8 @@ class Progressed:
         else:
             self._write()
 
-    def add(self, verb: str) -> None:
-        self.done.append(verb)
+    def add(self, step: str) -> None:
+        self.done.append(step)
         self._write()
 
     def _write(self) -> None:
@@ -81,11 +82,11 @@ def run(job: Job, say: Say, control: Control) -> str:
     count = len(prepared.steps) + (one_clip is not None)
     for number, step in enumerate(prepared.steps, 1):
         _announce(say, f"Step {number} of {count}", step.purpose)
-        if step.verb in progressed.done:
+        if step.name in progressed.done:
             say(Log(message="This is done already."))
             continue
         _run_step([*step.command, *_going_on(step, prepared, progressed)], say, control)
-        progressed.add(step.verb)
+        progressed.add(step.name)
     shown = ""
     if one_clip is not None:
         _announce(
@@ -147,12 +148,20 @@ def _list_steps(prepared: Prepared, say: Say) -> None:
 
 
 def _show(prepared: Prepared, one_clip: OneClip | None, say: Say) -> None:
-    video = newest_video(prepared.videos)
-    if video is None or not prepared.lora.exists():
-        raise DataError(f"The steps ended well but left no video in {prepared.videos}, or no LoRA.")
+    kit = prepared.kit
+    videos = newest_videos(prepared.videos, len(kit.prompts))
+    if len(videos) < len(kit.prompts) or not prepared.lora.exists():
+        raise DataError(f"The steps ended well but left too few videos in {prepared.videos}, or no LoRA.")
     curve = prepared.lora.with_name(prepared.lora.stem + "_loss.png")
-    results = {"LoRA": prepared.lora, "video": video, "contact sheet": write_contact_sheet(prepared, video)}
+    results = {"LoRA": prepared.lora, "video": videos[-1], "contact sheet": write_contact_sheet(prepared, videos)}
+    results |= {"without and with the LoRA": write_comparison(prepared, videos)} if kit.concept else {}
     results |= {"loss curve": curve} | ({"loss curves of one clip": one_clip.chart} if one_clip is not None else {})
     for kind, path in results.items():
         say(Artifact(kind=kind, path=str(path)))
-    say(Log(message="The models were made on the spot from random weights, so the video shows colours only."))
+    say(Log(message=_what_to_see(kit)))
+
+
+def _what_to_see(kit: Kit) -> str:
+    if kit.concept:
+        return f"The model had never seen {kit.concept}. The LoRA has: compare the same prompts without and with it."
+    return "The models were made on the spot from random weights, so the video shows colours only."

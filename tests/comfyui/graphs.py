@@ -15,7 +15,7 @@ NAMESPACE = uuid.UUID("6f1c1f0a-6f63-4a43-9c39-0d5f2f6f7a11")
 DEMO = "musubi_demo"
 NOTES = Path(__file__).parent / "notes"
 PROMPT = "a red circle moves right in front of a night background"
-SIZE, FRAMES = 96, 17
+FRAMES = 17
 TEXT_HEIGHT = 340  # of a dataset that is written as text
 
 
@@ -57,35 +57,45 @@ class Family:
     node: str
     title: str
     models: dict[str, Any]
+    size: int = 96
+    clips: str = f"input/{DEMO}/shapes"
+    prompt: str = PROMPT
     generation: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"learning_rate": 0.002})
+    sample: str = "--s 12 --l 1"
+    batch_size: int = 1
     dataset: dict[str, Any] | None = None
     starts_from_image: bool = False
 
 
-def _file(family: str, option: str, suffix: str = ".safetensors") -> str:
-    return f"{DEMO}_{family}_{option}{suffix}"
+def _file(family: str, option: str) -> str:
+    return f"{DEMO}_{family}_{option}.safetensors"
 
 
 def _files(family: str, *options: str) -> dict[str, Any]:
     return {option: _file(family, option) for option in options}
 
 
-FOLDER = {
-    "source": "folder", "source.folder": f"input/{DEMO}", "source.width": SIZE, "source.height": SIZE,
-    "source.target_frames": str(FRAMES), "name": DEMO,
-}  # fmt: skip
 WINDOWS = f"""[general]
-resolution = [{SIZE}, {SIZE}]
+resolution = [96, 96]
 caption_extension = ".txt"
 
 [[datasets]]
-video_directory = "input/{DEMO}"
+video_directory = "input/{DEMO}/shapes"
 target_frames = [{FRAMES}]
 fp_latent_window_size = 2
 """
 WAN = Family(
     key="wan", node="Wan21", title="Wan 2.1",
-    models={**_files("wan", "dit", "vae"), "t5": _file("wan", "t5", ".pth"), "task": "t2v-1.3B"},
+    models={**_files("wan", "dit", "vae", "t5"), "task": "t2v-1.3B"},
+    size=64, clips=f"input/{DEMO}/striped_hexagons", batch_size=4,
+    prompt="a large striped yellow hexagon goes down on a light green background",
+    generation={"guidance_scale": 4.0, "flow_shift": 3.0},
+    training={"max_train_steps": 250, "network_dim": 32, "network_alpha": 32, "timestep_sampling": "shift",
+              "discrete_flow_shift": 3.0},
+    optimizer={"learning_rate": 0.001, "lr_scheduler": "cosine"},
+    sample="--s 20 --l 4 --fs 3",
 )  # fmt: skip
 HUNYUAN = Family(
     key="hunyuan_video", node="HunyuanVideo", title="HunyuanVideo",
@@ -115,10 +125,21 @@ def _languages(name: str) -> tuple[str, str]:
     return english.strip(), japanese.strip()
 
 
+def _dataset(family: Family) -> Part:
+    if family.dataset:
+        return Part("dataset", f"{OURS}DatasetConfig", 0, family.dataset, TEXT_HEIGHT)
+    folder = {
+        "source": "folder", "source.folder": family.clips, "source.width": family.size, "source.height": family.size,
+        "source.target_frames": str(FRAMES), "source.batch_size": family.batch_size, "name": DEMO,
+    }  # fmt: skip
+    return Part("dataset", f"{OURS}DatasetConfig", 0, folder)
+
+
 def _generation(family: Family) -> dict[str, Any]:
-    length = {} if family.generation else {"video_length": FRAMES}
+    length = {} if "video_sections" in family.generation else {"video_length": FRAMES}
     return {
-        "prompt": PROMPT, "video_size_height": SIZE, "video_size_width": SIZE, **length, "infer_steps": 20,
+        "prompt": family.prompt, "video_size_height": family.size, "video_size_width": family.size, **length,
+        "infer_steps": 20,
         "guidance_scale": 1.0, "seed": 42, "control_after_generate": "fixed",
         "filename_prefix": f"musubi/{DEMO}_{family.key}", **family.generation,
     }  # fmt: skip
@@ -141,7 +162,7 @@ def _first_frame(family: Family, column: int) -> tuple[tuple[Part, ...], tuple[t
     if not family.starts_from_image:
         return (), ()
     parts = (
-        Part("clip", f"{OURS}VideoInput", column, {"video": f"input/{DEMO}/red_circle_right.mp4"}),
+        Part("clip", f"{OURS}VideoInput", column, {"video": f"{family.clips}/red_circle_right.mp4"}),
         Part("frames", "GetVideoComponents", column),
         Part("frame", "ImageFromBatch", column, {"batch_index": 0, "length": 1}),
     )
@@ -154,20 +175,20 @@ def _first_frame(family: Family, column: int) -> tuple[tuple[Part, ...], tuple[t
 
 def train(family: Family) -> Graph:
     name = f"{DEMO}_{family.key}_mine"
-    prompt = f"{PROMPT} --w {SIZE} --h {SIZE} --f {FRAMES} --s 12 --l 1 --d 42"
+    prompt = f"{family.prompt} --w {family.size} --h {family.size} --f {FRAMES} {family.sample} --d 42"
     sampling = {"prompts": prompt, "sample_every_n_steps": 50}
     first, first_links = _first_frame(family, 3)
     settings = {
         "max_train_steps": 100, "seed": 42, "control_after_generate": "fixed", "network_dim": 16, "network_alpha": 16,
-        "timestep_sampling": "uniform", "save_every_n_steps": 50,
+        "timestep_sampling": "uniform", "save_every_n_steps": 50, **family.training,
     }  # fmt: skip
     parts = (
-        Part("dataset", f"{OURS}DatasetConfig", 0, family.dataset or FOLDER, TEXT_HEIGHT if family.dataset else 0),
+        _dataset(family),
         _models(family, 1),
         Part("latents", f"{OURS}VAELatentCache", 1),
         Part("texts", f"{OURS}TextEncoderCache", 1),
         Part("training", f"{OURS}LoRATrainingConfig", 2, settings),
-        Part("optimizer", f"{OURS}OptimizerConfig", 2, {"learning_rate": 0.002}),
+        Part("optimizer", f"{OURS}OptimizerConfig", 2, family.optimizer),
         *(() if family.starts_from_image else (Part("sampling", f"{OURS}SamplingConfig", 3, sampling),)),
         Part("memory", f"{OURS}MemoryOptimizer", 3, {"mixed_precision": "no"}),
         *first,
@@ -211,7 +232,7 @@ def generate(family: Family) -> Graph:
 def merge() -> Graph:
     mixed = {
         "lora_1": _file("wan", "lora"), "strength_1": 0.6,
-        "lora_2": f"{DEMO}_wan_lora-step{20:08d}.safetensors", "strength_2": 0.4,
+        "lora_2": f"{DEMO}_wan_lora-step{150:08d}.safetensors", "strength_2": 0.4,
     }  # fmt: skip
     parts = (
         Part("loras", f"{OURS}Wan21LoRAStack", 1, mixed),

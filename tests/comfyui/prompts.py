@@ -12,10 +12,10 @@ def training(name: str, *, steps: int = 2000, save_every: int = 0) -> dict[str, 
     """From the demo's clips to a Wan LoRA. `steps` many enough to be interrupted."""
     return {
         "1": _node("Wan21ModelPaths", dit="musubi_demo_wan_dit.safetensors", vae="musubi_demo_wan_vae.safetensors",
-                   t5="musubi_demo_wan_t5.pth", task="t2v-1.3B"),
+                   t5="musubi_demo_wan_t5.safetensors", task="t2v-1.3B"),
         "2": _node("DatasetConfig", **{
-            "source": "folder", "source.folder": "input/musubi_demo", "source.width": 96, "source.height": 96,
-            "source.target_frames": "17",
+            "source": "folder", "source.folder": "input/musubi_demo/striped_hexagons", "source.width": 64,
+            "source.height": 64, "source.target_frames": "17",
         }),
         "3": _node("VAELatentCache", dataset=["2", 0], models=["1", 0]),
         "4": _node("TextEncoderCache", dataset=["3", 0], models=["1", 0]),

@@ -21,11 +21,11 @@ def base(checkout: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders with our pack, empty model files and clips, and a secret beside them to which a link leads."""
     base = tmp_path_factory.mktemp("hostile") / "comfyui"
     link_pack(base)
-    demo = {"diffusion_models": "dit.safetensors", "vae": "vae.safetensors", "text_encoders": "t5.pth"}
+    demo = {"diffusion_models": "dit.safetensors", "vae": "vae.safetensors", "text_encoders": "t5.safetensors"}
     for folder, name in demo.items():
         (base / "models" / folder).mkdir(parents=True)
         (base / "models" / folder / f"musubi_demo_wan_{name}").write_bytes(b"")
-    clips = base / "input" / "musubi_demo"
+    clips = base / "input" / "musubi_demo" / "striped_hexagons"
     clips.mkdir(parents=True)
     (clips / "a.png").write_bytes(b"")
     (base.parent / "outside").mkdir()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from engine.contract.errors import EngineError
 from engine.contract.events import Done, Hello, Metric, write
+from engine.demo.kits import kit_of
 from engine.demo.one_clip import LEAST_FALL, PASS, STEPS, Losses, draw, judge, percent, prepare_one_clip, read_losses
 from engine.demo.prepare import Prepared
 
@@ -79,7 +80,7 @@ def test_both_curves_are_in_one_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["wan", "hunyuan_video", "framepack"])
 def test_its_job_files_are_not_taken_for_the_demos(family: str, tmp_path: Path) -> None:
     """Whoever runs the demo's steps by hand finds each by its pattern, also once the proof was made."""
-    one_clip = prepare_one_clip(Prepared(tmp_path, family, ()))
+    one_clip = prepare_one_clip(Prepared(tmp_path, family, kit_of(family), ()))
     assert (one_clip is None) == (family == "framepack")
     assert len(list(tmp_path.rglob("*.toml"))) == (5 if one_clip else 0)
     for word in ("latents", "text", "train", "generate"):

@@ -6,14 +6,15 @@ import inspect
 
 import pytest
 
-from engine.families import names, part
+from engine.families import names, offers, part
 from engine.families.contract import FILES, OPTIONAL_FILES
 
 ALL = {**FILES, **OPTIONAL_FILES}
 
 
 def owed_files(family: str) -> list[str]:
-    return [*FILES, *(["image"] if part(family, "options").IMAGE_FILES else [])]
+    pocket = ["pocket"] if offers(family, "pocket") else []
+    return [*FILES, *(["image"] if part(family, "options").IMAGE_FILES else []), *pocket]
 
 
 OWED = [(family, file) for family in names() for file in owed_files(family)]

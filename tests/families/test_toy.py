@@ -288,7 +288,7 @@ def test_a_wrong_file_is_named_in_its_own_words(cached: Prepared, engine, tmp_pa
 def test_the_demo_runs_from_end_to_end(toy: None, engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(families.ENVIRONMENT, str(HERE))  # for the steps, which are processes of their own
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("engine.demo.prepare.TRAIN_STEPS", 20)
+    monkeypatch.setattr("engine.demo.kits.TRAIN_STEPS", 20)
     done = engine("demo", "--family", "toy", "--out", tmp_path)
     assert done.status == 0 and "The demo is complete" in done.err, done.err
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}

@@ -90,7 +90,7 @@ def fill(disk: Path, *, spare: int) -> Path:
 @needs_kill
 @pytest.mark.parametrize(
     ("ending", "how"),
-    [("square_left.mp4", "renaming"), ("Wan2.1_VAE_tiny.safetensors", "renaming"), ("dataset.toml", "half")],
+    [("orange_down.mp4", "renaming"), ("pocket_wan_vae.safetensors", "renaming"), ("dataset.toml", "half")],
 )
 def test_killed_while_a_demo_is_prepared(tmp_path: Path, ending: str, how: str) -> None:
     folder = tmp_path / "demo"

@@ -41,6 +41,6 @@ def test_a_training_that_does_not_learn_one_clip_fails_the_demo(
 
 
 def test_steps_of_another_familys_demo_are_not_taken_for_done(tmp_path: Path) -> None:
-    demo.Progressed(tmp_path / "progress.json", "wan").add("train")
-    assert demo.Progressed(tmp_path / "progress.json", "wan").done == ["train"]
+    demo.Progressed(tmp_path / "progress.json", "wan").add("3_train")
+    assert demo.Progressed(tmp_path / "progress.json", "wan").done == ["3_train"]
     assert demo.Progressed(tmp_path / "progress.json", "hunyuan_video").done == []

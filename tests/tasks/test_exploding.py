@@ -17,7 +17,7 @@ SAVING = ("--save_every_n_steps", 4, "--save_last_n_steps", 4, "--save_state")
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
     """A demo of its own with both caches made."""
-    made = prepare(tmp_path_factory.mktemp("demo"))
+    made = prepare(tmp_path_factory.mktemp("demo"), trained=False)
     for step in made.steps[:2]:
         assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
     return made

@@ -67,7 +67,7 @@ def demo_of(tmp_path_factory):
     @functools.cache
     def made(family: str) -> Workshop:
         folder = tmp_path_factory.mktemp(family)
-        shop = Workshop(family, folder, prepare(folder, family))
+        shop = Workshop(family, folder, prepare(folder, family, trained=False))
         for step in shop.prepared.steps[:2]:
             assert main([*step.command, "--job_dir", str(folder / "jobs")]) == 0
         return shop

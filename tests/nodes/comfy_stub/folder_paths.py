@@ -7,11 +7,12 @@ from pathlib import Path
 
 KINDS = ("diffusion_models", "vae", "text_encoders", "clip_vision", "loras", "vae_approx")
 _base = Path("/nowhere")
+models_dir = str(_base / "models")
 
 
 def use(base: Path) -> None:
-    global _base
-    _base = base
+    global _base, models_dir
+    _base, models_dir = base, str(base / "models")
     for name in (*(f"models/{kind}" for kind in KINDS), "input", "output", "datasets", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
 
