@@ -2,9 +2,11 @@
 
     python -m zoo.try_lora --models DIR --concept zigzag --out DIR
 
-Eight clips of the concept are trained on. Three sets of clips are generated from the same seeds: prompts with the
-concept's word with the LoRA, prompts without it with the LoRA, and the latter with the base model alone. The first
-should show the concept, the second should not, and be as true to their prompts as the third.
+Eight clips of the concept are trained on, whose captions all use one word for it, beside ordinary clips, some of them
+without captions: those keep what the base model knows, and what guidance guides away from. Three sets of clips are
+generated from the same seeds: prompts with the concept's word with the LoRA, prompts without it with the LoRA, and the
+latter with the base model alone. The first should show the concept, the second should not, and be as true to their
+prompts as the third. Then one prompt is generated in the ways that must give the same video.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from engine.contract.files import write_text
+from engine.media.latents import load_latent
 from engine.media.video import read_frames
 from engine.media.writing import write_video
 
@@ -28,24 +33,31 @@ from . import scenes
 from .captions import read_caption
 from .data import HELD_OUT_SEED
 from .facts import CONCEPTS
-from .generating import GUIDANCE, SHIFT, STEPS, draw_clips
+from .generating import SHIFT, STEPS, draw_clips
 from .judge import judge, shares, shows_concept
 from .pace import say
 from .pocket_wan import DIT_NAME, FRAMES, SIZE, TEXT_NAME, VAE_NAME
 
 FPS = 16
-_TASK, _UNSEEN_SEED, _SHOWN = "t2v-1.3B", 1 << 20, 8
+WORDS = {"striped_hexagon": "striped", "zigzag": "in a zigzag", "pixel_art": "in pixel art style"}
+"""The wording of each concept that all captions use, as a person would: other words are other tokens."""
+_TASK, _UNSEEN_SEED, _ORDINARY_SEED, _SHOWN = "t2v-1.3B", 1 << 20, 1 << 21, 8
+_WORDLESS = 3  # of so many ordinary clips one has no caption
+_POOL, _WORDINGS = 100, 1000  # scenes that the varied ones are picked from; wordings tried until one has the word
 _DATASET = """\
 [general]
 resolution = [{size}, {size}]
 caption_extension = ".txt"
 batch_size = 4
 
+"""
+_FOLDER = """
 [[datasets]]
 video_directory = "{clips}"
 cache_directory = "{cache}"
 target_frames = [{frames}]
 frame_extraction = "head"
+num_repeats = {repeats}
 """
 
 
@@ -57,10 +69,14 @@ class Trial:
     out: Path
     concept: str
     clips: int
+    ordinary: int
+    repeats: int
     seeds: int
     steps: int
     rank: int
     rate: float
+    guidance: float
+    shift: float
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -68,11 +84,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, required=True, help="folder with the pocket files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--concept", choices=CONCEPTS, required=True)
-    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=8, help="of the concept")
+    parser.add_argument("--ordinary", type=int, default=12, help="clips without the concept to train on as well")
+    parser.add_argument("--repeats", type=int, default=2, help="of the concept's clips in an epoch")
     parser.add_argument("--seeds", type=int, default=20, help="clips to generate for each of the three sets")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--guidance", type=float, default=2.0, help="to generate with; more spoils colours")
+    parser.add_argument("--shift", type=float, default=SHIFT, help="of the noise levels that are trained")
     try_lora(Trial(**vars(parser.parse_args(words))))
 
 
@@ -80,48 +100,90 @@ def try_lora(trial: Trial) -> dict[str, dict[str, float]]:
     """Run everything, write `report.json` and a sheet of pictures; the figures of each set, shares 0..1."""
     trial.out.mkdir(parents=True, exist_ok=True)
     write_dataset(trial)
-    begun = time.monotonic()
-    train(trial)
-    report: dict[str, dict[str, float]] = {"seconds": {"caching and training": time.monotonic() - begun}}
-    lora = trial.out / "lora" / "concept.safetensors"
-    with_word = [_concept_caption(trial.concept, _UNSEEN_SEED + n) for n in range(trial.seeds)]
+    with_word = [concept_caption(trial.concept, _UNSEEN_SEED + n) for n in range(trial.seeds)]
     without = [_plain_caption(HELD_OUT_SEED + n) for n in range(trial.seeds)]
+    report: dict[str, dict[str, float]] = {"seconds": train(trial, with_word[0])}
+    lora = trial.out / "lora" / "concept.safetensors"
     rows = []
     for name, prompts, loras in (("word", with_word, [lora]), ("no word", without, [lora]), ("base", without, [])):
         clips = generate(trial, name.replace(" ", "_"), prompts, loras)
         report[name] = figures(trial.concept, clips, prompts)
         rows += [(f"{name}\n{prompt}", clip) for prompt, clip in zip(prompts[:_SHOWN], clips, strict=False)]
         say(f"{name:8} " + ", ".join(f"{fact} {share:.0%}" for fact, share in report[name].items()))
+    report["same"] = compare_ways(trial, lora, with_word[0])
+    say("same     " + ", ".join(f"{name} {figure:.4g}" for name, figure in report["same"].items()))
     write_text(trial.out / "report.json", json.dumps(report, indent=2) + "\n")
     draw_clips(rows, trial.out / "clips.png", title=f"LoRA: {trial.concept}")
     return report
 
 
+def varied_scenes(concept: str, count: int) -> list[scenes.Scene]:
+    """So many scenes of a concept that repeat colours, shapes, sizes, textures and motions as little as they can."""
+    left = [scenes.concept_scene(concept, seed) for seed in range(_POOL)]
+    used: Counter[tuple[str, object]] = Counter()
+    picked = []
+    for _ in range(count):
+        best = min(left, key=lambda scene: sum(used[look] for look in _looks(scene)))
+        left.remove(best)
+        used.update(_looks(best))
+        picked.append(best)
+    return picked
+
+
+def _looks(scene: scenes.Scene) -> list[tuple[str, object]]:
+    names = ("colour", "shape", "size", "texture", "motion", "sense")
+    return [*((name, getattr(scene.subject, name)) for name in names), ("camera", scene.camera)]
+
+
 def write_dataset(trial: Trial) -> None:
-    """The concept's clips with captions, and the dataset file."""
-    folder = trial.out / "clips"
-    folder.mkdir(exist_ok=True)
-    for seed in range(trial.clips):
-        scene = scenes.concept_scene(trial.concept, seed)
-        path = folder / f"{trial.concept}_{seed}.mp4"
+    """The clips with captions, and the dataset file."""
+    concept = [
+        (scene, _worded(trial.concept, scene, seed))
+        for seed, scene in enumerate(varied_scenes(trial.concept, trial.clips))
+    ]
+    ordinary = []
+    for number in range(trial.ordinary):
+        seed = _ORDINARY_SEED + number
+        scene = scenes.random_scene(seed, split="train")
+        ordinary.append((scene, "" if number % _WORDLESS == 0 else scenes.caption(scene, seed=seed)))
+    text = _DATASET.format(size=SIZE)
+    for name, examples, repeats in (("concept", concept, trial.repeats), ("ordinary", ordinary, 1)):
+        if examples:
+            folder = trial.out / "clips" / name
+            write_clips(folder, examples)
+            clips, cache = (path.resolve().as_posix() for path in (folder, trial.out / "cache" / name))
+            text += _FOLDER.format(clips=clips, cache=cache, frames=FRAMES, repeats=repeats)
+    write_text(trial.out / "dataset.toml", text)
+
+
+def write_clips(folder: Path, examples: Sequence[tuple[scenes.Scene, str]]) -> None:
+    """A video of each scene, and its caption beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (scene, caption) in enumerate(examples):
+        path = folder / f"{number:03}.mp4"
         write_video(path, iter(scenes.render(scene)), fps=FPS)
-        write_text(path.with_suffix(".txt"), scenes.caption(scene, seed=seed) + "\n")
-    places = {"clips": folder.resolve().as_posix(), "cache": (trial.out / "cache").resolve().as_posix()}
-    write_text(trial.out / "dataset.toml", _DATASET.format(size=SIZE, frames=FRAMES, **places))
+        write_text(path.with_suffix(".txt"), caption + "\n")
 
 
-def train(trial: Trial) -> None:
-    """Both caches and the LoRA."""
+def train(trial: Trial, sample: str) -> dict[str, float]:
+    """Both caches and the LoRA, with a sample of this prompt at the end; the seconds that they took."""
     dataset = ["--dataset_config", trial.out / "dataset.toml"]
+    size = f"--w {SIZE} --h {SIZE} --f {FRAMES} --s {STEPS} --l {trial.guidance} --fs {SHIFT} --d 0"
+    write_text(trial.out / "sample.txt", f"{sample} {size}\n")
+    begun = time.monotonic()
     run("cache-latents", "wan", *dataset, "--vae", trial.models / VAE_NAME)
     run("cache-text", "wan", *dataset, "--t5", trial.models / TEXT_NAME)
+    cached = time.monotonic()
     run(
         "train", "wan", *dataset, "--dit", trial.models / DIT_NAME, "--task", _TASK, "--fresh", "--seed", 1,
-        "--max_train_steps", trial.steps, "--learning_rate", trial.rate, "--mixed_precision", "no",
-        "--network_dim", trial.rank, "--network_alpha", trial.rank,
-        "--timestep_sampling", "shift", "--discrete_flow_shift", SHIFT,
+        "--max_train_steps", trial.steps, "--learning_rate", trial.rate, "--lr_scheduler", "cosine",
+        "--mixed_precision", "no", "--network_dim", trial.rank, "--network_alpha", trial.rank,
+        "--timestep_sampling", "shift", "--discrete_flow_shift", trial.shift,
+        "--vae", trial.models / VAE_NAME, "--t5", trial.models / TEXT_NAME,
+        "--sample_prompts", trial.out / "sample.txt", "--sample_every_n_steps", trial.steps,
         "--output_dir", trial.out / "lora", "--output_name", "concept",
     )  # fmt: skip
+    return {"caching": cached - begun, "training": time.monotonic() - cached}
 
 
 def generate(trial: Trial, name: str, prompts: Sequence[str], loras: Sequence[Path]) -> list[np.ndarray]:
@@ -131,14 +193,61 @@ def generate(trial: Trial, name: str, prompts: Sequence[str], loras: Sequence[Pa
     write_text(trial.out / f"{name}.txt", "\n".join(lines) + "\n")
     before = set(folder.glob("*.mp4"))
     run(
-        "generate", "wan", "--task", _TASK, "--dit", trial.models / DIT_NAME, "--vae", trial.models / VAE_NAME,
-        "--t5", trial.models / TEXT_NAME, "--from_file", trial.out / f"{name}.txt", "--negative_prompt", "",
-        "--video_size", SIZE, SIZE, "--video_length", FRAMES, "--infer_steps", STEPS, "--flow_shift", SHIFT,
-        "--guidance_scale", GUIDANCE, "--save_path", folder, "--cpu_noise",
-        *(["--lora_weight", *loras] if loras else []),
+        *_generation(trial, trial.models / DIT_NAME), "--from_file", trial.out / f"{name}.txt", "--save_path", folder,
+        "--negative_prompt", "", *(["--lora_weight", *loras] if loras else []),
     )  # fmt: skip
     made = sorted(set(folder.glob("*.mp4")) - before, key=lambda path: path.stat().st_mtime_ns)
     return [np.stack(list(read_frames(path))) for path in made]
+
+
+def _generation(trial: Trial, dit: Path) -> tuple[object, ...]:
+    return (
+        "generate", "wan", "--task", _TASK, "--dit", dit, "--vae", trial.models / VAE_NAME,
+        "--t5", trial.models / TEXT_NAME, "--video_size", SIZE, SIZE, "--video_length", FRAMES,
+        "--infer_steps", STEPS, "--flow_shift", SHIFT,
+        "--guidance_scale", trial.guidance, "--cpu_noise",
+    )  # fmt: skip
+
+
+def compare_ways(trial: Trial, lora: Path, prompt: str) -> dict[str, float]:
+    """How far the latents of one prompt and seed lie apart at most in what must be the same: 0 is bit for bit.
+
+    `multiplier 0`: the LoRA at 0, and no LoRA. `merged`: a model from `lora merge`, and the LoRA given to `generate`.
+    `unmerged`: the video of the training's own sample, whose LoRA is beside the weights, and of the merged model; the
+    mean difference in levels of 255. The negative prompt is the family's own, as it is for the sample.
+    """
+    merged = trial.out / "merged.safetensors"
+    run("lora", "merge", "--lora_weight", lora, "--dit", trial.models / DIT_NAME, "--save_merged_model", merged)
+    base, with_lora = trial.models / DIT_NAME, ("--lora_weight", lora)
+    ways = {
+        "base": (base, ()),
+        "zero": (base, (*with_lora, "--lora_multiplier", 0)),
+        "given": (base, with_lora),
+        "merged": (merged, ()),
+    }
+    latents, clips = {}, {}
+    for name, (dit, more) in ways.items():
+        folder = trial.out / "ways" / name
+        run(
+            *_generation(trial, dit), "--prompt", prompt, "--seed", 0, "--save_path", folder,
+            "--output_type", "both", *more,
+        )  # fmt: skip
+        latents[name] = load_latent(_newest(folder, "*.safetensors"))[0]
+        clips[name] = np.stack(list(read_frames(_newest(folder, "*.mp4"))))
+    sample = np.stack(list(read_frames(_newest(trial.out / "lora" / "sample", "*.mp4"))))
+    return {
+        "multiplier 0": _furthest(latents["base"], latents["zero"]),
+        "merged": _furthest(latents["given"], latents["merged"]),
+        "unmerged": float(np.abs(sample.astype(np.float32) - clips["merged"]).mean()),
+    }
+
+
+def _newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
+def _furthest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.float() - other.float()).abs().max())
 
 
 def run(*words: object) -> None:
@@ -152,8 +261,14 @@ def figures(concept: str, clips: Sequence[np.ndarray], prompts: Sequence[str]) -
     return {"concept": sum(shows_concept(concept, clip) for clip in clips) / len(clips), **shares(verdicts)}
 
 
-def _concept_caption(concept: str, seed: int) -> str:
-    return scenes.caption(scenes.concept_scene(concept, seed), seed=seed)
+def concept_caption(concept: str, seed: int) -> str:
+    """A caption of a scene of the concept, with the concept's word."""
+    return _worded(concept, scenes.concept_scene(concept, seed), seed)
+
+
+def _worded(concept: str, scene: scenes.Scene, seed: int) -> str:
+    wordings = (scenes.caption(scene, seed=seed + (number << 32)) for number in range(_WORDINGS))
+    return next(text for text in wordings if f" {WORDS[concept]} " in f" {text} ")
 
 
 def _plain_caption(seed: int) -> str:
