@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -47,6 +48,26 @@ class Table:
         self._barrier.abort()
 
 
+class OneAtATime:
+    """The default source of random numbers, which each process would have for itself, for threads.
+
+    Checkpoints ask for its state and set it. Two threads that do so at once can wait for each other for ever: one has
+    the source's own lock and wants the interpreter's, the other has that and wants the source's (seen, torch 2.13).
+    """
+
+    def __init__(self, source: torch.Generator) -> None:
+        self._source, self._lock = source, threading.Lock()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._source, name)
+
+        def locked(*given: Any) -> Any:
+            with self._lock:
+                return method(*given)
+
+        return locked
+
+
 def together(count: int, work: Callable[[Member], Any]) -> list[Any]:
     """What `work` gives for each of `count` members that run at the same time; the first exception there was."""
     table, found, wrong = Table(count), [None] * count, []
@@ -58,11 +79,13 @@ def together(count: int, work: Callable[[Member], Any]) -> list[Any]:
             wrong.append(error)
             table.broken()
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
+    with patch.object(torch.random, "default_generator", OneAtATime(torch.default_generator)):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+    assert not any(thread.is_alive() for thread in threads), "they wait for each other"
     if wrong:
         raise next((error for error in wrong if not isinstance(error, threading.BrokenBarrierError)), wrong[0])
     return found
