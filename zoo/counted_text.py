@@ -45,15 +45,16 @@ class CountedCrossAttention(CrossAttention):
 
 
 class CountedWan(WanModel):
-    """`WanModel` for captions that come as one tensor [B, L, text_dim], L < 512, with zeros where they are padded."""
+    """`WanModel` for captions of less than 512 tokens, which may be one tensor [B, L, text_dim], padded with zeros."""
 
     def __init__(self, config: WanConfig, *, attention_backend: str = "auto"):
         super().__init__(config, attention_backend=attention_backend)
         for block in self.blocks:
             block.cross_attn = CountedCrossAttention(config, backend=attention_backend)
 
-    def _padded(self, text: Tensor) -> Tensor:  # type: ignore[override]
-        return functional.pad(text.to(self.dtype), (0, 0, 0, 1))
+    def _padded(self, text: Tensor | Sequence[Tensor]) -> Tensor:
+        text_BLD = text if isinstance(text, Tensor) else as_padded(text)
+        return functional.pad(text_BLD.to(self.dtype), (0, 0, 0, 1))
 
 
 def as_padded(states: Sequence[Tensor]) -> Tensor:

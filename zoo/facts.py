@@ -131,7 +131,8 @@ class Facts:
 
 def facts(scene: Scene) -> Facts:
     """The facts of the scene's subject."""
-    return Facts(scene.subject.colour, scene.subject.shape, scene.subject.motion, scene.camera)
+    thing = scene.subject
+    return Facts(thing.colour, thing.shape, thing.motion, scene.camera)
 
 
 def is_held_out(thing: Thing) -> bool:

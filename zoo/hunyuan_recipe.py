@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from . import (
     pocket_framepack,
     pocket_hunyuan,
     pocket_hunyuan_vae,
-    train_dit,
     train_hunyuan,
     train_vae,
 )
@@ -41,7 +39,6 @@ from .plan import Plan
 from .pocket_framepack import FRAMEPACK_NAME, SIGLIP_NAME
 from .pocket_hunyuan import CLIP_NAME, DIT_NAME, LLAMA_NAME, VAE_NAME
 from .recipe import MEASURED, TABLED, Workshop, changed, copy_into
-from .train_dit import Weights
 from .train_framepack import FramePackPocket, SectionExamples, image_states
 from .train_hunyuan import HunyuanPocket
 from .train_vae_hunyuan import HUNYUAN, encode_all
@@ -157,31 +154,6 @@ class HunyuanWorkshop(Workshop):
                 together=self.together, seed=1 + plan.seed, kind=HUNYUAN,
             )  # fmt: skip
 
-    def _train_dit(  # type: ignore[override]
-        self,
-        kind: str,
-        pocket: Any,
-        write: Callable[[Weights, Weights], None],
-        *,
-        minutes: float,
-        text_frozen: bool,
-        examples: str = "",
-        cost: Callable[..., Tensor] = train_dit.loss,
-    ) -> None:
-        """`examples`: of which kind, where that is not `kind`."""
-        plan = self.plan
-        recipe = self._dit_recipe(text_frozen=text_frozen)
-
-        def save(dit: Weights, texts: Weights) -> None:
-            write(dit, texts)
-            say(f"{kind}  saved")
-
-        train_dit.train(
-            self._examples(examples or kind), self.tokenizer, pocket, name=kind, recipe=recipe, folder=self.folder,
-            minutes=minutes, device=self.device, on_save=save, together=self.together, seed=2 + plan.seed,
-            nothing_NL=train_hunyuan.without_caption(self.tokenizer), cost=cost,
-        )  # fmt: skip
-
     # ------------------------------------------------------------------------------------------------ inputs
 
     def _examples(self, kind: str) -> Any:
@@ -192,6 +164,9 @@ class HunyuanWorkshop(Workshop):
             save_state(path, self._encode(kind))
         saved: Any = load_state(path, device=self.device)
         return SectionExamples(saved["latents"], saved["first"], saved["image"], saved["ids"])
+
+    def _without_caption(self) -> Tensor:
+        return train_hunyuan.without_caption(self.tokenizer)
 
     def _encode(self, kind: str) -> dict[str, Tensor]:
         with self._draw(self.plan.clips) as clips:

@@ -5,7 +5,6 @@ A person uses `python -m engine generate hunyuan-video` or `framepack`; this doe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,13 @@ from engine.families.hunyuan_video import vae as family_vae
 from engine.families.hunyuan_video.model import embedded_guidance
 from engine.parts.hunyuan_vae_network import HunyuanVae
 from engine.parts.tokenizers import Tokenizer
-from engine.parts.weights import open_weights, write_weights
 from engine.sampling.guidance import Velocity, guided
 from engine.sampling.samplers import euler
 from engine.sampling.schedules import linear_schedule
 
 from . import pocket_framepack, pocket_hunyuan, train_framepack, train_vae
-from .captions import read_caption
 from .data import held_out_clips, padded_ids
-from .generating import draw_clips, to_frames
+from .generating import draw_copies, to_frames
 from .hunyuan_guided import UNGUIDED_NAME
 from .hunyuan_words import Words
 from .latents import to_pixels
@@ -35,26 +32,26 @@ from .pace import say
 from .plan import Plan
 from .pocket_framepack import FRAMEPACK_NAME, SIGLIP_NAME
 from .pocket_hunyuan import CLIP_NAME, DIT_NAME, LLAMA_NAME, VAE_NAME
-from .showing import first_frame_psnr
+from .showing import COPIED, MEASURED, draw_made, keep_made, say_shares
 from .train_framepack import FramePackPocket, image_states
 from .train_hunyuan import PLAIN, HunyuanPocket, HunyuanText, without_caption
 from .train_vae_hunyuan import HUNYUAN
 from .whole_clip import mixed_precision
 
-MADE_NAME, SHIFT = "made.safetensors", 3.0
+SHIFT = 3.0
 EMBEDDED = 6.0  # the engine's default
-_MEASURED, _COPIED, _SHOWN = 64, 6, 24  # held-out clips for PSNR and for the pictures
 _BATCH, _DECODED = 128, 16
 
 
 def show(folder: Path, plan: Plan, drawn: Tokenizer, *, device: torch.device) -> Iterator[Path]:
     """Make pictures, and clips for `score`; yields each file when it is there."""
-    clips, captions = held_out_clips(max(_MEASURED, plan.judged), size=plan.picture, frames=plan.frames)
+    clips, captions = held_out_clips(max(MEASURED, plan.judged), size=plan.picture, frames=plan.frames)
     vae = _load_vae(folder, device)
-    figure = train_vae.measure(vae, clips[:_MEASURED], kind=HUNYUAN)
+    figure = train_vae.measure(vae, clips[:MEASURED], kind=HUNYUAN)
     say(f"vae  {VAE_NAME} in {vae.dtype}: {figure:.2f} dB on held-out clips")
     yield folder / VAE_NAME
-    yield _draw_copies(vae, clips[:_COPIED], folder / "vae.png", title=f"VAE, {figure:.2f} dB")
+    copies = decode(vae, family_vae.encode(vae, to_pixels(torch.from_numpy(clips[:COPIED]))).cpu())
+    yield draw_copies(clips[:COPIED], copies, folder / "vae.png", title=f"VAE, {figure:.2f} dB")
     captions, made = captions[: plan.judged], {}
     for kind, name in (("t2v", DIT_NAME), ("i2v", FRAMEPACK_NAME)):
         if not (folder / name).exists() or not captions:
@@ -66,12 +63,8 @@ def show(folder: Path, plan: Plan, drawn: Tokenizer, *, device: torch.device) ->
         if kind == "t2v" and (folder / UNGUIDED_NAME).exists():
             made["t2v_embedded"] = make(guidance=1.0, embedded=EMBEDDED).half()
             say(f"t2v  {len(captions)} clips, embedded guidance {EMBEDDED:g}, {plan.steps} steps")
-        shown = made[f"{kind}_{plan.guidance[0]:g}"][:_SHOWN].float()
-        rows = list(zip(captions[:_SHOWN], decode(vae, shown), strict=True))
-        yield draw_clips(rows, folder / f"{kind}.png", title=f"Held-out captions, guidance {plan.guidance[0]:g}")
-    if made:
-        write_weights(folder / MADE_NAME, made, metadata={"captions": json.dumps(captions)})
-        yield folder / MADE_NAME
+        yield draw_made(made, kind, captions, folder, guidance=plan.guidance[0], decode=partial(decode, vae))
+    yield from keep_made(made, captions, folder)
 
 
 def _maker(
@@ -101,18 +94,7 @@ def _maker(
 
 def score(folder: Path, plan: Plan, *, device: torch.device) -> None:
     """Say what the judge finds in the clips that `show` has made, and how those begin that had a first frame."""
-    from .judge import judge, shares  # needs packages that a bare GPU machine lacks
-
-    file = open_weights(folder / MADE_NAME, role="--out")
-    captions, vae = json.loads(file.metadata["captions"]), _load_vae(folder, device)
-    drawn, _ = held_out_clips(len(captions), size=plan.picture, frames=plan.frames)
-    for name in sorted(file.shapes):
-        clips = decode(vae, file.read(name).float())
-        found = shares(judge(clip, read_caption(caption)) for clip, caption in zip(clips, captions, strict=True))
-        told = ", ".join(f"{fact} {share:.1%}" for fact, share in found.items())
-        if name.startswith("i2v"):
-            told += f", first frame {first_frame_psnr(clips, drawn):.1f} dB"
-        say(f"{name}  {len(captions)} held-out captions: {told}")
+    say_shares(folder, plan, decode=partial(decode, _load_vae(folder, device)))
 
 
 @torch.no_grad()
@@ -168,14 +150,6 @@ def read_pocket(folder: Path, drawn: Tokenizer) -> HunyuanPocket:
 def decode(vae: HunyuanVae, latents_NCTHW: Tensor) -> np.ndarray:
     """Clips of latents, [N, F, H, W, 3] uint8, a few at a time."""
     return np.concatenate([to_frames(family_vae.decode(vae, part)) for part in latents_NCTHW.split(_DECODED)])
-
-
-def _draw_copies(vae: HunyuanVae, clips_NFHWC: np.ndarray, path: Path, *, title: str) -> Path:
-    """A contact sheet: each clip, and below it what the VAE makes of it."""
-    copies = decode(vae, family_vae.encode(vae, to_pixels(torch.from_numpy(clips_NFHWC))).cpu())
-    pairs = zip(clips_NFHWC, copies, strict=True)
-    rows = [(label, clip) for pair in pairs for label, clip in zip(("drawn", "copy"), pair, strict=True)]
-    return draw_clips(rows, path, title=title)
 
 
 def _load_vae(folder: Path, device: torch.device) -> HunyuanVae:

@@ -1,4 +1,4 @@
-"""The FramePack DiT for training on captions of different lengths; see masked_hunyuan.py. It computes the same."""
+"""The FramePack DiT for training on captions of different lengths; see masked_blocks.py. It computes the same."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engine.families.framepack.layers import (
 from engine.families.framepack.model import FramePackModel, Tokens
 from engine.parts.embeddings import gated_sum
 
-from .masked_hunyuan import masked_attention, masked_double, mean_of, scores_of
+from .masked_blocks import MaskedDoubleStream, MaskedSingleStream, masked_attention, mean_of, scores_of
 
 MaskedText = tuple[Tensor, Tensor]
 """States [B, L, D], and which of them count [B, L]."""
 
 
 class MaskedFramePackRefinerBlock(RefinerBlock):
-    def forward(self, x_BLD: Tensor, vector_BD: Tensor, scores_B11L: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BLD: Tensor, vector_BD: Tensor, scores_B11L: Tensor | None) -> Tensor:
         attention_gate, feed_forward_gate = self.norm_out(vector_BD)
         found_BLD = masked_attention(*self.attn.heads(self.norm1(x_BLD)), scores_B11L)
         x_BLD = gated_sum(x_BLD, self.attn.project(found_BLD), attention_gate)
@@ -45,28 +45,13 @@ class MaskedTextEmbedding(TextEmbedding):
         return x_BLD, [mask_BL.shape[1]] * len(mask_BL)
 
 
-class MaskedFramePackDouble(HunyuanVideoTransformerBlock):
-    def forward(  # type: ignore[override]
-        self,
-        image_BLD: Tensor,
-        text_BLD: Tensor,
-        vector_BD: Tensor,
-        cos_LD: Tensor,
-        sin_LD: Tensor,
-        scores_B11L: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        count = image_BLD.shape[1]
-        table = cos_LD[..., :count, :], sin_LD[..., :count, :]
-        return masked_double(self, image_BLD, text_BLD, vector_BD, table, scores_B11L)
+class MaskedFramePackDouble(MaskedDoubleStream, HunyuanVideoTransformerBlock):
+    pass
 
 
-class MaskedFramePackSingle(HunyuanVideoSingleTransformerBlock):
-    def forward(  # type: ignore[override]
-        self, x_BLD: Tensor, vector_BD: Tensor, cos_LD: Tensor, sin_LD: Tensor, scores_B11L: Tensor
-    ) -> Tensor:
-        shift, scale, gate = self.norm(vector_BD)
-        *heads, given_BLD = self.before_attention(x_BLD, cos_LD, sin_LD, shift=shift, scale=scale)
-        return self.after_attention(x_BLD, masked_attention(*heads, scores_B11L), given_BLD, gate=gate)
+class MaskedFramePackSingle(MaskedSingleStream, HunyuanVideoSingleTransformerBlock):
+    def gates(self, vector_BD: Tensor) -> tuple[Tensor, ...]:
+        return self.norm(vector_BD)
 
 
 class MaskedFramePack(FramePackModel):
@@ -87,6 +72,6 @@ class MaskedFramePack(FramePackModel):
     def embed(  # type: ignore[override]
         self, x_BCTHW: Tensor, timestep_B: Tensor, text: MaskedText, pooled_BD: Tensor, **conditioning: Any
     ) -> Tokens:
-        tokens = super().embed(x_BCTHW, timestep_B, text, pooled_BD, **conditioning)  # type: ignore[arg-type]
+        tokens = super().embed(x_BCTHW, timestep_B, text, pooled_BD, **conditioning)
         all_tokens = tokens.image_BLD.shape[1] + tokens.text_BLD.shape[1]
         return tokens._replace(key_lengths_B=scores_of(text[1], before=all_tokens - text[1].shape[1]))

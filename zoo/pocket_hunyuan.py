@@ -25,6 +25,7 @@ from engine.parts.weights import open_weights, write_weights
 from .hunyuan_words import clip_tokenizer, llama_tokenizer
 from .masked_hunyuan import MaskedHunyuan
 from .pocket_hunyuan_vae import VAE_NAME
+from .pocket_sizes import PocketSizes, Shapes
 
 __all__ = [
     "CLIP_NAME", "DIT_NAME", "LLAMA_NAME", "POCKET", "SIZES", "SMALL", "VAE_NAME", "Sizes", "TextSizes",
@@ -36,8 +37,6 @@ LLAMA_NAME, CLIP_NAME = "pocket_hunyuan_llama.safetensors", "pocket_hunyuan_clip
 DIT_NAME = "pocket_hunyuan_t2v.safetensors"
 CLIP_TOKENIZER = "tokenizer_2/tokenizer.json"  # beside the file
 ROWS = 384  # of both token tables
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,9 @@ class TextSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """All networks. `vae_widths`: channels at full, half, quarter and eighth size."""
+class Sizes(PocketSizes):
+    """All networks."""
 
-    vae_widths: tuple[int, int, int, int]
     text: TextSizes
     dit: HunyuanVideoConfig
 
@@ -70,11 +68,7 @@ def _dit(*, dim: int, ffn: int, double: int, single: int, heads: int, text: Text
     )  # fmt: skip
 
 
-POCKET = Sizes(
-    vae_widths=(24, 48, 64, 48),
-    text=TextSizes(),
-    dit=_dit(dim=160, ffn=384, double=2, single=6, heads=4, text=TextSizes()),
-)
+POCKET = Sizes(text=TextSizes(), dit=_dit(dim=160, ffn=384, double=2, single=6, heads=4, text=TextSizes()))
 _SMALL_TEXT = TextSizes(llama_width=64, llama_ffn=96, llama_blocks=1, clip_width=32)
 SMALL = Sizes(
     vae_widths=(8, 16, 16, 16),

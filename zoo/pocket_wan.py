@@ -26,14 +26,13 @@ from engine.families.wan.variants import MASK_CHANNELS
 from engine.parts.weights import write_weights
 
 from .counted_text import CountedWan
+from .pocket_sizes import PocketSizes, Shapes
 
 SIZE, FRAMES = 64, 17  # pixels, frames: what the base model has seen
 LATENT_CHANNELS = wan_vae.LATENT_CHANNELS
 FIRST_FRAME_CHANNELS = MASK_CHANNELS + LATENT_CHANNELS  # beside the noise, in image-to-video
 VAE_NAME, TEXT_NAME, DIT_NAME = "pocket_wan_vae.safetensors", "pocket_wan_t5.safetensors", "pocket_wan_t2v.safetensors"
 I2V_NAME = "pocket_wan_i2v.safetensors"
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +47,9 @@ class TextSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The networks; image-to-video is the DiT with more input channels.
+class Sizes(PocketSizes):
+    """The networks; image-to-video is the DiT with more input channels."""
 
-    `vae_widths`: channels at full, half, quarter and eighth size.
-    """
-
-    vae_widths: tuple[int, int, int, int]
     text: TextSizes
     dit: WanConfig
 
@@ -66,9 +61,7 @@ def _dit(*, dim: int, ffn: int, layers: int, heads: int, text: TextSizes) -> Wan
     )  # fmt: skip
 
 
-POCKET = Sizes(
-    vae_widths=(24, 48, 64, 48), text=TextSizes(), dit=_dit(dim=192, ffn=448, layers=8, heads=3, text=TextSizes())
-)
+POCKET = Sizes(text=TextSizes(), dit=_dit(dim=192, ffn=448, layers=8, heads=3, text=TextSizes()))
 """The published sizes: VAE 6.3 MB, text encoder 0.7, text-to-video and image-to-video 8.4 each: 23.8 MB in files."""
 _SMALL_TEXT = TextSizes(width=48, ffn=96, layers=1, heads=2)
 SMALL = Sizes(

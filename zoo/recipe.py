@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from engine.contract.files import whole_file
 from engine.families.wan import vae as wan_vae
+from engine.families.wan.detect import WanConfig
 
 from . import latents, pocket_wan, showing, train_dit, train_vae
 from .data import Clips, held_out_clips, own_tokenizer
@@ -25,7 +27,7 @@ from .pace import load_state, save_state, say
 from .plan import Plan
 from .pocket_wan import DIT_NAME, TEXT_NAME, VAE_NAME
 from .together import Together
-from .train_dit import Examples, Pocket
+from .train_dit import Examples, Pocket, Weights
 
 MEASURED = 64  # held-out clips for PSNR
 TABLED = 2048  # clips that the latents' tables are measured on
@@ -66,12 +68,15 @@ class Workshop:
 
     def dit(self) -> None:
         """Text-to-video with the text encoder, which stays as it is where `text_frozen` says so."""
-        self._train_dit("t2v", self._pocket(), minutes=self.plan.dit_minutes, text_frozen=self.plan.text_frozen)
+        pocket, text_frozen = self._pocket(), self.plan.text_frozen
+        write = partial(self._write, "t2v", pocket.dit.config, with_text=not text_frozen)
+        self._train_dit("t2v", pocket, write, minutes=self.plan.dit_minutes, text_frozen=text_frozen)
 
     def i2v(self) -> None:
         """Image-to-video, from the folder's text-to-video model and with its text encoder."""
         pocket = train_dit.with_first_frames(self._read_pocket(self.folder))
-        self._train_dit("i2v", pocket, minutes=self.plan.i2v_minutes, text_frozen=True)
+        write = partial(self._write, "i2v", pocket.dit.config, with_text=False)
+        self._train_dit("i2v", pocket, write, minutes=self.plan.i2v_minutes, text_frozen=True)
 
     def show(self) -> None:
         """Pictures of what is in the folder, the VAE's PSNR, and clips of held-out captions."""
@@ -103,23 +108,38 @@ class Workshop:
                 together=self.together, seed=1 + plan.seed,
             )  # fmt: skip
 
-    def _train_dit(self, kind: str, pocket: Pocket, *, minutes: float, text_frozen: bool) -> None:
-        plan = self.plan
+    def _train_dit(
+        self,
+        kind: str,
+        pocket: Any,
+        write: Callable[[Weights, Weights], None],
+        *,
+        minutes: float,
+        text_frozen: bool,
+        examples: str = "",
+        cost: Callable[..., Tensor] = train_dit.loss,
+    ) -> None:
+        """`write` gets the weights of DiT and text encoder. `examples`: of which kind, where that is not `kind`."""
         recipe = self._dit_recipe(text_frozen=text_frozen)
-        dit_path, text_path = self.folder / showing.FILES[kind], self.folder / TEXT_NAME
 
-        def write(dit: dict[str, Tensor], text: dict[str, Tensor]) -> None:
-            pocket_wan.write_dit(dit_path, dit, config=pocket.dit.config)
-            self._copy(dit_path)
-            if not text_frozen:
-                pocket_wan.write_text_encoder(text_path, text, tokenizer=self.tokenizer_file)
-            self._copy(text_path)
+        def save(dit: Weights, text: Weights) -> None:
+            write(dit, text)
             say(f"{kind}  saved")
 
         train_dit.train(
-            self._examples(kind), self.tokenizer, pocket, name=kind, recipe=recipe, folder=self.folder,
-            minutes=minutes, device=self.device, on_save=write, together=self.together, seed=2 + plan.seed,
+            self._examples(examples or kind), self._without_caption(), pocket, name=kind, recipe=recipe,
+            folder=self.folder, minutes=minutes, device=self.device, on_save=save, together=self.together,
+            seed=2 + self.plan.seed, cost=cost,
         )  # fmt: skip
+
+    def _write(self, kind: str, config: WanConfig, dit: Weights, text: Weights, *, with_text: bool) -> None:
+        """The DiT's file, the text encoder's too where it has learned, and copies of both."""
+        dit_path, text_path = self.folder / showing.FILES[kind], self.folder / TEXT_NAME
+        pocket_wan.write_dit(dit_path, dit, config=config)
+        self._copy(dit_path)
+        if with_text:
+            pocket_wan.write_text_encoder(text_path, text, tokenizer=self.tokenizer_file)
+        self._copy(text_path)
 
     def _vae_recipe(self, *, decoder_only: bool) -> train_vae.Recipe:
         plan = self.plan
@@ -157,6 +177,10 @@ class Workshop:
             save_state(path, self._encode(kind))
         saved = load_state(path, device=self.device)
         return Examples(saved["latents"], saved["ids"], saved.get("first"))
+
+    def _without_caption(self) -> Tensor:
+        """Token ids of what stands in the place of a caption that is left out, [N, L]."""
+        return train_dit.without_captions(self.tokenizer)
 
     def _encode(self, kind: str) -> dict[str, Tensor]:
         compiled = not self.plan.no_compile

@@ -154,7 +154,7 @@ def loss(pocket: Pocket, examples: Examples, nothing_NL: Tensor, recipe: Recipe)
 
 def train(
     examples: Examples,
-    tokenizer: Tokenizer,
+    nothing_NL: Tensor,
     pocket: Pocket,
     *,
     name: str,
@@ -165,12 +165,11 @@ def train(
     on_save: Callable[[Weights, Weights], None],
     together: Together,
     seed: int = 2,
-    nothing_NL: Tensor | None = None,
     cost: Callable[[Any, Any, Tensor, Recipe], Tensor] = loss,
 ) -> None:
     """Train `pocket` (on the CPU) for what is left of `minutes`. `name`: of the stage and its state.
 
-    `nothing_NL`: token ids that stand in the place of captions left out; None: `without_captions`. `cost`: of a batch.
+    `nothing_NL`: token ids that stand in the place of captions left out. `cost`: of a batch.
 
     Every three minutes and at the end the state is saved to `folder`, and `on_save` gets the averaged weights of DiT
     and text encoder. A state in `folder` is gone on from.
@@ -183,7 +182,7 @@ def train(
     average = Average(pocket.parameters(), decay=recipe.decay)
     pace = _pace(folder / state_name(name), name, minutes, pocket, optimizers, average, together)
     torch.manual_seed(seed + pace.steps + 1000 * together.number)
-    nothing_NL = (without_captions(tokenizer) if nothing_NL is None else nothing_NL).to(device)
+    nothing_NL = nothing_NL.to(device)
     if recipe.compiled:
         compile_blocks(pocket.dit.blocks, dynamic=False)
 

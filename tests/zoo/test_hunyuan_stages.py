@@ -14,7 +14,7 @@ from zoo import pocket_framepack, pocket_hunyuan, pocket_hunyuan_vae, train_dit
 from zoo.data import held_out_clips
 from zoo.hunyuan import main
 from zoo.hunyuan_guided import UNGUIDED_NAME, strength
-from zoo.hunyuan_showing import MADE_NAME
+from zoo.showing import MADE_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = {

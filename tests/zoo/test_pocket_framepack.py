@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from engine.families.framepack import detect, image, model, samples
@@ -25,11 +24,6 @@ from zoo.pocket_hunyuan import CLIP_NAME, DIT_NAME, LLAMA_NAME, VAE_NAME
 
 HUNYUAN = pocket_hunyuan.SMALL
 CONFIG = pocket_framepack.config_beside(HUNYUAN.dit)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 def lively(network: torch.nn.Module) -> torch.nn.Module:

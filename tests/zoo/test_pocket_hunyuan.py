@@ -18,11 +18,6 @@ SMALL = pocket_hunyuan.SMALL
 CAPTIONS = ["a red circle moves left", "a video of a large striped blue star that spins slowly on a dark sky", ""]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def drawn() -> data.Tokenizer:
     return data.own_tokenizer()[1]

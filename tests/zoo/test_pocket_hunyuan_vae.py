@@ -10,17 +10,13 @@ import torch
 from engine.families.hunyuan_video import vae
 from engine.parts import hunyuan_vae
 from engine.parts.hunyuan_vae_network import HunyuanVae
+from tests.zoo.coding import coded
 from zoo import pocket_hunyuan_vae, train_vae
 from zoo.train_vae_hunyuan import HUNYUAN, compiled_between
 from zoo.whole_clip_hunyuan import WholeHunyuanClip
 from zoo.within_half import LARGEST, fit_half
 
 WIDTHS = (8, 8, 12, 12)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 def lively_vae() -> HunyuanVae:
@@ -35,15 +31,11 @@ def lively_vae() -> HunyuanVae:
 @pytest.mark.parametrize("frames", [1, 5, 17])
 def test_a_whole_clip_gives_what_the_engine_gives(frames: int) -> None:
     made = lively_vae()
-    clip_BCFHW = torch.rand(2, 3, frames, 16, 24) * 2 - 1
-    latents_BCTHW = torch.randn(2, 16, (frames + 3) // 4, 2, 3)
-    with torch.no_grad():
-        mean_BCTHW, log_variance_BCTHW = WholeHunyuanClip(made).encode(clip_BCFHW)
-        decoded_BCFHW = WholeHunyuanClip(made).decode(latents_BCTHW).clamp(-1, 1)
-    posterior = hunyuan_vae.encode(made, clip_BCFHW)
-    torch.testing.assert_close(mean_BCTHW, posterior.mean_BCTHW, rtol=0, atol=1e-5)
-    torch.testing.assert_close(log_variance_BCTHW, posterior.logvar_BCTHW, rtol=0, atol=1e-5)
-    torch.testing.assert_close(decoded_BCFHW, hunyuan_vae.decode(made, latents_BCTHW), rtol=0, atol=1e-5)
+    whole = coded(WholeHunyuanClip(made), frames=frames, height=16, width=24)
+    posterior = hunyuan_vae.encode(made, whole.clip_BCFHW)
+    torch.testing.assert_close(whole.mean_BCTHW, posterior.mean_BCTHW, rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.log_variance_BCTHW, posterior.logvar_BCTHW, rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.decoded_BCFHW, hunyuan_vae.decode(made, whole.latents_BCTHW), rtol=0, atol=1e-5)
 
 
 def test_what_grew_too_large_for_half_precision_is_scaled_down_and_nothing_changes() -> None:

@@ -10,14 +10,10 @@ import torch
 
 from engine.families.wan import conditions, detect, model, text, vae
 from engine.parts.weights import open_weights
+from tests.zoo.coding import coded
 from zoo import data, latents, pocket_wan, train_dit, train_vae
 from zoo.counted_text import CountedWan, as_padded
 from zoo.whole_clip import WholeClip
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 def lively_vae() -> vae.WanVae:
@@ -32,13 +28,9 @@ def lively_vae() -> vae.WanVae:
 @pytest.mark.parametrize("frames", [1, 5, 17])
 def test_a_whole_clip_gives_what_the_engine_gives_chunk_by_chunk(frames: int) -> None:
     made = lively_vae()
-    clip_BCFHW = torch.rand(2, 3, frames, 16, 16) * 2 - 1
-    latents_BCTHW = torch.randn(2, 16, (frames + 3) // 4, 2, 2)
-    with torch.no_grad():
-        mean_BCTHW, _ = WholeClip(made).encode(clip_BCFHW)
-        decoded_BCFHW = WholeClip(made).decode(latents_BCTHW).clamp(-1, 1)
-    torch.testing.assert_close(mean_BCTHW, vae.encode(made, clip_BCFHW), rtol=0, atol=1e-5)
-    torch.testing.assert_close(decoded_BCFHW, vae.decode(made, latents_BCTHW), rtol=0, atol=1e-5)
+    whole = coded(WholeClip(made), frames=frames, height=16, width=16)
+    torch.testing.assert_close(whole.mean_BCTHW, vae.encode(made, whole.clip_BCFHW), rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.decoded_BCFHW, vae.decode(made, whole.latents_BCTHW), rtol=0, atol=1e-5)
 
 
 def test_every_weight_of_the_vae_learns() -> None:
@@ -71,8 +63,10 @@ def test_counted_padding_is_padding() -> None:
     x_BCTHW, timestep_B = torch.randn(2, 16, 3, 4, 4), torch.tensor([500.0, 20.0])
     with torch.no_grad():
         counted, padded = trained(x_BCTHW, timestep_B, as_padded(captions)), plain(x_BCTHW, timestep_B, captions)
+        listed = trained(x_BCTHW, timestep_B, captions)
         without = plain(x_BCTHW, timestep_B, [caption[:1] for caption in captions])
     torch.testing.assert_close(counted, padded, rtol=0, atol=1e-5)
+    assert torch.equal(listed, counted)
     assert (padded - without).abs().max() > 1e-3, "the captions play no part, so this test proves nothing"
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -312,25 +312,19 @@ def text_tensors(seed: int, *, rows: int, width: int = DIT_CONFIG.text_dim) -> d
 
 
 def train_tokenizer() -> bytes:
-    """A SentencePiece model with UMT5's special ids (pad 0, end 1, unknown 2) and bytes for whatever it never saw."""
+    """A tokenizer with bytes for whatever it never saw."""
+    return umt5_tokenizer(SENTENCES, model_type="unigram", vocab_size=VOCABULARY, byte_fallback=True)
+
+
+def umt5_tokenizer(sentences: Iterable[str], **options: Any) -> bytes:
+    """A SentencePiece model with UMT5's special ids (pad 0, end 1, unknown 2). `options`: the trainer's own."""
     import sentencepiece
 
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(SENTENCES),
-        model_writer=stream,
-        model_type="unigram",
-        vocab_size=VOCABULARY,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=1.0,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+        sentence_iterator=iter(sentences), model_writer=stream, hard_vocab_limit=False, character_coverage=1.0,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2, **options,
+    )  # fmt: skip
     return stream.getvalue()
 
 

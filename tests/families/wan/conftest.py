@@ -1,4 +1,5 @@
-"""What the tests of whole commands start from: clips, pictures, the models of every variant, and a run through all."""
+"""What the tests of whole commands start from (clips, pictures, the models of every variant, a run through all), and
+diffusers' VAE, which conditions are compared with."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from engine.families.wan import tiny
+from engine.families.wan import tiny, vae
 from tests.clips import draw_image, draw_item, draw_video
 
 SIZE = (64, 48)
@@ -41,6 +43,25 @@ class Workshop:
         path = folder / "dataset.toml"
         path.write_text("\n".join(lines))
         return path
+
+
+@pytest.fixture(scope="module")
+def diffusers_vae():
+    """A small random one, with Wan's latents."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    coder = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2)
+    return coder.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def encode(diffusers_vae, tmp_path_factory):
+    """Our encoder with that VAE's weights."""
+    folder = tmp_path_factory.mktemp("vae")
+    diffusers_vae.save_pretrained(folder)
+    coder = vae.load(folder, device="cpu", dtype=torch.float32)
+    return lambda clip_BCFHW: vae.encode(coder, clip_BCFHW)
 
 
 @pytest.fixture(scope="module")

@@ -7,26 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.families.wan import conditions, vae
+from engine.families.wan import conditions
 
 CHANNELS = 16
-
-
-@pytest.fixture(scope="module")
-def diffusers_vae():
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    coder = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2)
-    return coder.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def encode(diffusers_vae, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vae")
-    diffusers_vae.save_pretrained(folder)
-    coder = vae.load(folder, device="cpu", dtype=torch.float32)
-    return lambda clip_BCFHW: vae.encode(coder, clip_BCFHW)
 
 
 @pytest.fixture(scope="module")

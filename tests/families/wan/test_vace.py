@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.contract.cli import parse
 from engine.contract.errors import OptionError
-from engine.families.wan import conditions, keys, model, options, pictures, sample, tiny, vae
+from engine.families.wan import conditions, keys, model, options, pictures, sample, tiny
 from engine.families.wan.detect import detect
 from engine.lora.network import create, targets
 from engine.memory.checkpointing import checkpoint_blocks
@@ -219,25 +219,8 @@ def test_a_checkpoint_of_comfyui_is_recognised_under_its_prefix(tmp_path):
 # --------------------------------------------------------------------------------------------------------- conditioning
 
 
-@pytest.fixture(scope="module")
-def coder():
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    found = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2)
-    return found.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def encode(coder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vae")
-    coder.save_pretrained(folder)
-    ours = vae.load(folder, device="cpu", dtype=torch.float32)
-    return lambda clip_BCFHW: vae.encode(ours, clip_BCFHW)
-
-
 @pytest.mark.parametrize(("frames", "references"), [(1, 0), (9, 0), (9, 1)])
-def test_context_is_diffusers(coder, encode, frames, references):
+def test_context_is_diffusers(diffusers_vae, encode, frames, references):
     from diffusers import WanVACEPipeline
 
     generator = torch.Generator().manual_seed(1)
@@ -246,8 +229,9 @@ def test_context_is_diffusers(coder, encode, frames, references):
     shown = [torch.rand(1, 3, 32, 48, generator=generator) * 2 - 1 for _ in range(references)]
     config = SimpleNamespace(patch_size=(1, 2, 2))
     parts = SimpleNamespace(
-        vae=coder, vae_scale_factor_temporal=4, vae_scale_factor_spatial=8, transformer=SimpleNamespace(config=config)
-    )
+        vae=diffusers_vae, vae_scale_factor_temporal=4, vae_scale_factor_spatial=8,
+        transformer=SimpleNamespace(config=config),
+    )  # fmt: skip
     mask_BCFHW, batch = mask_BFHW.unsqueeze(1).expand(-1, 3, -1, -1, -1), [[one[0] for one in shown]]
     latents = WanVACEPipeline.prepare_video_latents(parts, clip_BCFHW, mask_BCFHW, batch, device=torch.device("cpu"))
     wanted = torch.cat([latents, WanVACEPipeline.prepare_masks(parts, mask_BCFHW, batch)], dim=1)
