@@ -6,6 +6,7 @@ of the seeds' splits, of pixels or of words.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .dice import Dice
@@ -90,6 +91,11 @@ def two_things(dice: Dice) -> Scene:
     relation, subject, other = {"beside": _beside, "crossing": _crossing, "around": _around}[kind](dice)
     things = (_small(dice, mine, **subject), _small(dice, others, **other))
     return Scene(things=things, relation=relation, background=_background(dice, things, "still"))
+
+
+def elsewhere(scene: Scene, dice: Dice) -> Scene:
+    """The same things doing the same before another background."""
+    return replace(scene, background=_background(dice, scene.things, scene.camera))
 
 
 def _travel(dice: Dice, motion: str, size: str) -> tuple[str, float]:

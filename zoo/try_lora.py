@@ -3,10 +3,15 @@
     python -m zoo.try_lora --models DIR --concept zigzag --out DIR
 
 Eight clips of the concept are trained on, whose captions all use one word for it, beside ordinary clips, some of them
-without captions: those keep what the base model knows, and what guidance guides away from. Three sets of clips are
-generated from the same seeds: prompts with the concept's word with the LoRA, prompts without it with the LoRA, and the
-latter with the base model alone. The first should show the concept, the second should not, and be as true to their
-prompts as the third. Then one prompt is generated in the ways that must give the same video.
+without captions: those keep what the base model knows, and what guidance guides away from. The clips are such as a
+person would choose: one big thing, simple motions, a quiet background. Four sets of clips are generated:
+
+    word      what the clips show, before other backgrounds and in other words, with the LoRA: the concept should show
+    new       colours and motions together that no clip shows, with the LoRA: how far it reaches
+    no word   held-out ordinary prompts, with the LoRA: no concept, and as true to the prompts as
+    base      the same with the base model alone
+
+Then one prompt is generated in the ways that must give the same video.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +36,11 @@ from engine.media.video import read_frames
 from engine.media.writing import write_video
 
 from . import scenes
+from .arranging import elsewhere
 from .captions import read_caption
 from .data import HELD_OUT_SEED
-from .facts import CONCEPTS
+from .dice import Dice
+from .facts import CONCEPTS, NEW_MOTIONS
 from .generating import SHIFT, STEPS, draw_clips
 from .judge import judge, shares, shows_concept
 from .pace import say
@@ -41,9 +49,11 @@ from .pocket_wan import DIT_NAME, FRAMES, SIZE, TEXT_NAME, VAE_NAME
 FPS = 16
 WORDS = {"striped_hexagon": "striped", "zigzag": "in a zigzag", "pixel_art": "in pixel art style"}
 """The wording of each concept that all captions use, as a person would: other words are other tokens."""
+_SIMPLE = ("left", "right", "up", "down", "still")
 _TASK, _UNSEEN_SEED, _ORDINARY_SEED, _SHOWN = "t2v-1.3B", 1 << 20, 1 << 21, 8
+_ELSEWHERE_STREAM = 6
 _WORDLESS = 3  # of so many ordinary clips one has no caption
-_POOL, _WORDINGS = 100, 1000  # scenes that the varied ones are picked from; wordings tried until one has the word
+_POOL, _WORDINGS = 200, 1000  # scenes that the varied ones are picked from; wordings tried until one has the word
 _DATASET = """\
 [general]
 resolution = [{size}, {size}]
@@ -85,14 +95,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--concept", choices=CONCEPTS, required=True)
     parser.add_argument("--clips", type=int, default=8, help="of the concept")
-    parser.add_argument("--ordinary", type=int, default=12, help="clips without the concept to train on as well")
-    parser.add_argument("--repeats", type=int, default=2, help="of the concept's clips in an epoch")
-    parser.add_argument("--seeds", type=int, default=20, help="clips to generate for each of the three sets")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--ordinary", type=int, default=24, help="clips without the concept to train on as well")
+    parser.add_argument("--repeats", type=int, default=3, help="of the concept's clips in an epoch")
+    parser.add_argument("--seeds", type=int, default=20, help="clips to generate for each set")
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--guidance", type=float, default=2.0, help="to generate with; more spoils colours")
-    parser.add_argument("--shift", type=float, default=SHIFT, help="of the noise levels that are trained")
+    parser.add_argument("--shift", type=float, default=2.0, help="of the noise levels that are trained")
     try_lora(Trial(**vars(parser.parse_args(words))))
 
 
@@ -100,39 +110,54 @@ def try_lora(trial: Trial) -> dict[str, dict[str, float]]:
     """Run everything, write `report.json` and a sheet of pictures; the figures of each set, shares 0..1."""
     trial.out.mkdir(parents=True, exist_ok=True)
     write_dataset(trial)
-    with_word = [concept_caption(trial.concept, _UNSEEN_SEED + n) for n in range(trial.seeds)]
-    without = [_plain_caption(HELD_OUT_SEED + n) for n in range(trial.seeds)]
-    report: dict[str, dict[str, float]] = {"seconds": train(trial, with_word[0])}
+    near, new = near_captions(trial), new_captions(trial.concept, trial.seeds)
+    plain = [_plain_caption(HELD_OUT_SEED + n) for n in range(trial.seeds)]
+    report: dict[str, dict[str, float]] = {"seconds": train(trial, near[0])}
     lora = trial.out / "lora" / "concept.safetensors"
     rows = []
-    for name, prompts, loras in (("word", with_word, [lora]), ("no word", without, [lora]), ("base", without, [])):
+    for name, prompts, loras in (
+        ("word", near, [lora]), ("new", new, [lora]), ("no word", plain, [lora]), ("base", plain, []),
+    ):  # fmt: skip
         clips = generate(trial, name.replace(" ", "_"), prompts, loras)
         report[name] = figures(trial.concept, clips, prompts)
         rows += [(f"{name}\n{prompt}", clip) for prompt, clip in zip(prompts[:_SHOWN], clips, strict=False)]
         say(f"{name:8} " + ", ".join(f"{fact} {share:.0%}" for fact, share in report[name].items()))
-    report["same"] = compare_ways(trial, lora, with_word[0])
+    report["same"] = compare_ways(trial, lora, near[0])
     say("same     " + ", ".join(f"{name} {figure:.4g}" for name, figure in report["same"].items()))
     write_text(trial.out / "report.json", json.dumps(report, indent=2) + "\n")
     draw_clips(rows, trial.out / "clips.png", title=f"LoRA: {trial.concept}")
     return report
 
 
-def varied_scenes(concept: str, count: int) -> list[scenes.Scene]:
-    """So many scenes of a concept that repeat colours, shapes, sizes, textures and motions as little as they can."""
-    left = [scenes.concept_scene(concept, seed) for seed in range(_POOL)]
+def varied_scenes(concept: str, number: int, *, first_seed: int = 0) -> list[scenes.Scene]:
+    """Simple scenes of a concept that repeat colours, then shapes, textures and motions as little as they can."""
+    left = list(islice(simple_scenes(concept, first_seed), _POOL))
     used: Counter[tuple[str, object]] = Counter()
     picked = []
-    for _ in range(count):
-        best = min(left, key=lambda scene: sum(used[look] for look in _looks(scene)))
+    for _ in range(number):
+        best = min(left, key=lambda scene: (used[_looks(scene)[0]], sum(used[look] for look in _looks(scene))))
         left.remove(best)
         used.update(_looks(best))
         picked.append(best)
     return picked
 
 
+def simple_scenes(concept: str, first_seed: int) -> Iterator[scenes.Scene]:
+    """Scenes of a concept with a still camera and a quiet background, and a big thing that moves in a simple way where
+    the motion is not the concept."""
+    for seed in count(first_seed):
+        scene = scenes.concept_scene(concept, seed)
+        quiet = scene.camera == "still" and scene.background.kind in ("plain", "gradient")
+        simple = scene.subject.motion in (*_SIMPLE, *NEW_MOTIONS) and (
+            scene.subject.size == "big" or concept == "zigzag"
+        )
+        if quiet and simple:
+            yield scene
+
+
 def _looks(scene: scenes.Scene) -> list[tuple[str, object]]:
-    names = ("colour", "shape", "size", "texture", "motion", "sense")
-    return [*((name, getattr(scene.subject, name)) for name in names), ("camera", scene.camera)]
+    names = ("colour", "shape", "texture", "motion", "sense")
+    return [(name, getattr(scene.subject, name)) for name in names]
 
 
 def write_dataset(trial: Trial) -> None:
@@ -261,9 +286,20 @@ def figures(concept: str, clips: Sequence[np.ndarray], prompts: Sequence[str]) -
     return {"concept": sum(shows_concept(concept, clip) for clip in clips) / len(clips), **shares(verdicts)}
 
 
-def concept_caption(concept: str, seed: int) -> str:
-    """A caption of a scene of the concept, with the concept's word."""
-    return _worded(concept, scenes.concept_scene(concept, seed), seed)
+def near_captions(trial: Trial) -> list[str]:
+    """What the clips show, one after the other, before another background and in another wording."""
+    clips = varied_scenes(trial.concept, trial.clips)
+    seeds = range(_UNSEEN_SEED, _UNSEEN_SEED + trial.seeds)
+    return [
+        _worded(trial.concept, elsewhere(clips[number % len(clips)], Dice(seed, stream=_ELSEWHERE_STREAM)), seed)
+        for number, seed in enumerate(seeds)
+    ]
+
+
+def new_captions(concept: str, number: int) -> list[str]:
+    """Other scenes of the concept, as varied as the clips."""
+    found = varied_scenes(concept, number, first_seed=_UNSEEN_SEED)
+    return [_worded(concept, scene, _UNSEEN_SEED + index) for index, scene in enumerate(found)]
 
 
 def _worded(concept: str, scene: scenes.Scene, seed: int) -> str:

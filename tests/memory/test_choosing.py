@@ -23,7 +23,7 @@ def measure(options):
     if not now["gradient_checkpointing"]:
         return Needs(card=card + 400, main=0)
     offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
-    card += (40 if offload else 100 + 50 * keep) - (4 if now["ffn_chunks"] > 1 else 0)
+    card += (40 if offload else 100 + 50 * keep) - (4 if now["ffn_chunks"] > 1 else 0) - (now["ffn_chunks"] > 4)
     return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
 
 
@@ -46,6 +46,11 @@ def test_the_cheapest_that_fits_is_taken(card, words):
     assert choice.fits and choice.needs.card <= card and words <= choice.options.keys()
     assert ("fp8_scaled" in choice.options) == (card < 60), "numbers are changed last"
     assert ("ffn_chunks" in choice.options) == (card < 50), "only where it is needed"
+
+
+def test_as_few_pieces_as_will_do():
+    """Each costs time."""
+    assert [chosen(card).options["ffn_chunks"] for card in (46, 45)] == [4, 8]
 
 
 def test_as_few_blocks_as_will_do():

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine.data.config import load_config
+from zoo.captions import read_caption
 from zoo.facts import CONCEPTS
-from zoo.try_lora import WORDS, Trial, concept_caption, varied_scenes, write_dataset
+from zoo.try_lora import WORDS, Trial, near_captions, new_captions, varied_scenes, write_dataset
 
 TRIAL = Trial(
     models=Path("models"), out=Path("out"), concept="zigzag", clips=3, ordinary=4, repeats=2, seeds=1, steps=1, rank=4,
@@ -19,7 +20,17 @@ TRIAL = Trial(
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_every_caption_of_a_concept_uses_its_one_word(concept: str) -> None:
-    assert all(WORDS[concept] in concept_caption(concept, seed) for seed in range(40))
+    prompts = near_captions(dataclasses.replace(TRIAL, concept=concept, seeds=12)) + new_captions(concept, 12)
+    assert all(WORDS[concept] in prompt for prompt in prompts) and len(set(prompts)) == 24
+
+
+def test_the_first_prompts_are_of_what_the_clips_show_in_other_words(tmp_path: Path) -> None:
+    trial = dataclasses.replace(TRIAL, out=tmp_path, seeds=3)
+    write_dataset(trial)
+    captions = [path.read_text(encoding="utf-8").strip() for path in sorted((tmp_path / "clips/concept").glob("*.txt"))]
+    prompts = near_captions(trial)
+    assert [read_caption(prompt) for prompt in prompts] == [read_caption(caption) for caption in captions]
+    assert not set(prompts) & set(captions)
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
