@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from engine.families.framepack import model as framepack_model
 from engine.families.framepack.detect import FramePackConfig
+from engine.families.framepack.pocket import FILES
 from engine.families.hunyuan_video import keys as hunyuan_keys
 from engine.families.hunyuan_video.detect import HunyuanVideoConfig
 from engine.parts.tiny_encoders import write_siglip
 
 from .masked_framepack import MaskedFramePack
 
-FRAMEPACK_NAME, SIGLIP_NAME = "pocket_framepack_i2v.safetensors", "pocket_framepack_siglip.safetensors"
-WINDOW = 2  # latent frames of a section
+FRAMEPACK_NAME, SIGLIP_NAME = FILES["dit"], FILES["image_encoder"]
 IMAGE_WIDTH = 24
 _OWN = ("clean_x_embedder.", "image_projection.")  # what HunyuanVideo does not have
 

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from engine.contract.files import write_text
 from engine.families.hunyuan_video import model as hunyuan_model
 from engine.families.hunyuan_video.detect import HunyuanVideoConfig
+from engine.families.hunyuan_video.pocket import FILES
 from engine.parts import clip_text, llama_text
+from engine.parts.pocket import CLIP_TOKENIZER
+from engine.parts.tokenizers import CLIP, LLAMA3, from_json
 from engine.parts.weights import open_weights, write_weights
 
 from .hunyuan_words import clip_tokenizer, llama_tokenizer
 from .masked_hunyuan import MaskedHunyuan
+from .new_words import settled
 from .pocket_hunyuan_vae import VAE_NAME
 from .pocket_sizes import PocketSizes, Shapes
 
@@ -33,10 +37,9 @@ __all__ = [
     "write_clip", "write_clip_tokenizer", "write_dit", "write_llama",
 ]  # fmt: skip
 
-LLAMA_NAME, CLIP_NAME = "pocket_hunyuan_llama.safetensors", "pocket_hunyuan_clip.safetensors"
-DIT_NAME = "pocket_hunyuan_t2v.safetensors"
-CLIP_TOKENIZER = "tokenizer_2/tokenizer.json"  # beside the file
+LLAMA_NAME, CLIP_NAME, DIT_NAME = (FILES[option] for option in ("text_encoder1", "text_encoder2", "dit"))
 ROWS = 384  # of both token tables
+_LLAMA_TABLE, _CLIP_TABLE = "embed_tokens.weight", "embeddings.token_embedding.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +174,11 @@ def new_dit(config: HunyuanVideoConfig) -> MaskedHunyuan:
 
 
 def write_llama(path: Path, tensors: Mapping[str, Tensor], *, sizes: TextSizes) -> None:
-    """The language model in bf16, filled up with blocks that nobody runs, with its tokenizer."""
+    """The language model in bf16, filled up with blocks that nobody runs, with its tokenizer; new words stand beside
+    their kin (new_words.py)."""
     stored = {name: torch.zeros(shape) for name, shape in llama_shapes(sizes).items()} | dict(tensors)
+    words = from_json(llama_tokenizer(), source="Pocket LLaMA", kind=LLAMA3)
+    stored[_LLAMA_TABLE] = settled(stored[_LLAMA_TABLE], lambda word: words.split(word)[0])
     tokenizer = torch.frombuffer(bytearray(llama_tokenizer().encode()), dtype=torch.uint8)
     tensors = {f"model.{name}": tensor.to(torch.bfloat16) for name, tensor in stored.items()}
     tensors[llama_text.TOKENIZER_TENSOR] = tokenizer
@@ -180,8 +186,11 @@ def write_llama(path: Path, tensors: Mapping[str, Tensor], *, sizes: TextSizes) 
 
 
 def write_clip(path: Path, tensors: Mapping[str, Tensor], *, sizes: TextSizes) -> None:
-    """The text model in bf16, its tokenizer in a folder beside it."""
+    """The text model in bf16, its tokenizer in a folder beside it; new words stand beside their kin."""
+    words = from_json(clip_tokenizer(), source="Pocket CLIP", kind=CLIP)
+    settled_table = settled(tensors[_CLIP_TABLE], lambda word: words.split(word)[0])
     stored = {f"text_model.{name}": tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    stored[f"text_model.{_CLIP_TABLE}"] = settled_table.to(torch.bfloat16)
     write_weights(path, stored, metadata={"format": "pt", "head_dim": str(sizes.clip_head)})
     write_clip_tokenizer(path.parent)
 

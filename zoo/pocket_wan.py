@@ -22,17 +22,22 @@ from engine.families.wan import model as wan_model
 from engine.families.wan import text as wan_text
 from engine.families.wan import vae as wan_vae
 from engine.families.wan.detect import WanConfig
+from engine.families.wan.pocket import FILES
 from engine.families.wan.variants import MASK_CHANNELS
+from engine.parts import pocket
+from engine.parts.tokenizers import from_sentencepiece
 from engine.parts.weights import write_weights
 
 from .counted_text import CountedWan
+from .new_words import settled
 from .pocket_sizes import PocketSizes, Shapes
 
-SIZE, FRAMES = 64, 17  # pixels, frames: what the base model has seen
+SIZE, FRAMES = pocket.SIZE, pocket.FRAMES
 LATENT_CHANNELS = wan_vae.LATENT_CHANNELS
 FIRST_FRAME_CHANNELS = MASK_CHANNELS + LATENT_CHANNELS  # beside the noise, in image-to-video
-VAE_NAME, TEXT_NAME, DIT_NAME = "pocket_wan_vae.safetensors", "pocket_wan_t5.safetensors", "pocket_wan_t2v.safetensors"
+VAE_NAME, TEXT_NAME, DIT_NAME = (FILES[option] for option in ("vae", "t5", "dit"))
 I2V_NAME = "pocket_wan_i2v.safetensors"
+_TOKEN_TABLE = "shared.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +234,10 @@ def write_vae(path: Path, tensors: Mapping[str, Tensor], *, mean: Sequence[float
 
 
 def write_text_encoder(path: Path, tensors: Mapping[str, Tensor], *, tokenizer: bytes) -> None:
-    """The text encoder in bf16 with its tokenizer."""
+    """The text encoder in bf16 with its tokenizer; new words stand beside their kin (new_words.py)."""
     own = {name: tensor for name, tensor in tensors.items() if name != "encoder.embed_tokens.weight"}
+    words = from_sentencepiece(tokenizer, source="Pocket tokenizer")
+    own[_TOKEN_TABLE] = settled(own[_TOKEN_TABLE], lambda word: words.split(word)[0])
     blob = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
     _write(path, {**own, "spiece_model": blob}, dtype=torch.bfloat16, metadata={})
 

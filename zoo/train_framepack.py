@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from engine.families.framepack import model as framepack_model
 from engine.families.framepack.conditions import history_tensors
+from engine.families.framepack.pocket import WINDOW
 from engine.families.framepack.samples import plain_sections
 from engine.families.framepack.sections import HISTORY_FRAMES, plain_layout, plan
 from engine.ops.sigmas import framepack_mu
@@ -30,7 +31,6 @@ from engine.sampling.schedules import framepack_schedule
 from .data import padded_ids
 from .masked_framepack import MaskedFramePack
 from .pace import Pace
-from .pocket_framepack import WINDOW
 from .train_hunyuan import HunyuanText, without_caption
 from .whole_clip import mixed_precision
 

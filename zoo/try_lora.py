@@ -49,6 +49,7 @@ from .pocket_wan import DIT_NAME, FRAMES, SIZE, TEXT_NAME, VAE_NAME
 FPS = 16
 WORDS = {"striped_hexagon": "striped", "zigzag": "in a zigzag", "pixel_art": "in pixel art style"}
 """The wording of each concept that all captions use, as a person would: other words are other tokens."""
+_QUIET = ("plain", "gradient")  # backgrounds
 _SIMPLE = ("left", "right", "up", "down", "still")
 _TASK, _UNSEEN_SEED, _ORDINARY_SEED, _SHOWN = "t2v-1.3B", 1 << 20, 1 << 21, 8
 _ELSEWHERE_STREAM = 6
@@ -147,7 +148,7 @@ def simple_scenes(concept: str, first_seed: int) -> Iterator[scenes.Scene]:
     the motion is not the concept."""
     for seed in count(first_seed):
         scene = scenes.concept_scene(concept, seed)
-        quiet = scene.camera == "still" and scene.background.kind in ("plain", "gradient")
+        quiet = scene.camera == "still" and scene.background.kind in _QUIET
         simple = scene.subject.motion in (*_SIMPLE, *NEW_MOTIONS) and (
             scene.subject.size == "big" or concept == "zigzag"
         )
@@ -290,10 +291,13 @@ def near_captions(trial: Trial) -> list[str]:
     """What the clips show, one after the other, before another background and in another wording."""
     clips = varied_scenes(trial.concept, trial.clips)
     seeds = range(_UNSEEN_SEED, _UNSEEN_SEED + trial.seeds)
-    return [
-        _worded(trial.concept, elsewhere(clips[number % len(clips)], Dice(seed, stream=_ELSEWHERE_STREAM)), seed)
-        for number, seed in enumerate(seeds)
-    ]
+    scenes_ = [_elsewhere(clips[number % len(clips)], seed) for number, seed in enumerate(seeds)]
+    return [_worded(trial.concept, scene, seed) for scene, seed in zip(scenes_, seeds, strict=True)]
+
+
+def _elsewhere(scene: scenes.Scene, seed: int) -> scenes.Scene:
+    dice = Dice(seed, stream=_ELSEWHERE_STREAM)
+    return next(found for _ in count() if (found := elsewhere(scene, dice)).background.kind in _QUIET)
 
 
 def new_captions(concept: str, number: int) -> list[str]:

@@ -29,13 +29,15 @@ class Kit:
     """One family's demo. `clips` names the folder of its clips; `prompts` are the videos that it generates.
 
     `concept`: what the models do not know before the training, "" where they know nothing. `general` and `dataset` are
-    keys of the dataset file. `without`: options of the generation that the family does not have.
+    keys of the dataset file. `without`: options of the generation that the family does not have. `first_frames`: what
+    the videos begin with, a picture for each prompt or none; they lie in the folder that the clips' folder is in.
     """
 
     models: str
     clips: str
     concept: str = ""
     prompts: tuple[str, ...]
+    first_frames: tuple[str, ...] = ()
     general: Mapping[str, Any]
     dataset: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any]
@@ -45,6 +47,7 @@ class Kit:
     """For each verb what its job file must say to use the models in a folder."""
     write_models: Callable[[Path], object]
     write_clips: Callable[[Path], object]
+    """Into the folder that their own folder is in."""
 
 
 def kit_of(family: str, *, trained: bool = True) -> Kit:
@@ -54,18 +57,21 @@ def kit_of(family: str, *, trained: bool = True) -> Kit:
 
 def _pocket_kit(family: str) -> Kit:
     pocket = part(family, "pocket")
-    clips = pocket.CONCEPT.replace(" ", "_")
+    clips, first_frames = pocket.CONCEPT.replace(" ", "_"), getattr(pocket, "FIRST_FRAMES", ())
+    files = sorted(f"{clips}/{file.name}" for file in (POCKET / clips).iterdir())
     return Kit(
         models="pocket",
         clips=clips,
         concept=pocket.CONCEPT,
         prompts=pocket.PROMPTS,
+        first_frames=first_frames,
         general=pocket.DATASET,
+        dataset=getattr(pocket, "DATASET_KEYS", {}),
         training=pocket.TRAINING,
         generation=pocket.GENERATION,
         options=pocket.pocket_model_options,
-        write_models=partial(_copy, [POCKET / name for name in pocket.FILES.values()]),
-        write_clips=partial(_copy, sorted((POCKET / clips).iterdir())),
+        write_models=partial(_copy, [*pocket.FILES.values(), *getattr(pocket, "BESIDE", ())]),
+        write_clips=partial(_copy, [*files, *first_frames]),
     )
 
 
@@ -82,12 +88,13 @@ def _random_kit(family: str) -> Kit:
         without=getattr(tiny, "NOT_IN_DEMO", ()),
         options=tiny.tiny_model_options,
         write_models=partial(tiny.write_tiny_models, seed=SEED),
-        write_clips=write_clips,
+        write_clips=lambda folder: write_clips(folder / SHAPES),
     )
 
 
-def _copy(files: list[Path], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        with whole_file(folder / file.name, durable=False) as temporary:
-            shutil.copyfile(file, temporary)
+def _copy(names: list[str], folder: Path) -> None:
+    """Copy these files of the pocket models, with the folders that their names say."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / name, durable=False) as temporary:
+            shutil.copyfile(POCKET / name, temporary)

@@ -97,9 +97,9 @@ def prepare(folder: Path, family: str = "wan", *, trained: bool = True) -> Prepa
     models, clips = folder / "models", folder / "clips" / kit.clips
     ready, complete = folder / "ready", f"The clips and the {kit.models} {family} models in this folder are complete.\n"
     if not ready.exists() or ready.read_text(encoding="utf-8") != complete:
-        for place in (folder, clips, models):
+        for place in (folder, *clips.parent.glob("**"), *models.glob("**")):
             clean_leftovers(place)  # of a demo that was killed
-        kit.write_clips(clips)
+        kit.write_clips(clips.parent)
         kit.write_models(models)
         write_dataset(folder, clips, kit.general, kit.dataset)
     prepared = Prepared(folder, family, kit, _steps(folder, family, kit))
@@ -122,7 +122,7 @@ def _steps(folder: Path, family: str, kit: Kit) -> tuple[Step, ...]:
         "logging_dir": str(folder / "tensorboard"), **kit.training,
     }  # fmt: skip
     generation = {
-        **_prompts(folder, kit.prompts), "negative_prompt": "", "infer_steps": 20, "seed": SEED, "output_type": "both",
+        **_prompts(folder, kit), "negative_prompt": "", "infer_steps": 20, "seed": SEED, "output_type": "both",
         **kit.generation,
     }  # fmt: skip
     generation = {name: value for name, value in generation.items() if name not in kit.without} | models["generate"]
@@ -143,9 +143,11 @@ def _steps(folder: Path, family: str, kit: Kit) -> tuple[Step, ...]:
     return (*steps, job_file(folder / "5_without.toml", "generate", family, "The same without the LoRA.", without))
 
 
-def _prompts(folder: Path, prompts: tuple[str, ...]) -> dict[str, str]:
-    """One prompt as an option, several as a file."""
-    if len(prompts) == 1:
-        return {"prompt": prompts[0]}
-    write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
+def _prompts(folder: Path, kit: Kit) -> dict[str, str]:
+    """One prompt as an option, several as a file, where each names the picture that its video begins with."""
+    if len(kit.prompts) == 1:
+        return {"prompt": kit.prompts[0]}
+    pictures = [f" --i {folder / 'clips' / picture}" for picture in kit.first_frames] or [""] * len(kit.prompts)
+    lines = [f"{prompt}{picture}\n" for prompt, picture in zip(kit.prompts, pictures, strict=True)]
+    write_text(folder / "prompts.txt", "".join(lines))
     return {"from_file": str(folder / "prompts.txt")}

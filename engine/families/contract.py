@@ -325,7 +325,9 @@ class Tiny(Protocol):
 class Pocket(Protocol):
     """pocket.py, of a family with a small model that was trained: what the demo runs on instead of `tiny`'s.
 
-    Its files lie in the demo's own folder, with clips of something that the model has never seen. Values only.
+    Its files lie in the demo's own folder, with clips of something that the model has never seen. Values only. It may
+    also have, by path in that folder, `BESIDE`: what the model files need beside them, and `FIRST_FRAMES`: a picture
+    for each prompt, that its video begins with. Where the demo's dataset file needs more: `DATASET_KEYS`, as in `Tiny`.
     """
 
     FILES: Mapping[str, str]

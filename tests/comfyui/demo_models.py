@@ -38,6 +38,6 @@ def _sources() -> str:
     files = [PACK / "nodes" / "demo.py", *sorted((PACK / "engine" / "demo").rglob("*"))]
     whole = hashlib.sha256()
     for file in files:
-        if file.suffix in (".py", ".safetensors", ".mp4", ".txt"):
+        if file.suffix in (".py", ".safetensors", ".json", ".mp4", ".txt", ".png"):
             whole.update(file.read_bytes())
     return whole.hexdigest()[:12]

@@ -14,8 +14,10 @@ OURS = "MusubiTuner_"
 NAMESPACE = uuid.UUID("6f1c1f0a-6f63-4a43-9c39-0d5f2f6f7a11")
 DEMO = "musubi_demo"
 NOTES = Path(__file__).parent / "notes"
-PROMPT = "a red circle moves right in front of a night background"
-FRAMES = 17
+PROMPT = "a large striped yellow hexagon goes down on a light green background"
+CLIPS = f"input/{DEMO}/striped_hexagons"
+FIRST_CLIP, ITS_PROMPT = "orange_right.mp4", "a big striped orange hexagon moves to the right on a black background"
+SIZE, FRAMES, BATCH = 64, 17, 4
 TEXT_HEIGHT = 340  # of a dataset that is written as text
 
 
@@ -49,7 +51,7 @@ class Graph:
         return str(uuid.uuid5(NAMESPACE, self.name))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """What is different about a family: its node names and its demo models."""
 
@@ -57,14 +59,11 @@ class Family:
     node: str
     title: str
     models: dict[str, Any]
-    size: int = 96
-    clips: str = f"input/{DEMO}/shapes"
     prompt: str = PROMPT
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=lambda: {"learning_rate": 0.002})
-    sample: str = "--s 12 --l 1"
-    batch_size: int = 1
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    sample: str = ""
     dataset: dict[str, Any] | None = None
     starts_from_image: bool = False
 
@@ -78,34 +77,34 @@ def _files(family: str, *options: str) -> dict[str, Any]:
 
 
 WINDOWS = f"""[general]
-resolution = [96, 96]
+resolution = [{SIZE}, {SIZE}]
 caption_extension = ".txt"
+batch_size = {BATCH}
 
 [[datasets]]
-video_directory = "input/{DEMO}/shapes"
+video_directory = "{CLIPS}"
 target_frames = [{FRAMES}]
 fp_latent_window_size = 2
 """
 WAN = Family(
     key="wan", node="Wan21", title="Wan 2.1",
     models={**_files("wan", "dit", "vae", "t5"), "task": "t2v-1.3B"},
-    size=64, clips=f"input/{DEMO}/striped_hexagons", batch_size=4,
-    prompt="a large striped yellow hexagon goes down on a light green background",
     generation={"guidance_scale": 4.0, "flow_shift": 3.0},
-    training={"max_train_steps": 250, "network_dim": 32, "network_alpha": 32, "timestep_sampling": "shift",
-              "discrete_flow_shift": 3.0},
-    optimizer={"learning_rate": 0.001, "lr_scheduler": "cosine"},
     sample="--s 20 --l 4 --fs 3",
 )  # fmt: skip
 HUNYUAN = Family(
     key="hunyuan_video", node="HunyuanVideo", title="HunyuanVideo",
     models=_files("hunyuan_video", "dit", "vae", "text_encoder1", "text_encoder2"),
+    generation={"guidance_scale": 1.0, "embedded_cfg_scale": 6.0, "flow_shift": 3.0},
+    sample="--s 20 --g 6 --fs 3",
 )  # fmt: skip
 FRAMEPACK = Family(
     key="framepack", node="FramePack", title="FramePack",
     models={**_files("framepack", "dit", "vae", "text_encoder1", "text_encoder2", "image_encoder"),
             "latent_window_size": 2},
-    generation={"video_sections": 2}, dataset={"source": "text", "source.text": WINDOWS, "name": f"{DEMO}_windows"},
+    prompt=ITS_PROMPT, generation={"guidance_scale": 2.0, "video_sections": 2},
+    training={"guidance_scale": 10.0},
+    dataset={"source": "text", "source.text": WINDOWS, "name": f"{DEMO}_windows"},
     starts_from_image=True,
 )  # fmt: skip
 FAMILIES = (WAN, HUNYUAN, FRAMEPACK)
@@ -129,8 +128,8 @@ def _dataset(family: Family) -> Part:
     if family.dataset:
         return Part("dataset", f"{OURS}DatasetConfig", 0, family.dataset, TEXT_HEIGHT)
     folder = {
-        "source": "folder", "source.folder": family.clips, "source.width": family.size, "source.height": family.size,
-        "source.target_frames": str(FRAMES), "source.batch_size": family.batch_size, "name": DEMO,
+        "source": "folder", "source.folder": CLIPS, "source.width": SIZE, "source.height": SIZE,
+        "source.target_frames": str(FRAMES), "source.batch_size": BATCH, "name": DEMO,
     }  # fmt: skip
     return Part("dataset", f"{OURS}DatasetConfig", 0, folder)
 
@@ -138,9 +137,8 @@ def _dataset(family: Family) -> Part:
 def _generation(family: Family) -> dict[str, Any]:
     length = {} if "video_sections" in family.generation else {"video_length": FRAMES}
     return {
-        "prompt": family.prompt, "video_size_height": family.size, "video_size_width": family.size, **length,
-        "infer_steps": 20,
-        "guidance_scale": 1.0, "seed": 42, "control_after_generate": "fixed",
+        "prompt": family.prompt, "video_size_height": SIZE, "video_size_width": SIZE, **length,
+        "infer_steps": 20, "seed": 42, "control_after_generate": "fixed",
         "filename_prefix": f"musubi/{DEMO}_{family.key}", **family.generation,
     }  # fmt: skip
 
@@ -162,7 +160,7 @@ def _first_frame(family: Family, column: int) -> tuple[tuple[Part, ...], tuple[t
     if not family.starts_from_image:
         return (), ()
     parts = (
-        Part("clip", f"{OURS}VideoInput", column, {"video": f"{family.clips}/red_circle_right.mp4"}),
+        Part("clip", f"{OURS}VideoInput", column, {"video": f"{CLIPS}/{FIRST_CLIP}"}),
         Part("frames", "GetVideoComponents", column),
         Part("frame", "ImageFromBatch", column, {"batch_index": 0, "length": 1}),
     )
@@ -175,20 +173,21 @@ def _first_frame(family: Family, column: int) -> tuple[tuple[Part, ...], tuple[t
 
 def train(family: Family) -> Graph:
     name = f"{DEMO}_{family.key}_mine"
-    prompt = f"{family.prompt} --w {family.size} --h {family.size} --f {FRAMES} {family.sample} --d 42"
+    prompt = f"{family.prompt} --w {SIZE} --h {SIZE} --f {FRAMES} {family.sample} --d 42"
     sampling = {"prompts": prompt, "sample_every_n_steps": 50}
     first, first_links = _first_frame(family, 3)
     settings = {
-        "max_train_steps": 100, "seed": 42, "control_after_generate": "fixed", "network_dim": 16, "network_alpha": 16,
-        "timestep_sampling": "uniform", "save_every_n_steps": 50, **family.training,
+        "max_train_steps": 250, "seed": 42, "control_after_generate": "fixed", "network_dim": 32, "network_alpha": 32,
+        "timestep_sampling": "shift", "discrete_flow_shift": 3.0, "save_every_n_steps": 50, **family.training,
     }  # fmt: skip
+    optimizer = {"learning_rate": 0.001, "lr_scheduler": "cosine", **family.optimizer}
     parts = (
         _dataset(family),
         _models(family, 1),
         Part("latents", f"{OURS}VAELatentCache", 1),
         Part("texts", f"{OURS}TextEncoderCache", 1),
         Part("training", f"{OURS}LoRATrainingConfig", 2, settings),
-        Part("optimizer", f"{OURS}OptimizerConfig", 2, family.optimizer),
+        Part("optimizer", f"{OURS}OptimizerConfig", 2, optimizer),
         *(() if family.starts_from_image else (Part("sampling", f"{OURS}SamplingConfig", 3, sampling),)),
         Part("memory", f"{OURS}MemoryOptimizer", 3, {"mixed_precision": "no"}),
         *first,

@@ -89,14 +89,19 @@ def fill(disk: Path, *, spare: int) -> Path:
 
 @needs_kill
 @pytest.mark.parametrize(
-    ("ending", "how"),
-    [("orange_down.mp4", "renaming"), ("pocket_wan_vae.safetensors", "renaming"), ("dataset.toml", "half")],
+    ("family", "ending", "how"),
+    [
+        ("wan", "orange_down.mp4", "renaming"),
+        ("wan", "pocket_wan_vae.safetensors", "renaming"),
+        ("hunyuan_video", "tokenizer.json", "renaming"),
+        ("wan", "dataset.toml", "half"),
+    ],
 )
-def test_killed_while_a_demo_is_prepared(tmp_path: Path, ending: str, how: str) -> None:
+def test_killed_while_a_demo_is_prepared(tmp_path: Path, family: str, ending: str, how: str) -> None:
     folder = tmp_path / "demo"
-    kill_in(tmp_path, prepare_slowly, folder, ending, how)
+    kill_in(tmp_path, prepare_slowly, folder, family, ending, how)
     assert not (folder / "ready").exists() and len(list(folder.rglob(LEFTOVERS))) == 1
-    prepared = prepare(folder)
+    prepared = prepare(folder, family)
     assert all(step.file.is_file() for step in prepared.steps) and (folder / "ready").exists()
     assert not list(folder.rglob(LEFTOVERS))
 

@@ -215,7 +215,7 @@ def write_slowly(flag: str, name: str, path: str, how: str) -> None:
     writer.write(Path(path), 2, pausing(flag) if how == "middle" else lambda: None)
 
 
-def prepare_slowly(flag: str, folder: str, ending: str, how: str) -> None:
+def prepare_slowly(flag: str, folder: str, family: str, ending: str, how: str) -> None:
     """Prepare a demo until the first file whose name ends so."""
     hold(flag, ending, how)
-    prepare(Path(folder))
+    prepare(Path(folder), family)

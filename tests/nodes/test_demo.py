@@ -9,6 +9,7 @@ import pytest
 
 from engine.contract import toml
 from engine.demo.prepare import LORA, Prepared, prepare
+from engine.families import offers
 
 from .conftest import PACK, part
 
@@ -19,7 +20,7 @@ def made(family: str, folder: Path) -> Prepared:
     """A demo folder after its training: the LoRAs that its job file asks for are there, and empty."""
     ready = prepare(folder, family)
     training, demo = toml.load(folder / "3_train.toml"), part("nodes.demo")
-    pocket = family == "wan"
+    pocket = offers(family, "pocket")
     steps = training["max_train_steps"] if pocket else demo.LORA_STEPS
     every = training["save_every_n_steps"] if pocket else demo.LORA_SAVED_EVERY
     ready.lora.parent.mkdir()
@@ -61,6 +62,12 @@ def test_every_file_of_the_demo_that_a_shipped_workflow_names_is_put_there(put: 
 
 
 def test_a_family_with_a_trained_model_has_clips_of_its_own(put: set[Path]) -> None:
-    """A dataset is a folder: clips of two demos in one would be trained on together."""
+    """A dataset is a folder, and all that lies in it is trained on."""
     clips = [path for path in put if path.suffix == ".mp4"]
-    assert {path.parent.name for path in clips} == {"shapes", "striped_hexagons"} and len(clips) == 14
+    assert {path.parent.name for path in clips} == {"striped_hexagons"} and len(clips) == 8
+
+
+def test_a_text_encoder_finds_its_tokenizer_there(put: set[Path]) -> None:
+    encoders = {path.parent for path in put if path.name.endswith("_text_encoder2.safetensors")}
+    tokenizers = {path.parent.parent for path in put if path.as_posix().endswith("tokenizer_2/tokenizer.json")}
+    assert encoders and encoders == tokenizers

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from engine.families.framepack import detect, image, model, samples
+from engine.families.framepack.pocket import WINDOW
 from engine.families.hunyuan_video.model import HunyuanVideoModel
 from engine.parts.weights import open_weights
 from zoo import (
@@ -19,7 +20,7 @@ from zoo import (
     train_hunyuan,
 )
 from zoo.masked_framepack import MaskedFramePack
-from zoo.pocket_framepack import FRAMEPACK_NAME, SIGLIP_NAME, WINDOW
+from zoo.pocket_framepack import FRAMEPACK_NAME, SIGLIP_NAME
 from zoo.pocket_hunyuan import CLIP_NAME, DIT_NAME, LLAMA_NAME, VAE_NAME
 
 HUNYUAN = pocket_hunyuan.SMALL

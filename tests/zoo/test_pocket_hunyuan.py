@@ -15,7 +15,7 @@ from zoo import data, pocket_hunyuan, pocket_wan, scenes, train_dit, train_hunyu
 from zoo.masked_hunyuan import MaskedHunyuan
 
 SMALL = pocket_hunyuan.SMALL
-CAPTIONS = ["a red circle moves left", "a video of a large striped blue star that spins slowly on a dark sky", ""]
+CAPTIONS = ["a red circle moves left", "a video of a large spotted blue star that spins slowly on a dark sky", ""]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ FAMILY = "hunyuan_video"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("hunyuan demo"), FAMILY)
+    return prepare(tmp_path_factory.mktemp("hunyuan demo"), FAMILY, trained=False)
 
 
 def step(demo, verb: str) -> list[str]:

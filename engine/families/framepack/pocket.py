@@ -1,0 +1,42 @@
+"""Pocket FramePack: a FramePack of a few million weights that was trained on drawn clips, and what it does well.
+
+What pocket models know, and what is left for a LoRA to learn, stands in parts/pocket.py. This one is shown a striped
+hexagon and loses it as it moves: so its prompts ask for motion. Its sections are short.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...parts import pocket
+
+IMAGE = {"image_encoder": "pocket_framepack_siglip.safetensors"}
+FILES = {"dit": "pocket_framepack_i2v.safetensors", **pocket.HUNYUAN_VAE, **pocket.HUNYUAN_TEXTS, **IMAGE}
+BESIDE = (pocket.CLIP_TOKENIZER,)
+WINDOW = 2  # latent frames in a section
+CONCEPT, DATASET = pocket.CONCEPT, pocket.DATASET
+DATASET_KEYS = {"fp_latent_window_size": WINDOW}
+TRAINING = {**pocket.TRAINING, "guidance_scale": 10.0}  # embedded: it was told no other, and is by default
+GENERATION = {
+    "video_size": [pocket.SIZE, pocket.SIZE], "video_sections": (pocket.FRAMES - 1) // 4 // WINDOW,
+    "guidance_scale": 2.0,
+}  # fmt: skip
+"""More guidance breaks what the LoRA has taught."""
+PROMPTS = (
+    "a large striped yellow hexagon moves to the left on a light green background",
+    "a large striped blue hexagon moves to the right on a light yellow background",
+    "a large striped orange hexagon moves to the left on a light blue background",
+)
+FIRST_FRAMES = ("first_frames/yellow_left.png", "first_frames/blue_right.png", "first_frames/orange_left.png")
+
+
+def pocket_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What the job files of each verb must say to use the models in `folder`."""
+    paths = pocket.paths(FILES, folder)
+    return {
+        "cache-latents": {name: paths[name] for name in ("vae", *IMAGE)},
+        "cache-text": {name: paths[name] for name in pocket.HUNYUAN_TEXTS},
+        "train": {"dit": paths["dit"]},
+        "generate": {**paths, "latent_window_size": WINDOW},
+    }
