@@ -27,9 +27,9 @@ def _scene(colour: str, motion: str, background: str) -> Scene:
 
 
 SCENES = (
-    _scene("yellow", "left", "light green"),
-    _scene("blue", "right", "light yellow"),
-    _scene("orange", "left", "light blue"),
+    _scene("orange", "left", "white"),
+    _scene("red", "right", "light green"),
+    _scene("green", "left", "light blue"),
 )
 
 

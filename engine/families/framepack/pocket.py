@@ -1,7 +1,7 @@
 """Pocket FramePack: a FramePack of a few million weights that was trained on drawn clips, and what it does well.
 
 What pocket models know, and what is left for a LoRA to learn, stands in parts/pocket.py. This one is shown a striped
-hexagon and loses it as it moves: so its prompts ask for motion. Its sections are short.
+hexagon, and keeps it in many videos without a LoRA, but not in those of its prompts. Its sections are short.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ GENERATION = {
 }  # fmt: skip
 """More guidance breaks what the LoRA has taught."""
 PROMPTS = (
-    "a large striped yellow hexagon moves to the left on a light green background",
-    "a large striped blue hexagon moves to the right on a light yellow background",
-    "a large striped orange hexagon moves to the left on a light blue background",
+    "a large striped orange hexagon moves to the left on a white background",
+    "a large striped red hexagon moves to the right on a light green background",
+    "a large striped green hexagon moves to the left on a light blue background",
 )
-FIRST_FRAMES = ("first_frames/yellow_left.png", "first_frames/blue_right.png", "first_frames/orange_left.png")
+FIRST_FRAMES = ("first_frames/orange_left.png", "first_frames/red_right.png", "first_frames/green_left.png")
 
 
 def pocket_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
