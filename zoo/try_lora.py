@@ -102,7 +102,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--guidance", type=float, default=2.0, help="to generate with; more spoils colours")
+    parser.add_argument("--guidance", type=float, default=3.0, help="to generate with")
     parser.add_argument("--shift", type=float, default=2.0, help="of the noise levels that are trained")
     try_lora(Trial(**vars(parser.parse_args(words))))
 
