@@ -1,6 +1,6 @@
 """The small models, clips and LoRAs on which every shipped workflow runs as it is, put where ComfyUI finds them.
 
-The engine makes them on this computer, without a download; where a family has a pocket model, it takes that. They lie
+The engine makes them on this computer, without a download: copies of the pocket models, and LoRAs that they learn. They lie
 in a folder of their own, which is registered beside ComfyUI's model folders, so that their lists show plain names and
 deleting one folder removes all:
 
@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..engine import families
 from ..engine.contract import toml
 from ..engine.contract.errors import EngineError
 from ..engine.contract.events import Done, Event, Failed, Progress, Stage
@@ -27,7 +26,6 @@ from .runs import Run
 
 NAME = "musubi_demo"
 VERB = "demo"
-LORA_STEPS, LORA_SAVED_EVERY = 30, 10  # where models are random, so that there is nothing to learn
 STEPS = ("prepare", "cache-latents", "cache-text", "train")
 TICK_S = 0.2
 
@@ -83,13 +81,11 @@ def _of_family(this: Run, family: str, done: int, total: int) -> None:
     """Prepare one family's demo in a working folder, train a LoRA there, and put the files in their places."""
     folder = paths.work() / VERB / family
     dashed = family.replace("_", "-")
-    few = ["--max_train_steps", str(LORA_STEPS), "--save_every_n_steps", str(LORA_SAVED_EVERY)]
-    shorter = [] if families.offers(family, "pocket") else few
     arguments = {
         "prepare": ["demo", "--family", family, "--prepare_only", str(folder)],
         "cache-latents": ["cache-latents", dashed, "--config_file", str(folder / "1_latents.toml")],
         "cache-text": ["cache-text", dashed, "--config_file", str(folder / "2_text.toml")],
-        "train": ["train", dashed, "--config_file", str(folder / "3_train.toml"), *shorter],
+        "train": ["train", dashed, "--config_file", str(folder / "3_train.toml")],
     }  # fmt: skip
     for number, step in enumerate(STEPS):
         so_far = Progress(done=done + number, total=total, unit="step")

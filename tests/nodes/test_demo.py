@@ -9,7 +9,6 @@ import pytest
 
 from engine.contract import toml
 from engine.demo.prepare import LORA, Prepared, prepare
-from engine.families import offers
 
 from .conftest import PACK, part
 
@@ -19,10 +18,8 @@ FAMILIES = ("wan", "hunyuan_video", "framepack")
 def made(family: str, folder: Path) -> Prepared:
     """A demo folder after its training: the LoRAs that its job file asks for are there, and empty."""
     ready = prepare(folder, family)
-    training, demo = toml.load(folder / "3_train.toml"), part("nodes.demo")
-    pocket = offers(family, "pocket")
-    steps = training["max_train_steps"] if pocket else demo.LORA_STEPS
-    every = training["save_every_n_steps"] if pocket else demo.LORA_SAVED_EVERY
+    training = toml.load(folder / "3_train.toml")
+    steps, every = training["max_train_steps"], training["save_every_n_steps"]
     ready.lora.parent.mkdir()
     for name in (LORA, *(f"{LORA}-step{step:08d}" for step in range(every, steps, every))):
         (ready.lora.parent / f"{name}.safetensors").write_bytes(b"")
