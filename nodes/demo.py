@@ -1,8 +1,8 @@
 """The small models, clips and LoRAs on which every shipped workflow runs as it is, put where ComfyUI finds them.
 
-The engine makes them on this computer, without a download: copies of the pocket models, and LoRAs that they learn. They lie
-in a folder of their own, which is registered beside ComfyUI's model folders, so that their lists show plain names and
-deleting one folder removes all:
+The engine makes them on this computer, without a download: copies of the pocket models, and LoRAs that they learn. They
+lie in a folder of their own, which is registered beside ComfyUI's model folders, so that their lists show plain names
+and deleting one folder removes all:
 
     models/musubi_demo/<ComfyUI's folder>/musubi_demo_<family>_<option><suffix>
     input/musubi_demo/<what they show>/         clips with captions
