@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.families.framepack.pocket import WINDOW
 from zoo import pocket_framepack, pocket_hunyuan, pocket_hunyuan_vae, train_dit
 from zoo.data import held_out_clips
 from zoo.hunyuan import main
@@ -68,7 +69,7 @@ def test_all_stages_and_what_they_leave(tmp_path: Path, capsys: pytest.CaptureFi
     generate(
         "framepack", copies, "--dit", str(copies / pocket_framepack.FRAMEPACK_NAME),
         "--image_encoder", str(copies / pocket_framepack.SIGLIP_NAME), "--image_path", str(tmp_path / "first.png"),
-        "--latent_window_size", str(pocket_framepack.WINDOW), "--video_sections", "2",
+        "--latent_window_size", str(WINDOW), "--video_sections", "2",
     )  # fmt: skip
 
 
