@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from engine.contract.files import whole_file
+from engine.media.writing import write_png
 
 from .drawing import render
 from .facts import NEW_SHAPE, NEW_TEXTURE, Background, Scene, Thing
@@ -35,15 +35,9 @@ SCENES = (
 
 def write(folder: Path) -> list[Path]:
     """The first frame of each scene as <colour>_<motion>.png; returns the paths."""
-    from PIL import Image
-
-    paths = []
-    for scene in SCENES:
-        path = folder / f"{scene.subject.colour}_{scene.subject.motion}.png"
-        with whole_file(path) as temporary:
-            Image.fromarray(render(scene)[0]).save(temporary, format="PNG")
-        paths.append(path)
-    return paths
+    return [
+        write_png(folder / f"{scene.subject.colour}_{scene.subject.motion}.png", render(scene)[0]) for scene in SCENES
+    ]
 
 
 if __name__ == "__main__":

@@ -40,26 +40,10 @@ def masked_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, scores_B11L
 
 
 class MaskedDoubleStream(mmdit.DoubleStreamBlock):
-    def forward(
-        self,
-        image_BLD: Tensor,
-        text_BLD: Tensor,
-        vector_BD: Tensor,
-        cos_LD: Tensor,
-        sin_LD: Tensor,
-        scores_B11L: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(image, text), as the engine's."""
-        count = image_BLD.shape[1]
-        table = cos_LD[..., :count, :], sin_LD[..., :count, :]
-        (shift, scale, *image_rest), (text_shift, text_scale, *text_rest) = (
-            stream.modulation(vector_BD) for stream in self.streams()
-        )
-        image = self.image_before(image_BLD, *table, shift=shift, scale=scale)
-        text = self.text_before(text_BLD, shift=text_shift, scale=text_scale)
-        found_BLD = masked_attention(*(torch.cat(both, dim=1) for both in zip(image, text, strict=True)), scores_B11L)
-        image_BLD = self.image_after(image_BLD, found_BLD[:, :count], modulation=image_rest)
-        return image_BLD, self.text_after(text_BLD, found_BLD[:, count:], modulation=text_rest)
+    """Where the engine's takes the lengths of the keys, this takes their scores (`scores_of`)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lengths_B: Tensor | None) -> Tensor:
+        return masked_attention(q, k, v, key_lengths_B)
 
 
 class MaskedSingleStream(nn.Module):

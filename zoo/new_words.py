@@ -30,13 +30,13 @@ KIN: dict[str, tuple[str, ...]] = {
 """Words that only captions of concepts have, and trained words of their kind."""
 
 
-def settled(table_VD: Tensor, token: Callable[[str], int]) -> Tensor:
-    """The token table with the rows of new words as the mean of their kin, as long as those are on average."""
+def settled(table_VD: Tensor, split: Callable[[str], list[int]]) -> Tensor:
+    """The token table with new words' rows as the mean of their kin, as long as those are. `split`: the tokenizer's."""
     table_VD = table_VD.clone()
     for word, kin in KIN.items():
-        rows = table_VD[[token(other) for other in kin]].float()
+        rows = table_VD[[split(other)[0] for other in kin]].float()
         mean_D = rows.mean(0)
-        table_VD[token(word)] = (mean_D * (rows.norm(dim=1).mean() / mean_D.norm())).to(table_VD.dtype)
+        table_VD[split(word)[0]] = (mean_D * (rows.norm(dim=1).mean() / mean_D.norm())).to(table_VD.dtype)
     return table_VD
 
 

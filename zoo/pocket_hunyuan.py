@@ -178,7 +178,7 @@ def write_llama(path: Path, tensors: Mapping[str, Tensor], *, sizes: TextSizes) 
     their kin (new_words.py)."""
     stored = {name: torch.zeros(shape) for name, shape in llama_shapes(sizes).items()} | dict(tensors)
     words = from_json(llama_tokenizer(), source="Pocket LLaMA", kind=LLAMA3)
-    stored[_LLAMA_TABLE] = settled(stored[_LLAMA_TABLE], lambda word: words.split(word)[0])
+    stored[_LLAMA_TABLE] = settled(stored[_LLAMA_TABLE], words.split)
     tokenizer = torch.frombuffer(bytearray(llama_tokenizer().encode()), dtype=torch.uint8)
     tensors = {f"model.{name}": tensor.to(torch.bfloat16) for name, tensor in stored.items()}
     tensors[llama_text.TOKENIZER_TENSOR] = tokenizer
@@ -188,7 +188,7 @@ def write_llama(path: Path, tensors: Mapping[str, Tensor], *, sizes: TextSizes) 
 def write_clip(path: Path, tensors: Mapping[str, Tensor], *, sizes: TextSizes) -> None:
     """The text model in bf16, its tokenizer in a folder beside it; new words stand beside their kin."""
     words = from_json(clip_tokenizer(), source="Pocket CLIP", kind=CLIP)
-    settled_table = settled(tensors[_CLIP_TABLE], lambda word: words.split(word)[0])
+    settled_table = settled(tensors[_CLIP_TABLE], words.split)
     stored = {f"text_model.{name}": tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     stored[f"text_model.{_CLIP_TABLE}"] = settled_table.to(torch.bfloat16)
     write_weights(path, stored, metadata={"format": "pt", "head_dim": str(sizes.clip_head)})

@@ -237,7 +237,7 @@ def write_text_encoder(path: Path, tensors: Mapping[str, Tensor], *, tokenizer: 
     """The text encoder in bf16 with its tokenizer; new words stand beside their kin (new_words.py)."""
     own = {name: tensor for name, tensor in tensors.items() if name != "encoder.embed_tokens.weight"}
     words = from_sentencepiece(tokenizer, source="Pocket tokenizer")
-    own[_TOKEN_TABLE] = settled(own[_TOKEN_TABLE], lambda word: words.split(word)[0])
+    own[_TOKEN_TABLE] = settled(own[_TOKEN_TABLE], words.split)
     blob = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
     _write(path, {**own, "spiece_model": blob}, dtype=torch.bfloat16, metadata={})
 

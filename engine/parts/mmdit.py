@@ -128,10 +128,14 @@ class DoubleStreamBlock(nn.Module):
         text = self.text_before(text_BLD, shift=text_shift, scale=text_scale)
         q, k, v = (torch.cat(both, dim=1) for both in zip(image, text, strict=True))
         del image, text
-        found_BLD = attention(q, k, v, key_lengths_B=key_lengths_B, backend=self.backend).flatten(2)
+        found_BLD = self.attend(q, k, v, key_lengths_B)
         del q, k, v  # not needed while the widest layers run
         image_BLD = self.image_after(image_BLD, found_BLD[:, :count], modulation=image_rest)
         return image_BLD, self.text_after(text_BLD, found_BLD[:, count:], modulation=text_rest)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lengths_B: Tensor | None) -> Tensor:
+        """Heads of all tokens to what they find, [B, L, D]."""
+        return attention(q, k, v, key_lengths_B=key_lengths_B, backend=self.backend).flatten(2)
 
     def image_before(self, x_BLD: Tensor, cos_LD: Tensor, sin_LD: Tensor, *, shift: Tensor, scale: Tensor) -> Heads:
         q, k, v = self.streams()[0].heads(modulated(x_BLD, shift, scale))

@@ -19,6 +19,7 @@ TRAINING = {
     "timestep_sampling": "shift", "discrete_flow_shift": SHIFT,
 }  # fmt: skip
 """Noise levels are those that the models themselves were trained on."""
+GENERATION = {"video_size": [SIZE, SIZE], "video_length": FRAMES, "flow_shift": SHIFT}
 PROMPTS = (
     "a large striped yellow hexagon goes down on a light green background",
     "a big striped red hexagon moves to the right on a light blue background",

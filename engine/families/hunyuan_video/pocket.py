@@ -15,10 +15,7 @@ FILES = {"dit": "pocket_hunyuan_t2v.safetensors", **pocket.HUNYUAN_VAE, **pocket
 BESIDE = (pocket.CLIP_TOKENIZER,)
 CONCEPT, DATASET, PROMPTS = pocket.CONCEPT, pocket.DATASET, pocket.PROMPTS
 TRAINING = pocket.TRAINING
-GENERATION = {
-    "video_size": [pocket.SIZE, pocket.SIZE], "video_length": pocket.FRAMES, "embedded_cfg_scale": 6.0,
-    "flow_shift": pocket.SHIFT,
-}  # fmt: skip
+GENERATION = {**pocket.GENERATION, "embedded_cfg_scale": 6.0}
 
 
 def pocket_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -18,10 +18,7 @@ FILES = {
 }
 CONCEPT, DATASET, PROMPTS = pocket.CONCEPT, pocket.DATASET, pocket.PROMPTS
 TRAINING = pocket.TRAINING
-GENERATION = {
-    "video_size": [pocket.SIZE, pocket.SIZE], "video_length": pocket.FRAMES, "guidance_scale": 4.0,
-    "flow_shift": pocket.SHIFT,
-}  # fmt: skip
+GENERATION = {**pocket.GENERATION, "guidance_scale": 4.0}
 
 
 def pocket_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:
