@@ -101,6 +101,17 @@ def test_the_result_is_that_of_one_process_with_twice_the_accumulation(cached, e
     assert ["2 processes train together: a step takes 2 batches." in text for text in said] == [False, True]
 
 
+def test_blocks_may_be_streamed_in_each_process(cached, engine, tmp_path: Path) -> None:
+    """The same LoRA, bit for bit, as with all blocks in place."""
+    found = []
+    for name, flags in (("kept", ()), ("streamed", ("--blocks_to_swap", 1))):
+        out = tmp_path / name
+        words = train_words(cached, out, "--max_train_steps", 3, "--gradient_checkpointing", *TWO, *flags)
+        assert engine(*words).status == 0
+        found.append(load_file(next(out.glob("*.safetensors"))))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 def test_validation_with_two_experts_gives_the_numbers_of_one_process(cached, engine, tmp_path: Path) -> None:
     """To the last bit; and a level changes only when its own expert has learnt."""
     tiny.write_tiny_models(tmp_path / "models", variant="t2v-A14B")
