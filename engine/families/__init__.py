@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,9 +39,12 @@ def names(*, extra: bool = True) -> list[str]:
 def part(family: str, file: str) -> ModuleType:
     """One file of a family: `part("wan", "options")`. `-` counts as `_`. KeyError for a family that does not exist."""
     folder = family.replace("-", "_")
+    module = f"{__name__}.{folder}.{file}"
+    if module in sys.modules:
+        return sys.modules[module]
     if folder not in names():
         raise KeyError(f"No model family {family}; there are: {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{folder}.{file}")
+    return importlib.import_module(module)
 
 
 def offers(family: str, file: str) -> bool:

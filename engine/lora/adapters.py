@@ -76,6 +76,12 @@ class Adapter(nn.Module):
         module.forward = self.forward
         self._attached = True
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its gradient may be made in one graph (memory/recomputing.py): it draws no random numbers, and has no
+        backward pass of its own."""
+        return False
+
     @classmethod
     def like(cls, module: nn.Module, weights: AdapterWeights, **values: Any) -> Adapter:
         """An adapter of the same sizes as one from a file; its values are still to be loaded."""
@@ -178,6 +184,10 @@ class LoraAdapter(Adapter):
 
     name = "LoRA"
     linear_only = False
+
+    @property
+    def is_plain(self) -> bool:
+        return not any((self.dropout, self.rank_dropout, self.module_dropout))
 
     def _make(self, module: Any, alpha: float, generator: torch.Generator | None) -> float:
         self._convolution = isinstance(module, CONVOLUTIONS)

@@ -101,6 +101,14 @@ class LoraNetwork(nn.Module):
         for name, adapter in self._each():
             adapter.detach_from(self._bases[name])
 
+    def learning_in(self, block: nn.Module) -> list[nn.Parameter] | None:
+        """Parameters of the adapters inside a block of the model; None where one of these is not plain."""
+        modules = set(block.modules())
+        inside = [adapter for name, adapter in self._each() if self._bases[name] in modules]
+        if not all(adapter.is_plain for adapter in inside):
+            return None
+        return [parameter for adapter in inside for parameter in adapter.parameters()]
+
     def state(self) -> dict[str, Tensor]:
         """Tensors under kohya names (`….alpha`, `….lora_down.weight`, `….hada_w1_a` …), not copied."""
         return {name.removeprefix("adapters."): value.detach() for name, value in self.state_dict().items()}

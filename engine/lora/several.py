@@ -32,6 +32,11 @@ class LoraNetworks(nn.Module):
             network.multiplier = 1.0 if index == number else 0.0
             network.requires_grad_(index == number)
 
+    def learning_in(self, block: nn.Module) -> list[nn.Parameter] | None:
+        """As LoraNetwork's, over all."""
+        found = [one.learning_in(block) for one in self._each().values()]
+        return None if None in found else [parameter for some in found if some for parameter in some]
+
     def state(self) -> dict[str, Tensor]:
         """All weights, each name after that of its expert."""
         return {f"{name}.{key}": value for name, one in self._each().items() for key, value in one.state().items()}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ops.device import free_bytes
 from ..ops.kept_attention import KEEP_FROM, Shelf
 from .host import host_bytes
+from .recomputing import SEED, Call, Seed, for_each, gradients, learning_in, recomputed, taken_apart, wanting
 from .rules import keeps_attention
 from .slots import CHECKPOINTED
 
@@ -48,7 +51,7 @@ def checkpoint_blocks(
     for block in blocks:
         if hasattr(block, CHECKPOINTED):
             raise ValueError("these blocks are checkpointed already")
-        block.forward = _checkpointed(block.forward, store, keeps, keep_from)  # type: ignore[method-assign]
+        block.forward = _checkpointed(block, store, keeps, keep_from)  # type: ignore[method-assign]
         setattr(block, CHECKPOINTED, True)
     return store
 
@@ -73,23 +76,43 @@ class Keeping:
         return free is None or keeps_attention(tokens.nbytes, blocks=self._blocks, free=free)
 
 
-def _checkpointed(
-    inner: Callable[..., Any], store: Offload | None, keeps: Keeping, keep_from: int
-) -> Callable[..., Any]:
+def _checkpointed(block: nn.Module, store: Offload | None, keeps: Keeping, keep_from: int) -> Callable[..., Any]:
+    inner: Callable[..., Any] = block.forward
+    plant: Seed | None = getattr(block, SEED, None)
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        how: dict[str, Any] = {"use_reentrant": False}
-        if keeps(tensors):
-            how["context_fn"] = Shelf(store, keep_from=keep_from).contexts
-        if store is None:
-            return checkpoint(inner, *args, **how, **kwargs)
-        # the checkpoint saves its inputs under these hooks; what the block saves is under the checkpoint's own
-        with store.hooks(tensors):
-            return checkpoint(inner, *args, **how, **kwargs)
+        tensors, call = taken_apart(args, kwargs)
+        learning = learning_in(block) if plant else None
+        shelf = Shelf(store, keep_from=keep_from, once=learning is not None)
+        contexts = shelf.contexts if keeps(tensors) else _no_contexts
+        # the inputs are saved under these hooks; what PyTorch's checkpoint computes is under hooks of its own
+        with nullcontext() if store is None else store.hooks(tensors):
+            if plant is None or learning is None:
+                return checkpoint(inner, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+            writing, reading = contexts()
+            again = partial(_gradients, partial(_within, reading, plant), call, learning)
+            return recomputed(call, partial(_within, writing, inner), again, tensors, learning)
 
     return forward
+
+
+def _gradients(
+    plant: Seed, call: Call, learning: Sequence[Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
+    everything = (*leaves, *learning)
+    args, kwargs = call.arguments(leaves)
+    return for_each(everything, gradients(partial(plant, args, kwargs, grads), wanting(everything)))
+
+
+def _within(context: AbstractContextManager[Any], run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with context:
+        return run(*args, **kwargs)
+
+
+def _no_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return nullcontext(), nullcontext()
 
 
 class Offload:

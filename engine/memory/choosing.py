@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-PIECES = (4, 8)
-"""Of what treats each token by itself. The fewer the faster, most of all where tokens are few: 14,040 in 8 pieces keep
-a GPU waiting for Python. With more than 8, something else takes most."""
+PIECES = (2, 4, 8)
+"""Of what treats each token by itself. The fewer the faster, most of all where tokens are few: Wan 14B's 14,040 take
+8 % longer in 2, 12 % in 4 (benchmarks/README.md). With more than 8, something else takes most."""
 Options = dict[str, Any]
 """Options by name -> values that differ from what was asked for."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..contract.errors import OptionError
 from .pieces import IN_PIECES
+from .recomputing import SEED, seed_named, tell_what_learns
 from .slots import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -47,12 +48,18 @@ def compile_blocks(
     # other backends take no mode
     options = {"mode": mode} if backend == "inductor" else {}
     compiled = partial(torch.compile, backend=backend, dynamic=dynamic, fullgraph=fullgraph, **options)
+    recorded = backend == "cudagraphs" or (backend == "inductor" and mode in FIXED_ADDRESSES)
+    if recorded:  # what such a graph gives does not outlive its next run
+        tell_what_learns(blocks, lambda block: None)
     for block in blocks:
         if hasattr(block, CHECKPOINTED) or hasattr(block, STREAMED):
             raise ValueError("compile_blocks comes before stream_blocks and checkpoint_blocks")
         for part in getattr(block, IN_PIECES, ()):
             part.compute = compiled(part.compute)
+            part.seed = compiled(part.seed)
         if not getattr(block, IN_PIECES, ()):
-            block.forward = compiled(block.forward)  # type: ignore[method-assign]
-        if backend == "cudagraphs" or (backend == "inductor" and mode in FIXED_ADDRESSES):
+            plain = block.forward
+            block.forward = compiled(plain)  # type: ignore[method-assign]
+            setattr(block, SEED, partial(compiled(seed_named(type(block).__name__)), plain))
+        if recorded:
             setattr(block, COMPILED_WITH_GRAPHS, True)

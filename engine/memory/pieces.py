@@ -1,9 +1,9 @@
 """Parts of blocks in pieces of the tokens: feed-forward layers are wide, and need not be wide for all tokens at once.
 
 A block says in `TOKENWISE` which of its methods treat each token by itself: what comes before attention and what comes
-after it. With gradients each piece is a checkpoint of its own, so the backward pass computes one piece again,
-differentiates it and forgets it: what the layers keep is there for one piece at a time. Counted on Wan 14B, the most
-that there is while a block is differentiated falls from 32 to 10 sizes of its input (test_counted.py).
+after it. With gradients each piece is checkpointed by itself (recomputing.py), so the backward pass computes one piece
+again, differentiates it and forgets it: what the layers keep is there for one piece at a time. Counted on Wan 14B, the
+most that there is while a block is differentiated falls from 32 to 10 sizes of its input (test_counted.py).
 Inside a checkpointed block that costs one more forward pass of what comes before attention. What `LAST` names gives the
 block's own result, which nobody needs when the block is run again for its backward pass, so it is left out there.
 Numbers differ by rounding, since products of fewer rows may be summed in another order.
@@ -13,12 +13,15 @@ the whole block would hold each of them, and take minutes to compile (`compile_b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .recomputing import Call, for_each, gradients, learning_in, recomputed, seed, seed_named, taken_apart, wanting
 
 WHOLE_BELOW = 2048
 """Tokens: fewer (a text) take little memory anyway."""
@@ -44,7 +47,10 @@ def run_in_pieces(blocks: Iterable[nn.Module], count: int, *, whole_below: int =
 
 def _cut(block: nn.Module, name: str, count: int, whole_below: int) -> InPieces:
     last = name in getattr(block, "LAST", ())
-    cut = InPieces(getattr(block, name), count, whole_below=whole_below, last=last)
+    cut = InPieces(
+        getattr(block, name), count, whole_below=whole_below, last=last,
+        name=f"{type(block).__name__}_{name}", learning=partial(learning_in, block),
+    )  # fmt: skip
     setattr(block, name, cut)
     return cut
 
@@ -55,31 +61,79 @@ class InPieces:
 
     `last`: what it gives has the shape and type of its first argument, and is the block's result. Pieces are equally
     long, so that one compiled graph serves them all; the few tokens left over go through `compute` as it was given.
+    `learning()`: the parameters that learn inside, None when that is not known (see recomputing.py).
     """
 
-    def __init__(self, compute: TokenWise, count: int, *, whole_below: int = WHOLE_BELOW, last: bool = False) -> None:
+    def __init__(
+        self,
+        compute: TokenWise,
+        count: int,
+        *,
+        whole_below: int = WHOLE_BELOW,
+        last: bool = False,
+        name: str = "piece",
+        learning: Callable[[], Sequence[Tensor] | None] = lambda: None,
+    ) -> None:
         self.compute = self._plain = compute
-        self._count, self._whole_below, self._last = count, whole_below, last
+        self.seed = seed_named(name)
+        self._count, self._whole_below, self._last, self._learning = count, whole_below, last, learning
 
     def __call__(self, *tokens_LD: Tensor, **whole: Any) -> Any:
         length = tokens_LD[0].shape[-2]
         if not torch.is_grad_enabled() or length < self._whole_below:
             return self.compute(*tokens_LD, **whole)
-        each, left = divmod(length, self._count)
-        sizes = [each] * self._count + [left] * bool(left)
-        pieces = zip(*(tensor.split(sizes, dim=-2) for tensor in tokens_LD), strict=True)
-        found = [
-            checkpoint(self._computing(number), *piece, use_reentrant=False, **whole)
-            for number, piece in enumerate(pieces)
-        ]
+        learning = self._learning()
+        if learning is None:
+            return self._run(self._checkpointed, *tokens_LD, **whole)
+        tensors, call = taken_apart(tokens_LD, whole)
+        again = partial(self._gradients, call, len(tokens_LD), learning)
+        return recomputed(call, partial(self._run, self._computing), again, tensors, learning)
+
+    def _run(self, computing: Callable[[int], TokenWise], *tokens_LD: Tensor, **whole: Any) -> Any:
+        found = [computing(number)(*piece, **whole) for number, piece in enumerate(self._cut(tokens_LD, -2))]
         if isinstance(found[0], Tensor):
             return torch.cat(found, dim=1)
         return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+
+    def _cut(self, tensors: Sequence[Tensor], axis: int) -> Iterator[tuple[Tensor, ...]]:
+        each, left = divmod(tensors[0].shape[axis], self._count)
+        sizes = [each] * self._count + [left] * bool(left)
+        return zip(*(tensor.split(sizes, dim=axis) for tensor in tensors), strict=True)
 
     def _computing(self, number: int) -> TokenWise:
         if self._last and _running_again():
             return _nothing
         return self.compute if number < self._count else self._plain
+
+    def _checkpointed(self, number: int) -> TokenWise:
+        return partial(checkpoint, self._computing(number), use_reentrant=False)
+
+    def _gradients(
+        self, call: Call, count: int, learning: Sequence[Tensor], tensors: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Of the first `count` tensors, the tokens, piece by piece; of all else the sum over the pieces."""
+        tokens, whole = tensors[:count], tensors[count:]
+        shared = wanting((*whole, *learning))
+        made: list[list[Tensor]] = [[] for _ in wanting(tokens)]
+        sums: list[Tensor | None] = [None] * len(shared)
+        pieces = zip(self._cut(tokens, -2), self._cut(grads, 1), strict=True)
+        for number, (piece, piece_grads) in enumerate(pieces):
+            own = [part.detach().requires_grad_(token.requires_grad) for part, token in zip(piece, tokens, strict=True)]
+            args, kwargs = call.arguments([*own, *whole])
+            plant = self.seed if number < self._count else seed
+            mine = wanting(own)
+            found = gradients(partial(plant, self._plain, args, kwargs, piece_grads), [*mine, *shared])
+            for parts, part, grad in zip(made, mine, found, strict=False):
+                parts.append(torch.zeros_like(part) if grad is None else grad)
+            sums = _added(sums, found[len(mine) :])
+            del own, mine, args, kwargs, found
+        return for_each((*tensors, *learning), [*(torch.cat(made.pop(0), dim=-2) for _ in range(len(made))), *sums])
+
+
+def _added(sums: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
+    both = [(a, b) for a, b in zip(sums, more, strict=True) if a is not None and b is not None]
+    added = iter(torch._foreach_add([a for a, _ in both], [b for _, b in both]) if both else ())
+    return [b if a is None else a if b is None else next(added) for a, b in zip(sums, more, strict=True)]
 
 
 def _running_again() -> bool:

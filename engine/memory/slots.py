@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
+from .recomputing import SEED
 
 ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
 
@@ -219,17 +220,20 @@ class _Guard:
         self.open: list[Any] = []
 
     def attach(self, block: nn.Module) -> None:
-        inner: Callable[..., Any] = block.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            self.slots.need(self.position)
-            return inner(*args, **kwargs)
-
-        block.forward = forward  # type: ignore[method-assign]
+        for name in ("forward", SEED):
+            if hasattr(block, name):
+                setattr(block, name, self._guarded(getattr(block, name)))
         setattr(block, STREAMED, True)
         # around the whole call, so that a checkpoint's own hooks lie inside and keep the last word
         block.register_forward_pre_hook(self._enter)
         block.register_forward_hook(self._leave, always_call=True)
+
+    def _guarded(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.slots.need(self.position)
+            return inner(*args, **kwargs)
+
+        return run
 
     def _enter(self, *_: Any) -> None:
         hooks = torch.autograd.graph.saved_tensors_hooks(self.slots.pack, self.slots.unpack)

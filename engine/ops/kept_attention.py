@@ -33,10 +33,14 @@ class Store(Protocol):
 
 
 class Shelf:
-    """What one run of a checkpointed block keeps, oldest first. Can be read as often as the block is run again."""
+    """What one run of a checkpointed block keeps, oldest first. Can be read as often as the block is run again.
 
-    def __init__(self, store: Store | None = None, *, keep_from: int = KEEP_FROM) -> None:
-        self._store, self.keep_from = store, keep_from
+    `once`: for compiled graphs that run without autograd, and write over what they have no use for any more. They get a
+    copy of what is kept, and what is read is theirs: it can be read a single time.
+    """
+
+    def __init__(self, store: Store | None = None, *, keep_from: int = KEEP_FROM, once: bool = False) -> None:
+        self._store, self.keep_from, self._once = store, keep_from, once
         self._kept: list[tuple[Any, Any]] = []
         self._next = 0
         self._reading = False
@@ -53,12 +57,15 @@ class Shelf:
         """What was kept at this place, or what `compute` gives, which is kept."""
         if self._reading:
             out, statistics = self._kept[self._next]
+            if self._once:
+                self._kept[self._next] = (None, None)
             self._next += 1
             return (out, statistics) if self._store is None else (self._store.take(out), self._store.take(statistics))
-        out, statistics = compute()
+        made = compute()
+        out, statistics = (part.clone() for part in made) if self._once else made
         kept = (out, statistics) if self._store is None else (self._store.put(out), self._store.put(statistics))
         self._kept.append(kept)
-        return out, statistics
+        return made
 
 
 class _Open:

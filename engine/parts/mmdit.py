@@ -30,6 +30,8 @@ FREQUENCIES = 256
 """Width of the sine features of timestep and guidance, in all published checkpoints."""
 
 Layer = Callable[[Tensor], Tensor]
+FeedForward = Callable[[Tensor, Tensor], Tensor]
+"""Of tokens and the gate that its result will be multiplied by (ops/last_product.py)."""
 
 
 class Heads(NamedTuple):
@@ -46,7 +48,7 @@ class Stream(NamedTuple):
     modulation: Modulation
     heads: Callable[[Tensor], Heads]
     project: Layer
-    feed_forward: Layer
+    feed_forward: FeedForward
 
 
 class Modulation(nn.Module):
@@ -189,14 +191,14 @@ def refiner_block(
     modulation: Callable[[Tensor], tuple[Tensor, ...]],
     heads: Callable[[Tensor], Heads],
     project: Layer,
-    feed_forward: Layer,
+    feed_forward: FeedForward,
     backend: str,
 ) -> Tensor:
     """Text tokens after one block of the token refiner: self-attention and feed-forward, each with a gate only."""
     attention_gate, feed_forward_gate = modulation(vector_BD)
     found_BLHD = attention(*heads(norms[0](x_BLD)), key_lengths_B=key_lengths_B, backend=backend)
     x_BLD = gated_sum(x_BLD, project(found_BLHD.flatten(2)), attention_gate)
-    return gated_sum(x_BLD, feed_forward(norms[1](x_BLD)), feed_forward_gate)
+    return gated_sum(x_BLD, feed_forward(norms[1](x_BLD), feed_forward_gate), feed_forward_gate)
 
 
 def mean_of_valid(text_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -254,4 +256,5 @@ def _updated(stream: Stream, x_BLD: Tensor, found_BLD: Tensor, modulation: Seque
     """The rest of a stream's block after attention: its gated sum, then the gated feed-forward layer."""
     gate, shift, scale, feed_forward_gate = modulation
     x_BLD = gated_sum(x_BLD, stream.project(found_BLD), gate)
-    return gated_sum(x_BLD, stream.feed_forward(modulated(x_BLD, shift, scale)), feed_forward_gate)
+    update_BLD = stream.feed_forward(modulated(x_BLD, shift, scale), feed_forward_gate)
+    return gated_sum(x_BLD, update_BLD, feed_forward_gate)

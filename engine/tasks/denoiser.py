@@ -5,7 +5,7 @@ Training and generation do the same things to the same blocks in the same order,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..memory.checkpointing import checkpoint_blocks
 from ..memory.compile import compile_blocks
 from ..memory.fp8 import QuantizeOnLoad, has_fp8_products, quantize_model
 from ..memory.pieces import run_in_pieces
+from ..memory.recomputing import tell_what_learns
 from ..memory.sharing import ShareOnLoad, Shares, share_blocks
 from ..memory.streaming import stream_blocks
 from ..parts.weights import Unread, WorkedOn, open_weights
@@ -152,14 +153,17 @@ def arrange_blocks(
     pinned: bool = False,
     ffn_chunks: int = 1,
     checkpointing: Mapping[str, Any] | None = None,
+    learning: Callable[[nn.Module], Sequence[nn.Parameter] | None] | None = None,
     shares: Shares | None = None,
 ) -> Any:
     """Cut up, compile, stream or share out, and checkpoint the blocks, in this order, after adapters are attached.
 
-    `checkpointing`: how, for `checkpoint_blocks`; None for not at all. `shares`: those that the blocks were loaded
-    through. Returns what brings weights to the blocks, None where nothing has to.
+    `checkpointing`: how, for `checkpoint_blocks`; None for not at all. `learning`: see `tell_what_learns`. `shares`:
+    those that the blocks were loaded through. Returns what brings weights to the blocks, None where nothing has to.
     """
     memory, blocks = job[Memory], part(job.family, "model").blocks(dit)
+    if learning is not None:
+        tell_what_learns(blocks, learning)
     if ffn_chunks > 1:
         run_in_pieces(blocks, ffn_chunks)
     if memory.compile:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +58,8 @@ class PlannedDit:
     path: str
     headers: Headers = field(init=False)
     config: Any = field(init=False)
+    _counted: dict[tuple[bool, int], Weights] = field(init=False, default_factory=dict)
+    _adapted: tuple[Network, tuple[int, ...]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         family = str(self.job.family)
@@ -97,26 +99,37 @@ class PlannedDit:
     def weights(self, job: Job, *, trained: bool) -> Weights:
         """Its memory with these options; adapters when it is `trained`."""
         precision = job[TrainingPrecision if trained else GenerationPrecision]
-        in_fp8 = precision.weight_format != "stored"
-        each = DTYPE_BYTES.get(str(job.values().get("dit_dtype")), 0) or self.headers.number_bytes
-        outside, blocks = 0, [0] * self.block_count
-        for tensor in self._tensors:
-            size = tensor.fp8 if in_fp8 and tensor.fp8 is not None else tensor.numbers * each
-            if tensor.block is None:
-                outside += size
-            else:
-                blocks[tensor.block] += size
-        resident = Weights(outside=outside, blocks=tuple(blocks))
-        return Weights(
-            outside=outside,
-            blocks=resident.blocks,
-            adapters=self._adapters(job) if trained else (),
-            **_further(job, resident),
-        )
+        each = DTYPE_BYTES.get(str(job.values().get("dit_dtype")), 0) or self._number_bytes
+        resident = self._resident(precision.weight_format != "stored", each)
+        return replace(resident, adapters=self._adapters(job) if trained else (), **_further(job, resident))
+
+    @cached_property
+    def _number_bytes(self) -> int:
+        return self.headers.number_bytes
+
+    def _resident(self, in_fp8: bool, each: int) -> Weights:
+        """The weights alone, counted once for each format: a plan asks thousands of times."""
+        if (in_fp8, each) not in self._counted:
+            outside, blocks = 0, [0] * self.block_count
+            for tensor in self._tensors:
+                size = tensor.fp8 if in_fp8 and tensor.fp8 is not None else tensor.numbers * each
+                if tensor.block is None:
+                    outside += size
+                else:
+                    blocks[tensor.block] += size
+            self._counted[in_fp8, each] = Weights(outside=outside, blocks=tuple(blocks))
+        return self._counted[in_fp8, each]
 
     def _adapters(self, job: Job) -> tuple[int, ...]:
         """Parameters of the adapters of each block, those of all experts together."""
-        network, found = job[Network], [0] * self.block_count
+        network = job[Network]
+        if self._adapted is None or self._adapted[0] != network:
+            self._adapted = network, self._adapters_of_one(network)
+        experts = 1 if network.dim_from_weights and network.network_weights else 1 + len(_experts(job))
+        return tuple(experts * count for count in self._adapted[1])
+
+    def _adapters_of_one(self, network: Network) -> tuple[int, ...]:
+        found = [0] * self.block_count
         if network.dim_from_weights and network.network_weights:
             given = read_headers(network.network_weights, role="--network_weights")
             total = sum(map(math.prod, given.shapes.values()))
@@ -127,8 +140,7 @@ class PlannedDit:
             if adapted and (everywhere or not self._exclude.fullmatch(tensor.path)):
                 assert tensor.block is not None
                 found[tensor.block] += adapter_parameters(network, *tensor.shape)
-        experts = 1 + len(_experts(job))
-        return tuple(experts * count for count in found)
+        return tuple(found)
 
 
 def _tensor(name: str, shape: tuple[int, ...], places: Mapping[tuple[str, int], int], is_fp8: Any) -> _Tensor:

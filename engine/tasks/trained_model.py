@@ -42,6 +42,7 @@ class TrainedModel:
             pinned=memory.block_swap_h2d_only,
             ffn_chunks=memory.ffn_chunks,
             checkpointing=memory.checkpointing,
+            learning=self.network.learning_in,
         )
 
     def parameter_groups(self, job: Job) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ def measure(options):
     if not now["gradient_checkpointing"]:
         return Needs(card=card + 400, main=0)
     offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
-    card += (40 if offload else 100 + 50 * keep) - (4 if now["ffn_chunks"] > 1 else 0) - (now["ffn_chunks"] > 4)
+    card += (40 if offload else 100 + 50 * keep) - {1: 0, 2: 4, 4: 5, 8: 6}[now["ffn_chunks"]]
     return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
 
 
@@ -50,7 +50,7 @@ def test_the_cheapest_that_fits_is_taken(card, words):
 
 def test_as_few_pieces_as_will_do():
     """Each costs time."""
-    assert [chosen(card).options["ffn_chunks"] for card in (46, 45)] == [4, 8]
+    assert [chosen(card).options["ffn_chunks"] for card in (46, 45, 44)] == [2, 4, 8]
 
 
 def test_as_few_blocks_as_will_do():

@@ -15,6 +15,7 @@ from engine.lora import network as lora
 from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.estimate import How, Weights, denoising, training
 from engine.memory.pieces import run_in_pieces
+from engine.memory.recomputing import tell_what_learns
 from engine.parts.workload import BlockRun, Work
 from tests.memory.counting import counted, settle
 
@@ -62,6 +63,7 @@ def peak(kind, *, trained, checkpointed=True, pieces=1, **more):
         if network is not None:
             settle(network)
             network.requires_grad_(True)
+            tell_what_learns(model.blocks(dit), network.learning_in)
         if pieces > 1:
             run_in_pieces(model.blocks(dit), pieces)
         if trained and checkpointed:

@@ -12,6 +12,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.last_product import last_product
 from ...parts import mmdit
 from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, gated_sum, modulated_norm
 from ...parts.mmdit import Heads, Layer, Modulation, Stream
@@ -38,8 +39,9 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
         self.activation = activation
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x_BLD)))
+    def forward(self, x_BLD: Tensor, gate: Tensor) -> Tensor:
+        """What is to be multiplied by the gate."""
+        return last_product(self.fc2, self.activation(self.fc1(x_BLD)), gate)
 
 
 class ValueEmbedder(nn.Module):
@@ -198,7 +200,8 @@ class MMSingleStreamBlock(nn.Module):
         return rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD), v, hidden
 
     def after_attention(self, x_BLD: Tensor, found_BLD: Tensor, hidden_BLD: Tensor, *, gate: Tensor) -> Tensor:
-        return gated_sum(x_BLD, self.linear2(mmdit.activated_row(found_BLD, hidden_BLD)), gate)
+        row_BLD = mmdit.activated_row(found_BLD, hidden_BLD)
+        return gated_sum(x_BLD, last_product(self.linear2, row_BLD, gate), gate)
 
     def forward(
         self,

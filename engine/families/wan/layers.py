@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...ops.attention import attention
+from ...ops.last_product import last_product
 from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, gated_sum, modulated_norm
 from ...parts.rope import rotate
 from .detect import WanConfig
@@ -134,7 +135,8 @@ class WanAttentionBlock(nn.Module):
         x_BLD = gated_sum(x_BLD, self.self_attn.o(found_BLD), gate)
         del found_BLD  # not needed while the widest layer runs
         x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), seen)
-        update = self.ffn(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype))
+        hidden = self.ffn[:2](modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype))
+        update = last_product(self.ffn[2], hidden, ffn_gate) if self.LAST else self.ffn[2](hidden)
         return gated_sum(x_BLD, update, ffn_gate)
 
 

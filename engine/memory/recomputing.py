@@ -1,0 +1,149 @@
+"""Compute a part of a model again for its gradients alone.
+
+A checkpoint runs the part forward twice, each time with autograd, as if its result were wanted. Here the first run is
+without autograd and keeps nothing, and the second has no result but a seed, which asks for nothing that only the result
+needed: in a compiled part the last product of the second run (in many blocks the widest) and what is written for the
+backward pass of the first are left out.
+
+It needs to know which parameters learn inside, and that the part draws no random numbers, which graphs of their own
+would draw differently: `tell_what_learns` says so for a block. Blocks of which nothing was told are checkpointed as
+PyTorch does it. Given up: gradients of gradients; forward and backward in one graph, for which the compiler keeps a
+quarter more at a time, since it looks for what to compute again only where it cuts the two apart itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..ops.last_product import without_result
+
+# left on a block
+LEARNS = "_learns"
+SEED = "_seed"
+"""Where the whole block is compiled: `seed` of it, compiled too."""
+
+Seed = Callable[..., Tensor]
+Gradients = Callable[[Sequence[Tensor], Sequence[Tensor]], Iterable[Tensor | None]]
+"""Of (tensors, gradients of the results): a gradient for each of the tensors, and for each parameter that learns.
+Those tensors that need one are leaves of a graph."""
+
+
+def tell_what_learns(
+    blocks: Iterable[nn.Module], learning: Callable[[nn.Module], Sequence[nn.Parameter] | None]
+) -> None:
+    """`learning(block)`: the parameters that learn in it; None where it draws random numbers. Before anything else is
+    done with the blocks."""
+    for block in blocks:
+        setattr(block, LEARNS, learning(block))
+
+
+def learning_in(block: nn.Module) -> list[nn.Parameter] | None:
+    """The parameters that learn in a block now; None when it is not known, or it draws random numbers."""
+    told = getattr(block, LEARNS, None)
+    return None if told is None else [parameter for parameter in told if parameter.requires_grad]
+
+
+def seed(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], grads: Sequence[Tensor]) -> Tensor:
+    """A number whose gradients are those that follow from `grads`, which are those of what `compute` gives."""
+    made = compute(*args, **kwargs)
+    results = [made] if isinstance(made, Tensor) else list(made)
+    return sum(_Seed.apply(result, grad) for result, grad in zip(results, grads, strict=True))
+
+
+class _Seed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return result.flatten()[0].float()
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * one, None  # times 1, so that a compiler knows it for a part of the backward pass
+
+
+@functools.cache
+def seed_named(name: str) -> Seed:
+    """`seed` with code of its own. torch.compile keeps its graphs by code: parts of different shapes that share one
+    would be taken for one part whose shapes change."""
+    return types.FunctionType(seed.__code__.replace(co_name=name), seed.__globals__, name)
+
+
+def gradients(planted: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Of the leaves that the seed planted depends on; None for the others."""
+    with torch.enable_grad(), without_result():
+        found = planted()
+    if not found.requires_grad:
+        return [None] * len(leaves)
+    return torch.autograd.grad(found, leaves, allow_unused=True)
+
+
+class Call:
+    """How the arguments of a call are put together from the tensors among them. Holds no tensor itself."""
+
+    def __init__(self, leaves: Sequence[Any], spec: Any) -> None:
+        self._others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._spec = spec
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """args and kwargs with these tensors in their places."""
+        row = iter(tensors)
+        return tree_unflatten([next(row) if other is _TENSOR else other for other in self._others], self._spec)
+
+
+def taken_apart(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], Call]:
+    """The tensors among the arguments of a call, in order, and the call."""
+    leaves, spec = tree_flatten((tuple(args), kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], Call(leaves, spec)
+
+
+_TENSOR = object()
+
+
+def recomputed(call: Call, run: Callable[..., Any], again: Gradients, tensors: Sequence[Tensor],
+               learning: Sequence[Tensor]) -> Any:  # fmt: skip
+    """What `run(*args, **kwargs)` of this call gives, computed without gradients. `tensors`, those of the call, are
+    kept, and in backward `again` is asked for their gradients and those of the parameters that learn inside."""
+    return _Recomputed.apply(call, run, again, len(tensors), *tensors, *learning)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, run: Callable[..., Any], again: Gradients, count: int, *tensors: Tensor) -> Any:
+        ctx.again, ctx.count = again, count
+        ctx.save_for_backward(*tensors[:count])
+        kind = tensors[0].device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        # whether one needs a gradient makes no difference now, and a compiler shall see none
+        args, kwargs = call.arguments([tensor.detach() for tensor in tensors[:count]])
+        made = run(*args, **kwargs)
+        return made if isinstance(made, Tensor) else tuple(made)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kind, dtype, enabled = ctx.autocast
+        needed = ctx.needs_input_grad[4 : 4 + ctx.count]
+        leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
+            found = ctx.again(leaves, grads)
+        return None, None, None, None, *found
+
+
+def wanting(leaves: Iterable[Tensor]) -> list[Tensor]:
+    """Those that need a gradient."""
+    return [leaf for leaf in leaves if leaf.requires_grad]
+
+
+def for_each(leaves: Iterable[Tensor], found: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """A gradient, or None, for each leaf, where `found` are those of the leaves that need one."""
+    rest = iter(found)
+    return [next(rest) if leaf.requires_grad else None for leaf in leaves]
