@@ -63,9 +63,10 @@ IMAGE_ATTENTION = 2.1
 """Sizes in tokens x width more, where "cross" blocks attend to image tokens as well: a second result, and the sum."""
 TEXT_WIDTHS = 5.4
 """What "cross" blocks make of the text tokens they look at, in text tokens x width."""
-COMPILED: dict[Kind, float] = {"cross": 1.4, "double": 5, "single": 5}
-"""Sizes in tokens x width that a compiled block takes more in training. H100: Wan 14B 1.57 at 14,040 tokens, 1.25 at
-32,760; HunyuanVideo 9.2, FramePack 4.0 at 19,000."""
+COMPILED: dict[Kind, tuple[float, float]] = {"cross": (1.4, 2.8), "double": (5, 1.5), "single": (5, 1.5)}
+"""Sizes in tokens x width that a compiled block takes more in training, whole and in pieces. H100: Wan 14B 1.57 at
+14,040 tokens, 1.25 at 32,760; HunyuanVideo 9.2, FramePack 4.0 at 19,000. H200, in two pieces: Wan 14B 3.0 at 14,040 and
+2.9 at 32,760 tokens (in four 1.3 and 1.0), HunyuanVideo 1.5."""
 COMPILED_FORWARD = 1
 """The same without gradients. H200: Wan 14B at 32,760 tokens none in bf16 and in fp8; H100: HunyuanVideo 0.9."""
 PLAIN_QUANTIZING = 4.26
@@ -298,7 +299,7 @@ def _differentiated(work: Work, run: BlockRun, pieces: int) -> int:
 
 
 def _compiled(run: BlockRun, unit: int, how: How) -> int:
-    return int(COMPILED[run.kind] * unit) if how.compile else 0
+    return int(COMPILED[run.kind][how.ffn_chunks > 1] * unit) if how.compile else 0
 
 
 def _quantizing(work: Work, run: BlockRun, how: How) -> int:
