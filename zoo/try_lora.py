@@ -99,11 +99,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--ordinary", type=int, default=24, help="clips without the concept to train on as well")
     parser.add_argument("--repeats", type=int, default=3, help="of the concept's clips in an epoch")
     parser.add_argument("--seeds", type=int, default=20, help="clips to generate for each set")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--guidance", type=float, default=3.0, help="to generate with")
-    parser.add_argument("--shift", type=float, default=2.0, help="of the noise levels that are trained")
+    parser.add_argument("--shift", type=float, default=4.0, help="of the noise levels that are trained")
     try_lora(Trial(**vars(parser.parse_args(words))))
 
 

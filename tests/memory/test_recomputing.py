@@ -163,6 +163,12 @@ def test_the_last_product_is_left_out_for_gradients_alone():
     assert torch.equal(last_product(layer, x, gate), layer(x))
 
 
+@pytest.mark.parametrize("way", ["compiled", "in pieces"])
+def test_dora_too(way):
+    exact = trained("wan", told=False, decompose=True)
+    assert distance(trained("wan", told=True, decompose=True, **WAYS[way]), exact) < 2e-5
+
+
 @pytest.mark.parametrize("adapters", [{"dropout": 0.5}, {"rank_dropout": 0.5}, {"kind": LohaAdapter}], ids=str)
 def test_where_random_numbers_are_drawn_nothing_is_told(adapters):
     model, dit, network = build("wan", **adapters)
