@@ -40,9 +40,7 @@ def part(family: str, file: str) -> ModuleType:
     """One file of a family: `part("wan", "options")`. `-` counts as `_`. KeyError for a family that does not exist."""
     folder = family.replace("-", "_")
     module = f"{__name__}.{folder}.{file}"
-    if module in sys.modules:
-        return sys.modules[module]
-    if folder not in names():
+    if module not in sys.modules and folder not in names():  # what is imported need not be looked for
         raise KeyError(f"No model family {family}; there are: {', '.join(names())}")
     return importlib.import_module(module)
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ops.device import free_bytes
 from ..ops.kept_attention import KEEP_FROM, Shelf
 from .host import host_bytes
-from .recomputing import SEED, Call, Seed, for_each, gradients, learning_in, recomputed, taken_apart, wanting
+from .recomputing import ROOT, Call, Root, for_each, gradients, learning_in, recomputed, taken_apart, wanting
 from .rules import keeps_attention
 from .slots import CHECKPOINTED
 
@@ -78,32 +78,32 @@ class Keeping:
 
 def _checkpointed(block: nn.Module, store: Offload | None, keeps: Keeping, keep_from: int) -> Callable[..., Any]:
     inner: Callable[..., Any] = block.forward
-    plant: Seed | None = getattr(block, SEED, None)
+    make_root: Root | None = getattr(block, ROOT, None)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
         tensors, call = taken_apart(args, kwargs)
-        learning = learning_in(block) if plant else None
+        learning = learning_in(block) if make_root else None
         shelf = Shelf(store, keep_from=keep_from, once=learning is not None)
         contexts = shelf.contexts if keeps(tensors) else _no_contexts
         # the inputs are saved under these hooks; what PyTorch's checkpoint computes is under hooks of its own
         with nullcontext() if store is None else store.hooks(tensors):
-            if plant is None or learning is None:
+            if make_root is None or learning is None:
                 return checkpoint(inner, *args, use_reentrant=False, context_fn=contexts, **kwargs)
             writing, reading = contexts()
-            again = partial(_gradients, partial(_within, reading, plant), call, learning)
+            again = partial(_gradients, partial(_within, reading, make_root), call, learning)
             return recomputed(call, partial(_within, writing, inner), again, tensors, learning)
 
     return forward
 
 
 def _gradients(
-    plant: Seed, call: Call, learning: Sequence[Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor]
+    make_root: Root, call: Call, learning: Sequence[Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
     everything = (*leaves, *learning)
     args, kwargs = call.arguments(leaves)
-    return for_each(everything, gradients(partial(plant, args, kwargs, grads), wanting(everything)))
+    return for_each(everything, gradients(partial(make_root, args, kwargs, grads), wanting(everything)))
 
 
 def _within(context: AbstractContextManager[Any], run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ class Offload:
             return kept
         lane = self._lane(kept.device)
         self._start(kept)
-        tensor, kept.arriving = kept.arriving, None
+        tensor, kept.arriving, kept.taken = kept.arriving, None, True
         assert tensor is not None
         lane.settle()
         for parked in self._due_after(kept):
@@ -175,13 +175,13 @@ class Offload:
             self._lane(parked.device).copy(parked.arriving, parked.on_host)
 
     def _due_after(self, kept: _Parked) -> list[_Parked]:
-        """What was parked in the same run after this, else all of the run before. Forgets runs that are over."""
+        """What of the same run was not taken yet, else what of the run before. Forgets runs that are over."""
         alive = [[parked for reference in run if (parked := reference()) is not None] for run in self._runs]
         self._runs = [run for run, left in zip(self._runs, alive, strict=True) if left]
         alive = [run for run in alive if run]
         place = next(index for index, run in enumerate(alive) if kept in run)
-        rest = alive[place][alive[place].index(kept) + 1 :]
-        return rest or (alive[place - 1] if place > 0 else [])
+        rest = [parked for parked in alive[place] if not parked.taken]
+        return rest or [parked for parked in alive[place - 1] if place > 0 and not parked.taken]
 
     def _lane(self, device: torch.device) -> _Lane:
         if device not in self._lanes:
@@ -221,6 +221,7 @@ class _Parked:
         self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
         self.on_host = host[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         self.arriving: Tensor | None = None
+        self.taken = False
 
 
 def _identity(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..contract.errors import OptionError
 from .pieces import IN_PIECES
-from .recomputing import SEED, seed_named, tell_what_learns
+from .recomputing import ROOT, root_named, tell_what_learns
 from .slots import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -56,10 +56,10 @@ def compile_blocks(
             raise ValueError("compile_blocks comes before stream_blocks and checkpoint_blocks")
         for part in getattr(block, IN_PIECES, ()):
             part.compute = compiled(part.compute)
-            part.seed = compiled(part.seed)
+            part.root = compiled(part.root)
         if not getattr(block, IN_PIECES, ()):
             plain = block.forward
             block.forward = compiled(plain)  # type: ignore[method-assign]
-            setattr(block, SEED, partial(compiled(seed_named(type(block).__name__)), plain))
+            setattr(block, ROOT, partial(compiled(root_named(type(block).__name__)), plain))
         if recorded:
             setattr(block, COMPILED_WITH_GRAPHS, True)

@@ -191,7 +191,7 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
         how = replace(how, gradient_checkpointing_attention=_auto(weights, work, how, sum(device.values()), room))
     activations, main = _backward(work, how)
     largest = max(weights.adapters, default=0)
-    held = parameters if how.gradient_accumulation_steps > 1 else 0 if how.fused_backward_pass else largest
+    held = parameters if how.gradient_accumulation_steps > 1 else largest
     activations["gradients"] = how.parameter_bytes * held
     moved = 0 if how.fused_backward_pass else parameters
     step = {"gradients": how.parameter_bytes * moved, "optimizer step": OPTIMIZER_STEP_BYTES * moved}

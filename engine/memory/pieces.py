@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .recomputing import Call, for_each, gradients, learning_in, recomputed, seed, seed_named, taken_apart, wanting
+from .recomputing import Call, for_each, gradients, learning_in, recomputed, root, root_named, taken_apart, wanting
 
 WHOLE_BELOW = 2048
 """Tokens: fewer (a text) take little memory anyway."""
@@ -75,7 +75,7 @@ class InPieces:
         learning: Callable[[], Sequence[Tensor] | None] = lambda: None,
     ) -> None:
         self.compute = self._plain = compute
-        self.seed = seed_named(name)
+        self.root = root_named(name)
         self._count, self._whole_below, self._last, self._learning = count, whole_below, last, learning
 
     def __call__(self, *tokens_LD: Tensor, **whole: Any) -> Any:
@@ -120,9 +120,9 @@ class InPieces:
         for number, (piece, piece_grads) in enumerate(pieces):
             own = [part.detach().requires_grad_(token.requires_grad) for part, token in zip(piece, tokens, strict=True)]
             args, kwargs = call.arguments([*own, *whole])
-            plant = self.seed if number < self._count else seed
+            make_root = self.root if number < self._count else root
             mine = wanting(own)
-            found = gradients(partial(plant, self._plain, args, kwargs, piece_grads), [*mine, *shared])
+            found = gradients(partial(make_root, self._plain, args, kwargs, piece_grads), [*mine, *shared])
             for parts, part, grad in zip(made, mine, found, strict=False):
                 parts.append(torch.zeros_like(part) if grad is None else grad)
             sums = _added(sums, found[len(mine) :])

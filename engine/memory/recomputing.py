@@ -1,14 +1,14 @@
 """Compute a part of a model again for its gradients alone.
 
 A checkpoint runs the part forward twice, each time with autograd, as if its result were wanted. Here the first run is
-without autograd and keeps nothing, and the second has no result but a seed, which asks for nothing that only the result
-needed: in a compiled part the last product of the second run (in many blocks the widest) and what is written for the
-backward pass of the first are left out.
+without autograd and keeps nothing, and the second has no result but a root of the graph that gives the gradients: in a
+compiled part the last product of the second run (in many blocks the widest) and what the first would write for a
+backward pass are left out.
 
 It needs to know which parameters learn inside, and that the part draws no random numbers, which graphs of their own
 would draw differently: `tell_what_learns` says so for a block. Blocks of which nothing was told are checkpointed as
-PyTorch does it. Given up: gradients of gradients; forward and backward in one graph, for which the compiler keeps a
-quarter more at a time, since it looks for what to compute again only where it cuts the two apart itself.
+PyTorch does it. Given up: gradients of gradients; a second backward pass; forward and backward in one graph, for which
+the compiler keeps a seventh more at a time, since it looks for what to compute again only where it cuts the two itself.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..ops.last_product import without_result
 
 # left on a block
 LEARNS = "_learns"
-SEED = "_seed"
-"""Where the whole block is compiled: `seed` of it, compiled too."""
+ROOT = "_root"
+"""Where the whole block is compiled: `root` of it, compiled too."""
 
-Seed = Callable[..., Tensor]
+Root = Callable[..., Tensor]
 Gradients = Callable[[Sequence[Tensor], Sequence[Tensor]], Iterable[Tensor | None]]
 """Of (tensors, gradients of the results): a gradient for each of the tensors, and for each parameter that learns.
 Those tensors that need one are leaves of a graph."""
@@ -39,8 +39,8 @@ Those tensors that need one are leaves of a graph."""
 def tell_what_learns(
     blocks: Iterable[nn.Module], learning: Callable[[nn.Module], Sequence[nn.Parameter] | None]
 ) -> None:
-    """`learning(block)`: the parameters that learn in it; None where it draws random numbers. Before anything else is
-    done with the blocks."""
+    """`learning(block)`: the parameters that learn in it; None where it draws random numbers. Asked for when a block is
+    computed: to be told before that, and for good."""
     for block in blocks:
         setattr(block, LEARNS, learning(block))
 
@@ -51,14 +51,14 @@ def learning_in(block: nn.Module) -> list[nn.Parameter] | None:
     return None if told is None else [parameter for parameter in told if parameter.requires_grad]
 
 
-def seed(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], grads: Sequence[Tensor]) -> Tensor:
+def root(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], grads: Sequence[Tensor]) -> Tensor:
     """A number whose gradients are those that follow from `grads`, which are those of what `compute` gives."""
     made = compute(*args, **kwargs)
     results = [made] if isinstance(made, Tensor) else list(made)
-    return sum(_Seed.apply(result, grad) for result, grad in zip(results, grads, strict=True))
+    return sum(_Root.apply(result, grad) for result, grad in zip(results, grads, strict=True))
 
 
-class _Seed(torch.autograd.Function):
+class _Root(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, result: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(grad)
@@ -71,16 +71,16 @@ class _Seed(torch.autograd.Function):
 
 
 @functools.cache
-def seed_named(name: str) -> Seed:
-    """`seed` with code of its own. torch.compile keeps its graphs by code: parts of different shapes that share one
+def root_named(name: str) -> Root:
+    """`root` with code of its own. torch.compile keeps its graphs by code: parts of different shapes that share one
     would be taken for one part whose shapes change."""
-    return types.FunctionType(seed.__code__.replace(co_name=name), seed.__globals__, name)
+    return types.FunctionType(root.__code__.replace(co_name=name), root.__globals__, name)
 
 
-def gradients(planted: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Of the leaves that the seed planted depends on; None for the others."""
+def gradients(make_root: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Of the leaves that the root depends on; None for the others."""
     with torch.enable_grad(), without_result():
-        found = planted()
+        found = make_root()
     if not found.requires_grad:
         return [None] * len(leaves)
     return torch.autograd.grad(found, leaves, allow_unused=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
-from .recomputing import SEED
+from .recomputing import ROOT
 
 ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
 
@@ -220,7 +220,7 @@ class _Guard:
         self.open: list[Any] = []
 
     def attach(self, block: nn.Module) -> None:
-        for name in ("forward", SEED):
+        for name in ("forward", ROOT):
             if hasattr(block, name):
                 setattr(block, name, self._guarded(getattr(block, name)))
         setattr(block, STREAMED, True)

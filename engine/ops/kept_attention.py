@@ -36,7 +36,7 @@ class Shelf:
     """What one run of a checkpointed block keeps, oldest first. Can be read as often as the block is run again.
 
     `once`: for compiled graphs that run without autograd, and write over what they have no use for any more. They get a
-    copy of what is kept, and what is read is theirs: it can be read a single time.
+    copy of what is kept, and what is read is theirs: there is no second backward pass.
     """
 
     def __init__(self, store: Store | None = None, *, keep_from: int = KEEP_FROM, once: bool = False) -> None:
@@ -58,6 +58,8 @@ class Shelf:
         if self._reading:
             out, statistics = self._kept[self._next]
             if self._once:
+                if out is None:
+                    raise RuntimeError("what attention gave was kept for one backward pass, and this is a second")
                 self._kept[self._next] = (None, None)
             self._next += 1
             return (out, statistics) if self._store is None else (self._store.take(out), self._store.take(statistics))
@@ -69,7 +71,7 @@ class Shelf:
 
 
 class _Open:
-    """While entered, the shelf is the one that attention uses. Can be entered again, for a second backward pass."""
+    """While entered, the shelf is the one that attention uses. Can be entered again, as often as it can be read."""
 
     def __init__(self, shelf: Shelf, *, reading: bool) -> None:
         self._shelf, self._reading = shelf, reading

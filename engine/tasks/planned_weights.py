@@ -58,8 +58,8 @@ class PlannedDit:
     path: str
     headers: Headers = field(init=False)
     config: Any = field(init=False)
-    _counted: dict[tuple[bool, int], Weights] = field(init=False, default_factory=dict)
-    _adapted: tuple[Network, tuple[int, ...]] | None = field(init=False, default=None)
+    _counted: dict[tuple[bool, int], Weights] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _adapted: tuple[Network, tuple[int, ...]] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         family = str(self.job.family)

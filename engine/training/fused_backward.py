@@ -1,8 +1,9 @@
 """`--fused_backward_pass`: each parameter takes its step as soon as its gradient is ready, which is then freed.
 
-So there is never more than one gradient, where else there is one for each parameter. It works with optimizers that look
-at one parameter at a time, and where nobody else has to see all gradients together: no clipping, no accumulation, one
-process, no loss scaler. Whether all that is so is for the caller to check (contract/rules.py, optimizers.py).
+So there are never more gradients than those of one block, where else there is one for each parameter. It works with
+optimizers that look at one parameter at a time, and where nobody else has to see all gradients together: no clipping,
+no accumulation, one process, no loss scaler. Whether all that is so is for the caller to check (contract/rules.py,
+optimizers.py).
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ MISTAKES = [
     (f"{TRAIN} --blocks_to_swap 2 --block_swap_h2d_only", "works only together with gradient checkpointing", "Add"),
     (f"{TRAIN} --blocks_to_swap 2 --ffn_chunks 4", "only together with gradient checkpointing", "Add"),
     (f"{TRAIN} --block_swap_h2d_only --gradient_checkpointing", "says how blocks are streamed", "--blocks_to_swap"),
+    (f"{TRAIN} --shard_base --ffn_chunks 4", "only together with gradient checkpointing", "Add"),
     (f"{TRAIN} --shard_base --blocks_to_swap 2", "--shard_base keeps the blocks on the GPUs", "Leave out one"),
     (f"{TRAIN} --compile --compile_fullgraph --split_attn", "--split_attn cannot be compiled", "Leave out"),
     (f"{TRAIN} --dim_from_weights", "--network_weights, which is not given", "Add --network_weights"),

@@ -9,6 +9,7 @@ from torch import nn
 from engine.memory import checkpointing
 from engine.memory.checkpointing import Keeping, checkpoint_blocks
 from engine.memory.compile import compile_blocks
+from engine.memory.recomputing import tell_what_learns
 from engine.memory.streaming import stream_blocks
 from engine.ops import kept_attention
 from engine.ops.attention import attention
@@ -82,6 +83,25 @@ def test_offload_moves_the_tokens_and_nothing_shared():
     stack(*inputs()).sum().backward()
     # the first block's input carries no gradient; the others' do; time and text never
     assert store.moved == 4
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_waits_in_main_memory_is_fetched_once(monkeypatch, told):
+    """In the order of its use, the block before's beside it."""
+    fetched = []
+    copy = checkpointing._Lane.copy
+    watched = lambda lane, target, source: fetched.append(target) or copy(lane, target, source)  # noqa: E731
+    monkeypatch.setattr(checkpointing._Lane, "copy", watched)
+    blocks = nn.ModuleList(Attending() for _ in range(4))
+    if told:
+        tell_what_learns(blocks, lambda block: list(block.parameters()))
+    compile_blocks(blocks, backend="aot_eager")
+    store = checkpoint_blocks(blocks, offload=True, smallest_offload=0, keep_from=40)
+    x = torch.randn(2, 40, 32, requires_grad=True)
+    for block in blocks:
+        x = block(x)
+    x.sum().backward()
+    assert store.moved == 12 and len(fetched) == 2 * store.moved
 
 
 def test_small_inputs_stay():

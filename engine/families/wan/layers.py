@@ -135,8 +135,9 @@ class WanAttentionBlock(nn.Module):
         x_BLD = gated_sum(x_BLD, self.self_attn.o(found_BLD), gate)
         del found_BLD  # not needed while the widest layer runs
         x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), seen)
-        hidden = self.ffn[:2](modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype))
-        update = last_product(self.ffn[2], hidden, ffn_gate) if self.LAST else self.ffn[2](hidden)
+        first, activation, last = self.ffn
+        hidden = activation(first(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype)))
+        update = last_product(last, hidden, ffn_gate) if "after_attention" in self.LAST else last(hidden)
         return gated_sum(x_BLD, update, ffn_gate)
 
 
