@@ -27,7 +27,7 @@ class MaskedFramePackRefinerBlock(RefinerBlock):
         attention_gate, feed_forward_gate = self.norm_out(vector_BD)
         found_BLD = masked_attention(*self.attn.heads(self.norm1(x_BLD)), scores_B11L)
         x_BLD = gated_sum(x_BLD, self.attn.project(found_BLD), attention_gate)
-        return gated_sum(x_BLD, self.ff(self.norm2(x_BLD), feed_forward_gate), feed_forward_gate)
+        return self.ff(x_BLD, self.norm2(x_BLD), feed_forward_gate)
 
 
 class MaskedTextEmbedding(TextEmbedding):

@@ -19,7 +19,7 @@ class MaskedRefinerBlock(RefinerBlock):
         attention_gate, feed_forward_gate = self._gates(vector_BD)
         found_BLD = masked_attention(*self._heads(self.norm1(x_BLD)), scores_B11L)
         x_BLD = gated_sum(x_BLD, self.self_attn_proj(found_BLD), attention_gate)
-        return gated_sum(x_BLD, self.mlp(self.norm2(x_BLD), feed_forward_gate), feed_forward_gate)
+        return self.mlp(x_BLD, self.norm2(x_BLD), feed_forward_gate)
 
 
 class MaskedDouble(MaskedDoubleStream, MMDoubleStreamBlock):

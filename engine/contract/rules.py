@@ -23,7 +23,6 @@ from .options import (
     Samples,
     Saving,
     Training,
-    TrainingMemory,
     TrainingPrecision,
 )
 from .schema import options
@@ -71,13 +70,6 @@ def train(job: Job) -> None:
             names=("split_attn", "compile_fullgraph"),
         )
     a_gpu_for_each_process(job)
-    memory = job[TrainingMemory]
-    if job[Launch].shard_base and memory.ffn_chunks > 1 and not memory.gradient_checkpointing:
-        raise OptionError(
-            "Blocks of a shared base run in pieces only together with gradient checkpointing.",
-            "Add --gradient_checkpointing, or leave out --ffn_chunks or --shard_base.",
-            names=("shard_base", "ffn_chunks", "gradient_checkpointing"),
-        )
     if job[Launch].shard_base and job[Memory].blocks_to_swap:
         raise OptionError(
             f"--shard_base keeps the blocks on the GPUs, --blocks_to_swap {job[Memory].blocks_to_swap} in main memory.",

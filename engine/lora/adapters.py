@@ -78,8 +78,8 @@ class Adapter(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether its gradient may be made in one graph (memory/recomputing.py): it draws no random numbers, and has no
-        backward pass of its own."""
+        """Whether a block with it may be computed again for its gradients alone (memory/recomputing.py): it draws no
+        random numbers, and does not checkpoint itself."""
         return False
 
     @classmethod

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from ..ops.device import free_bytes
 from ..ops.kept_attention import KEEP_FROM, Shelf
 from .host import host_bytes
-from .recomputing import ROOT, Call, Root, for_each, gradients, learning_in, recomputed, taken_apart, wanting
+from .recomputing import ROOT, Call, Root, for_each, gradients, learning_now, recomputed, taken_apart, wanting
 from .rules import keeps_attention
 from .slots import CHECKPOINTED
 
@@ -84,9 +84,9 @@ def _checkpointed(block: nn.Module, store: Offload | None, keeps: Keeping, keep_
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
         tensors, call = taken_apart(args, kwargs)
-        learning = learning_in(block) if make_root else None
+        learning = learning_now(block) if make_root else None
         shelf = Shelf(store, keep_from=keep_from, once=learning is not None)
-        contexts = shelf.contexts if keeps(tensors) else _no_contexts
+        contexts = shelf.contexts if keeps(tensors) else noop_context_fn
         # the inputs are saved under these hooks; what PyTorch's checkpoint computes is under hooks of its own
         with nullcontext() if store is None else store.hooks(tensors):
             if make_root is None or learning is None:
@@ -109,10 +109,6 @@ def _gradients(
 def _within(context: AbstractContextManager[Any], run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with context:
         return run(*args, **kwargs)
-
-
-def _no_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), nullcontext()
 
 
 class Offload:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .recomputing import Call, for_each, gradients, learning_in, recomputed, root, root_named, taken_apart, wanting
+from .recomputing import Call, for_each, gradients, learning_now, recomputed, root, root_named, taken_apart, wanting
 
 WHOLE_BELOW = 2048
 """Tokens: fewer (a text) take little memory anyway."""
@@ -49,7 +49,7 @@ def _cut(block: nn.Module, name: str, count: int, whole_below: int) -> InPieces:
     last = name in getattr(block, "LAST", ())
     cut = InPieces(
         getattr(block, name), count, whole_below=whole_below, last=last,
-        name=f"{type(block).__name__}_{name}", learning=partial(learning_in, block),
+        name=f"{type(block).__name__}_{name}", learning=partial(learning_now, block),
     )  # fmt: skip
     setattr(block, name, cut)
     return cut
@@ -76,6 +76,8 @@ class InPieces:
     ) -> None:
         self.compute = self._plain = compute
         self.root = root_named(name)
+        self.fetch: Callable[[], object] = _nothing_to_fetch
+        """Has the block's weights in place for what is queued next: pieces run in backward too, beside the block."""
         self._count, self._whole_below, self._last, self._learning = count, whole_below, last, learning
 
     def __call__(self, *tokens_LD: Tensor, **whole: Any) -> Any:
@@ -106,12 +108,19 @@ class InPieces:
         return self.compute if number < self._count else self._plain
 
     def _checkpointed(self, number: int) -> TokenWise:
-        return partial(checkpoint, self._computing(number), use_reentrant=False)
+        compute = self._computing(number)
+
+        def run(*piece_LD: Tensor, **whole: Any) -> Any:
+            self.fetch()
+            return compute(*piece_LD, **whole)
+
+        return partial(checkpoint, run, use_reentrant=False)
 
     def _gradients(
         self, call: Call, count: int, learning: Sequence[Tensor], tensors: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> list[Tensor | None]:
         """Of the first `count` tensors, the tokens, piece by piece; of all else the sum over the pieces."""
+        self.fetch()
         tokens, whole = tensors[:count], tensors[count:]
         shared = wanting((*whole, *learning))
         made: list[list[Tensor]] = [[] for _ in wanting(tokens)]
@@ -134,6 +143,10 @@ def _added(sums: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list
     both = [(a, b) for a, b in zip(sums, more, strict=True) if a is not None and b is not None]
     added = iter(torch._foreach_add([a for a, _ in both], [b for _, b in both]) if both else ())
     return [b if a is None else a if b is None else next(added) for a, b in zip(sums, more, strict=True)]
+
+
+def _nothing_to_fetch() -> None:
+    """Weights that stay on the device are in place."""
 
 
 def _running_again() -> bool:

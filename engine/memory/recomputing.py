@@ -45,7 +45,7 @@ def tell_what_learns(
         setattr(block, LEARNS, learning(block))
 
 
-def learning_in(block: nn.Module) -> list[nn.Parameter] | None:
+def learning_now(block: nn.Module) -> list[nn.Parameter] | None:
     """The parameters that learn in a block now; None when it is not known, or it draws random numbers."""
     told = getattr(block, LEARNS, None)
     return None if told is None else [parameter for parameter in told if parameter.requires_grad]

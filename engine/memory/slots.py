@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
+from .pieces import IN_PIECES
 from .recomputing import ROOT
 
 ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
@@ -223,6 +225,8 @@ class _Guard:
         for name in ("forward", ROOT):
             if hasattr(block, name):
                 setattr(block, name, self._guarded(getattr(block, name)))
+        for part in getattr(block, IN_PIECES, ()):
+            part.fetch = partial(self.slots.need, self.position)
         setattr(block, STREAMED, True)
         # around the whole call, so that a checkpoint's own hooks lie inside and keep the last word
         block.register_forward_pre_hook(self._enter)

@@ -29,7 +29,7 @@ def without_result() -> Iterator[None]:
 
 
 def last_product(layer: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor) -> Tensor:
-    """layer(x), to be multiplied by the gate and added to the block's result.
+    """layer(x), to be multiplied by the gate and added to the block's result: for parts/embeddings.py, `gated_result`.
 
     `without_result` only its shape and its gradients, unless the gate learns: its gradient asks for the product.
     """

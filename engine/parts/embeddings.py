@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..ops.last_product import last_product
 
 
 def timestep_features(timestep_B: torch.Tensor, *, dim: int) -> torch.Tensor:
@@ -96,3 +99,13 @@ def gated_sum(x_BLD: torch.Tensor, update_BLD: torch.Tensor, gate: torch.Tensor)
     The float32 gate makes addcmul widen the others on the fly, without copies of them.
     """
     return torch.addcmul(x_BLD, update_BLD, gate).to(x_BLD.dtype)
+
+
+def gated_result(
+    x_BLD: torch.Tensor, layer: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, gate: torch.Tensor
+) -> torch.Tensor:
+    """gated_sum(x, layer(hidden), gate), where it is the result of a block, with which the block does nothing more.
+
+    Where only gradients are wanted (ops/last_product.py) it is something else, with the same gradients.
+    """
+    return gated_sum(x_BLD, last_product(layer, hidden, gate), gate)

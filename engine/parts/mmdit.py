@@ -30,8 +30,8 @@ FREQUENCIES = 256
 """Width of the sine features of timestep and guidance, in all published checkpoints."""
 
 Layer = Callable[[Tensor], Tensor]
-FeedForward = Callable[[Tensor, Tensor], Tensor]
-"""Of tokens and the gate that its result will be multiplied by (ops/last_product.py)."""
+FeedForward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of tokens, the same normed, and the gate: the tokens with what the layer makes of the normed ones."""
 
 
 class Heads(NamedTuple):
@@ -198,7 +198,7 @@ def refiner_block(
     attention_gate, feed_forward_gate = modulation(vector_BD)
     found_BLHD = attention(*heads(norms[0](x_BLD)), key_lengths_B=key_lengths_B, backend=backend)
     x_BLD = gated_sum(x_BLD, project(found_BLHD.flatten(2)), attention_gate)
-    return gated_sum(x_BLD, feed_forward(norms[1](x_BLD), feed_forward_gate), feed_forward_gate)
+    return feed_forward(x_BLD, norms[1](x_BLD), feed_forward_gate)
 
 
 def mean_of_valid(text_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -256,5 +256,4 @@ def _updated(stream: Stream, x_BLD: Tensor, found_BLD: Tensor, modulation: Seque
     """The rest of a stream's block after attention: its gated sum, then the gated feed-forward layer."""
     gate, shift, scale, feed_forward_gate = modulation
     x_BLD = gated_sum(x_BLD, stream.project(found_BLD), gate)
-    update_BLD = stream.feed_forward(modulated(x_BLD, shift, scale), feed_forward_gate)
-    return gated_sum(x_BLD, update_BLD, feed_forward_gate)
+    return stream.feed_forward(x_BLD, modulated(x_BLD, shift, scale), feed_forward_gate)

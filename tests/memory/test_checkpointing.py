@@ -88,9 +88,13 @@ def test_offload_moves_the_tokens_and_nothing_shared():
 @pytest.mark.parametrize("told", [False, True])
 def test_what_waits_in_main_memory_is_fetched_once(monkeypatch, told):
     """In the order of its use, the block before's beside it."""
-    fetched = []
+    copies = []
     copy = checkpointing._Lane.copy
-    watched = lambda lane, target, source: fetched.append(target) or copy(lane, target, source)  # noqa: E731
+
+    def watched(lane, target, source):
+        copies.append(target)
+        copy(lane, target, source)
+
     monkeypatch.setattr(checkpointing._Lane, "copy", watched)
     blocks = nn.ModuleList(Attending() for _ in range(4))
     if told:
@@ -101,7 +105,7 @@ def test_what_waits_in_main_memory_is_fetched_once(monkeypatch, told):
     for block in blocks:
         x = block(x)
     x.sum().backward()
-    assert store.moved == 12 and len(fetched) == 2 * store.moved
+    assert store.moved == 12 and len(copies) == 2 * store.moved
 
 
 def test_small_inputs_stay():

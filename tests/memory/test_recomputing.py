@@ -20,8 +20,9 @@ from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.compile import compile_blocks
 from engine.memory.fp8 import quantize_model
 from engine.memory.pieces import run_in_pieces
-from engine.memory.recomputing import learning_in, recomputed, taken_apart, tell_what_learns
-from engine.memory.streaming import stream_blocks
+from engine.memory.recomputing import learning_now, recomputed, taken_apart, tell_what_learns
+from engine.memory.sharing import absent
+from engine.memory.streaming import BlockStream, stream_blocks
 from engine.ops.kept_attention import Shelf
 from engine.ops.last_product import last_product, without_result
 
@@ -64,7 +65,7 @@ def conditions(family, batch):
 
 
 def trained(family, *, told, pieces=0, backend=None, batch=1, autocast=False, offload=False, streamed=0, keep_from=20,
-            **built):  # fmt: skip
+            checkpointed=True, **built):  # fmt: skip
     """The loss and the LoRA's gradients of the second of two steps."""
     torch._dynamo.reset()
     model, dit, network = build(family, dtype=torch.bfloat16 if autocast else torch.float32, **built)
@@ -77,7 +78,8 @@ def trained(family, *, told, pieces=0, backend=None, batch=1, autocast=False, of
         compile_blocks(blocks, backend=backend)
     if streamed:
         stream_blocks(blocks, streamed, device="cpu")
-    checkpoint_blocks(blocks, offload=offload, smallest_offload=0, keep_from=keep_from)
+    if checkpointed:
+        checkpoint_blocks(blocks, offload=offload, smallest_offload=0, keep_from=keep_from)
     for _ in range(2):
         torch.manual_seed(4)
         network.zero_grad()
@@ -123,6 +125,18 @@ def test_beside_other_ways_to_save_memory(way, more):
     """Captions of a batch are of different lengths, which breaks a compiled graph in two."""
     exact = trained("hunyuan_video", told=False, batch=more.get("batch", 1))
     assert distance(trained("hunyuan_video", told=True, **WAYS[way], **more), exact) < 2e-5
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_pieces_fetch_their_weights_in_backward_without_checkpoints_too(monkeypatch, told):
+    """As with a shared base: a block that is in no slot has nothing to compute with, not even in main memory."""
+    monkeypatch.setattr(
+        BlockStream, "_elsewhere",
+        lambda self, position: [absent(piece, self.device) for piece in self._pieces[position]],
+    )  # fmt: skip
+    exact = trained("hunyuan_video", told=False)
+    found = trained("hunyuan_video", told=told, pieces=3, streamed=4, checkpointed=False)
+    assert distance(found, exact) < 2e-5
 
 
 def test_as_trainings_do_it():
@@ -185,7 +199,7 @@ def test_dora_too(way):
 def test_where_random_numbers_are_drawn_nothing_is_told(adapters):
     model, dit, network = build("wan", **adapters)
     tell_what_learns(model.blocks(dit), network.learning_in)
-    assert all(learning_in(block) is None for block in model.blocks(dit))
+    assert all(learning_now(block) is None for block in model.blocks(dit))
 
 
 def test_what_learns_now_of_several_experts():
@@ -196,7 +210,7 @@ def test_what_learns_now_of_several_experts():
     block = model.blocks(dit)[1]
     tell_what_learns([block], both.learning_in)
     both.use(1)
-    found = learning_in(block)
+    found = learning_now(block)
     assert found and {id(one) for one in found} == {id(one) for one in second.learning_in(block)}
     assert len(found) < len(list(second.parameters()))
 
@@ -205,7 +219,7 @@ def test_recorded_graphs_are_checkpointed_as_before():
     model, dit, network = build("wan")
     tell_what_learns(model.blocks(dit), network.learning_in)
     compile_blocks(model.blocks(dit), mode="reduce-overhead")
-    assert learning_in(model.blocks(dit)[0]) is None
+    assert learning_now(model.blocks(dit)[0]) is None
 
 
 def test_nothing_else_is_kept():

@@ -147,12 +147,6 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
                     hint=f"Add --gradient_checkpointing, or leave out --{name}.",
                     names=(name, "gradient_checkpointing"),
                 )
-        if self.ffn_chunks > 1 and self.blocks_to_swap and not self.gradient_checkpointing:
-            raise OptionError(
-                "Streamed blocks run in pieces only together with gradient checkpointing.",
-                hint="Add --gradient_checkpointing, or leave out --ffn_chunks or --blocks_to_swap.",
-                names=("ffn_chunks", "blocks_to_swap", "gradient_checkpointing"),
-            )
         if self.block_swap_h2d_only and not self.blocks_to_swap:
             raise OptionError(
                 "--block_swap_h2d_only says how blocks are streamed, but none is.",

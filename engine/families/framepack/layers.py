@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...ops.last_product import last_product
-from ...parts.embeddings import Float32LayerNorm, RmsNorm, gated_sum
+from ...parts.embeddings import Float32LayerNorm, RmsNorm, gated_result
 from ...parts.mmdit import (
     EPS,
     DoubleStreamBlock,
@@ -33,10 +32,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(dim, hidden)}), activation, nn.Linear(hidden, dim)])
 
-    def forward(self, x_BLD: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """What is to be multiplied by the gate."""
+    def forward(self, x_BLD: torch.Tensor, normed_BLD: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The tokens after it: x + gate * feed-forward(normed)."""
         first, activation, last = self.net
-        return last_product(last, activation(first["proj"](x_BLD)), gate)
+        return gated_result(x_BLD, last, activation(first["proj"](normed_BLD)), gate)
 
 
 class SelfAttention(nn.Module):
@@ -144,8 +143,7 @@ class HunyuanVideoSingleTransformerBlock(nn.Module):
     def after_attention(
         self, x_BLD: torch.Tensor, found_BLD: torch.Tensor, modulated_BLD: torch.Tensor, *, gate: torch.Tensor
     ) -> torch.Tensor:
-        row_BLD = activated_row(found_BLD, self.proj_mlp(modulated_BLD))
-        return gated_sum(x_BLD, last_product(self.proj_out, row_BLD, gate), gate)
+        return gated_result(x_BLD, self.proj_out, activated_row(found_BLD, self.proj_mlp(modulated_BLD)), gate)
 
 
 class RefinerBlock(nn.Module):

@@ -12,9 +12,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.last_product import last_product
 from ...parts import mmdit
-from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, gated_sum, modulated_norm
+from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, gated_result, modulated_norm
 from ...parts.mmdit import Heads, Layer, Modulation, Stream
 from ...parts.rope import rotate
 from .detect import HunyuanVideoConfig
@@ -39,9 +38,9 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
         self.activation = activation
 
-    def forward(self, x_BLD: Tensor, gate: Tensor) -> Tensor:
-        """What is to be multiplied by the gate."""
-        return last_product(self.fc2, self.activation(self.fc1(x_BLD)), gate)
+    def forward(self, x_BLD: Tensor, normed_BLD: Tensor, gate: Tensor) -> Tensor:
+        """The tokens after it: x + gate * feed-forward(normed)."""
+        return gated_result(x_BLD, self.fc2, self.activation(self.fc1(normed_BLD)), gate)
 
 
 class ValueEmbedder(nn.Module):
@@ -200,8 +199,7 @@ class MMSingleStreamBlock(nn.Module):
         return rotate(q, cos_LD, sin_LD), rotate(k, cos_LD, sin_LD), v, hidden
 
     def after_attention(self, x_BLD: Tensor, found_BLD: Tensor, hidden_BLD: Tensor, *, gate: Tensor) -> Tensor:
-        row_BLD = mmdit.activated_row(found_BLD, hidden_BLD)
-        return gated_sum(x_BLD, last_product(self.linear2, row_BLD, gate), gate)
+        return gated_result(x_BLD, self.linear2, mmdit.activated_row(found_BLD, hidden_BLD), gate)
 
     def forward(
         self,

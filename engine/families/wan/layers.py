@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...ops.attention import attention
-from ...ops.last_product import last_product
-from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, gated_sum, modulated_norm
+from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, gated_result, gated_sum, modulated_norm
 from ...parts.rope import rotate
 from .detect import WanConfig
 from .variants import PIXELS_A_SIDE
@@ -137,8 +136,9 @@ class WanAttentionBlock(nn.Module):
         x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), seen)
         first, activation, last = self.ffn
         hidden = activation(first(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype)))
-        update = last_product(last, hidden, ffn_gate) if "after_attention" in self.LAST else last(hidden)
-        return gated_sum(x_BLD, update, ffn_gate)
+        if "after_attention" in self.LAST:
+            return gated_result(x_BLD, last, hidden, ffn_gate)
+        return gated_sum(x_BLD, last(hidden), ffn_gate)
 
 
 class VaceWanAttentionBlock(WanAttentionBlock):
