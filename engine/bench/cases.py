@@ -38,7 +38,8 @@ class Mode:
 
 _CHECKPOINTS = ("--gradient_checkpointing",)
 _FREE = (*_CHECKPOINTS, "--fp8_scaled", "--compile")
-_FAST = ("--fp8_scaled", "--compile")
+_FP8 = ("--fp8_scaled", "--compile")
+_FAST = (*_FP8, "--attn_mode", "8bit")
 _ALL_STREAMED = ("--use_pinned_memory_for_block_swap", "--blocks_to_swap", "{blocks}")
 
 TRAIN: Mapping[str, Mode] = {
@@ -57,12 +58,14 @@ DENOISE: Mapping[str, Mode] = {
     "exact": Mode(("--compile",)),
     "fast": Mode(_FAST),
     "12gb": Mode((*_FAST, *_ALL_STREAMED, "--memory", "auto", "--vram", "12GB")),
+    "8bit": Mode(("--compile", "--attn_mode", "8bit"), usual=False),
     "fp8": Mode(("--fp8_scaled",), usual=False),
+    "fp8_compiled": Mode(_FP8, usual=False),
     "streamed": Mode(("--fp8_scaled", *_ALL_STREAMED), usual=False),
 }
 STREAM: Mapping[str, Mapping[str, Mode]] = {
     "train": {"none": Mode(_FREE), "all": Mode((*_FREE, *_ALL_STREAMED))},
-    "denoise": {"none": Mode(_FAST), "all": Mode((*_FAST, *_ALL_STREAMED))},
+    "denoise": {"none": Mode(_FP8), "all": Mode((*_FP8, *_ALL_STREAMED))},
 }
 CODERS: Mapping[str, Mapping[str, Mode]] = {
     "encode": {"diffusers": Mode(diffusers=True), "engine": Mode(), "pipeline": Mode(whole=True)},

@@ -1,7 +1,8 @@
 """Attention: one function, many backends.
 
 `auto` lets PyTorch choose among its own kernels, with those that are fastest on CUDA asked first. The other names
-pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need their package, which is imported when first used.
+pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need their package, which is imported when first used;
+`8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in float8.
 Keys of different lengths in a batch never become a dense mask: keys are cut off, sample by sample where they differ.
 Knows nothing of models. Given up: attention masks other than key lengths, dropout, causal attention.
 """
@@ -19,9 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
-from .kept_attention import is_kept, kept_attention
+from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
+from .kept_attention import can_compute, is_kept, kept_attention, own_attention
 
-BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn")
+BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
 
 _CUDA_ORDER = [
     SDPBackend.CUDNN_ATTENTION,
@@ -39,6 +41,8 @@ _PACKAGES = {
     "xformers": ("xformers.ops", "memory_efficient_attention", "xformers"),
     "sageattn": ("sageattention", "sageattn", "sageattention"),
 }
+
+_WITHOUT_GRADIENTS = {"sageattn": "SageAttention", "8bit": "Attention in 8 bits"}
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 _kernels: dict[str, Kernel] = {}  # those found so far; a plain dict, which torch.compile sees through
@@ -60,7 +64,9 @@ def attention(
     """
     kernel = _kernels.get(backend) or _find_kernel(backend)
     if backend.startswith(("flash", "sage")):
-        _check_restrictions(backend, q_BLHD)
+        _check_dtype(backend, q_BLHD)
+    if backend in _WITHOUT_GRADIENTS:
+        _check_gradient(backend, q_BLHD, k_BLHD, v_BLHD)
     if key_lengths_B is None:
         return kernel(q_BLHD, k_BLHD, v_BLHD)
     lengths = [int(length) for length in key_lengths_B.tolist()]
@@ -77,12 +83,14 @@ def attention(
 
 def available_backends() -> list[str]:
     """The names that work on this machine: PyTorch's own, and those whose package is installed."""
-    missing = {
+    absent = {
         name for name, (module, _, _) in _PACKAGES.items() if importlib.util.find_spec(module.split(".")[0]) is None
     }
-    if {"flash2", "flash3"} <= missing:
-        missing.add("flash")
-    return [name for name in BACKENDS if name not in missing]
+    if {"flash2", "flash3"} <= absent:
+        absent.add("flash")
+    if not torch.cuda.is_available() or missing(_device()):
+        absent.add("8bit")
+    return [name for name in BACKENDS if name not in absent]
 
 
 def check_backend(backend: str) -> None:
@@ -105,6 +113,7 @@ def _find_kernel(backend: str) -> Kernel:
         "flash3": lambda: _first_result(_imported("flash3")),
         "xformers": lambda: _imported("xformers"),
         "sageattn": lambda: _sage(_imported("sageattn")),
+        "8bit": _eight_bit,
     }
     _kernels[backend] = makers[name]()
     return _kernels[backend]
@@ -113,20 +122,33 @@ def _find_kernel(backend: str) -> Kernel:
 def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     if is_kept(q_BLHD, k_BLHD):
         return kept_attention(q_BLHD, k_BLHD, v_BLHD)
+    if q_BLHD.is_cuda and _learns(q_BLHD, k_BLHD, v_BLHD):
+        with sdpa_kernel(_CUDA_ORDER[1:], set_priority=True):  # whose backward pass takes any length
+            return _pytorch(q_BLHD, k_BLHD, v_BLHD)
+    return _pytorch(q_BLHD, k_BLHD, v_BLHD)
+
+
+def _pytorch(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     q_BHLD, k_BHLD, v_BHLD = (part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2)
 
 
+def _learns(*parts: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+
 def _auto(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    if q_BLHD.device.type != "cuda" or is_kept(q_BLHD, k_BLHD):
+    if not q_BLHD.is_cuda or is_kept(q_BLHD, k_BLHD):
         return _sdpa(q_BLHD, k_BLHD, v_BLHD)
+    if _learns(q_BLHD, k_BLHD, v_BLHD) and can_compute(q_BLHD):
+        return own_attention(q_BLHD, k_BLHD, v_BLHD)
     with sdpa_kernel(_CUDA_ORDER, set_priority=True):
-        return _sdpa(q_BLHD, k_BLHD, v_BLHD)
+        return _pytorch(q_BLHD, k_BLHD, v_BLHD)
 
 
 def _math(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     with sdpa_kernel(SDPBackend.MATH):
-        return _sdpa(q_BLHD, k_BLHD, v_BLHD)
+        return _pytorch(q_BLHD, k_BLHD, v_BLHD)
 
 
 def _imported(backend: str) -> Kernel:
@@ -158,16 +180,38 @@ def _sage(function: Callable) -> Kernel:
     return kernel
 
 
-def _check_restrictions(backend: str, q_BLHD: torch.Tensor) -> None:
-    """Say in one line what would otherwise be an error from inside a kernel, or (sage) silently wrong gradients."""
+def _eight_bit() -> Kernel:
+    why = missing(_device())
+    if why is not None:
+        raise OptionError(
+            f"The attention backend 8bit cannot be used here: {why}.",
+            "Use --attn_mode auto; or sageattn, whose package has kernels for more GPUs.",
+        )
+    return _where_worth_it
+
+
+def _where_worth_it(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+    return (eight_bit_attention if is_worth_it(q_BLHD, k_BLHD) else _auto)(q_BLHD, k_BLHD, v_BLHD)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
+    """Say in one line what would otherwise be an error from inside a kernel."""
     if q_BLHD.dtype not in (torch.float16, torch.bfloat16):
         dtype = str(q_BLHD.dtype).removeprefix("torch.")
         raise OptionError(
             f"The attention backend {backend} works in fp16 or bf16, not in {dtype}.",
             "Run in bf16, or choose PyTorch's attention: --sdpa when training, --attn_mode torch when generating.",
         )
-    if backend == "sageattn" and torch.is_grad_enabled() and q_BLHD.requires_grad:
+
+
+def _check_gradient(backend: str, *parts: torch.Tensor) -> None:
+    """Gradients would be missing, of SageAttention without a word."""
+    if _learns(*parts):
         raise OptionError(
-            "SageAttention has no backward pass, so it can generate but not train.",
+            f"{_WITHOUT_GRADIENTS[backend]} has no backward pass, so it can generate but not train.",
             "Train with --sdpa or --flash_attn.",
         )

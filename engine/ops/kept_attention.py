@@ -6,7 +6,8 @@ takes them back in the same order and computes nothing. The gradient comes from 
 those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
 
 PyTorch's kernels are called by name: cuDNN where it can (fastest on Hopper), FlashAttention 2 elsewhere on CUDA, the
-CPU's for tests. Given up: masks, dropout, GPUs older than Ampere (`can_keep` says no).
+CPU's for tests. All training on CUDA goes through here, also where nothing is kept (`own_attention`), since cuDNN's
+backward pass must be given whole tiles. Given up: masks, dropout, GPUs older than Ampere (`can_compute` says no).
 """
 
 from __future__ import annotations
@@ -15,10 +16,20 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .device import free_bytes
 
 KEEP_FROM = 2048
 """Keys: attention to fewer (to a text) costs less than the memory of its result is worth."""
+
+TILE = 128
+"""Tokens. Where a length was no multiple of 64, gradients of cuDNN 9.19 were NaN or 4e6 times too large in whole
+trainings (H200, 19,249 tokens, 24 heads), and right in other processes with the same numbers; with whole tiles they
+were right in both. NVIDIA names such lengths as a cause (NVIDIA/cudnn-frontend, issue 160)."""
+GROUPS = 4
+"""In which heads are made whole tiles of where memory is short: copies of all at once are five sizes of the tokens."""
 
 Pair = tuple[Tensor, Tensor]
 _aten = torch.ops.aten
@@ -94,10 +105,10 @@ _keep_from: int | None = None  # of the open shelf: a plain number, which torch.
 
 def is_kept(q_BLHD: Tensor, k_BLHD: Tensor) -> bool:
     """Whether `attention` of these is to go through `kept_attention`: a shelf is open, and it is worth it."""
-    return _keep_from is not None and k_BLHD.shape[1] >= _keep_from and can_keep(q_BLHD)
+    return _keep_from is not None and k_BLHD.shape[1] >= _keep_from and can_compute(q_BLHD)
 
 
-def can_keep(q_BLHD: Tensor) -> bool:
+def can_compute(q_BLHD: Tensor) -> bool:
     """Whether a kernel for this device, type and head size is known here."""
     if q_BLHD.device.type == "cpu":
         return True
@@ -114,12 +125,17 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 def kept_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D], kept on the open shelf or taken from it."""
+    return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=True)
+
+
+def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool = False) -> Tensor:
+    """The same, by the same kernels; only with `keep` on the shelf."""
     dtype = _compute_dtype(q_BLHD)
-    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))[0]
+    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep)[0]
 
 
 @torch.library.custom_op("musubi::kept_attention", mutates_args=())
-def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """(out [B, L, H, D], logsumexp [B, H, L] float32), both contiguous."""
 
     def compute() -> Pair:
@@ -128,12 +144,12 @@ def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, 
         batch, length, heads, _ = q_BLHD.shape
         return out_BHLD.transpose(1, 2).contiguous(), statistics.reshape(batch, heads, length).contiguous()
 
-    out_BLHD, statistics_BHL = compute() if _open_shelf is None else _open_shelf.result(compute)
+    out_BLHD, statistics_BHL = _open_shelf.result(compute) if keep and _open_shelf is not None else compute()
     return out_BLHD.detach(), statistics_BHL.detach()  # autograd marks what is returned: not the shelf's own
 
 
 @_attention.register_fake
-def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q_BLHD.shape
     out = q_BLHD.new_empty(q_BLHD.shape)
     return out, q_BLHD.new_empty((batch, heads, length), dtype=torch.float32)
@@ -155,13 +171,13 @@ def _(grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD, statistics_BHL):  # type: ign
     return tuple(part.new_empty(part.shape) for part in (q_BLHD, k_BLHD, v_BLHD))
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    ctx.save_for_backward(*inputs[:3], *output)
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad_BLHD: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    return _attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors)
+def _differentiate(ctx: Any, grad_BLHD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors), None
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
@@ -195,6 +211,34 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
 
 
 def _cudnn_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor) -> Any:
+    rows, columns = q.shape[2], k.shape[2]
+    if not (rows % TILE or columns % TILE):
+        return _cudnn_backward_of_tiles(grad, q, k, v, out, statistics)
+    # past the end queries weigh all keys with 0, and keys and values are 0
+    statistics = F.pad(statistics, (0, -rows % TILE), value=1e4)
+    parts = (grad, q, k, v, out, statistics)
+    if _is_room_for(grad, q, k, v, out):
+        found = _cudnn_backward_of_tiles(*map(_whole_tiles, parts[:5]), statistics)
+        return [one[:, :, :length] for one, length in zip(found, (rows, columns, columns), strict=False)]
+    made = [torch.empty_like(part) for part in (q, k, v)]
+    for *heads, weights, q_grad, k_grad, v_grad in zip(*(x.chunk(GROUPS, 1) for x in (*parts, *made)), strict=True):
+        found = _cudnn_backward_of_tiles(*map(_whole_tiles, heads), weights)
+        for target, one in zip((q_grad, k_grad, v_grad), found, strict=False):
+            target.copy_(one[:, :, : target.shape[2]])
+    return made
+
+
+def _is_room_for(*copies: Tensor) -> bool:
+    """With as much again to spare."""
+    free = free_bytes(copies[0].device)
+    return free is None or free > 2 * sum(part.nbytes for part in copies)
+
+
+def _whole_tiles(part_BHLD: Tensor) -> Tensor:
+    return F.pad(part_BHLD, (0, 0, 0, -part_BHLD.shape[2] % TILE))
+
+
+def _cudnn_backward_of_tiles(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor) -> Any:
     seed = _no_seed(q.device)
     return _aten._scaled_dot_product_cudnn_attention_backward(
         grad, q, k, v, out, statistics.unsqueeze(-1), seed, seed, None, None, None, q.shape[2], k.shape[2], 0.0, False

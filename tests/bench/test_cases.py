@@ -80,4 +80,14 @@ def test_the_listing_shows_modes_that_only_run_when_asked_for_in_brackets(cases)
     lines = listing(cases).splitlines()
     assert len(lines) == len(cases)
     (line,) = (line for line in lines if " denoise-framepack-640x640 " in line)
-    assert line.split()[2:] == ["plain", "exact", "fast", "12gb", "[fp8]", "[streamed]", "[magcache]"]
+    assert line.split()[2:] == [
+        "plain",
+        "exact",
+        "fast",
+        "12gb",
+        "[8bit]",
+        "[fp8]",
+        "[fp8_compiled]",
+        "[streamed]",
+        "[magcache]",
+    ]

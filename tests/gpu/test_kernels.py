@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.ops import norm_silu, quantize_rows
+from engine.ops import eight_bit_attention, kept_attention, norm_silu, quantize_rows
+from engine.ops.attention import attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,3 +52,49 @@ def test_norm_and_silu_are_the_formula(channels, batch):
     norm_silu.norm_silu(x, gain, out_BCFHW=room[:, :, 2:])
     torch.testing.assert_close(room[:, :, 2:].float(), norm_silu.formula(x.float(), gain.float()), rtol=8e-3, atol=4e-3)
     assert room[:, :, :2].isnan().all(), "the kernel wrote outside its frames"
+
+
+LENGTHS = [(2048, 2048), (2049, 2049), (2112, 2112), (3000, 2051), (2051, 120), (14040, 512)]
+
+
+@pytest.mark.parametrize(("queries", "keys"), LENGTHS)
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize(("backend", "room"), [("auto", None), ("auto", 0), ("sdpa", None)])
+def test_gradients_of_attention_of_any_length(monkeypatch, queries, keys, heads, backend, room):
+    """cuDNN's backward pass must be given whole tiles: of all heads, or of some at a time where room is short."""
+    monkeypatch.setattr(kept_attention, "free_bytes", lambda device: room)
+    torch.manual_seed(0)
+    parts = [torch.randn(1, length, heads, 128, device="cuda").bfloat16() for length in (queries, keys, keys)]
+    grad = torch.randn_like(parts[0]) * 1e-3
+    found = _gradients(lambda *parts: attention(*parts, backend=backend), parts, grad)
+    expected = _gradients(
+        lambda *parts: attention(*parts, backend="math"), [part.float() for part in parts], grad.float()
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.float() - theirs).norm() / theirs.norm() < 0.01
+
+
+def _gradients(function, parts, grad):
+    leaves = [part.clone().requires_grad_() for part in parts]
+    return torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("samples", "queries", "keys", "heads", "width"),
+    [(1, 128, 256, 1, 64), (2, 200, 300, 2, 128), (2, 2049, 2500, 3, 128), (1, 3000, 4097, 2, 64)],
+)
+def test_eight_bit_attention_is_its_formula(dtype, samples, queries, keys, heads, width):
+    """Which is 4 % of the values' spread from exact attention, where weights are spread over many keys."""
+    torch.manual_seed(0)
+    q = (torch.randn(samples, queries, heads, width, device="cuda") * 1.5).to(dtype)
+    k, v = (
+        torch.randn(samples, keys + 9, heads, width, device="cuda") + torch.randn(heads, width, device="cuda")
+        for _ in range(2)
+    )
+    k, v = k.to(dtype)[:, :keys], v.to(dtype)[:, :keys]  # as keys are cut off
+    exact = attention(q.float(), k.float(), v.float(), backend="math")
+    spread = (exact - v.float().mean(1, keepdim=True)).norm()
+    found = eight_bit_attention.eight_bit_attention(q, k, v).float()
+    assert (found - exact).norm() / spread < 0.06  # where the result is rounded to bf16 as well
+    assert (found - eight_bit_attention.formula(q, k, v).float()).norm() / spread < 0.04

@@ -126,9 +126,12 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
 class AttentionMode(Section, title="Attention"):
     """Which attention generation uses."""
 
-    attn_mode: Literal["auto", "torch", "sdpa", "math", "flash", "flash2", "flash3", "sageattn", "xformers"] = opt(
-        "auto", "Attention: auto takes the fastest that works; torch is the same as sdpa, flash the same as flash2."
-    )
+    attn_mode: Literal[
+        "auto", "torch", "sdpa", "math", "flash", "flash2", "flash3", "sageattn", "xformers", "8bit"
+    ] = opt(
+        "auto", "Attention: auto takes the fastest exact one; 8bit is faster on RTX 40, H100 and newer, and as exact "
+        "as --fp8_scaled; torch is the same as sdpa, flash the same as flash2.",
+    )  # fmt: skip
 
     @property
     def backend(self) -> str:

@@ -1,0 +1,139 @@
+"""Attention in 8 bits, for generating: twice the arithmetic of bf16 on GPUs from Ada and Hopper on.
+
+As SageAttention 2 (Zhang et al., arXiv 2411.10958) found it to be accurate enough: scores from int8 codes, of queries
+with a scale each and of keys less their mean with a scale for each block (the mean moves all scores of a query alike,
+which softmax does not see); weights in float8, times values in float8 with a scale for each channel, less their mean,
+which is added again. Softmax and sums are float32. The ideas are theirs, the kernels ours.
+
+On CUDA Triton kernels; on a CPU the formula: as accurate, and no faster than attention. Has no gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .fp8 import CODES
+
+BLOCK = 128
+"""Keys that share a scale."""
+LARGEST_CODE = 127
+SMALLEST_SCALE = 1e-12
+WEIGHT_BITS = 8
+"""Weights of a query are 2^8 times as large until the end, so that small ones keep digits in float8."""
+WIDTHS = (64, 128)
+"""Channels of a head that the kernels know."""
+SHORTEST = 2048
+"""Keys: attention to fewer, as to a text, takes little time, and quantising them would be most of it."""
+FIRST_CAPABILITY = (8, 9)
+
+LARGEST_VALUE = torch.finfo(CODES).max
+_QUERIES_AT_A_TIME = 1024  # of the formula
+
+
+class Statistics(NamedTuple):
+    """Of keys and values, [B, H, D] float32."""
+
+    key_mean: Tensor
+    value_mean: Tensor
+    value_scale: Tensor
+
+
+def score_factor(width: int) -> float:
+    """What scores are multiplied by so that 2 to the power of them is e to the power of q·k / sqrt(D)."""
+    return math.log2(math.e) / math.sqrt(width)
+
+
+def statistics(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
+    """Over all tokens."""
+    lowest, highest = torch.aminmax(v_BLHD.float(), dim=1)
+    mean = v_BLHD.mean(dim=1, dtype=torch.float32)
+    return Statistics(k_BLHD.mean(dim=1, dtype=torch.float32), mean, value_scale(lowest, highest, mean))
+
+
+def value_scale(lowest: Tensor, highest: Tensor, mean: Tensor) -> Tensor:
+    """So that the value furthest from the mean becomes the largest code."""
+    return (torch.maximum(highest - mean, mean - lowest) / LARGEST_VALUE).clamp(min=SMALLEST_SCALE)
+
+
+def is_worth_it(q_BLHD: Tensor, k_BLHD: Tensor) -> bool:
+    """Whether the kernels know such heads, and there are enough keys."""
+    return q_BLHD.shape[-1] in WIDTHS and k_BLHD.shape[1] >= SHORTEST
+
+
+@functools.cache
+def missing(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this device, in a few words; None when they can, or need not (on a CPU)."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"it has kernels for NVIDIA GPUs only, not for {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FIRST_CAPABILITY:
+        found, first = (".".join(map(str, one)) for one in (capability, FIRST_CAPABILITY))
+        return f"it needs a GPU of compute capability {first} or more (RTX 40, H100), and this one has {found}"
+    try:
+        from .eight_bit_attention_triton import attend
+
+        attend(*(torch.ones(1, 16, 1, WIDTHS[0], device=device, dtype=torch.bfloat16) for _ in range(3)))
+    except (RuntimeError, OSError, ImportError) as error:
+        return f"Triton cannot compile its kernels here: {error}"
+    return None
+
+
+@torch.library.custom_op("musubi::eight_bit_attention", mutates_args=())
+def eight_bit_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: [B, L of q, H, D] in v's dtype. To be asked for only where nothing is `missing`."""
+    if q_BLHD.is_cuda:
+        from .eight_bit_attention_triton import attend
+
+        return attend(q_BLHD, k_BLHD, v_BLHD)
+    return formula(q_BLHD, k_BLHD, v_BLHD)
+
+
+@eight_bit_attention.register_fake
+def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    return v_BLHD.new_empty(q_BLHD.shape)
+
+
+# ---------------------------------------------------------------------------------------------------- the formula
+
+
+def formula(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """What the kernels compute, in PyTorch's own operations."""
+    measured = statistics(k_BLHD, v_BLHD)
+    q_codes, q_scale = _row_codes(q_BLHD.float().transpose(1, 2))
+    k_codes, k_scale = _block_codes((k_BLHD.float() - measured.key_mean[:, None]).transpose(1, 2))
+    v_codes = (v_BLHD.float() - measured.value_mean[:, None]) / measured.value_scale[:, None]
+    v_codes = v_codes.clamp(-LARGEST_VALUE, LARGEST_VALUE).to(CODES).float().transpose(1, 2)
+    q_scale = q_scale * score_factor(q_BLHD.shape[-1])
+    found = [
+        _weighted(codes @ k_codes.mT * scale * k_scale.mT, v_codes)
+        for codes, scale in zip(q_codes.split(_QUERIES_AT_A_TIME, 2), q_scale.split(_QUERIES_AT_A_TIME, 2), strict=True)
+    ]
+    found_BHLD = torch.cat(found, dim=2) * measured.value_scale[:, :, None] + measured.value_mean[:, :, None]
+    return found_BHLD.transpose(1, 2).to(v_BLHD.dtype)
+
+
+def _row_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
+    scale = (rows_BHLD.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp(min=SMALLEST_SCALE)
+    return torch.floor(rows_BHLD / scale + 0.5), scale
+
+
+def _block_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes, and for each row the scale of its block [B, H, L, 1]."""
+    blocks = rows_BHLD.split(BLOCK, dim=2)
+    largest = torch.cat(
+        [block.abs().amax((2, 3), keepdim=True).expand(-1, -1, block.shape[2], -1) for block in blocks], 2
+    )
+    scale = (largest / LARGEST_CODE).clamp(min=SMALLEST_SCALE)
+    return torch.floor(rows_BHLD / scale + 0.5), scale
+
+
+def _weighted(scores_BHMN: Tensor, v_codes: Tensor) -> Tensor:
+    weights = torch.exp2(scores_BHMN - scores_BHMN.amax(-1, keepdim=True) + WEIGHT_BITS)
+    return weights.to(CODES).float() @ v_codes / weights.sum(-1, keepdim=True)

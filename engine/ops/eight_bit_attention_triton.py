@@ -1,0 +1,229 @@
+"""The Triton kernels of ops/eight_bit_attention.py. Importing needs Triton.
+
+Codes are made by kernels of their own: of queries too, since what a program makes itself stays in registers, from where
+products are slower than from shared memory (34.5 for 28.8 ms, 32,760 tokens, 40 heads, H200).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .eight_bit_attention import (
+    BLOCK,
+    LARGEST_CODE,
+    LARGEST_VALUE,
+    SMALLEST_SCALE,
+    WEIGHT_BITS,
+    Statistics,
+    score_factor,
+    value_scale,
+)
+from .fp8 import CODES
+
+_QUERIES, _WARPS, _STAGES = 64, 4, 2
+"""Of a program of `_attend`: three of them share a multiprocessor of an H100, and one's softmax runs beside another's
+products. Fastest of eight such choices (benchmarks/README.md)."""
+_MEASURED = 1024  # tokens of a program of `_measure`
+
+
+@triton.jit
+def _measure(
+    keys, values, key_sums, value_sums, lowest, highest, length, heads,
+    k_sample, k_token, k_head, v_sample, v_token, v_head,
+    tokens: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """Of `tokens` tokens of a head: sums of keys and values, least and greatest values; each [parts, B·H, D]."""
+    part, sample_head = tl.program_id(0), tl.program_id(1)
+    sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
+    places = tl.arange(0, width)
+    key_sum = tl.zeros([width], tl.float32)
+    value_sum = tl.zeros([width], tl.float32)
+    least = tl.full([width], float("inf"), tl.float32)
+    greatest = tl.full([width], float("-inf"), tl.float32)
+    for start in range(0, tokens, block):
+        row = (part * tokens + start + tl.arange(0, block)).to(tl.int64)[:, None]
+        inside = row < length
+        key = tl.load(
+            keys + sample * k_sample + row * k_token + head * k_head + places[None, :], mask=inside, other=0.0
+        )
+        value = tl.load(
+            values + sample * v_sample + row * v_token + head * v_head + places[None, :], mask=inside, other=0.0
+        )
+        value = value.to(tl.float32)
+        key_sum += tl.sum(key.to(tl.float32), axis=0)
+        value_sum += tl.sum(value, axis=0)
+        least = tl.minimum(least, tl.min(tl.where(inside, value, float("inf")), axis=0))
+        greatest = tl.maximum(greatest, tl.max(tl.where(inside, value, float("-inf")), axis=0))
+    at = (part * tl.num_programs(1) + sample_head) * width + places
+    tl.store(key_sums + at, key_sum)
+    tl.store(value_sums + at, value_sum)
+    tl.store(lowest + at, least)
+    tl.store(highest + at, greatest)
+
+
+@triton.jit
+def _rounded(values):
+    return tl.floor(values + 0.5).to(tl.int8)
+
+
+@triton.jit
+def _quantize_queries(
+    queries, codes, scales, length, heads, q_sample, q_token, q_head, score_factor,
+    largest: tl.constexpr, smallest: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """Of a block of a head: int8 codes [B, L, H, D], and what their scores are to be multiplied by, [B·H, L]."""
+    number, sample_head = tl.program_id(0), tl.program_id(1)
+    sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
+    places = tl.arange(0, width)
+    token = number * block + tl.arange(0, block)
+    row = token.to(tl.int64)[:, None]
+    inside = row < length
+    query = tl.load(
+        queries + sample * q_sample + row * q_token + head * q_head + places[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(query), axis=1) / largest, smallest)
+    tl.store(scales + sample_head.to(tl.int64) * length + token, scale * score_factor, mask=token < length)
+    place = ((sample * length + row) * heads + head) * width + places[None, :]
+    tl.store(codes + place, _rounded(query / scale[:, None]), mask=inside)
+
+
+@triton.jit
+def _quantize(
+    keys, values, key_means, value_means, value_scales, key_codes, key_scales, value_codes, length, heads,
+    k_sample, k_token, k_head, v_sample, v_token, v_head,
+    largest: tl.constexpr, largest_value: tl.constexpr, smallest: tl.constexpr,
+    block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """Of a block of a head: int8 codes of keys [B, L, H, D] with a scale [B·H, blocks], float8 codes of values, across
+    [B·H, D, blocks · block]. Past the last token values are 0."""
+    number, sample_head = tl.program_id(0), tl.program_id(1)
+    sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
+    places = tl.arange(0, width)
+    token = number * block + tl.arange(0, block)
+    row = token.to(tl.int64)[:, None]
+    inside = row < length
+    at = sample_head * width + places
+
+    key = tl.load(keys + sample * k_sample + row * k_token + head * k_head + places[None, :], mask=inside, other=0.0)
+    key = tl.where(inside, key.to(tl.float32) - tl.load(key_means + at)[None, :], 0.0)
+    scale = tl.maximum(tl.max(tl.max(tl.abs(key), axis=1), axis=0) / largest, smallest)
+    tl.store(key_scales + sample_head * tl.num_programs(0) + number, scale)
+    tl.store(
+        key_codes + ((sample * length + row) * heads + head) * width + places[None, :],
+        _rounded(key / scale),
+        mask=inside,
+    )
+
+    value = tl.load(
+        values + sample * v_sample + row * v_token + head * v_head + places[None, :], mask=inside, other=0.0
+    )
+    value = (value.to(tl.float32) - tl.load(value_means + at)[None, :]) / tl.load(value_scales + at)[None, :]
+    value = tl.minimum(tl.maximum(tl.where(inside, value, 0.0), -largest_value), largest_value)
+    across = at.to(tl.int64)[:, None] * (tl.num_programs(0) * block) + token[None, :]
+    tl.store(value_codes + across, tl.trans(value).to(value_codes.dtype.element_ty))
+
+
+@triton.jit
+def _attend(
+    query_tiles, key_tiles, value_tiles, query_scales, key_scales, value_scales, value_means, out,
+    q_length, k_length, heads,
+    bits: tl.constexpr, tokens: tl.constexpr, block: tl.constexpr, width: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """`tokens` queries of a head, block by block of keys: [B, L, H, D]."""
+    number, sample_head = tl.program_id(0), tl.program_id(1)
+    sample, head = sample_head // heads, sample_head % heads
+    token = number * tokens + tl.arange(0, tokens)
+    q_MD = query_tiles.load([sample * q_length + number * tokens, head * width])
+    q_scale_M = tl.load(query_scales + sample_head.to(tl.int64) * q_length + token, mask=token < q_length, other=0.0)
+
+    largest_M = tl.full([tokens], float("-inf"), tl.float32)
+    total_M = tl.zeros([tokens], tl.float32)
+    found_MD = tl.zeros([tokens, width], tl.float32)
+    blocks = tl.cdiv(k_length, block)
+    whole = k_length // block
+    for index in tl.range(0, whole, num_stages=stages):
+        k_ND = key_tiles.load([sample * k_length + index * block, head * width])
+        scale_M = q_scale_M * tl.load(key_scales + sample_head * blocks + index)
+        score_MN = tl.dot(q_MD, tl.trans(k_ND), out_dtype=tl.int32).to(tl.float32)
+        reached_M = tl.maximum(largest_M, tl.max(score_MN, axis=1) * scale_M)
+        weight_MN = tl.exp2(score_MN * scale_M[:, None] - (reached_M - bits)[:, None])
+        fading_M = tl.exp2(largest_M - reached_M)
+        total_M = total_M * fading_M + tl.sum(weight_MN, axis=1)
+        v_DN = value_tiles.load([sample_head * width, index * block])
+        # a sum of its own for each block: what products in float8 are added up in is narrower than float32
+        found_MD = found_MD * fading_M[:, None] + tl.dot(weight_MN.to(v_DN.dtype), tl.trans(v_DN))
+        largest_M = reached_M
+    if whole < blocks:  # the same, of fewer keys
+        k_ND = key_tiles.load([sample * k_length + whole * block, head * width])
+        scale_M = q_scale_M * tl.load(key_scales + sample_head * blocks + whole)
+        score_MN = tl.dot(q_MD, tl.trans(k_ND), out_dtype=tl.int32).to(tl.float32) * scale_M[:, None]
+        counts = whole * block + tl.arange(0, block) < k_length
+        score_MN = tl.where(counts[None, :], score_MN, float("-inf"))
+        reached_M = tl.maximum(largest_M, tl.max(score_MN, axis=1))
+        weight_MN = tl.exp2(score_MN - (reached_M - bits)[:, None])
+        fading_M = tl.exp2(largest_M - reached_M)
+        total_M = total_M * fading_M + tl.sum(weight_MN, axis=1)
+        v_DN = value_tiles.load([sample_head * width, whole * block])
+        found_MD = found_MD * fading_M[:, None] + tl.dot(weight_MN.to(v_DN.dtype), tl.trans(v_DN))
+
+    places = tl.arange(0, width)
+    at = sample_head * width + places
+    found_MD = found_MD * tl.load(value_scales + at)[None, :] / total_M[:, None] + tl.load(value_means + at)[None, :]
+    row = token.to(tl.int64)[:, None]
+    place = ((sample.to(tl.int64) * q_length + row) * heads + head) * width + places[None, :]
+    tl.store(out + place, found_MD.to(out.dtype.element_ty), mask=row < q_length)
+
+
+def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """As `eight_bit_attention`, on the CUDA device of q."""
+    q_BLHD, k_BLHD, v_BLHD = (part if part.stride(-1) == 1 else part.contiguous() for part in (q_BLHD, k_BLHD, v_BLHD))
+    samples, q_length, heads, width = q_BLHD.shape
+    k_length = k_BLHD.shape[1]
+    blocks, each = triton.cdiv(k_length, BLOCK), samples * heads
+    with torch.cuda.device(q_BLHD.device):
+        measured = _measured(k_BLHD, v_BLHD)
+        q_codes = torch.empty(q_BLHD.shape, device=q_BLHD.device, dtype=torch.int8)
+        q_scales = measured.value_scale.new_empty(each, q_length)
+        _quantize_queries[(triton.cdiv(q_length, BLOCK), each)](
+            q_BLHD, q_codes, q_scales, q_length, heads, *q_BLHD.stride()[:3], score_factor(width),
+            largest=LARGEST_CODE, smallest=SMALLEST_SCALE, block=BLOCK, width=width,
+        )  # fmt: skip
+        k_codes = torch.empty(k_BLHD.shape, device=q_BLHD.device, dtype=torch.int8)
+        k_scales = measured.value_scale.new_empty(each, blocks)
+        v_codes = torch.empty(each * width, blocks * BLOCK, device=q_BLHD.device, dtype=CODES)
+        _quantize[(blocks, each)](
+            k_BLHD, v_BLHD, *measured, k_codes, k_scales, v_codes, k_length, heads,
+            *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
+            largest=LARGEST_CODE, largest_value=LARGEST_VALUE, smallest=SMALLEST_SCALE, block=BLOCK, width=width,
+        )  # fmt: skip
+        out = torch.empty(q_BLHD.shape, device=q_BLHD.device, dtype=v_BLHD.dtype)
+        _attend[(triton.cdiv(q_length, _QUERIES), each)](
+            _tiles(q_codes.view(-1, heads * width), _QUERIES, width),
+            _tiles(k_codes.view(-1, heads * width), BLOCK, width), _tiles(v_codes, width, BLOCK),
+            q_scales, k_scales, measured.value_scale, measured.value_mean, out, q_length, k_length, heads,
+            bits=WEIGHT_BITS, tokens=_QUERIES, block=BLOCK, width=width, stages=_STAGES, num_warps=_WARPS,
+        )  # fmt: skip
+    return out
+
+
+def _measured(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
+    """As `statistics`, reading keys and values once."""
+    samples, length, heads, width = k_BLHD.shape
+    parts = triton.cdiv(length, _MEASURED)
+    found = torch.empty(4, parts, samples * heads, width, device=k_BLHD.device)
+    _measure[(parts, samples * heads)](
+        k_BLHD, v_BLHD, *found, length, heads, *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
+        tokens=_MEASURED, block=BLOCK, width=width,
+    )  # fmt: skip
+    key_mean, mean = (found[:2].sum(1) / length).view(2, samples, heads, width)
+    lowest, highest = (one.view(samples, heads, width) for one in (found[2].amin(0), found[3].amax(0)))
+    return Statistics(key_mean, mean, value_scale(lowest, highest, mean))
+
+
+def _tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A matrix that the kernel loads in tiles, where the GPU can by its copy engine."""
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
