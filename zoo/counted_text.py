@@ -23,9 +23,8 @@ from engine.ops.attention import attention
 class CountedCrossAttention(CrossAttention):
     """Cross-attention whose last text token stands for all padding that is not there."""
 
-    def __init__(self, config: WanConfig, *, backend: str):
-        super().__init__(config, backend=backend)
-        self.text_len = config.text_len
+    def filled(self, text_BLHD: Tensor) -> Tensor:
+        return text_BLHD
 
     def forward(self, x_BLD: Tensor, seen: Sequence[Sequence[Tensor]]) -> Tensor:
         q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))

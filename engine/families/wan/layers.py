@@ -47,6 +47,7 @@ class CrossAttention(SelfAttention):
 
     def __init__(self, config: WanConfig, *, backend: str):
         super().__init__(config, backend=backend)
+        self.text_len = config.text_len
         if config.image_dim is not None:
             self.k_img = nn.Linear(config.dim, config.dim)
             self.v_img = nn.Linear(config.dim, config.dim)
@@ -54,10 +55,18 @@ class CrossAttention(SelfAttention):
 
     def seen(self, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> tuple[tuple[torch.Tensor, ...], ...]:
         """Keys and values of the text, and of the image tokens where there are any."""
-        pairs = [(self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD)))]
+        text_k_BLHD, text_v_BLHD = self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD))
+        pairs = [(self.filled(text_k_BLHD), self.filled(text_v_BLHD))]
         if image_BLD is not None:
             pairs.append((self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD))))
         return tuple(pairs)
+
+    def filled(self, text_BLHD: torch.Tensor) -> torch.Tensor:
+        """As many tokens as the model was trained with. Those that are missing are padding, and like the last one."""
+        missing = self.text_len - text_BLHD.shape[1]
+        if not missing:
+            return text_BLHD
+        return torch.cat([text_BLHD, text_BLHD[:, -1:].expand(-1, missing, -1, -1)], dim=1)
 
     def forward(self, x_BLD: torch.Tensor, seen: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
         q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))

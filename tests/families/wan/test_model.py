@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.contract.errors import OptionError, WeightsError
 from engine.families.wan.detect import WanConfig
-from engine.families.wan.model import blocks, build, cond_from_batch, load, velocity
+from engine.families.wan.model import WanModel, blocks, build, cond_from_batch, load, velocity
 from engine.parts.embeddings import Float32Linear, PatchConv3d, timestep_features
 from engine.parts.rope import rotate, wan_table
 from engine.parts.weights import write_weights
@@ -106,6 +106,20 @@ def test_padding_is_zeros_and_is_attended():
     assert torch.equal(velocity(model, x_BCTHW, timestep_B, {"text": [by_hand]}), found)
     with pytest.raises(ValueError, match="513 tokens"):
         velocity(model, x_BCTHW, timestep_B, {"text": [torch.zeros(513, TINY.text_dim)]})
+
+
+def test_one_token_of_padding_stands_for_all(monkeypatch):
+    """On a CPU; with the gradients of what learns from it: the padding counts as often as it is attended to."""
+    model = randomised(TINY)
+    x_BCTHW, timestep_B, cond = inputs(TINY)
+    projections = [block.cross_attn.v.weight.requires_grad_() for block in model.blocks]
+    found = []
+    for length in (WanModel._text_length, lambda self, longest, device: self.config.text_len):
+        monkeypatch.setattr(WanModel, "_text_length", length)
+        out = velocity(model, x_BCTHW, timestep_B, cond)
+        found.append([out, *torch.autograd.grad(out.square().mean(), projections)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_forward_pass_never_waits_for_the_device():
