@@ -91,6 +91,11 @@ class Trial:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    try_lora(told(words))
+
+
+def told(words: Sequence[str] | None = None) -> Trial:
+    """What a command line says, and the settings that were found best for what it leaves out."""
     parser = argparse.ArgumentParser("python -m zoo.try_lora", description="Teach the pocket model a concept.")
     parser.add_argument("--models", type=Path, required=True, help="folder with the pocket files")
     parser.add_argument("--out", type=Path, required=True)
@@ -104,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--guidance", type=float, default=3.0, help="to generate with")
     parser.add_argument("--shift", type=float, default=4.0, help="of the noise levels that are trained")
-    try_lora(Trial(**vars(parser.parse_args(words))))
+    return Trial(**vars(parser.parse_args(words)))
 
 
 def try_lora(trial: Trial) -> dict[str, dict[str, float]]:
@@ -112,7 +117,7 @@ def try_lora(trial: Trial) -> dict[str, dict[str, float]]:
     trial.out.mkdir(parents=True, exist_ok=True)
     write_dataset(trial)
     near, new = near_captions(trial), new_captions(trial.concept, trial.seeds)
-    plain = [_plain_caption(HELD_OUT_SEED + n) for n in range(trial.seeds)]
+    plain = plain_captions(trial.seeds)
     report: dict[str, dict[str, float]] = {"seconds": train(trial, near[0])}
     lora = trial.out / "lora" / "concept.safetensors"
     rows = []
@@ -311,8 +316,10 @@ def _worded(concept: str, scene: scenes.Scene, seed: int) -> str:
     return next(text for text in wordings if f" {WORDS[concept]} " in f" {text} ")
 
 
-def _plain_caption(seed: int) -> str:
-    return scenes.caption(scenes.random_scene(seed, split="held_out"), seed=seed)
+def plain_captions(number: int) -> list[str]:
+    """Held-out ordinary prompts."""
+    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + number)
+    return [scenes.caption(scenes.random_scene(seed, split="held_out"), seed=seed) for seed in seeds]
 
 
 if __name__ == "__main__":

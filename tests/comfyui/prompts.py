@@ -1,11 +1,28 @@
-"""Prompts in the API's form, for tests that need no browser: caching and training on the demo's models."""
+"""Prompts in the API's form, for what needs no browser: one of our own, and those that saved workflows mean."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 OURS = "MusubiTuner_"
 TRAINER = "6"
+
+
+PAGE_ONLY = "control_after_generate"  # a widget that the page acts on
+
+
+def of_workflow(workflow: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The prompt that the page makes of a saved workflow; `changes`: class without our prefix → widget → value."""
+    sources = {number: [str(node), output] for number, node, output, *_ in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] != "MarkdownNote":
+            wired = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot.get("link") is not None}
+            named = {name: value for name, value in node["widgets_values_named"].items() if name != PAGE_ONLY}
+            name = node["type"].removeprefix(OURS)
+            prompt[str(node["id"])] = _node(name, **{**named, **changes.get(name, {}), **wired})
+    return prompt
 
 
 def training(name: str, *, steps: int = 2000, save_every: int = 0) -> dict[str, Any]:
@@ -27,5 +44,5 @@ def training(name: str, *, steps: int = 2000, save_every: int = 0) -> dict[str, 
     }  # fmt: skip
 
 
-def _node(name: str, **inputs: Any) -> dict[str, Any]:
+def _node(name: str, /, **inputs: Any) -> dict[str, Any]:
     return {"class_type": OURS + name, "inputs": inputs}

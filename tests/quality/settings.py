@@ -22,6 +22,7 @@ class Setting:
 
 
 FP8_SCALED = Setting("--fp8_scaled", WAN, ("--fp8_scaled",))
+EIGHT_BIT = Setting("--attn_mode 8bit", WAN, ("--attn_mode", "8bit"))
 FP8 = Setting("--fp8", WAN, ("--fp8",))
 STREAMED = Setting("--blocks_to_swap 6", WAN, ("--blocks_to_swap", 6))
 MAGCACHE = Setting("MagCache, its defaults", FRAMEPACK, ("--magcache_mag_ratios", RATIOS), clips=12)
