@@ -81,21 +81,31 @@ def attention(
     return torch.cat(samples)
 
 
-def available_backends() -> list[str]:
-    """The names that work on this machine: PyTorch's own, and those whose package is installed."""
+def available_backends(device: torch.device | None = None) -> list[str]:
+    """The names that work on this machine: PyTorch's own, and those whose package is installed. With a device those too
+    that must be tried out on it, which takes seconds."""
     absent = {
         name for name, (module, _, _) in _PACKAGES.items() if importlib.util.find_spec(module.split(".")[0]) is None
     }
     if {"flash2", "flash3"} <= absent:
         absent.add("flash")
-    if not torch.cuda.is_available() or missing(_device()):
+    if device is None or device.type == "cpu" or missing(device):
         absent.add("8bit")
     return [name for name in BACKENDS if name not in absent]
 
 
-def check_backend(backend: str) -> None:
-    """Raise OptionError when `backend` cannot work on this machine; cheap, for use before anything is loaded."""
+def check_backend(backend: str, device: torch.device | None = None) -> None:
+    """Raise OptionError when `backend` cannot work on this machine, or not on the device that is given.
+
+    For use before anything is loaded; `8bit` is tried out on the device, which takes seconds the first time.
+    """
     _find_kernel(backend)
+    why = missing(device) if backend == "8bit" and device is not None else None
+    if why is not None:
+        raise OptionError(
+            f"The attention backend 8bit cannot be used here: {why}.",
+            "Use --attn_mode auto; or sageattn, whose package has kernels for more GPUs.",
+        )
 
 
 def _find_kernel(backend: str) -> Kernel:
@@ -113,7 +123,7 @@ def _find_kernel(backend: str) -> Kernel:
         "flash3": lambda: _first_result(_imported("flash3")),
         "xformers": lambda: _imported("xformers"),
         "sageattn": lambda: _sage(_imported("sageattn")),
-        "8bit": _eight_bit,
+        "8bit": lambda: _eight_bit,
     }
     _kernels[backend] = makers[name]()
     return _kernels[backend]
@@ -123,7 +133,7 @@ def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
     if is_kept(q_BLHD, k_BLHD):
         return kept_attention(q_BLHD, k_BLHD, v_BLHD)
     if q_BLHD.is_cuda and _learns(q_BLHD, k_BLHD, v_BLHD):
-        with sdpa_kernel(_CUDA_ORDER[1:], set_priority=True):  # whose backward pass takes any length
+        with sdpa_kernel(_CUDA_ORDER[1:], set_priority=True):  # not cuDNN, whose backward pass wants whole tiles
             return _pytorch(q_BLHD, k_BLHD, v_BLHD)
     return _pytorch(q_BLHD, k_BLHD, v_BLHD)
 
@@ -180,22 +190,8 @@ def _sage(function: Callable) -> Kernel:
     return kernel
 
 
-def _eight_bit() -> Kernel:
-    why = missing(_device())
-    if why is not None:
-        raise OptionError(
-            f"The attention backend 8bit cannot be used here: {why}.",
-            "Use --attn_mode auto; or sageattn, whose package has kernels for more GPUs.",
-        )
-    return _where_worth_it
-
-
-def _where_worth_it(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+def _eight_bit(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     return (eight_bit_attention if is_worth_it(q_BLHD, k_BLHD) else _auto)(q_BLHD, k_BLHD, v_BLHD)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:

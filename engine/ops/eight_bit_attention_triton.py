@@ -1,7 +1,7 @@
 """The Triton kernels of ops/eight_bit_attention.py. Importing needs Triton.
 
 Codes are made by kernels of their own: of queries too, since what a program makes itself stays in registers, from where
-products are slower than from shared memory (34.5 for 28.8 ms, 32,760 tokens, 40 heads, H200).
+products are slower than from shared memory (35.7 for 30.3 ms, 32,760 tokens, 40 heads, H200).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .fp8 import CODES
 
 _QUERIES, _WARPS, _STAGES = 64, 4, 2
 """Of a program of `_attend`: three of them share a multiprocessor of an H100, and one's softmax runs beside another's
-products. Fastest of eight such choices (benchmarks/README.md)."""
+products. Fastest of eight such choices (benchmarks/h200_eight_bit_attention.json)."""
 _MEASURED = 1024  # tokens of a program of `_measure`
 
 

@@ -31,6 +31,8 @@ were right in both. NVIDIA names such lengths as a cause (NVIDIA/cudnn-frontend,
 GROUPS = 4
 """In which heads are made whole tiles of where memory is short: copies of all at once are five sizes of the tokens."""
 
+_HAS_FLASH = torch.backends.cuda.is_flash_attention_available()  # not in every build of torch
+
 Pair = tuple[Tensor, Tensor]
 _aten = torch.ops.aten
 
@@ -115,7 +117,7 @@ def can_compute(q_BLHD: Tensor) -> bool:
     if q_BLHD.device.type != "cuda" or torch.cuda.get_device_capability(q_BLHD.device) < (8, 0):
         return False
     half = _compute_dtype(q_BLHD) in (torch.float16, torch.bfloat16)
-    return half and q_BLHD.shape[-1] % 8 == 0 and q_BLHD.shape[-1] <= 256
+    return _HAS_FLASH and half and q_BLHD.shape[-1] % 8 == 0 and q_BLHD.shape[-1] <= 256
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -192,7 +194,9 @@ def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Callable[.
         return _cpu_forward, _cpu_backward
     parts = (part.detach().transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     asked = torch.backends.cuda.SDPAParams(*parts, None, 0.0, False, False)
-    if torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9 and torch.backends.cuda.can_use_cudnn_attention(asked):
+    hopper = torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9
+    # not float16: a key of zeros, which fills a tile up, weighs e^-logsumexp, soon more than float16 holds
+    if hopper and q_BLHD.dtype == torch.bfloat16 and torch.backends.cuda.can_use_cudnn_attention(asked):
         return _cudnn_forward, _cudnn_backward
     return _flash_forward, _flash_backward
 

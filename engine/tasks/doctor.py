@@ -18,6 +18,7 @@ from ..contract.job import Job
 from ..contract.packages import OPTIONAL, how_to_install
 from ..families import names
 from ..ops.attention import available_backends
+from ..ops.device import choose_device
 
 PACKAGES = (
     "torch", "accelerate", "transformers", "safetensors", "lycoris-lora", "av", "sentencepiece",
@@ -69,7 +70,7 @@ def run(job: Job, say: Say, control: Control) -> str:
             f"{os.cpu_count()} CPU cores, {memory.total / GIB:.1f} GiB RAM ({memory.available / GIB:.1f} free), "
             f"{disk.free / GIB:.1f} GiB free on disk",
         ],
-        "GPU": [*_gpus(), f"attention: {', '.join(available_backends())}"],
+        "GPU": [*_gpus(), f"attention: {', '.join(available_backends(choose_device(None)))}"],
         "Packages": [f"{package} {_version(package)}" for package in PACKAGES],
     }
     for title, lines in sections.items():

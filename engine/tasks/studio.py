@@ -29,6 +29,7 @@ from ..contract.options import (
 from ..families import part
 from ..families.values import Request
 from ..media.latents import load_latent, save_latent
+from ..ops.attention import check_backend
 from ..ops.device import free_memory
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
 from ..sampling.magcache import Calibration, MagCache, skipped_steps
@@ -89,7 +90,9 @@ class Studio:
         return self.experts.dit
 
     def check_files(self) -> None:
-        """A file that is missing, damaged or of another kind is refused now, not when it is reached."""
+        """A file that is missing, damaged or of another kind is refused now, not when it is reached; and attention that
+        this device has no kernels for."""
+        check_backend(self.job[AttentionMode].backend, self.device)
         self._bare_dit = self.experts.check()
         if GuidanceSteps in self.job:
             self.job[GuidanceSteps].check_layers(len(part(self.job.family, "model").blocks(self._bare_dit)))

@@ -129,8 +129,8 @@ class AttentionMode(Section, title="Attention"):
     attn_mode: Literal[
         "auto", "torch", "sdpa", "math", "flash", "flash2", "flash3", "sageattn", "xformers", "8bit"
     ] = opt(
-        "auto", "Attention: auto takes the fastest exact one; 8bit is faster on RTX 40, H100 and newer, and as exact "
-        "as --fp8_scaled; torch is the same as sdpa, flash the same as flash2.",
+        "auto", "Attention: auto takes the fastest exact one; 8bit is faster on H100 and H200, and works from RTX 40 "
+        "on; its rounding is that of --fp8_scaled; torch is the same as sdpa, flash the same as flash2.",
     )  # fmt: skip
 
     @property

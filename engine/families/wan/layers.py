@@ -103,7 +103,8 @@ class WanAttentionBlock(nn.Module):
         text_BLD: torch.Tensor,
         image_BLD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`time_B6D` float32: shift, scale, gate for self-attention, then for the feed-forward layer."""
+        """`time_B6D` float32: shift, scale, gate for self-attention, then for the feed-forward layer. `text_BLD`: all
+        text_len tokens, or fewer, the last of which is padding."""
         shift, scale, *others = (self.modulation.float() + time_B6D).chunk(6, dim=1)
         return self.after_attention(
             x_BLD,
