@@ -14,12 +14,20 @@ from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.fp8 import QuantizeOnLoad, quantize_model
 from engine.memory.sharing import SharedBlocks, ShareOnLoad, Shares, share_blocks
 from engine.memory.slots import COMPILED_WITH_GRAPHS
+from engine.ops import kept_attention
 from engine.parts.weights import WeightFile, load_into, open_weights, write_weights
 from tests.memory.company import Member, together
 from tests.memory.toy import Stack, inputs, train_steps
 
 CPU = torch.device("cpu")
 SEEDING = threading.Lock()  # threads have one source of random numbers
+
+
+@pytest.fixture(autouse=True)
+def no_shelf_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has one open shelf. Threads leave each other's open."""
+    monkeypatch.setattr(kept_attention, "_open_shelf", None)
+    monkeypatch.setattr(kept_attention, "_keep_from", None)
 
 
 def is_large(name: str) -> bool:
