@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
-from .kept_attention import can_compute, is_kept, kept_attention, own_attention
+from .kept_attention import can_compute, is_kept, own_attention
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
 
@@ -131,7 +131,7 @@ def _find_kernel(backend: str) -> Kernel:
 
 def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     if is_kept(q_BLHD, k_BLHD):
-        return kept_attention(q_BLHD, k_BLHD, v_BLHD)
+        return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=True)
     if q_BLHD.is_cuda and _learns(q_BLHD, k_BLHD, v_BLHD):
         with sdpa_kernel(_CUDA_ORDER[1:], set_priority=True):  # not cuDNN, whose backward pass wants whole tiles
             return _pytorch(q_BLHD, k_BLHD, v_BLHD)
@@ -151,7 +151,7 @@ def _auto(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
     if not q_BLHD.is_cuda or is_kept(q_BLHD, k_BLHD):
         return _sdpa(q_BLHD, k_BLHD, v_BLHD)
     if _learns(q_BLHD, k_BLHD, v_BLHD) and can_compute(q_BLHD):
-        return own_attention(q_BLHD, k_BLHD, v_BLHD)
+        return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=False)
     with sdpa_kernel(_CUDA_ORDER, set_priority=True):
         return _pytorch(q_BLHD, k_BLHD, v_BLHD)
 

@@ -31,6 +31,19 @@ _MEASURED = 1024  # tokens of a program of `_measure`
 
 
 @triton.jit
+def _tokens(values, sample, head, row, length, of_sample, of_token, of_head, width: tl.constexpr):
+    """These rows of a head as float32, 0 past the last one. The `of_` numbers are strides."""
+    at = sample * of_sample + row * of_token + head * of_head + tl.arange(0, width)[None, :]
+    return tl.load(values + at, mask=row < length, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _place(sample, head, row, length, heads, width: tl.constexpr):
+    """Where these rows of a head are in [B, L, H, D] without gaps."""
+    return ((sample * length + row) * heads + head) * width + tl.arange(0, width)[None, :]
+
+
+@triton.jit
 def _measure(
     keys, values, key_sums, value_sums, lowest, highest, length, heads,
     k_sample, k_token, k_head, v_sample, v_token, v_head,
@@ -39,7 +52,6 @@ def _measure(
     """Of `tokens` tokens of a head: sums of keys and values, least and greatest values; each [parts, B·H, D]."""
     part, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
-    places = tl.arange(0, width)
     key_sum = tl.zeros([width], tl.float32)
     value_sum = tl.zeros([width], tl.float32)
     least = tl.full([width], float("inf"), tl.float32)
@@ -47,18 +59,12 @@ def _measure(
     for start in range(0, tokens, block):
         row = (part * tokens + start + tl.arange(0, block)).to(tl.int64)[:, None]
         inside = row < length
-        key = tl.load(
-            keys + sample * k_sample + row * k_token + head * k_head + places[None, :], mask=inside, other=0.0
-        )
-        value = tl.load(
-            values + sample * v_sample + row * v_token + head * v_head + places[None, :], mask=inside, other=0.0
-        )
-        value = value.to(tl.float32)
-        key_sum += tl.sum(key.to(tl.float32), axis=0)
+        value = _tokens(values, sample, head, row, length, v_sample, v_token, v_head, width)
+        key_sum += tl.sum(_tokens(keys, sample, head, row, length, k_sample, k_token, k_head, width), axis=0)
         value_sum += tl.sum(value, axis=0)
         least = tl.minimum(least, tl.min(tl.where(inside, value, float("inf")), axis=0))
         greatest = tl.maximum(greatest, tl.max(tl.where(inside, value, float("-inf")), axis=0))
-    at = (part * tl.num_programs(1) + sample_head) * width + places
+    at = (part * tl.num_programs(1) + sample_head) * width + tl.arange(0, width)
     tl.store(key_sums + at, key_sum)
     tl.store(value_sums + at, value_sum)
     tl.store(lowest + at, least)
@@ -78,17 +84,14 @@ def _quantize_queries(
     """Of a block of a head: int8 codes [B, L, H, D], and what their scores are to be multiplied by, [B·H, L]."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
-    places = tl.arange(0, width)
     token = number * block + tl.arange(0, block)
     row = token.to(tl.int64)[:, None]
-    inside = row < length
-    query = tl.load(
-        queries + sample * q_sample + row * q_token + head * q_head + places[None, :], mask=inside, other=0.0
-    ).to(tl.float32)
+    query = _tokens(queries, sample, head, row, length, q_sample, q_token, q_head, width)
     scale = tl.maximum(tl.max(tl.abs(query), axis=1) / largest, smallest)
     tl.store(scales + sample_head.to(tl.int64) * length + token, scale * score_factor, mask=token < length)
-    place = ((sample * length + row) * heads + head) * width + places[None, :]
-    tl.store(codes + place, _rounded(query / scale[:, None]), mask=inside)
+    tl.store(
+        codes + _place(sample, head, row, length, heads, width), _rounded(query / scale[:, None]), mask=row < length
+    )
 
 
 @triton.jit
@@ -102,26 +105,19 @@ def _quantize(
     [B·H, D, blocks · block]. Past the last token values are 0."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
-    places = tl.arange(0, width)
     token = number * block + tl.arange(0, block)
     row = token.to(tl.int64)[:, None]
     inside = row < length
-    at = sample_head * width + places
+    at = sample_head * width + tl.arange(0, width)
 
-    key = tl.load(keys + sample * k_sample + row * k_token + head * k_head + places[None, :], mask=inside, other=0.0)
-    key = tl.where(inside, key.to(tl.float32) - tl.load(key_means + at)[None, :], 0.0)
+    key = _tokens(keys, sample, head, row, length, k_sample, k_token, k_head, width)
+    key = tl.where(inside, key - tl.load(key_means + at)[None, :], 0.0)
     scale = tl.maximum(tl.max(tl.max(tl.abs(key), axis=1), axis=0) / largest, smallest)
     tl.store(key_scales + sample_head * tl.num_programs(0) + number, scale)
-    tl.store(
-        key_codes + ((sample * length + row) * heads + head) * width + places[None, :],
-        _rounded(key / scale),
-        mask=inside,
-    )
+    tl.store(key_codes + _place(sample, head, row, length, heads, width), _rounded(key / scale), mask=inside)
 
-    value = tl.load(
-        values + sample * v_sample + row * v_token + head * v_head + places[None, :], mask=inside, other=0.0
-    )
-    value = (value.to(tl.float32) - tl.load(value_means + at)[None, :]) / tl.load(value_scales + at)[None, :]
+    value = _tokens(values, sample, head, row, length, v_sample, v_token, v_head, width)
+    value = (value - tl.load(value_means + at)[None, :]) / tl.load(value_scales + at)[None, :]
     value = tl.minimum(tl.maximum(tl.where(inside, value, 0.0), -largest_value), largest_value)
     across = at.to(tl.int64)[:, None] * (tl.num_programs(0) * block) + token[None, :]
     tl.store(value_codes + across, tl.trans(value).to(value_codes.dtype.element_ty))
@@ -170,11 +166,10 @@ def _attend(
         v_DN = value_tiles.load([sample_head * width, whole * block])
         found_MD = found_MD * fading_M[:, None] + tl.dot(weight_MN.to(v_DN.dtype), tl.trans(v_DN))
 
-    places = tl.arange(0, width)
-    at = sample_head * width + places
+    at = sample_head * width + tl.arange(0, width)
     found_MD = found_MD * tl.load(value_scales + at)[None, :] / total_M[:, None] + tl.load(value_means + at)[None, :]
     row = token.to(tl.int64)[:, None]
-    place = ((sample.to(tl.int64) * q_length + row) * heads + head) * width + places[None, :]
+    place = _place(sample.to(tl.int64), head, row, q_length, heads, width)
     tl.store(out + place, found_MD.to(out.dtype.element_ty), mask=row < q_length)
 
 

@@ -1,7 +1,7 @@
 """Attention whose result a checkpoint keeps, so that the recomputation in the backward pass need not run it again.
 
 Of all that a transformer block computes, attention to its own tokens costs most per byte of its result. While a `Shelf`
-is open for writing, `kept_attention` puts its output and softmax statistics there; while it is open for reading, it
+is open for writing, `own_attention` puts its output and softmax statistics there; while it is open for reading, it
 takes them back in the same order and computes nothing. The gradient comes from the ordinary kernels, which need only
 those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
 
@@ -106,7 +106,7 @@ _keep_from: int | None = None  # of the open shelf: a plain number, which torch.
 
 
 def is_kept(q_BLHD: Tensor, k_BLHD: Tensor) -> bool:
-    """Whether `attention` of these is to go through `kept_attention`: a shelf is open, and it is worth it."""
+    """Whether `attention` of these is to go through `own_attention`: a shelf is open, and it is worth it."""
     return _keep_from is not None and k_BLHD.shape[1] >= _keep_from and can_compute(q_BLHD)
 
 
@@ -125,13 +125,8 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-def kept_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D], kept on the open shelf or taken from it."""
-    return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=True)
-
-
-def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool = False) -> Tensor:
-    """The same, by the same kernels; only with `keep` on the shelf."""
+def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: kept on the open shelf, or taken from it."""
     dtype = _compute_dtype(q_BLHD)
     return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep)[0]
 
@@ -223,11 +218,11 @@ def _cudnn_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
     parts = (grad, q, k, v, out, statistics)
     if _is_room_for(grad, q, k, v, out):
         found = _cudnn_backward_of_tiles(*map(_whole_tiles, parts[:5]), statistics)
-        return [one[:, :, :length] for one, length in zip(found, (rows, columns, columns), strict=False)]
+        return [one[:, :, :length] for one, length in zip(found, (rows, columns, columns), strict=True)]
     made = [torch.empty_like(part) for part in (q, k, v)]
     for *heads, weights, q_grad, k_grad, v_grad in zip(*(x.chunk(GROUPS, 1) for x in (*parts, *made)), strict=True):
         found = _cudnn_backward_of_tiles(*map(_whole_tiles, heads), weights)
-        for target, one in zip((q_grad, k_grad, v_grad), found, strict=False):
+        for target, one in zip((q_grad, k_grad, v_grad), found, strict=True):
             target.copy_(one[:, :, : target.shape[2]])
     return made
 

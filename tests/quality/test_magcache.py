@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -51,23 +52,24 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     def clips(parts: Parts) -> Cached:
         steps: list[list[int]] = []
 
-        class Noting(parts.cache):  # type: ignore[name-defined]
-            def __init__(self, skipped: list[bool]):
-                super().__init__(skipped)
-                self._step = -1
-                self._ran: list[int] = []
-                steps.append(self._ran)
+        def noting(skipped: list[bool]) -> Callable[[Tensor, Run], Tensor]:
+            cache, numbers = parts.cache(skipped), count()
+            ran: list[int] = []
+            steps.append(ran)
 
-            def __call__(self, before_BLD: Tensor, run: Run) -> Tensor:
+            def call(before_BLD: Tensor, run: Run) -> Tensor:
+                step = next(numbers)
+
                 def noted() -> Tensor:
-                    self._ran.append(self._step)
+                    ran.append(step)
                     return run()
 
-                self._step += 1
-                return super().__call__(before_BLD, noted)
+                return cache(before_BLD, noted)
+
+            return call
 
         monkeypatch.setattr(studio, "skipped_steps", parts.skipped_steps)
-        monkeypatch.setattr(studio, "MagCache", Noting)
+        monkeypatch.setattr(studio, "MagCache", noting)
         return Cached(make(tmp_path / "cached", FRAMEPACK, *MAGCACHE.flags, numbers=CLIPS, steps=STEPS), steps)
 
     return clips
