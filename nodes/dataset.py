@@ -166,6 +166,11 @@ def _folder_widgets() -> tuple[Widget, ...]:
             label="control folder", help="Folder of control videos or images of the same names, for models that take "
             "them.",
         ),
+        Widget(
+            id="preserve_prior", kind="bool", default=False, advanced=True, label="preserve prior",
+            help="These are ordinary clips, on which the LoRA shall change nothing: it learns to answer them as the "
+            "model does without it. Keeps other prompts as they were.",
+        ),
     )  # fmt: skip
 
 
@@ -227,6 +232,8 @@ def _of_folder(chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
     if chosen["fp_latent_window_size"] != WINDOW:
         table["fp_latent_window_size"] = chosen["fp_latent_window_size"]
+    if chosen["preserve_prior"]:
+        table["preserve_prior"] = True
     if chosen["control_folder"] != NONE:
         table["control_directory"] = str(paths.named(chosen["control_folder"]))
     if videos:

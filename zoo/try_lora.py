@@ -69,6 +69,7 @@ cache_directory = "{cache}"
 target_frames = [{frames}]
 frame_extraction = "head"
 num_repeats = {repeats}
+preserve_prior = {prior}
 """
 
 
@@ -88,6 +89,7 @@ class Trial:
     rate: float
     guidance: float
     shift: float
+    prior: float
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -109,6 +111,7 @@ def told(words: Sequence[str] | None = None) -> Trial:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--guidance", type=float, default=3.0, help="to generate with")
     parser.add_argument("--shift", type=float, default=4.0, help="of the noise levels that are trained")
+    parser.add_argument("--prior", type=float, default=1.0, help="--prior_loss_weight of ordinary clips; 0: plain loss")
     return Trial(**vars(parser.parse_args(words)))
 
 
@@ -179,11 +182,12 @@ def write_dataset(trial: Trial) -> None:
         ordinary.append((scene, "" if number % _WORDLESS == 0 else scenes.caption(scene, seed=seed)))
     text = _DATASET.format(size=SIZE)
     for name, examples, repeats in (("concept", concept, trial.repeats), ("ordinary", ordinary, 1)):
+        prior = "true" if name == "ordinary" and trial.prior else "false"
         if examples:
             folder = trial.out / "clips" / name
             write_clips(folder, examples)
             clips, cache = (path.resolve().as_posix() for path in (folder, trial.out / "cache" / name))
-            text += _FOLDER.format(clips=clips, cache=cache, frames=FRAMES, repeats=repeats)
+            text += _FOLDER.format(clips=clips, cache=cache, frames=FRAMES, repeats=repeats, prior=prior)
     write_text(trial.out / "dataset.toml", text)
 
 
@@ -209,7 +213,7 @@ def train(trial: Trial, sample: str) -> dict[str, float]:
         "train", "wan", *dataset, "--dit", trial.models / DIT_NAME, "--task", _TASK, "--fresh", "--seed", 1,
         "--max_train_steps", trial.steps, "--learning_rate", trial.rate, "--lr_scheduler", "cosine",
         "--mixed_precision", "no", "--network_dim", trial.rank, "--network_alpha", trial.rank,
-        "--timestep_sampling", "shift", "--discrete_flow_shift", trial.shift,
+        "--timestep_sampling", "shift", "--discrete_flow_shift", trial.shift, "--prior_loss_weight", trial.prior,
         "--vae", trial.models / VAE_NAME, "--t5", trial.models / TEXT_NAME,
         "--sample_prompts", trial.out / "sample.txt", "--sample_every_n_steps", trial.steps,
         "--output_dir", trial.out / "lora", "--output_name", "concept",

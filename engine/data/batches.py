@@ -44,6 +44,7 @@ class TrainItem:
     dataset: int
     key: tuple[Any, ...]
     repeats: int = 1
+    preserves_prior: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)  # of all tensors, plain names
 
 
@@ -145,6 +146,7 @@ class _Checker:
             dataset=self._dataset.index,
             key=(width, height, latent_frames, *sorted(stacked.items())),
             repeats=self._dataset.num_repeats,
+            preserves_prior=self._dataset.preserve_prior,
             shapes=_plain({**shapes, **text_shapes}),
         )
 
@@ -287,6 +289,11 @@ class BatchSampler:
     def __len__(self) -> int:
         """Batches in an epoch, of all ranks together."""
         return sum(-(-len(bucket) // self._batch_sizes[key[0]]) for key, bucket in self._buckets.items())
+
+    @property
+    def preserves_prior(self) -> bool:
+        """Whether some of the items do."""
+        return any(bucket[0].preserves_prior for bucket in self._buckets.values())
 
     @property
     def largest_size(self) -> tuple[int, int]:

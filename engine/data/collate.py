@@ -1,8 +1,9 @@
 """From batches to tensors: reads cache files ahead of the training loop, on threads.
 
 A batch is a dict: keys lose their dtype, `latents…` their size too; `varlen_x` becomes `x`, a list of tensors of
-different lengths; all else is stacked. `timesteps` is there when the epoch's were drawn ahead. Knows no family and no
-device. Given up: worker processes; reading releases the interpreter lock, and spawned workers each import torch.
+different lengths; all else is stacked. `timesteps` is there when the epoch's were drawn ahead, `prior` (true) when the
+items are of a dataset with `preserve_prior`. Knows no family and no device. Given up: worker processes; reading
+releases the interpreter lock, and spawned workers each import torch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def collate(batch: Batch, *, pin_memory: bool = False) -> dict[str, Any]:
         result[name] = [tensor.clone() for tensor in tensors] if name in lists else _stack(name, tensors, batch)
     if batch.timesteps is not None:
         result["timesteps"] = torch.tensor(batch.timesteps, dtype=torch.float32)
-    return {name: _pinned(value) for name, value in result.items()} if pin_memory else result
+    if pin_memory:
+        result = {name: _pinned(value) for name, value in result.items()}
+    return {**result, "prior": True} if batch.items[0].preserves_prior else result
 
 
 def _tensors(item: TrainItem) -> dict[str, Tensor]:

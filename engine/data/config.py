@@ -46,6 +46,7 @@ class Dataset:
     caption_extension: str | None = None
     batch_size: int = 1
     num_repeats: int = 1
+    preserve_prior: bool = False
     enable_bucket: bool = False
     bucket_no_upscale: bool = False
     cache_directory: Path = Path(".")

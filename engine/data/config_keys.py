@@ -108,6 +108,7 @@ KEYS: dict[str, Key] = {
     "caption_extension": Key(_ANYWHERE, _extension),
     "batch_size": Key(_ANYWHERE, _whole(1)),
     "num_repeats": Key(_ANYWHERE, _whole(1)),
+    "preserve_prior": Key(_EACH, _flag),
     "enable_bucket": Key(_ANYWHERE, _flag),
     "bucket_no_upscale": Key(_ANYWHERE, _flag),
     "cache_directory": Key(_EACH, _text),

@@ -7,7 +7,8 @@ do not learn. Knows no model and exchanges no weights: whoever brings an expert 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +32,14 @@ class LoraNetworks(nn.Module):
         for index, network in enumerate(self._each().values()):
             network.multiplier = 1.0 if index == number else 0.0
             network.requires_grad_(index == number)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """As LoraNetwork's, over all."""
+        with ExitStack() as off:
+            for one in self._each().values():
+                off.enter_context(one.disabled())
+            yield
 
     def learning_in(self, block: nn.Module) -> list[nn.Parameter] | None:
         """As LoraNetwork's, over all."""

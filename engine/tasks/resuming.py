@@ -250,7 +250,10 @@ def binding_options(job: Job, items: Iterable[TrainItem], *, batch_sizes: Iterab
             if option.name not in _QUIET and not option.secret:
                 found[option.name] = _name_only(value) if option.file_kind else value
     validation = job[Validation]
-    clips = sorted((item.latent_path.name, item.dataset, item.repeats) for item in items)
+    clips = sorted(
+        (item.latent_path.name, item.dataset, item.repeats, *(["prior"] if item.preserves_prior else []))
+        for item in items
+    )
     told = json.dumps([clips, list(batch_sizes)])
     own = {
         "seed": seed,

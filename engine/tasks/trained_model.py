@@ -54,6 +54,11 @@ class TrainedModel:
     def velocity(self, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
         return self._model.velocity(self.dit, x_BCTHW, timestep_B, cond)
 
+    def prior(self, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+        """The velocity without what is trained; it has no gradient."""
+        with torch.no_grad(), self.network.disabled():
+            return self.velocity(x_BCTHW, timestep_B, cond)
+
     def conditioning(self, batch: dict[str, Any]) -> dict[str, Any]:
         return self._model.cond_from_batch(batch, **self._arguments)
 

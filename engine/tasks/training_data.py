@@ -36,6 +36,11 @@ class TrainingData:
     epochs: int
     binding: dict[str, Any]
 
+    @property
+    def preserves_prior(self) -> bool:
+        """Whether there are clips that the model shall go on answering as it does without the LoRA."""
+        return self.loader.sampler.preserves_prior
+
     def item_names(self, epoch: int, first: int, count: int) -> list[str]:
         """The cache files in some batches, for messages about them."""
         batches = self.loader.sampler.together(epoch)[first : first + count]

@@ -281,6 +281,8 @@ class _Training:
         values = {"loss/current": loss, "loss/average": self.window.mean, **rates, **levels}
         if self.setup.experts is not None:
             values[f"loss/{self.setup.experts.names[self.expert]}"] = loss
+        if not math.isnan(measured.strayed):
+            values["loss/prior"] = measured.strayed
         values["grad_norm"] = measured.gradient_norm
         if self.step % WEIGHT_NORM_EVERY == 0:
             values["weight_norm"] = self.setup.network.weight_norm()

@@ -13,19 +13,22 @@ from torch import Tensor
 from .experts import draw_within
 from .setup import Batch, Setup
 from .sigmas import SigmaSampling, loss_weight
-from .step import flow_error, to_device
+from .step import flow_error, prior_error, to_device
 
 
 class Drawn(NamedTuple):
-    """`sigma_B` is on the CPU; `error_BCTHW` squared and weighted, with a gradient.
+    """`loss` has a gradient; `sigma_B` is on the CPU; `error_B` is each sample's squared error, weighted.
 
-    `plain_B` is each sample's mean without its weight, `idle_B` what it would be for a model that answers zero.
+    `plain_B` is the same without the weight, `idle_B` what it would be for a model that answers zero. `strayed`: where
+    the batch is to be answered as without the LoRA, the mean squared difference from that answer, weighted; else None.
     """
 
+    loss: Tensor
     sigma_B: Tensor
-    error_BCTHW: Tensor
+    error_B: Tensor
     plain_B: Tensor
     idle_B: Tensor
+    strayed: Tensor | None = None
 
 
 def drawn_error(
@@ -49,20 +52,26 @@ def drawn_error(
         weight_B = weight_B.to(device)
     generator = torch.Generator(device=device).manual_seed(seed ^ 1)
     noise_BCTHW = torch.randn(latents_BCTHW.shape, generator=generator, device=device)
+    cond = to_device(setup.conditioning(batch), device)
+    drawn = {
+        "sigma_B": sigma_B.to(device),
+        "timestep_B": timestep_B.to(device),
+        "noise_BCTHW": noise_BCTHW,
+        "weight_B": weight_B,
+    }
+    strayed = None
     with setup.accelerator.autocast():
-        error_BCTHW = flow_error(
-            setup.velocity,
-            latents_BCTHW,
-            to_device(setup.conditioning(batch), device),
-            sigma_B=sigma_B.to(device),
-            timestep_B=timestep_B.to(device),
-            noise_BCTHW=noise_BCTHW,
-            weight_B=weight_B,
-        )
-    mean_B = error_BCTHW.detach().flatten(1).mean(1)
+        if setup.prior is not None and (batch.get("prior") or setup.shared is not None):
+            strayed_BCTHW, error_BCTHW = prior_error(setup.velocity, setup.prior, latents_BCTHW, cond, **drawn)
+            strayed = strayed_BCTHW.mean() if batch.get("prior") else None
+        else:
+            error_BCTHW = flow_error(setup.velocity, latents_BCTHW, cond, **drawn)
+    error_B = error_BCTHW.detach().flatten(1).mean(1)
     return Drawn(
+        loss=error_BCTHW.mean() if strayed is None else setup.prior_weight * strayed,
         sigma_B=sigma_B,
-        error_BCTHW=error_BCTHW,
-        plain_B=mean_B if weight_B is None else mean_B / weight_B,
+        error_B=error_B,
+        plain_B=error_B if weight_B is None else error_B / weight_B,
         idle_B=(noise_BCTHW - latents_BCTHW).square().flatten(1).mean(1),
+        strayed=None if strayed is None else strayed.detach(),
     )

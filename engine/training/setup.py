@@ -57,7 +57,9 @@ class Setup:
     An epoch is a row of micro-batches, `batches_per_epoch` of them, in an order that depends on nothing but the epoch;
     of several processes each takes every n-th. `batches(epoch, first)` yields this one's of an epoch (from 0), counted
     from number `first` of the row. A batch has "latents" (BCTHW), and may have "timesteps" (uniforms 0..1 of
-    `--num_timestep_buckets`); its latents times `latent_scale` are what the model takes.
+    `--num_timestep_buckets`). With `prior`, which is the model without what is trained, it may have "prior": whether it
+    shall go on answering like that, its loss times `prior_weight`. Latents times `latent_scale` are what the model
+    takes.
     `item_names(epoch, first, count)` names what some batches of the row hold.
     `velocity(noisy_BCTHW, timestep_B, cond)` runs the model. `on_sample(step, epoch)` makes
     samples, in the first process; epoch (from 1, 0 before training) is None when a step is the reason.
@@ -82,6 +84,8 @@ class Setup:
     say: Say
     control: Control
     latent_scale: float = 1.0
+    prior: Velocity | None = None
+    prior_weight: float = 1.0
     trackers: Sequence[Tracker] = ()
     on_sample: Callable[[int, int | None], None] | None = None
     item_names: Callable[[int, int, int], list[str]] | None = None

@@ -55,10 +55,36 @@ def flow_error(
     """
     latents_BCTHW, noise_BCTHW = latents_BCTHW.float(), noise_BCTHW.float()
     guess_BCTHW = velocity(add_noise(latents_BCTHW, noise_BCTHW, sigma_B), timestep_B, cond)
-    error_BCTHW = functional.mse_loss(guess_BCTHW.float(), noise_BCTHW - latents_BCTHW, reduction="none")
-    if weight_B is not None:
-        error_BCTHW = error_BCTHW * _over_samples(weight_B, error_BCTHW)
-    return error_BCTHW
+    return _squared(guess_BCTHW, noise_BCTHW - latents_BCTHW, weight_B)
+
+
+def prior_error(
+    velocity: Velocity,
+    prior: Velocity,
+    latents_BCTHW: Tensor,
+    cond: dict[str, Any],
+    *,
+    sigma_B: Tensor,
+    timestep_B: Tensor,
+    noise_BCTHW: Tensor,
+    weight_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(the squared difference from what `prior` predicts, the `flow_error`), each BCTHW, float32, weighted.
+
+    Prior preservation (Ruiz et al., DreamBooth, arXiv 2208.12242), with the model's own prediction instead of clips
+    that it made: it says what the model knows without the noise of single clips, and needs none that are the model's.
+    """
+    latents_BCTHW, noise_BCTHW = latents_BCTHW.float(), noise_BCTHW.float()
+    noisy_BCTHW = add_noise(latents_BCTHW, noise_BCTHW, sigma_B)
+    known_BCTHW = prior(noisy_BCTHW, timestep_B, cond).detach().float()
+    guess_BCTHW = velocity(noisy_BCTHW, timestep_B, cond)
+    truth_BCTHW = noise_BCTHW - latents_BCTHW
+    return _squared(guess_BCTHW, known_BCTHW, weight_B), _squared(guess_BCTHW, truth_BCTHW, weight_B)
+
+
+def _squared(guess_BCTHW: Tensor, target_BCTHW: Tensor, weight_B: Tensor | None) -> Tensor:
+    error_BCTHW = functional.mse_loss(guess_BCTHW.float(), target_BCTHW, reduction="none")
+    return error_BCTHW if weight_B is None else error_BCTHW * _over_samples(weight_B, error_BCTHW)
 
 
 def add_noise(latents_BCTHW: Tensor, noise_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ They are added up where they arise: only `take` waits for the device, once a ste
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from .watch import LEVELS, by_level
 class Measured(NamedTuple):
     """Of one step. `losses`: of each micro-batch. `level_sums`, `level_counts`: of its samples at each noise level.
 
-    `error` is the mean over its samples without their weights, `idle` what answering zero would have cost.
+    `error` is the mean over its samples without their weights, `idle` what answering zero would have cost. `strayed` is
+    the mean over its micro-batches that preserve the prior, NaN where there is none.
     """
 
     losses: list[float]
@@ -27,6 +29,7 @@ class Measured(NamedTuple):
     level_counts: list[float]
     error: float
     idle: float
+    strayed: float
 
 
 class Tally:
@@ -36,28 +39,40 @@ class Tally:
         self._losses: dict[int, Tensor] = {}
         self._levels = torch.zeros(2, LEVELS, device=device)
         self._errors = torch.zeros(2, device=device)
+        self._strayed = torch.zeros(2, device=device)  # sum and number of micro-batches
 
     def clear(self) -> None:
         """Begin a step."""
         self._losses.clear()
         self._levels.zero_()
         self._errors.zero_()
+        self._strayed.zero_()
 
     def add(self, number: int, drawn: Drawn) -> Tensor:
         """Take in micro-batch `number` of the step, and return its loss, which has a gradient."""
-        loss = drawn.error_BCTHW.mean()
-        self._losses[number] = loss.detach().float()
-        self._levels += by_level(drawn.sigma_B, drawn.error_BCTHW.detach().flatten(1).mean(1))
+        self._losses[number] = drawn.error_B.mean().float()
+        self._levels += by_level(drawn.sigma_B, drawn.error_B)
         self._errors += torch.stack([drawn.plain_B.sum(), drawn.idle_B.sum()])
-        return loss
+        if drawn.strayed is not None:
+            self._strayed += torch.stack([drawn.strayed, torch.ones_like(drawn.strayed)])
+        return drawn.loss
 
     def take(self, group: Group, norm: Tensor, *, count: int) -> Measured:
         """The step's `count` micro-batches of all processes, the same in each. `norm` of the gradients is theirs."""
         values = torch.zeros(count, device=self._levels.device)
         for number, loss in self._losses.items():
             values[number] = loss
-        group.add_up([values, self._levels, self._errors])
+        group.add_up([values, self._levels, self._errors, self._strayed])
         norm = norm.detach().float().view(1).to(values.device)
-        gradient_norm, error, idle, *rest = torch.cat([norm, self._errors, values, self._levels.flatten()]).tolist()
+        told = torch.cat([norm, self._errors, self._strayed, values, self._levels.flatten()]).tolist()
+        gradient_norm, error, idle, strayed, straying, *rest = told
         losses, sums, counts = rest[:count], rest[count : count + LEVELS], rest[count + LEVELS :]
-        return Measured(losses, gradient_norm, sums, counts, error / sum(counts), idle / sum(counts))
+        return Measured(
+            losses=losses,
+            gradient_norm=gradient_norm,
+            level_sums=sums,
+            level_counts=counts,
+            error=error / sum(counts),
+            idle=idle / sum(counts),
+            strayed=strayed / straying if straying else math.nan,
+        )

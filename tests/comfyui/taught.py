@@ -111,7 +111,7 @@ def _add_ordinary(prompt: dict[str, Any], trial: Trial) -> None:
 def _folder(trial: Trial, name: str, repeats: int) -> dict[str, Any]:
     """A dataset node's widgets for one of the folders that `write_dataset` makes."""
     return {
-        "source.folder": f"input/{trial.out.name}/clips/{name}", "source.num_repeats": repeats,
+        "source.folder": f"input/{trial.out.name}/clips/{name}", "source.num_repeats": repeats, "source.preserve_prior": name == "ordinary",
         "name": f"{NAME}_{name}",
     }  # fmt: skip
 

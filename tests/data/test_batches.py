@@ -46,6 +46,15 @@ def test_all_current_caches_are_found(tmp_path):
     assert {item.text_path.name for item in items} == {f"clip_{n}_wan_te.safetensors" for n in range(3)}
 
 
+def test_items_and_batches_know_whether_they_preserve_the_prior(tmp_path):
+    for preserving in (False, True):
+        items = load(cached(tmp_path / str(preserving), preserve_prior=preserving))
+        assert {item.preserves_prior for item in items} == {preserving}
+        sampler = BatchSampler(items, batch_sizes=[2], seed=0)
+        assert sampler.preserves_prior is preserving
+        assert [collate.collate(batch).get("prior", False) for batch in sampler.epoch(0)] == [preserving] * 2
+
+
 def test_sources_may_be_gone(tmp_path):
     config = cached(tmp_path)
     for path in (tmp_path / "videos").iterdir():

@@ -79,6 +79,63 @@ def test_overfits_one_item(tmp_path: Path) -> None:
     assert end < 0.6 * start
 
 
+def prior_of(some: Job):
+    """The job's model without its LoRA."""
+
+    def prior(x_BCTHW, timestep_B, cond):
+        with torch.no_grad(), some.network.disabled():
+            return some.dit(x_BCTHW, timestep_B, cond)
+
+    return prior
+
+
+def preserving(folder: Path, kept: range, **values) -> Job:
+    """A job to which the batches of these numbers are of what the model shall not forget."""
+
+    def marked(epoch: int, first: int):
+        for batch in batches(epoch, first):
+            yield {**batch, "prior": True} if int(batch["t5"][0][0]) in kept else batch
+
+    some = job(folder, setup={"batches": marked, "prior_weight": values.pop("prior_weight", 1.0)}, **values)
+    object.__setattr__(some.setup, "prior", prior_of(some))
+    return some
+
+
+def test_where_all_is_to_stay_nothing_is_learned_and_the_loss_is_told_all_the_same(tmp_path: Path) -> None:
+    some, still = preserving(tmp_path / "some", range(ITEMS)), job(tmp_path / "still", lr=0.0)
+    some.run()
+    still.run()
+    assert some.network.weight_norm() == 0 and some.losses == still.losses
+    assert {event.values["loss/prior"] for event in some.said(Metric)} == {0.0}
+
+
+def strayed(some: Job) -> float:
+    """How far the LoRA leads away from the model on all items but the first."""
+    with torch.no_grad():
+        each = [
+            (some.dit(batch["latents"], torch.tensor([500.0]), {"text": batch["t5"]})
+             - prior_of(some)(batch["latents"], torch.tensor([500.0]), {"text": batch["t5"]})).square().mean()
+            for batch in batches(0, 0) if batch["t5"][0][0] > 0
+        ]  # fmt: skip
+    return float(torch.stack(each).mean())
+
+
+def test_preserving_the_prior_keeps_the_rest_as_it_was(tmp_path: Path) -> None:
+    """Learning item 0 moves the others a tenth as far, and more weight on them less still."""
+    way = {"lr": 1e-2, "max_steps": 150, "schedule": Schedule()}
+    ways = {
+        "alone": job(tmp_path / "alone", count=1, **way),
+        "preserving": preserving(tmp_path / "preserving", range(1, ITEMS), **way),
+        "more": preserving(tmp_path / "more", range(1, ITEMS), prior_weight=10.0, **way),
+    }
+    for some in ways.values():
+        some.run()
+    moved = {name: strayed(some) for name, some in ways.items()}
+    assert moved["more"] < moved["preserving"] < 0.1 * moved["alone"]
+    told = [event.values.get("loss/prior", 0) for event in ways["preserving"].said(Metric)]
+    assert max(told) > 0 and told.count(0) >= 150 // ITEMS
+
+
 def test_learning_rate_zero_changes_nothing_and_still_saves(tmp_path: Path) -> None:
     """The reference drops the parameter group, and with it every parameter, at rate 0."""
     still = job(tmp_path, lr=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.training.step import add_noise, flow_step
+from engine.training.step import add_noise, flow_error, flow_step, prior_error
 
 
 def test_noise_mixing_at_both_ends() -> None:
@@ -47,3 +47,27 @@ def test_the_error_is_float32_whatever_the_model_answers() -> None:
     )
     expected = ((noise.bfloat16().float() - noise + clean.float()) ** 2).mean()
     assert loss.dtype == torch.float32 and torch.allclose(loss, expected)
+
+
+def test_prior_preservation_measures_the_way_from_the_prior_and_the_error_beside_it() -> None:
+    clean, noise = torch.randn(2, 4, 3, 2, 2), torch.randn(2, 4, 3, 2, 2)
+    values = {
+        "sigma_B": torch.tensor([0.3, 0.9]),
+        "timestep_B": torch.tensor([300.0, 900.0]),
+        "noise_BCTHW": noise,
+        "weight_B": torch.tensor([2.0, 0.5]),
+    }
+    learned = torch.tensor(0.5, requires_grad=True)
+
+    def prior(x, timestep, cond):
+        return 0.25 * x + cond["text"] * learned
+
+    def velocity(x, timestep, cond):
+        return 0.25 * x + cond["text"] * learned + timestep.view(-1, 1, 1, 1, 1) / 1000 * learned
+
+    strayed, error = prior_error(velocity, prior, clean, {"text": 3.0}, **values)
+    expected = torch.tensor([2.0 * 0.15**2, 0.5 * 0.45**2]).view(2, 1, 1, 1, 1).expand_as(clean)
+    assert torch.allclose(strayed, expected, atol=1e-5)
+    assert torch.equal(error, flow_error(velocity, clean, {"text": 3.0}, **values))
+    strayed[0].mean().backward()
+    assert torch.allclose(learned.grad, torch.tensor(2.0 * 2 * 0.15 * 3.3), atol=1e-4)  # none through the prior

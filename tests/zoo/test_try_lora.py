@@ -14,7 +14,7 @@ from zoo.try_lora import WORDS, Trial, near_captions, new_captions, varied_scene
 
 TRIAL = Trial(
     models=Path("models"), out=Path("out"), concept="zigzag", clips=3, ordinary=4, repeats=2, seeds=1, steps=1, rank=4,
-    rate=1e-3, guidance=2.0, shift=3.0,
+    rate=1e-3, guidance=2.0, shift=3.0, prior=1.0,
 )  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def test_the_dataset_has_the_concept_and_ordinary_clips_some_without_a_caption(t
     write_dataset(dataclasses.replace(TRIAL, out=tmp_path))
     concept, ordinary = load_config(tmp_path / "dataset.toml").datasets
     assert (concept.num_repeats, ordinary.num_repeats) == (2, 1)
+    assert (concept.preserve_prior, ordinary.preserve_prior) == (False, True)
     captions = [
         [path.read_text(encoding="utf-8").strip() for path in sorted(Path(str(table.source_directory)).glob("*.txt"))]
         for table in (concept, ordinary)

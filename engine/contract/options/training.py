@@ -53,6 +53,10 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         5.0, "A loss has exploded when it is so many times what is normal, or when most of five are worse than "
         "predicting nothing at all would be, which the base model was not. 0: never.", low=0, advanced=True,
     )  # fmt: skip
+    prior_loss_weight: float = opt(
+        1.0, "How much datasets with preserve_prior count: clips on which the LoRA shall change nothing.", low=0,
+        advanced=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
