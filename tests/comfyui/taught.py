@@ -83,7 +83,7 @@ def queue_training(server: Server, trial: Trial, samples: Sequence[str]) -> floa
         "DatasetConfig": _folder(trial, "concept", trial.repeats),
         "LoRATrainingConfig": {
             "max_train_steps": trial.steps, "seed": 1, "network_dim": trial.rank, "network_alpha": trial.rank,
-            "discrete_flow_shift": trial.shift, "save_every_n_steps": 0,
+            "discrete_flow_shift": trial.shift, "prior_loss_weight": trial.prior, "save_every_n_steps": 0,
         },
         "OptimizerConfig": {"learning_rate": trial.rate},
         "SamplingConfig": {
@@ -111,8 +111,8 @@ def _add_ordinary(prompt: dict[str, Any], trial: Trial) -> None:
 def _folder(trial: Trial, name: str, repeats: int) -> dict[str, Any]:
     """A dataset node's widgets for one of the folders that `write_dataset` makes."""
     return {
-        "source.folder": f"input/{trial.out.name}/clips/{name}", "source.num_repeats": repeats, "source.preserve_prior": name == "ordinary",
-        "name": f"{NAME}_{name}",
+        "source.folder": f"input/{trial.out.name}/clips/{name}", "source.num_repeats": repeats,
+        "source.preserve_prior": name == "ordinary" and bool(trial.prior), "name": f"{NAME}_{name}",
     }  # fmt: skip
 
 
