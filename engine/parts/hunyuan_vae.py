@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import DataError, WeightsError
+from .causal_conv import lay_channels_last
 from .hunyuan_vae_network import HunyuanVae
 from .tiles import Run, Tiling, tiled_in_space, tiled_in_time
 from .weights import WeightFile, load_into, metadata_number
@@ -181,6 +182,8 @@ def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype | N
     renamed = _Renamed(file)
     vae = build(renamed.shapes, groups=metadata_number(file, "norm_num_groups", default=NORM_GROUPS))
     load_into(vae, renamed, rename=lambda name: name, device=device, dtype=dtype)
+    if vae.device.type == "cuda":
+        lay_channels_last(vae)
     return vae
 
 

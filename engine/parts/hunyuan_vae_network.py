@@ -6,7 +6,9 @@ by chunk with the same result; tiles (hunyuan_vae.py) are the approximation that
 
 What is exact, and done here: a convolution makes its input a few frames at a time. Norm, SiLU, upsampling and padding
 of a large clip therefore never exist whole, only the convolutions' results do, and no tensor that a kernel indexes
-with 32 bits gets too long. Module names are the original checkpoint's; sizes come from the checkpoint's shapes.
+with 32 bits gets too long. On CUDA features lie channels-last, and what stands between two convolutions is done by
+kernels in two passes (ops/norm_pad.py); upsamplers convolve the clip before it is doubled. Module names are the
+original checkpoint's; sizes come from the checkpoint's shapes.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..ops import norm_pad
 from ..ops.attention import attention
-from .causal_conv import batch_to_frames, frames_to_batch
+from .causal_conv import batch_to_frames, empty_like_order, frames_to_batch
+from .doubled_convolution import doubled_convolution
 
 SLICE_ELEMENTS = 1 << 26
 """A convolution's input is made in slices of about so many numbers: 128 MiB in 16 bits."""
 
+VECTOR = 8  # channels
 NORM_EPS = 1e-6
 TIME_LEVELS = 2  # the last two resamplers of an encoder or a decoder halve or double the frames too
 
@@ -32,11 +37,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Frames:
-    """A clip that is made when it is asked for: `make(start, end)` gives these frames, [B, C, end - start, H, W]."""
+    """A clip that is made when it is asked for.
+
+    `make(start, end, edge)` gives frames start … end - 1 with `edge` more pixels on each side, which repeat the
+    outermost, [B, C, end - start, H + 2 edge, W + 2 edge]; before the clip's first frame comes that frame again.
+    """
 
     count: int
     elements: int  # numbers in one frame of the batch
-    make: Callable[[int, int], Tensor]
+    make: Callable[[int, int, int], Tensor]
 
     @property
     def at_once(self) -> int:
@@ -46,7 +55,28 @@ class Frames:
 def frames_of(x_BCFHW: Tensor) -> Frames:
     """A clip that is there already."""
     count = x_BCFHW.shape[2]
-    return Frames(count, x_BCFHW.numel() // count, lambda start, end: x_BCFHW[:, :, start:end])
+    if norm_pad.can_fuse(x_BCFHW):
+
+        def make(start: int, end: int, edge: int) -> Tensor:
+            return norm_pad.padded(x_BCFHW, start, end, edge=edge, channels=_whole_vectors(x_BCFHW.shape[1]))
+    else:
+
+        def make(start: int, end: int, edge: int) -> Tensor:
+            return _repeat_edges(x_BCFHW[:, :, max(start, 0) : end], start, edge)
+
+    return Frames(count, x_BCFHW.numel() // count, make)
+
+
+def _repeat_edges(x_BCFHW: Tensor, start: int, edge: int) -> Tensor:
+    """`Frames.make` of frames that are there from frame max(start, 0) on."""
+    if not edge and start >= 0:
+        return x_BCFHW
+    return functional.pad(x_BCFHW, (edge, edge, edge, edge, max(-start, 0), 0), mode="replicate")
+
+
+def _whole_vectors(channels: int) -> int:
+    """Tensor cores take channels that lie last by eights; others would be multiplied one by one."""
+    return -(-channels // VECTOR) * VECTOR
 
 
 class CausalConv3d(nn.Module):
@@ -58,29 +88,34 @@ class CausalConv3d(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
 
-    def forward(self, frames: Frames) -> Tensor:
+    def forward(self, frames: Frames, *, with_bias: bool = True) -> Tensor:
+        """`with_bias=False`: who takes the result adds the bias on the way, which saves a pass over it."""
         stride = self.conv.stride[0]
         count = (frames.count - 1) // stride + 1
         step = max(1, frames.at_once // stride)
-        beginning = self._convolve(frames, 0, min(step, count))
+        bias_C = self.conv.bias if with_bias else None
+        beginning = self._convolve(frames, 0, min(step, count), bias_C)
         if step >= count:
             return beginning
-        out = beginning.new_empty(*beginning.shape[:2], count, *beginning.shape[3:])
+        out = empty_like_order(beginning, (*beginning.shape[:2], count, *beginning.shape[3:]))
         out[:, :, :step] = beginning
         for start in range(step, count, step):
             end = min(start + step, count)
-            out[:, :, start:end] = self._convolve(frames, start, end)
+            out[:, :, start:end] = self._convolve(frames, start, end, bias_C)
         return out
 
-    def _convolve(self, frames: Frames, start: int, end: int) -> Tensor:
+    def _convolve(self, frames: Frames, start: int, end: int, bias_C: Tensor | None) -> Tensor:
         """Output frames start … end - 1."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        first = start * stride - (kernel - 1)
-        x_BCFHW = frames.make(max(first, 0), (end - 1) * stride + 1)
-        if kernel > 1:
-            edge = kernel // 2
-            x_BCFHW = functional.pad(x_BCFHW, (edge, edge, edge, edge, max(-first, 0), 0), mode="replicate")
-        return self.conv(x_BCFHW)
+        x_BCFHW = frames.make(start * stride - (kernel - 1), (end - 1) * stride + 1, kernel // 2)
+        weight = self.conv.weight
+        missing = x_BCFHW.shape[1] - weight.shape[1], _whole_vectors(len(weight)) - len(weight)
+        if any(missing) and norm_pad.can_fuse(x_BCFHW):
+            weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing[0], 0, missing[1]))
+            weight = weight.contiguous(memory_format=torch.channels_last_3d)
+            out_BCFHW = functional.conv3d(x_BCFHW, weight, None, self.conv.stride)[:, : self.conv.out_channels]
+            return out_BCFHW if bias_C is None else out_BCFHW + bias_C.view(-1, 1, 1, 1)
+        return functional.conv3d(x_BCFHW, weight, bias_C, self.conv.stride)
 
 
 class NormSilu(nn.GroupNorm):
@@ -89,19 +124,28 @@ class NormSilu(nn.GroupNorm):
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__(groups, channels, eps=NORM_EPS)
 
-    def frames(self, x_BCFHW: Tensor) -> Frames:
-        """The clip, normed and activated, for a convolution to ask for."""
+    def frames(self, x_BCFHW: Tensor, *, offset_C: Tensor | None = None) -> Frames:
+        """The clip (plus `offset_C`, where `can_fuse`), normed and activated, for a convolution to ask for."""
         given = frames_of(x_BCFHW)
-        if given.at_once >= given.count:
+        if norm_pad.can_fuse(x_BCFHW):
+            affine = norm_pad.group_norm_affine(
+                x_BCFHW, self.weight, self.bias, groups=self.num_groups, eps=self.eps, offset_C=offset_C
+            )
 
-            def make(start: int, end: int) -> Tensor:
-                return functional.silu(self(x_BCFHW), inplace=True)[:, :, start:end]
+            def make(start: int, end: int, edge: int) -> Tensor:
+                return norm_pad.padded(x_BCFHW, start, end, edge=edge, affine=affine)
+        elif given.at_once >= given.count:
+
+            def make(start: int, end: int, edge: int) -> Tensor:
+                return _repeat_edges(
+                    functional.silu(self(x_BCFHW), inplace=True)[:, :, max(start, 0) : end], start, edge
+                )
         else:
             scale_BC111, shift_BC111 = self._statistics(x_BCFHW, given.at_once)
 
-            def make(start: int, end: int) -> Tensor:
-                normed = torch.addcmul(shift_BC111, x_BCFHW[:, :, start:end], scale_BC111)
-                return functional.silu(normed, inplace=True).to(x_BCFHW.dtype)
+            def make(start: int, end: int, edge: int) -> Tensor:
+                normed = torch.addcmul(shift_BC111, x_BCFHW[:, :, max(start, 0) : end], scale_BC111)
+                return _repeat_edges(functional.silu(normed, inplace=True).to(x_BCFHW.dtype), start, edge)
 
         return Frames(given.count, given.elements, make)
 
@@ -134,9 +178,22 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel=1) if changes else None
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:
+        if norm_pad.can_fuse(x_BCFHW):
+            return self._fused(x_BCFHW)
         h_BCFHW = self.conv1(self.norm1.frames(x_BCFHW))
         h_BCFHW = self.conv2(self.norm2.frames(h_BCFHW))
         return h_BCFHW.add_(x_BCFHW if self.conv_shortcut is None else self.conv_shortcut(frames_of(x_BCFHW)))
+
+    def _fused(self, x_BCFHW: Tensor) -> Tensor:
+        """The same in fewer passes: convolutions leave their biases to what reads their results."""
+        h_BCFHW = self.conv1(self.norm1.frames(x_BCFHW), with_bias=False)
+        h_BCFHW = self.conv2(self.norm2.frames(h_BCFHW, offset_C=self.conv1.conv.bias), with_bias=False)
+        bias_C = self.conv2.conv.bias
+        if self.conv_shortcut is None:
+            return norm_pad.add_(h_BCFHW, x_BCFHW, bias_C)
+        conv = self.conv_shortcut.conv
+        mixed_BFHWC = functional.linear(x_BCFHW.permute(0, 2, 3, 4, 1), conv.weight.flatten(1))
+        return norm_pad.add_(h_BCFHW, mixed_BFHWC.permute(0, 4, 1, 2, 3), bias_C.float() + conv.bias.float())
 
 
 class FrameCausalAttention(nn.Module):
@@ -183,15 +240,21 @@ class Upsample(nn.Module):
         self.in_time = in_time
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:
+        if norm_pad.can_fuse(x_BCFHW):
+            conv = self.conv.conv
+            return doubled_convolution(
+                frames_of(x_BCFHW), conv.weight, conv.bias, in_time=self.in_time, elements=SLICE_ELEMENTS
+            )
         batch, _, count = x_BCFHW.shape[:3]
 
-        def make(start: int, end: int) -> Tensor:
+        def make(start: int, end: int, edge: int) -> Tensor:
+            first = max(start, 0)
             if self.in_time:  # 0, 1 1, 2 2, …
-                part_BCFHW = x_BCFHW[:, :, (torch.arange(start, end, device=x_BCFHW.device) + 1) // 2]
+                part_BCFHW = x_BCFHW[:, :, (torch.arange(first, end, device=x_BCFHW.device) + 1) // 2]
             else:
-                part_BCFHW = x_BCFHW[:, :, start:end]
+                part_BCFHW = x_BCFHW[:, :, first:end]
             large = functional.interpolate(frames_to_batch(part_BCFHW), scale_factor=2, mode="nearest")
-            return batch_to_frames(large, batch=batch)
+            return _repeat_edges(batch_to_frames(large, batch=batch), start, edge)
 
         elements = 4 * x_BCFHW.numel() // count
         return self.conv(Frames(2 * count - 1 if self.in_time else count, elements, make))
@@ -254,6 +317,8 @@ class Coder(nn.Module):
         return [self.mid_block, *levels] if self._middle_first else [*levels, self.mid_block]
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:
+        if self.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last_3d):
+            x_BCFHW = x_BCFHW.contiguous(memory_format=torch.channels_last_3d)
         x_BCFHW = self.conv_in(frames_of(x_BCFHW))
         for block in self.blocks():
             for layer in block.layers():  # here and not in a function of the block, which would keep its first input

@@ -9,6 +9,7 @@ import torch
 
 from engine.parts import hunyuan_vae as vae
 from engine.parts import hunyuan_vae_network as network
+from engine.parts.causal_conv import lay_channels_last
 from tests.layouts.checks import HERE, read_layout
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
@@ -57,6 +58,19 @@ def test_slices_change_nothing(half, clip, monkeypatch):
     monkeypatch.setattr(network, "SLICE_ELEMENTS", 1 << 22)
     assert distance(vae.encode(half, clip).mean_BCTHW, wanted) < 0.02
     assert distance(torch.cat(list(vae.decode_chunks(half, wanted)), dim=2), decoded) < 0.02
+
+
+def test_fused_passes_change_nothing(coder, half, clip):
+    """Channels last, norms in kernels, upsamplers computed from the clip before it is doubled."""
+    fused = vae.build(vae.original_shapes(read_layout(HERE / "hunyuanvideo_vae_tencent.json.gz")), device="cuda").half()
+    fused.load_state_dict(coder.state_dict())
+    lay_channels_last(fused)
+    exact = vae.encode(coder, clip).mean_BCTHW
+    found, plain = (vae.encode(each, clip).mean_BCTHW for each in (fused, half))
+    assert distance(found, exact) < 1.2 * distance(plain, exact)
+    latents = exact
+    exact, found, plain = (torch.cat(list(vae.decode_chunks(each, latents)), dim=2) for each in (coder, fused, half))
+    assert distance(found, exact) < 1.2 * distance(plain, exact)
 
 
 def test_memory_does_not_grow_with_the_clip(half):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.ops import eight_bit_attention, kept_attention, norm_silu, quantize_rows
+from engine.ops import eight_bit_attention, kept_attention, norm_pad, norm_silu, quantize_rows
 from engine.ops.attention import attention
 
 pytestmark = [
@@ -52,6 +52,32 @@ def test_norm_and_silu_are_the_formula(channels, batch):
     norm_silu.norm_silu(x, gain, out_BCFHW=room[:, :, 2:])
     torch.testing.assert_close(room[:, :, 2:].float(), norm_silu.formula(x.float(), gain.float()), rtol=8e-3, atol=4e-3)
     assert room[:, :, :2].isnan().all(), "the kernel wrote outside its frames"
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (512, 32), (24, 4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_what_stands_before_a_convolution_is_its_formula(channels, groups, dtype, with_offset):
+    torch.manual_seed(0)
+    x = (torch.randn(2, channels, 5, 33, 47, device="cuda") * 3 + 2).to(dtype)
+    x = x.to(memory_format=torch.channels_last_3d)
+    weight, bias, offset = (torch.randn(channels, device="cuda").to(dtype) for _ in range(3))
+    offset = offset if with_offset else None
+    with torch.no_grad():
+        assert norm_pad.can_fuse(x)
+        affine = norm_pad.group_norm_affine(x, weight, bias, groups=groups, eps=1e-6, offset_C=offset)
+        wanted = norm_pad.affine_formula(x, weight, bias, groups=groups, eps=1e-6, offset_C=offset)
+        for found, formula in zip(affine, wanted, strict=True):
+            torch.testing.assert_close(found, formula, rtol=1e-4, atol=1e-4)
+        for start, end, edge, own, room in ((-2, 5, 1, affine, channels), (1, 3, 0, None, channels + 8)):
+            found = norm_pad.padded(x, start, end, edge=edge, affine=own, channels=room)
+            formula = norm_pad.padded_formula(x, start, end, edge=edge, affine=own, channels=room)
+            assert norm_silu.is_channels_last(found)
+            torch.testing.assert_close(found, formula, rtol=8e-3, atol=4e-3)
+        summed = norm_pad.add_(x.clone(), x, weight)
+        torch.testing.assert_close(
+            summed.float(), 2 * x.float() + weight.float().view(-1, 1, 1, 1), rtol=8e-3, atol=4e-3
+        )
 
 
 LENGTHS = [(2048, 2048), (2049, 2049), (2112, 2112), (3000, 2051), (2051, 120), (14040, 512)]

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from engine.contract.errors import DataError, WeightsError
+from engine.ops import norm_pad
 from engine.parts import hunyuan_vae as vae
 from engine.parts import hunyuan_vae_network as network
 from engine.parts import tiny_hunyuan_vae as tiny
+from engine.parts.causal_conv import lay_channels_last
 from engine.parts.weights import open_weights, write_weights
 
 WHOLE = vae.Tiles(frames=None, pixels=None)
@@ -109,13 +111,34 @@ def test_slices_change_nothing(coder, clip, latents, monkeypatch, elements):
     monkeypatch.setattr(
         network.CausalConv3d,
         "_convolve",
-        lambda self, frames, start, end: seen.append(end - start) or convolve(self, frames, start, end),
+        lambda self, frames, start, end, bias: seen.append(end - start) or convolve(self, frames, start, end, bias),
     )
     monkeypatch.setattr(network, "SLICE_ELEMENTS", elements)
     assert (vae.encode(coder, clip).mean_BCTHW - wanted).abs().max() <= 1e-5
     sliced = torch.cat(list(vae.decode_chunks(coder, latents, tiles=WHOLE)), dim=2)
     assert (sliced - decoded).abs().max() <= 1e-5
     assert max(seen) == 1 if elements == 1 else 1 < max(seen) < 9
+
+
+@pytest.mark.parametrize("elements", [1, 3000, network.SLICE_ELEMENTS])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_way_on_a_gpu_gives_the_same_numbers(coder, weights, clip, latents, tmp_path, monkeypatch, batch, elements):
+    """Channels last, padded to eights, biases added later, upsamplers computed from the clip before it is doubled: in
+    the formulas of what kernels do there."""
+    write_weights(tmp_path / "vae.safetensors", weights, metadata={"norm_num_groups": "2"})
+    clips, many = torch.cat([clip, -clip])[:batch], torch.cat([latents, -latents])[:batch]
+    wanted, decoded = vae.encode(coder, clips).mean_BCTHW, torch.cat(list(vae.decode_chunks(coder, many)), dim=2)
+    fused = loaded(tmp_path / "vae.safetensors")
+    lay_channels_last(fused)
+    seen = []
+    padded = norm_pad.padded
+    monkeypatch.setattr(norm_pad, "can_fuse", lambda x: True)
+    monkeypatch.setattr(norm_pad, "padded", lambda *given, **named: seen.append(1) or padded(*given, **named))
+    monkeypatch.setattr(network, "SLICE_ELEMENTS", elements)
+    assert (vae.encode(fused, clips).mean_BCTHW - wanted).abs().max() <= 1e-5
+    found = torch.cat(list(vae.decode_chunks(fused, many)), dim=2)
+    assert found.shape == decoded.shape and (found - decoded).abs().max() <= 2e-5 * decoded.abs().max()
+    assert len(seen) > 50
 
 
 def test_norms_are_over_the_whole_clip(coder, clip):
