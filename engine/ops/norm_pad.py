@@ -59,18 +59,15 @@ def affine_formula(
     return scale_BC, bias_C.float() + (offset_C.float() - mean_BC) * scale_BC
 
 
-def padded(
-    x_BCFHW: Tensor, start: int, end: int, *, edge: int, affine: Affine | None = None, channels: int | None = None
-) -> Tensor:
+def padded(x_BCFHW: Tensor, start: int, end: int, *, edge: int, affine: Affine | None = None) -> Tensor:
     """Frames start … end - 1 with `edge` more pixels on each side, the outermost repeated; before frame 0 that frame.
 
-    With `affine` what is written is silu(x * scale + shift). `channels`: that many, those beyond x's being zeros.
+    With `affine` what is written is silu(x * scale + shift).
     """
-    channels = channels or x_BCFHW.shape[1]
     kernels = _kernels_for(x_BCFHW)
     if kernels is None:
-        return padded_formula(x_BCFHW, start, end, edge=edge, affine=affine, channels=channels)
-    batch, _, _, height, width = x_BCFHW.shape
+        return padded_formula(x_BCFHW, start, end, edge=edge, affine=affine)
+    batch, channels, _, height, width = x_BCFHW.shape
     size = (batch, end - start, height + 2 * edge, width + 2 * edge, channels)
     out_BFHWC = torch.empty(size, device=x_BCFHW.device, dtype=x_BCFHW.dtype)
     for place, (x_CFHW, out_FHWC) in enumerate(zip(x_BCFHW, out_BFHWC, strict=True)):
@@ -79,14 +76,13 @@ def padded(
     return out_BFHWC.permute(0, 4, 1, 2, 3)
 
 
-def padded_formula(x_BCFHW: Tensor, start: int, end: int, *, edge: int, affine: Affine | None, channels: int) -> Tensor:
+def padded_formula(x_BCFHW: Tensor, start: int, end: int, *, edge: int, affine: Affine | None) -> Tensor:
     """What `padded` computes, in PyTorch's own operations."""
     part_BCFHW = x_BCFHW[:, :, max(start, 0) : end]
     if affine is not None:
         scale_BC111, shift_BC111 = (value[..., None, None, None] for value in affine)
         part_BCFHW = functional.silu(torch.addcmul(shift_BC111, part_BCFHW, scale_BC111)).to(x_BCFHW.dtype)
     part_BCFHW = functional.pad(part_BCFHW, (edge, edge, edge, edge, max(-start, 0), 0), mode="replicate")
-    part_BCFHW = functional.pad(part_BCFHW, (0, 0, 0, 0, 0, 0, 0, channels - x_BCFHW.shape[1]))
     return part_BCFHW.contiguous(memory_format=torch.channels_last_3d)
 
 

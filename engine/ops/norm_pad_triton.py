@@ -17,30 +17,31 @@ def _moments(
     x, means, spreads, count, each, channels,
     pixels: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Mean of each channel and its sum of squared differences over `each` pixels; parts are joined as in Chan et al."""
+    """Mean of each channel over `each` pixels, and its sum of squared differences from that.
+
+    Both from sums of differences from the first pixel, which is about as far from the mean as any: no digits are lost.
+    Sums of many pixels side by side, so that no step waits for the one before.
+    """
     first = tl.program_id(0) * each
     last = tl.minimum(first + each, count)
     places = tl.arange(0, block)
     known = places < channels
-    mean = tl.zeros((block,), tl.float32)
-    spread = tl.zeros((block,), tl.float32)
-    seen = 0.0
+    pivot = tl.load(x + first.to(tl.int64) * channels + places, mask=known, other=0.0).to(tl.float32)
+    sums = tl.zeros((pixels, block), tl.float32)
+    squares = tl.zeros((pixels, block), tl.float32)
     for start in range(first, last, pixels):
         rows = start + tl.arange(0, pixels)
         inside = (rows < last)[:, None] & known[None, :]
         where = rows.to(tl.int64)[:, None] * channels + places[None, :]
         values = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-        new = tl.minimum(last - start, pixels).to(tl.float32)
-        part = tl.sum(values, axis=0) / new
-        differences = tl.where(inside, values - part[None, :], 0.0)
-        share = new / (seen + new)
-        step = part - mean
-        spread += tl.sum(differences * differences, axis=0) + step * step * (seen * share)
-        mean += step * share
-        seen += new
+        differences = tl.where(inside, values - pivot[None, :], 0.0)
+        sums += differences
+        squares += differences * differences
+    seen = (last - first).to(tl.float32)
+    total = tl.sum(sums, axis=0)
     at = tl.program_id(0) * channels + places
-    tl.store(means + at, mean, mask=known)
-    tl.store(spreads + at, spread, mask=known)
+    tl.store(means + at, pivot + total / seen, mask=known)
+    tl.store(spreads + at, tl.maximum(tl.sum(squares, axis=0) - total * total / seen, 0.0), mask=known)
 
 
 @triton.jit(do_not_specialize=["parts", "count", "each"])
@@ -81,7 +82,7 @@ def _joined(
 
 @triton.jit(do_not_specialize=["count", "first", "frames", "height", "width", "edge"])
 def _write(
-    x, scale, shift, out, count, first, frames, height, width, edge, channels, out_channels,
+    x, scale, shift, out, count, first, frames, height, width, edge, channels,
     active: tl.constexpr, pixels: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * pixels + tl.arange(0, pixels)
@@ -100,8 +101,8 @@ def _write(
         shifts = tl.load(shift + places, mask=known, other=0.0)
         wide = values.to(tl.float32) * scales[None, :] + shifts[None, :]
         values = (wide * tl.sigmoid(wide)).to(out.dtype.element_ty)
-    target = rows.to(tl.int64)[:, None] * out_channels + places[None, :]
-    tl.store(out + target, values, mask=there & (places < out_channels)[None, :])
+    target = rows.to(tl.int64)[:, None] * channels + places[None, :]
+    tl.store(out + target, values, mask=there & (places < channels)[None, :])
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -134,7 +135,7 @@ def affine(
     parts = triton.cdiv(count, each)
     means_SC, spreads_SC = torch.empty(2, parts, channels, device=x_FHWC.device, dtype=torch.float32)
     with _on(x_FHWC):
-        _moments[(parts,)](x_FHWC, means_SC, spreads_SC, count, each, channels, pixels=pixels, block=block, num_warps=8)
+        _moments[(parts,)](x_FHWC, means_SC, spreads_SC, count, each, channels, pixels=pixels, block=block, num_warps=4)
         _joined[(groups,)](
             means_SC, spreads_SC, weight_C if offset_C is None else offset_C, weight_C, bias_C, scale_C, shift_C,
             parts, count, each, channels, eps, has_offset=offset_C is not None, of_group=of_group,
@@ -145,13 +146,12 @@ def affine(
 def write(x_FHWC: Tensor, out_FHWC: Tensor, own: tuple[Tensor, Tensor] | None, *, start: int, edge: int) -> None:
     """As `padded`, for one clip; both lie without gaps in this order."""
     frames, height, width, channels = x_FHWC.shape
-    out_channels = out_FHWC.shape[-1]
-    count = out_FHWC.numel() // out_channels
-    pixels, block = _tile(out_channels)
+    count = out_FHWC.numel() // channels
+    pixels, block = _tile(channels)
     scale_C, shift_C = own if own is not None else (x_FHWC, x_FHWC)
     with _on(x_FHWC):
         _write[(triton.cdiv(count, pixels),)](
-            x_FHWC, scale_C, shift_C, out_FHWC, count, start, frames, height, width, edge, channels, out_channels,
+            x_FHWC, scale_C, shift_C, out_FHWC, count, start, frames, height, width, edge, channels,
             active=own is not None, pixels=pixels, block=block, num_warps=8,
         )  # fmt: skip
 

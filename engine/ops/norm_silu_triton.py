@@ -12,22 +12,23 @@ NUMBERS_AT_ONCE = 4096  # of a program: enough in flight to fill the memory's ba
 
 @triton.jit
 def _norm_silu(
-    x, gain, out, count, channels, root,
-    smallest: tl.constexpr, pixels: tl.constexpr, block: tl.constexpr,
+    x, gain, offset, out, count, channels, spacing, root,
+    has_offset: tl.constexpr, smallest: tl.constexpr, pixels: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * pixels + tl.arange(0, pixels)
     places = tl.arange(0, block)
     inside = (rows < count)[:, None] & (places < channels)[None, :]
-    where = rows[:, None] * channels + places[None, :]
-    values = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(x + rows[:, None] * channels + places[None, :], mask=inside, other=0.0).to(tl.float32)
+    if has_offset:
+        values += tl.load(offset + places, mask=places < channels, other=0.0).to(tl.float32)[None, :]
     length = tl.maximum(tl.sqrt(tl.sum(values * values, axis=1)), smallest)
     gains = tl.load(gain + places, mask=places < channels, other=0.0).to(tl.float32)
     scaled = values * (root / length)[:, None] * gains[None, :]
-    tl.store(out + where, scaled * tl.sigmoid(scaled), mask=inside)
+    tl.store(out + rows[:, None] * spacing + places[None, :], scaled * tl.sigmoid(scaled), mask=inside)
 
 
-def norm_silu_rows(x_FHWC: Tensor, gain_C: Tensor, out_FHWC: Tensor) -> None:
-    """As `norm_silu`, for one clip; both lie without gaps in this order."""
+def norm_silu_rows(x_FHWC: Tensor, gain_C: Tensor, offset_C: Tensor | None, out_FHWC: Tensor) -> None:
+    """As `norm_silu`, for one clip; both lie in this order, `x_FHWC` without gaps, `out_FHWC` pixel by pixel."""
     from .norm_silu import SMALLEST_NORM
 
     channels = x_FHWC.shape[-1]
@@ -36,6 +37,7 @@ def norm_silu_rows(x_FHWC: Tensor, gain_C: Tensor, out_FHWC: Tensor) -> None:
     pixels = max(1, NUMBERS_AT_ONCE // block)
     with torch.cuda.device(x_FHWC.device):
         _norm_silu[(triton.cdiv(count, pixels),)](
-            x_FHWC, gain_C, out_FHWC, count, channels, channels**0.5,
-            smallest=SMALLEST_NORM, pixels=pixels, block=block, num_warps=8,
+            x_FHWC, gain_C, gain_C if offset_C is None else offset_C, out_FHWC, count, channels, out_FHWC.stride(2),
+            channels**0.5, has_offset=offset_C is not None, smallest=SMALLEST_NORM, pixels=pixels, block=block,
+            num_warps=8,
         )  # fmt: skip

@@ -5,8 +5,9 @@ an even place 2i sees places i - 1 and i (with the sum of two taps), an odd one 
 i + 1. Doubling height, width and frames, eight kernels of 2x2x2 taps stand for one of 3x3x3, which is 8/27 of the
 products, and the doubled clip never exists. One convolution computes all eight, as so many times the channels.
 
-Edges are repeated and time is causal, as in HunyuanVideo's VAE, whose upsamplers this is for: the first frame is not
+`doubled_convolution` is for HunyuanVideo's VAE, where edges are repeated and time is causal: the first frame is not
 doubled, so frame t of the doubled clip is frame (t + 1) // 2 here, and frame 2j sees j - 1 and j like an even place.
+`doubled_picture_convolution` is for Wan's.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ if TYPE_CHECKING:
 
 _DOUBLED = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
 """[even or odd, tap here, tap there]."""
-_AS_IS = torch.eye(3)[None]
 
 
 def doubled_weight(weight_OIFHW: Tensor, *, in_time: bool) -> Tensor:
     """The kernels of every kind of place one after the other along the output channels: frames, height, width."""
     space = _DOUBLED.to(weight_OIFHW.device)
-    time = space if in_time else _AS_IS.to(weight_OIFHW.device)
+    time = space if in_time else torch.eye(weight_OIFHW.shape[2], device=space.device)[None]
     summed = torch.einsum("oixyz,aux,bvy,cwz->abcoiuvw", weight_OIFHW.float(), time, space, space)
     return summed.flatten(0, 3).to(weight_OIFHW.dtype).contiguous(memory_format=torch.channels_last_3d)
 
@@ -66,3 +66,16 @@ def doubled_convolution(
             torch.add(part, bias_C.view(-1, 1, 1, 1), out=target)
     assert out_BCFHW is not None
     return out_BCFHW
+
+
+def doubled_picture_convolution(x_NCHW: Tensor, weight_OIHW: Tensor, bias_C: Tensor) -> Tensor:
+    """The "same" convolution of doubled pictures with black around them, channels-last."""
+    channels, (height, width) = len(weight_OIHW), x_NCHW.shape[2:]
+    kernels = doubled_weight(weight_OIHW[:, :, None], in_time=False)[:, :, 0]
+    found = functional.conv2d(x_NCHW, kernels.contiguous(memory_format=torch.channels_last), padding=1)
+    size = (len(x_NCHW), channels, 2 * height, 2 * width)
+    out_NCHW = torch.empty(size, dtype=found.dtype, device=found.device, memory_format=torch.channels_last)
+    for place, (down, right) in enumerate(product(range(2), range(2))):
+        part = found[:, place * channels : (place + 1) * channels, down : down + height, right : right + width]
+        torch.add(part, bias_C.view(-1, 1, 1), out=out_NCHW[:, :, down::2, right::2])
+    return out_NCHW

@@ -28,7 +28,6 @@ from .doubled_convolution import doubled_convolution
 SLICE_ELEMENTS = 1 << 26
 """A convolution's input is made in slices of about so many numbers: 128 MiB in 16 bits."""
 
-VECTOR = 8  # channels
 NORM_EPS = 1e-6
 TIME_LEVELS = 2  # the last two resamplers of an encoder or a decoder halve or double the frames too
 
@@ -58,7 +57,7 @@ def frames_of(x_BCFHW: Tensor) -> Frames:
     if norm_pad.can_fuse(x_BCFHW):
 
         def make(start: int, end: int, edge: int) -> Tensor:
-            return norm_pad.padded(x_BCFHW, start, end, edge=edge, channels=_whole_vectors(x_BCFHW.shape[1]))
+            return norm_pad.padded(x_BCFHW, start, end, edge=edge)
     else:
 
         def make(start: int, end: int, edge: int) -> Tensor:
@@ -72,11 +71,6 @@ def _repeat_edges(x_BCFHW: Tensor, start: int, edge: int) -> Tensor:
     if not edge and start >= 0:
         return x_BCFHW
     return functional.pad(x_BCFHW, (edge, edge, edge, edge, max(-start, 0), 0), mode="replicate")
-
-
-def _whole_vectors(channels: int) -> int:
-    """Tensor cores take channels that lie last by eights; others would be multiplied one by one."""
-    return -(-channels // VECTOR) * VECTOR
 
 
 class CausalConv3d(nn.Module):
@@ -108,14 +102,7 @@ class CausalConv3d(nn.Module):
         """Output frames start … end - 1."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         x_BCFHW = frames.make(start * stride - (kernel - 1), (end - 1) * stride + 1, kernel // 2)
-        weight = self.conv.weight
-        missing = x_BCFHW.shape[1] - weight.shape[1], _whole_vectors(len(weight)) - len(weight)
-        if any(missing) and norm_pad.can_fuse(x_BCFHW):
-            weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing[0], 0, missing[1]))
-            weight = weight.contiguous(memory_format=torch.channels_last_3d)
-            out_BCFHW = functional.conv3d(x_BCFHW, weight, None, self.conv.stride)[:, : self.conv.out_channels]
-            return out_BCFHW if bias_C is None else out_BCFHW + bias_C.view(-1, 1, 1, 1)
-        return functional.conv3d(x_BCFHW, weight, bias_C, self.conv.stride)
+        return functional.conv3d(x_BCFHW, self.conv.weight, bias_C, self.conv.stride)
 
 
 class NormSilu(nn.GroupNorm):

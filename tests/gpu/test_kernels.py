@@ -42,16 +42,19 @@ def test_rows_of_a_part_of_a_matrix():
 
 @pytest.mark.parametrize("channels", [96, 192, 384, 16])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_norm_and_silu_are_the_formula(channels, batch):
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_norm_and_silu_are_the_formula(channels, batch, with_offset):
     torch.manual_seed(0)
     x = torch.randn(batch, channels, 3, 10, 14, device="cuda").to(memory_format=torch.channels_last_3d).bfloat16()
     gain = torch.rand(channels, device="cuda").bfloat16()
-    room = torch.full((batch, channels, 5, 10, 14), torch.nan, device="cuda", dtype=torch.bfloat16)
+    offset = torch.randn(channels, device="cuda").bfloat16() if with_offset else None
+    room = torch.full((batch, channels + 32, 5, 10, 14), torch.nan, device="cuda", dtype=torch.bfloat16)
     room = room.to(memory_format=torch.channels_last_3d)
     assert norm_silu.is_channels_last(x) and norm_silu._kernel(0) is not None
-    norm_silu.norm_silu(x, gain, out_BCFHW=room[:, :, 2:])
-    torch.testing.assert_close(room[:, :, 2:].float(), norm_silu.formula(x.float(), gain.float()), rtol=8e-3, atol=4e-3)
-    assert room[:, :, :2].isnan().all(), "the kernel wrote outside its frames"
+    found = norm_silu.norm_silu(x, gain, offset_C=offset, out_BCFHW=room[:, :channels, 2:])
+    wanted = norm_silu.formula(x.float(), gain.float(), None if offset is None else offset.float())
+    torch.testing.assert_close(found.float(), wanted, rtol=8e-3, atol=4e-3)
+    assert room[:, :, :2].isnan().all() and room[:, channels:].isnan().all(), "the kernel wrote beside its place"
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(128, 32), (512, 32), (24, 4)])
@@ -69,15 +72,29 @@ def test_what_stands_before_a_convolution_is_its_formula(channels, groups, dtype
         wanted = norm_pad.affine_formula(x, weight, bias, groups=groups, eps=1e-6, offset_C=offset)
         for found, formula in zip(affine, wanted, strict=True):
             torch.testing.assert_close(found, formula, rtol=1e-4, atol=1e-4)
-        for start, end, edge, own, room in ((-2, 5, 1, affine, channels), (1, 3, 0, None, channels + 8)):
-            found = norm_pad.padded(x, start, end, edge=edge, affine=own, channels=room)
-            formula = norm_pad.padded_formula(x, start, end, edge=edge, affine=own, channels=room)
+        for start, end, edge, own in ((-2, 5, 1, affine), (1, 3, 0, None)):
+            found = norm_pad.padded(x, start, end, edge=edge, affine=own)
+            formula = norm_pad.padded_formula(x, start, end, edge=edge, affine=own)
             assert norm_silu.is_channels_last(found)
             torch.testing.assert_close(found, formula, rtol=8e-3, atol=4e-3)
         summed = norm_pad.add_(x.clone(), x, weight)
         torch.testing.assert_close(
             summed.float(), 2 * x.float() + weight.float().view(-1, 1, 1, 1), rtol=8e-3, atol=4e-3
         )
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_statistics_of_many_pixels_lose_no_digits(mean):
+    torch.manual_seed(0)
+    x = torch.randn(1, 128, 9, 128, 128, device="cuda").add_(mean).contiguous(memory_format=torch.channels_last_3d)
+    ones, zeros = torch.ones(128, device="cuda"), torch.zeros(128, device="cuda")
+    with torch.no_grad():
+        scale_BC, shift_BC = norm_pad.group_norm_affine(x, ones, zeros, groups=32, eps=1e-6)
+    wide_GL = x.double().reshape(32, -1)
+    wanted = wide_GL.var(1, correction=0).add(1e-6).rsqrt()
+    torch.testing.assert_close(scale_BC.view(32, 4).double(), wanted[:, None].expand(32, 4), rtol=1e-4, atol=0)
+    means = (-shift_BC / scale_BC).view(32, 4).double()
+    torch.testing.assert_close(means, wide_GL.mean(1)[:, None].expand(32, 4), rtol=1e-6, atol=1e-4)
 
 
 LENGTHS = [(2048, 2048), (2049, 2049), (2112, 2112), (3000, 2051), (2051, 120), (14040, 512)]

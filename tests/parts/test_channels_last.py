@@ -31,6 +31,22 @@ def test_an_entrance_writes_into_the_joined_clip():
     torch.testing.assert_close(entered, conv(formula(clip, gain), FrameMemory()), rtol=0, atol=0)
 
 
+def test_the_bias_may_be_left_to_who_reads_the_result():
+    torch.manual_seed(0)
+    conv, gain, clip = CausalConv3d(4, 4), torch.rand(4), torch.randn(2, 4, 3, 5, 6)
+    left = norm_silu(conv(clip, FrameMemory(), with_bias=False), gain, offset_C=conv.bias)
+    torch.testing.assert_close(left, norm_silu(conv(clip, FrameMemory()), gain), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "room"), [(3, 16), (16, 16), (48, 48), (96, 128), (192, 192)])
+def test_weights_get_as_many_channels_as_a_fast_kernel_takes(channels, room):
+    conv = CausalConv3d(channels, 4, (1, 1, 1))
+    before = conv.weight.detach().clone()
+    lay_channels_last(conv)
+    assert conv.weight.shape[1] == room and torch.equal(conv.weight[:, :channels], before)
+    assert not conv.weight[:, channels:].any()
+
+
 def test_room_is_made_in_the_order_of_its_example():
     clip = torch.randn(2, 4, 3, 5, 6)
     assert not is_channels_last(empty_like_order(clip, (2, 8, 5, 5, 6)))

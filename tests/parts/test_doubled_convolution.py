@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from engine.ops.norm_pad import padded
-from engine.parts.doubled_convolution import doubled_convolution, doubled_weight
+from engine.parts.doubled_convolution import doubled_convolution, doubled_picture_convolution, doubled_weight
 from engine.parts.hunyuan_vae_network import Frames
 
 
@@ -47,3 +47,12 @@ def test_it_multiplies_less(in_time, kernel, kinds):
     found = doubled_weight(weight, in_time=in_time)
     assert found.shape == (kinds * 6, 4, *kernel)
     torch.testing.assert_close(found.sum((2, 3, 4)), weight.sum((2, 3, 4)).repeat(kinds, 1))
+
+
+def test_a_picture_with_black_around_it_is_convolved_alike():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 4, 5, 7), torch.randn(6, 4, 3, 3), torch.randn(6)
+    wanted = functional.conv2d(functional.interpolate(x, scale_factor=2, mode="nearest-exact"), weight, bias, padding=1)
+    found = doubled_picture_convolution(x, weight, bias)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...contract.errors import DataError, WeightsError
+from ...ops import norm_pad
 from ...ops.attention import attention
 from ...ops.norm_silu import norm_silu
 from ...parts.causal_conv import (
@@ -35,6 +37,7 @@ from ...parts.causal_conv import (
     frames_to_batch,
     lay_channels_last,
 )
+from ...parts.doubled_convolution import doubled_picture_convolution
 from ...parts.weights import WeightFile, load_into, open_weights
 from ..values import Clips
 from . import samples
@@ -68,9 +71,9 @@ class ChannelNorm(nn.Module):
     def forward(self, x_BCxHW: Tensor) -> Tensor:
         return functional.normalize(x_BCxHW, dim=1).mul_(x_BCxHW.shape[1] ** 0.5).mul_(self.gamma)
 
-    def activate(self, x_BCFHW: Tensor, out_BCFHW: Tensor) -> None:
-        """The SiLU of the norm, into `out_BCFHW`."""
-        norm_silu(x_BCFHW, self.gamma.flatten(), out_BCFHW=out_BCFHW)
+    def activate(self, x_BCFHW: Tensor, out_BCFHW: Tensor, *, offset_C: Tensor | None = None) -> None:
+        """The SiLU of the norm of x + offset, into `out_BCFHW`."""
+        norm_silu(x_BCFHW, self.gamma.flatten(), offset_C=offset_C, out_BCFHW=out_BCFHW)
 
 
 class ResidualBlock(nn.Module):
@@ -90,6 +93,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCFHW: Tensor, memory: FrameMemory) -> Tensor:
         first_norm, first_conv, second_norm, second_conv = self.residual.values()
+        if norm_pad.can_fuse(x_BCFHW):  # convolutions leave their biases to what reads their results
+            activate = partial(second_norm.activate, offset_C=first_conv.bias)
+            h_BCFHW = first_conv(x_BCFHW, memory, entrance=first_norm.activate, with_bias=False)
+            h_BCFHW = second_conv(h_BCFHW, memory, entrance=activate, with_bias=False)
+            return norm_pad.add_(h_BCFHW, self.shortcut(x_BCFHW), second_conv.bias)
         h_BCFHW = first_conv(x_BCFHW, memory, entrance=first_norm.activate)
         h_BCFHW = second_conv(h_BCFHW, memory, entrance=second_norm.activate)
         return h_BCFHW.add_(self.shortcut(x_BCFHW))
@@ -145,8 +153,10 @@ class Upsample(nn.Module):
         batch = x_BCFHW.shape[0]
         if self.time_conv is not None and not memory.first_visit(self):
             x_BCFHW = _interleaved(self.time_conv(x_BCFHW, memory))
-        x_NCHW = functional.interpolate(frames_to_batch(x_BCFHW), scale_factor=2, mode="nearest-exact")
-        return batch_to_frames(self.resample["1"](x_NCHW), batch=batch)
+        x_NCHW, conv = frames_to_batch(x_BCFHW), self.resample["1"]
+        if norm_pad.can_fuse(x_BCFHW):
+            return batch_to_frames(doubled_picture_convolution(x_NCHW, conv.weight, conv.bias), batch=batch)
+        return batch_to_frames(conv(functional.interpolate(x_NCHW, scale_factor=2, mode="nearest-exact")), batch=batch)
 
 
 def _interleaved(pairs_BCFHW: Tensor) -> Tensor:
@@ -179,6 +189,8 @@ class Coder(nn.Module):
             yield from self.get_submodule(name)
 
     def forward(self, x_BCFHW: Tensor, memory: FrameMemory) -> Tensor:
+        if self.conv1.weight.is_contiguous(memory_format=torch.channels_last_3d):
+            x_BCFHW = x_BCFHW.contiguous(memory_format=torch.channels_last_3d)
         x_BCFHW = self.conv1(x_BCFHW, memory)
         for layer in self.layers():
             x_BCFHW = layer(x_BCFHW, memory)

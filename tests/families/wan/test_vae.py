@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from engine.contract.errors import DataError, WeightsError
 from engine.families.wan import tiny, vae
+from engine.ops import norm_pad
+from engine.parts import causal_conv
 from engine.parts.weights import write_weights
 
 
@@ -47,6 +50,20 @@ def test_diffusers_weights_give_diffusers_numbers(diffusers_vae, clip, tmp_path)
     decoded = diffusers_vae.decode(theirs).sample
     assert decoded.std() > 0.01
     assert (vae.decode(ours, theirs) - decoded).abs().max() <= 1e-5
+
+
+def test_the_way_that_a_gpu_takes_is_the_same_in_its_formulas(coder, clip, monkeypatch):
+    """Biases left to what reads the results, channels of zeros, upsamplers that convolve before doubling."""
+    latents = vae.encode(coder, clip)
+    decoded = vae.decode(coder, latents)
+    laid = copy.deepcopy(coder)
+    monkeypatch.setattr(causal_conv, "_MANY", 5)
+    causal_conv.lay_channels_last(laid)
+    monkeypatch.setattr(norm_pad, "can_fuse", lambda x: True)
+    torch.testing.assert_close(vae.encode(laid, clip), latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vae.decode(laid, latents), decoded, rtol=1e-4, atol=1e-5)
+    grown = [layer for layer in laid.modules() if isinstance(layer, causal_conv.CausalConv3d)]
+    assert any(layer.weight.shape[1] > layer.in_channels for layer in grown)
 
 
 def test_pth_and_prefixed_files_load_alike(weights, coder, clip, tmp_path):
