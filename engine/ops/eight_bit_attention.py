@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..contract.packages import how_to_install
+from .attention_sizes import SHORTEST
 from .fp8 import CODES
 
 BLOCK = 128
@@ -29,8 +30,6 @@ WEIGHT_BITS = 8
 """Weights of a query are 2^8 times as large until the end, so that small ones keep digits in float8."""
 WIDTHS = (64, 128)
 """Channels of a head that the kernels know."""
-SHORTEST = 2048
-"""Keys: attention to fewer, as to a text, takes little time, and quantising them would be most of it."""
 FIRST_CAPABILITY = (8, 9)
 
 LARGEST_VALUE = torch.finfo(CODES).max

@@ -19,17 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_sizes import COPIES, GROUPS, TILE, is_room
 from .device import free_bytes
 
 KEEP_FROM = 2048
 """Keys: attention to fewer (to a text) costs less than the memory of its result is worth."""
-
-TILE = 128
-"""Tokens. Where a length was no multiple of 64, gradients of cuDNN 9.19 were NaN or 4e6 times too large in whole
-trainings (H200, 19,249 tokens, 24 heads), and right in other processes with the same numbers; with whole tiles they
-were right in both. NVIDIA names such lengths as a cause (NVIDIA/cudnn-frontend, issue 160)."""
-GROUPS = 4
-"""In which heads are made whole tiles of where memory is short: copies of all at once are five sizes of the tokens."""
 
 _HAS_FLASH = torch.backends.cuda.is_flash_attention_available()  # not in every build of torch
 
@@ -228,9 +222,7 @@ def _cudnn_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
 
 
 def _is_room_for(*copies: Tensor) -> bool:
-    """With as much again to spare."""
-    free = free_bytes(copies[0].device)
-    return free is None or free > 2 * sum(part.nbytes for part in copies)
+    return is_room(free_bytes(copies[0].device), sum(part.nbytes for part in copies) / COPIES)
 
 
 def _whole_tiles(part_BHLD: Tensor) -> Tensor:

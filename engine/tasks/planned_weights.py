@@ -13,10 +13,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from ..contract.job import Job
 from ..contract.options import (
+    Attention,
+    AttentionMode,
     GenerationPrecision,
     Launch,
     Memory,
@@ -28,11 +30,14 @@ from ..contract.options import (
 )
 from ..families import part
 from ..lora.kronecker import lokr_shapes
-from ..memory.estimate import FLOAT, HALF, OPTIMIZER_BYTES, OTHER_OPTIMIZER_BYTES, How, Weights
+from ..memory.activations import FLOAT, HALF, How
+from ..memory.estimate import OPTIMIZER_BYTES, OTHER_OPTIMIZER_BYTES, Weights
 from ..parts.arrangement import arranged_shapes
 from ..parts.weight_headers import Headers, read_headers
 from ..parts.workload import Work
 
+WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "sdpa": "kept"}
+"""By --sdpa and the like: where gradients of attention go through ops/kept_attention.py."""
 Shapes = Mapping[str, tuple[int, ...]]
 ROW_SCALE = 4  # bytes: each row of an fp8 weight has one
 DTYPE_BYTES = {"float32": FLOAT, "fp32": FLOAT}  # all others that an option may name have 16 bits
@@ -216,6 +221,7 @@ def how_trained(job: Job, batch: int) -> How:
         ffn_chunks=memory.ffn_chunks,
         compile=memory.compile,
         plain_quantizing=_quantizes_plainly(job[TrainingPrecision].weight_format),
+        whole_tiles=WHOLE_TILES.get(job[Attention].backend, "never"),
         batch=batch,
         gradient_accumulation_steps=job[Training].gradient_accumulation_steps,
         optimizer_bytes=optimizer_bytes(job),
@@ -235,6 +241,7 @@ def how_generated(job: Job) -> How:
         **slots,
         compile=job[Memory].compile,
         plain_quantizing=_quantizes_plainly(precision.weight_format),
+        eight_bit=AttentionMode in job and job[AttentionMode].backend == "8bit",
     )
 
 

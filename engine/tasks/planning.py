@@ -8,6 +8,7 @@ Not considered: --network_args, and pictures that a generation starts from where
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import re
@@ -29,7 +30,8 @@ from ..contract.options import (
 )
 from ..data.config import Dataset, load_config
 from ..families import part
-from ..memory.estimate import FLOAT, HALF, Parts, Stage, adapters, denoising, text_stage, training, vae_stage
+from ..memory.activations import FLOAT, HALF
+from ..memory.estimate import Parts, Stage, adapters, denoising, text_stage, training, vae_stage
 from ..parts.safetensors_header import read_header
 from ..parts.weight_headers import read_headers
 from ..parts.workload import Work, video_pixels
@@ -196,7 +198,8 @@ class Survey:
                 return [_allowed(dataset, self.job[Caching].batch_size or 1) for dataset in config.datasets]
             found = [self._trained_on(dataset) for dataset in config.datasets]
             return list(dict.fromkeys(clip for clips in found for clip in clips))
-        return [Clip(1, pixels=size) for size in self._requested()]
+        saved = [Clip(1, latents=size) for path in self.job[Output].latent_path for size in _saved_size(path)]
+        return saved or [Clip(1, pixels=size) for size in self._requested()]
 
     def _trained_on(self, dataset: Dataset) -> list[Clip]:
         """The sizes of its caches; before there are any, the largest that its settings allow."""
@@ -260,6 +263,15 @@ def _latent_size(path: str) -> Iterator[LatentSize]:
     for name in names:
         if found := _LATENTS.match(name):
             yield int(found[1]), int(found[2]), int(found[3])
+
+
+def _saved_size(path: str) -> Iterator[LatentSize]:
+    """Of latents that are to be decoded. What is no safetensors file is told of when it is read."""
+    with contextlib.suppress(OSError, ValueError):
+        for tensor in read_header(Path(path)).tensors.values():
+            if len(tensor.shape) >= 4:
+                frames, height, width = tensor.shape[-3:]
+                yield frames, height, width
 
 
 def _allowed(dataset: Dataset, batch: int) -> Clip:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from engine.ops import attention
+from engine.ops import attention, kept_attention
 
 ALIGNMENT = 512  # bytes: CUDA's allocator rounds up to it
 FAKE = FakeTensorMode()  # one for all: rotary tables are kept from one model to the next
@@ -66,34 +66,51 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps q, k, v, the result and its statistics, and needs a float32 gradient of q for a moment."""
+    """Keeps q, k, v, the result and its statistics; gradients go through ops/kept_attention.py where there are many
+    keys, as in `_sdpa` and `_auto`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, statistics = torch.empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32)
+        batch, length, heads, _ = q.shape
+        out, statistics = torch.empty_like(q), torch.empty(batch, heads, length, dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, statistics)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        _ = torch.empty(grad.shape, dtype=torch.float32)
-        return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
+        *parts, statistics = ctx.saved_tensors
+        q, k, v, out = (part.transpose(1, 2) for part in parts)
+        found = kept_attention._cudnn_backward(grad.transpose(1, 2), q, k, v, out, statistics)
+        return tuple(part.transpose(1, 2).contiguous() for part in found)
+
+
+def _kernel(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor) -> list[Tensor]:
+    """cuDNN's, which adds the gradient of q up in float32."""
+    _in_32_bits = torch.empty(q.shape, dtype=torch.float32)
+    return [torch.empty_like(part) for part in (q, k, v)]
 
 
 def _attention(*parts: Tensor) -> Tensor:
-    return _Attention.apply(*(part.bfloat16() for part in parts))
+    q, k, v = (part.bfloat16() for part in parts)
+    return _Attention.apply(q, k, v) if torch.is_grad_enabled() else torch.empty_like(q)
 
 
 @contextmanager
-def counted() -> Iterator[Counter]:
-    """Inside, every tensor is only a size, and is counted."""
+def counted(*, room: bool = True) -> Iterator[Counter]:
+    """Inside, every tensor is only a size, and is counted. `room`: gradients of attention are computed of all heads
+    together (ops/kept_attention.py)."""
     counter = Counter()
     as_on_a_gpu = (
         mock.patch.object(F, "rms_norm", lambda x, shape, weight=None, eps=None: _RmsNorm.apply(x)),
         mock.patch.dict(attention._kernels, {"auto": _attention}),
+        mock.patch.object(kept_attention, "_cudnn_backward_of_tiles", _kernel),
+        mock.patch.object(kept_attention, "_is_room_for", lambda *parts: room),
     )
-    with as_on_a_gpu[0], as_on_a_gpu[1], FAKE, counter:
-        yield counter
+    with ExitStack() as stack:
+        for patch in as_on_a_gpu:
+            stack.enter_context(patch)
+        stack.enter_context(FAKE)
+        yield stack.enter_context(counter)
 
 
 def settle(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """The planner's numbers are those of the code: full-size blocks are run on tensors that only have sizes, and counted.
 
-A failure means that a block keeps or makes more or less than before: renew `BLOCKS` in engine/memory/estimate.py.
+A failure means that a block keeps or makes more or less than before: renew `BLOCKS` in engine/memory/activations.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.memory.counting import counted, settle
 TEXT = 120  # tokens
 LATENTS = (9, 60, 104)
 TOLERANCE = 0.03
+HELD = 1  # size of the tokens: whether a caller still holds an argument differs from one Python process to the next
 # family, blocks by their fields in the config -> runs of blocks
 CASES = {
     "cross": ("wan", {
@@ -50,7 +51,7 @@ def conditioning(family):
     return {"text": [text], "pooled": torch.empty(1, 768), "guidance": torch.empty(1)}
 
 
-def peak(kind, *, trained, checkpointed=True, pieces=1, **more):
+def peak(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
     """Bytes of activations at the worst moment, over weights and adapters."""
     family, config = config_of(kind, **more)
     model, keys = part(family, "model"), part(family, "keys")
@@ -58,7 +59,7 @@ def peak(kind, *, trained, checkpointed=True, pieces=1, **more):
     network = None
     if trained:
         network = lora.create(dit, block_classes=keys.LORA_BLOCKS, exclude=keys.LORA_EXCLUDE, dim=32, alpha=32)
-    with counted() as counter:
+    with counted(room=room) as counter:
         settle(dit)
         if network is not None:
             settle(network)
@@ -81,7 +82,7 @@ def peak(kind, *, trained, checkpointed=True, pieces=1, **more):
         return counter.peak - before
 
 
-def predicted(kind, *, trained, checkpointed=True, pieces=1, **more):
+def predicted(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
     family, config = config_of(kind, **more)
     tokens = LATENTS[0] * LATENTS[1] * LATENTS[2] // 4
     if family == "wan":
@@ -93,33 +94,45 @@ def predicted(kind, *, trained, checkpointed=True, pieces=1, **more):
         work = Work(dim=config.dim, tokens=tokens + TEXT, runs=runs)
     nothing = Weights(outside=0, blocks=(0,) * sum(run.count for run in runs))
     how = How(gradient_checkpointing=checkpointed, optimizer_bytes=0, ffn_chunks=pieces)
-    return (training if trained else denoising)(nothing, work, how).device_bytes
+    if not trained:
+        return denoising(nothing, work, how).device_bytes
+    stage = training(nothing, work, how)
+    return stage.device_bytes - (0 if room else stage.spare)
+
+
+def agree(prediction, found, kind, tolerance=TOLERANCE, **more):
+    """Whether a prediction is what was counted, or what would be were one tensor more held."""
+    _, config = config_of(kind, **more)
+    size = HELD * LATENTS[0] * LATENTS[1] * LATENTS[2] // 4 * config.dim * 2
+    return (1 - tolerance) * found <= prediction <= (1 + tolerance) * (found + size)
 
 
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("pieces", [2, 8])
-def test_blocks_in_pieces_take_what_is_predicted(kind, pieces):
-    found = peak(kind, trained=True, pieces=pieces)
-    assert predicted(kind, trained=True, pieces=pieces) == pytest.approx(found, rel=TOLERANCE)
+@pytest.mark.parametrize("room", [True, False], ids=["room", "no room"])
+def test_blocks_in_pieces_take_what_is_predicted(kind, pieces, room):
+    found = peak(kind, trained=True, pieces=pieces, room=room)
+    assert agree(predicted(kind, trained=True, pieces=pieces, room=room), found, kind)
     assert found < 0.9 * peak(kind, trained=True)
 
 
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("trained", [True, False], ids=["training", "generation"])
 def test_blocks_take_what_is_predicted(kind, trained):
-    assert predicted(kind, trained=trained) == pytest.approx(peak(kind, trained=trained), rel=TOLERANCE)
+    assert agree(predicted(kind, trained=trained), peak(kind, trained=trained), kind)
 
 
 def test_a_second_row_of_blocks_keeps_its_tokens_and_one_hint_beside_the_first():
     found = peak("cross", trained=False, **VACE)
-    assert predicted("cross", trained=False, **VACE) == pytest.approx(found, rel=TOLERANCE)
+    assert agree(predicted("cross", trained=False, **VACE), found, "cross")
     assert found > peak("cross", trained=False) * 1.15
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_without_checkpoints_too(kind):
-    found = peak(kind, trained=True, checkpointed=False)
-    assert predicted(kind, trained=True, checkpointed=False) == pytest.approx(found, rel=0.04)
+@pytest.mark.parametrize("pieces", [1, 2, 8])
+def test_without_checkpoints_too(kind, pieces):
+    found = peak(kind, trained=True, checkpointed=False, pieces=pieces)
+    assert agree(predicted(kind, trained=True, checkpointed=False, pieces=pieces), found, kind, tolerance=0.04)
 
 
 def test_a_narrow_model():

@@ -78,6 +78,52 @@ def test_what_saves_memory_is_predicted_to(less, more):
     assert training(weights(), work(), less).device_bytes < training(weights(), work(), more).device_bytes
 
 
+GRADIENTS = 4 * ADAPTER  # of one block's adapters
+
+
+def test_gradients_add_up_while_inputs_go():
+    """As the last block is differentiated all inputs are there, as the first is, nearly all gradients."""
+    resident = training(weights(40), work(blocks=40), How(**KEEP)).device
+    offloaded = training(weights(40), work(blocks=40), How(**OFFLOAD)).device
+    assert resident["block inputs"] == 40 * offloaded["block inputs"] / 2 and resident["gradients"] == GRADIENTS
+    assert offloaded["gradients"] == 39 * GRADIENTS
+    fused = training(weights(40), work(blocks=40), How(**OFFLOAD, fused_backward_pass=True)).device
+    assert fused["gradients"] == GRADIENTS
+    added_up = training(weights(40), work(blocks=40), How(gradient_accumulation_steps=2)).device
+    assert added_up["gradients"] == 40 * GRADIENTS
+
+
+def test_whole_tiles_are_copied_where_there_is_room_and_need_none_to_spare():
+    pieces = How(**OFFLOAD, ffn_chunks=8)
+    whole = training(weights(40), work(14_080, blocks=40), pieces)  # 110 tiles
+    copied = training(weights(40), work(14_079, blocks=40), pieces)
+    size = 14_079 * 5120 * 2
+    assert whole.spare == 0 and copied.device_bytes - whole.device_bytes == pytest.approx(5 * size, rel=0.01)
+    assert copied.spare == pytest.approx((10 - 6.25) * size, rel=0.01)
+    short = training(weights(40), work(14_079, blocks=40), pieces, room=copied.needed_bytes - 39 * 2 * BLOCK_NUMBERS)
+    assert short.spare == 0 and short.device_bytes == copied.device_bytes - copied.spare
+    assert short.needed_bytes == copied.needed_bytes
+    never = dataclasses.replace(pieces, whole_tiles="never")
+    assert training(weights(40), work(14_079, blocks=40), never).device_bytes < short.device_bytes
+    kept = dataclasses.replace(pieces, whole_tiles="kept")
+    assert training(weights(40), work(14_079, blocks=40), kept).device_bytes == copied.device_bytes
+
+
+def test_attention_in_8_bits_has_codes_of_half_the_size_and_none_for_few_keys():
+    bare = weights(adapters=False)
+    for tokens, sizes in ((F33, 1.5), (2047, 0)):
+        plain, codes = (denoising(bare, work(tokens), How(eight_bit=on)).device_bytes for on in (False, True))
+        assert codes - plain == sizes * tokens * 5120 * 2
+
+
+def test_pieces_save_memory_without_checkpoints_too():
+    whole, two, eight = (
+        training(weights(40), work(blocks=40), How(gradient_checkpointing=False, ffn_chunks=count)).device_bytes
+        for count in (1, 2, 8)
+    )
+    assert eight < two < whole / 2
+
+
 def test_longer_clips_and_fp8_the_same_way_in_generation():
     bare, small = weights(adapters=False), weights(fp8=True, adapters=False)
     assert denoising(bare, work(F33), How()).device_bytes < denoising(bare, work(F81), How()).device_bytes
@@ -119,6 +165,14 @@ def test_tiles_and_pieces_bound_what_a_vae_takes():
     assert decoded("chunks", 17, past_on_cpu=True) < decoded("chunks", 17)
     assert decoded("tiles", 129, tile=256) == decoded("tiles", 257, tile=256) < decoded("tiles", 129)
     assert decoded("tiles", 129, tile=128) < decoded("tiles", 129, tile=256)
+
+
+def test_a_clip_that_is_encoded_is_on_the_device():
+    short, long = (
+        vae_stage(0, VaeWork(kind="chunks"), width=832, height=480, frames=frames, decoding=False, batch=2)
+        for frames in (17, 81)
+    )
+    assert long.device_bytes - short.device_bytes == 2 * 64 * 480 * 832 * 3 * 2
 
 
 def test_more_has_to_be_free_than_tensors_take():
