@@ -102,7 +102,13 @@ def measured(order: Order, control: Control) -> Rows:
     free_memory(device)
     here = {"device": stopwatch.device_name(device), "torch": torch.__version__}
     sustained = stopwatch.sustained_tflops(device)  # last: it takes memory
-    return [{**here, **row, **rates(row, sustained)} for row in rows]
+    return [{**here, **row, **_compared(row), **rates(row, sustained)} for row in rows]
+
+
+def _compared(row: dict[str, Any]) -> dict[str, float]:
+    """The prediction as a share of what was measured."""
+    predicted, alone = row.get("predicted_gib"), row.get("peak_alloc_gib")
+    return {"predicted_to_measured": round(predicted / alone, 3)} if predicted and alone else {}
 
 
 def rates(row: dict[str, Any], sustained: float) -> dict[str, float]:
@@ -125,21 +131,21 @@ def _command(order: Order, job: Job, control: Control) -> dict[str, Any]:
     expected = _expected(job)
     prepared_s = time.time() - order.started
     importlib.import_module(f".{job.command.module}", __package__).run(job, clock, control)
-    alone = stopwatch.peaks(device)
     row = {
         "tflop": _tflop(order, job), **stopwatch.timed(clock.seconds(warm_up=order.warm_up), averaged=order.averaged),
         "first_step_after_s": clock.first_at and round(clock.first_at - order.started, 1),
-        "prepared_after_s": round(prepared_s, 1), **alone, "predicted_gib": expected,
+        "prepared_after_s": round(prepared_s, 1), **stopwatch.peaks(device), **expected,
     }  # fmt: skip
-    if alone.get("peak_alloc_gib"):
-        row["predicted_to_measured"] = round(expected / alone["peak_alloc_gib"], 3)
     return row | ({"losses": [round(loss, 5) for loss in clock.losses]} if clock.losses else {})
 
 
-def _expected(job: Job) -> float:
-    """GiB of tensors on the GPU that the planner expects: to be compared with "peak_alloc_gib"."""
+def _expected(job: Job) -> dict[str, Any]:
+    """What the planner predicts: GiB of tensors on the GPU, to be compared with "peak_alloc_gib"; and the options that
+    it adds, where the job asks for that."""
     found = plan(job)
-    return round(largest(found.planned if wanted(job) else found.asked).device_bytes / GIB, 2)
+    stages = found.planned if wanted(job) else found.asked
+    expected = {"predicted_gib": round(largest(stages).device_bytes / GIB, 2)}
+    return expected | ({"planned": found.options} if wanted(job) else {})
 
 
 def _tflop(order: Order, job: Job) -> float | None:
@@ -167,7 +173,7 @@ def _encode(order: Order, job: Job, control: Control) -> dict[str, Any]:
     dataset = load_config(job[Data].dataset_config).datasets[0]
     batch = ClipBatch(frames_BCFHW=clip_BCFHW, controls_BCFHW=(), alphas_BHW=(), dataset=dataset)
     encode = sample_maker(job, encoders)
-    return _repeated(order, lambda: encode(batch))
+    return _expected(job) | _repeated(order, lambda: encode(batch))
 
 
 def _decode(order: Order, job: Job, control: Control) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _decode(order: Order, job: Job, control: Control) -> dict[str, Any]:
         dtype = studio.encoders.vae_dtype
         vae, on_device = _plain_vae(order, studio.device, dtype), latents_BCTHW.to(studio.device, dtype)
         return _repeated(order, lambda: vae.decode(on_device))
-    return _repeated(order, lambda: sum(1 for _ in studio.frames(latents_BCTHW)))
+    return _expected(job) | _repeated(order, lambda: sum(1 for _ in studio.frames(latents_BCTHW)))
 
 
 def _plain_vae(order: Order, device: torch.device, dtype: torch.dtype) -> Any:

@@ -97,6 +97,7 @@ def test_the_vae_is_measured_alone_and_in_its_pipeline(measured, name):
     result, rows = measured("cache", "--case", f"vae-encode-{name}", f"vae-decode-{name}", "--mode", "engine")
     assert result.status == 0, result.err
     assert all(row["seconds"] > 0 and row["tflop"] > 0 and row["n"] == 2 for row in rows.values()) and len(rows) == 2
+    assert all(row["predicted_gib"] > 0 for row in rows.values())
     result, rows = measured("cache", "--case", f"vae-encode-{name}", "--mode", "pipeline")
     row = rows[f"vae-encode-{name}", "pipeline"]
     assert result.status == 0 and row["seconds"] > 0 and row["tflop"] is None
@@ -263,7 +264,9 @@ def test_every_mode_is_a_command_that_can_be_planned(full_size, tmp_path, monkey
     if case.kind not in ("train", "denoise"):
         return
     expected = {
-        mode: bench_case._expected(jobs[mode]) for mode in (case.baseline, "least", "12gb", "all") if mode in jobs
+        mode: bench_case._expected(jobs[mode])["predicted_gib"]
+        for mode in (case.baseline, "least", "12gb", "all")
+        if mode in jobs
     }
     limits = {"least": float(case.size.vram.removesuffix("GB")), "12gb": 12.0, "all": expected[case.baseline]}
     assert all(gib < limits[mode] for mode, gib in expected.items() if mode in limits), expected
@@ -276,6 +279,11 @@ def test_kernels_have_the_sizes_of_the_blocks(full_size, tmp_path):
     assert (order.tokens, order.heads, order.times) == (32760, (40, 128), bench.CALLS)
     assert Order.from_json(order.to_json()).heads == (40, 128)
     assert (13824, 5120) in order.layers
+
+
+def test_a_row_has_the_prediction_as_a_share_of_what_was_measured():
+    assert bench_case._compared({"predicted_gib": 3.0, "peak_alloc_gib": 4.0}) == {"predicted_to_measured": 0.75}
+    assert bench_case._compared({"predicted_gib": 3.0}) == {} == bench_case._compared({"peak_alloc_gib": 4.0})
 
 
 def test_rates_are_shares_of_what_the_device_sustains():
