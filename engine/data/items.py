@@ -16,7 +16,7 @@ from pathlib import Path
 from ..contract.errors import DataError
 from ..contract.events import Log, Say
 from ..contract.packages import how_to_install
-from ..media import images, video
+from ..media import suffixes
 from . import jsonl
 from .config import Dataset
 
@@ -75,7 +75,7 @@ def survey(dataset: Dataset) -> tuple[list[Source], list[DataError]]:
 
 def frame_files(folder: Path) -> tuple[Path, ...]:
     """The images of a folder that stands for a video, sorted by name. Raises DataError when there are none."""
-    files = tuple(path for path in list_folder(folder) if path.suffix.lower() in images.suffixes())
+    files = tuple(path for path in list_folder(folder) if path.suffix.lower() in suffixes.images())
     if not files:
         raise DataError(f"{folder}: there is no image in this folder of frames.", "Put the video's frames there.")
     return files
@@ -106,8 +106,8 @@ def _named(paths: Iterable[Path]) -> str:
 def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     folder = dataset.source_directory
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
-    suffixes = images.suffixes() if dataset.kind == "image" else video.SUFFIXES
-    media = [path for path in files if path.suffix.lower() in suffixes]
+    endings = suffixes.images() if dataset.kind == "image" else suffixes.VIDEOS
+    media = [path for path in files if path.suffix.lower() in endings]
     unread = [path for path in files if path.suffix.lower() == ".jxl" and dataset.kind == "image" and path not in media]
     if unread:
         problems.append(
@@ -116,7 +116,7 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
             )
         )
     if not media:
-        looked_for = " ".join(f"*{suffix}" for suffix in suffixes)
+        looked_for = " ".join(f"*{suffix}" for suffix in endings)
         found = f"found {len(files)} other files" if files else "found no file at all"
         raise DataError(
             f"{folder}: there is no {dataset.kind} in this folder; looked for {looked_for}; {found}.",
@@ -195,7 +195,7 @@ def _control_count(dataset: Dataset) -> int:
 def _image_controls(dataset: Dataset, media: list[Path]) -> dict[Path, tuple[Path, ...]]:
     """`stem.*` first, then `stem_N.*` by number; longer stems choose first, so that a_1.png's go to a_1, not to a."""
     files = list_folder(dataset.control_directory, key=f"control_directory in {dataset.table}")
-    free = [path for path in files if path.suffix.lower() in images.suffixes()]
+    free = [path for path in files if path.suffix.lower() in suffixes.images()]
     found: dict[Path, tuple[Path, ...]] = {}
     for path in sorted(media, key=lambda path: len(path.name), reverse=True):
         ranked = {}
@@ -213,7 +213,7 @@ def _video_controls(dataset: Dataset, media: list[Path]) -> dict[Path, tuple[Pat
     """The file of the same name, else a folder of frames named as the stem, else another video of the same stem."""
     folder = dataset.control_directory
     by_name = {path.name: path for path in list_folder(folder, key=f"control_directory in {dataset.table}")}
-    by_stem = {path.stem: path for path in by_name.values() if path.suffix.lower() in video.SUFFIXES}
+    by_stem = {path.stem: path for path in by_name.values() if path.suffix.lower() in suffixes.VIDEOS}
     found: dict[Path, tuple[Path, ...]] = {}
     for path in media:
         frames_folder = folder / path.stem

@@ -18,22 +18,18 @@ from PIL import Image, ImageOps
 from ..contract.errors import DataError
 from ..contract.files import whole_file
 from ..contract.packages import how_to_install
+from . import suffixes
 
-SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
-_JXL_PLUGINS = ("pillow_jxl", "jxlpy")
 _ORIENTATION = 0x0112  # the EXIF tag; 5..8 swap width and height
-
-
-def suffixes() -> tuple[str, ...]:
-    """Lower-case suffixes of the images that can be read here; `.jxl` only where a Pillow plugin for it exists."""
-    return (*SUFFIXES, ".jxl") if any(importlib.util.find_spec(name) for name in _JXL_PLUGINS) else SUFFIXES
 
 
 def _open(path: Path) -> Image.Image:
     if path.suffix.lower() == ".jxl":
-        if ".jxl" not in suffixes():
-            raise DataError(f"{path}: Pillow reads no JPEG XL without its plugin.", how_to_install(_JXL_PLUGINS[0]))
-        for name in _JXL_PLUGINS:
+        if ".jxl" not in suffixes.images():
+            raise DataError(
+                f"{path}: Pillow reads no JPEG XL without its plugin.", how_to_install(suffixes.JXL_PLUGINS[0])
+            )
+        for name in suffixes.JXL_PLUGINS:
             if importlib.util.find_spec(name):
                 importlib.import_module(name if name == "pillow_jxl" else "jxlpy.JXLImagePlugin")
     with warnings.catch_warnings():

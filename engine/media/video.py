@@ -22,7 +22,6 @@ import numpy as np
 
 from ..contract.errors import DataError
 
-SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg")
 _DECODER_THREADS = 4  # a clip each on several threads is the caller's business; more here only adds memory
 _SEEK_GAIN = 16  # frames: jumping ahead pays when it saves decoding at least so many
 _UNORDERED = ("avi",)  # its stamps count packets, they do not say in which order frames are shown

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -30,11 +30,13 @@ from . import training_choices as choices
 from .experts import Experts
 from .recorder import Recorder
 from .resuming import Record, Start
-from .samples import TrainingSamples
 from .trained_model import TrainedModel, check_networks
 from .training_data import TrainingData, read_training_data
 from .training_facts import lora_writer, trained_size, training_facts
 from .within_memory import within_memory
+
+if TYPE_CHECKING:
+    from .samples import TrainingSamples
 
 HOME = "output_dir"  # the option that says where results go
 
@@ -109,7 +111,7 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
         say=say,
     )
     check_networks(job, experts, experts.check())
-    samples = TrainingSamples(job, say, control) if job[Samples].sample_prompts is not None else None
+    samples = _samples(job, say, control)
     accelerator = choices.create_accelerator(job, device)
     group = Group(accelerator)
     if group.count > 1:
@@ -130,6 +132,14 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
         experts=experts,
         samples=samples,
     )
+
+
+def _samples(job: Job, say: Say, control: Control) -> TrainingSamples | None:
+    if job[Samples].sample_prompts is None:
+        return None
+    from .samples import TrainingSamples  # with all that generates; most trainings begin sooner without
+
+    return TrainingSamples(job, say, control)
 
 
 def _finished_already(job: Job, ready: _Ready, say: Say) -> str:

@@ -11,7 +11,7 @@ import pytest
 from engine.contract.errors import DataError
 from engine.data import items
 from engine.data.config import Dataset
-from engine.media import images
+from engine.media import suffixes
 from tests.clips import draw_image
 
 
@@ -51,7 +51,7 @@ def test_a_folder_with_brackets_and_suffixes_of_both_cases(tmp_path):
     assert {source.media for source in found} == {"video"} and found[0].caption == "a caption"
 
 
-@pytest.mark.skipif(".jxl" in images.suffixes(), reason="there is a plugin for JPEG XL here")
+@pytest.mark.skipif(".jxl" in suffixes.images(), reason="there is a plugin for JPEG XL here")
 def test_images_in_jpeg_xl_are_not_left_out_silently(tmp_path):
     touch(tmp_path, "a.png", "b.jxl", "c.JXL")
     assert "JPEG XL cannot be read without its plugin: b.jxl, c.JXL." in refusal(of_folder(tmp_path, "image"))

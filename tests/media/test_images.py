@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from engine.contract.errors import DataError, DiskError
-from engine.media.images import image_size, read_alpha, read_image, suffixes, write_image
+from engine.media import suffixes
+from engine.media.images import image_size, read_alpha, read_image, write_image
 from tests.clips import draw_image, number_of, picture
 
 
-@pytest.mark.skipif(".jxl" in suffixes(), reason="there is a plugin for JPEG XL here")
+@pytest.mark.skipif(".jxl" in suffixes.images(), reason="there is a plugin for JPEG XL here")
 def test_jpeg_xl_without_its_plugin_is_an_error_with_the_line_that_installs_it(tmp_path):
     (tmp_path / "a.jxl").write_bytes(b"\xff\x0a")
     for read in (read_image, image_size):

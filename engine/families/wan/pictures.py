@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...contract.errors import DataError
-from ...media import images, video
+from ...media import images, suffixes, video
 from ...media.resize import resize_to_bucket
 from .vae import SPACE_STRIDE
 
@@ -74,7 +74,7 @@ def on_white(picture_HWC: np.ndarray, size: Size) -> Tensor:
 
 def read_mask(path: Path, *, size: Size, frames: int, flag: str) -> Tensor:
     """A mask for each frame, [1, F, H, W] in 0..1: as `read_clip`, but one image is for all of them."""
-    if not path.is_dir() and path.suffix.lower() in images.suffixes():
+    if not path.is_dir() and path.suffix.lower() in suffixes.images():
         mask_1HW = as_image(resize_to_bucket(images.read_image(path), size))[:, 0]
         return (mask_1HW.unsqueeze(1) + 1.0).expand(-1, frames, -1, -1) / 2.0
     return (read_clip(path, size=size, frames=frames, flag=flag)[:, 0] + 1.0) / 2.0
@@ -97,7 +97,7 @@ def read_clip(path: Path, *, size: Size, frames: int, flag: str) -> Tensor:
 
 def _pictures(path: Path, frames: int) -> Iterator[np.ndarray]:
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in images.suffixes())
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes.images())
         return (images.read_image(file) for file in files)
     info = video.probe(path)
     return video.read_frames(path, indices=range(min(frames, info.frames)), info=info)
