@@ -111,7 +111,7 @@ def told(words: Sequence[str] | None = None) -> Trial:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--guidance", type=float, default=3.0, help="to generate with")
     parser.add_argument("--shift", type=float, default=4.0, help="of the noise levels that are trained")
-    parser.add_argument("--prior", type=float, default=1.0, help="--prior_loss_weight of ordinary clips; 0: plain loss")
+    parser.add_argument("--prior", type=float, default=3.0, help="--prior_loss_weight of ordinary clips; 0: plain loss")
     return Trial(**vars(parser.parse_args(words)))
 
 
