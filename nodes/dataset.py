@@ -166,11 +166,6 @@ def _folder_widgets() -> tuple[Widget, ...]:
             label="control folder", help="Folder of control videos or images of the same names, for models that take "
             "them.",
         ),
-        Widget(
-            id="preserve_prior", kind="bool", default=False, advanced=True, label="preserve prior",
-            help="These are ordinary clips, on which the LoRA shall change nothing: it learns to answer them as the "
-            "model does without it. Keeps other prompts as they were.",
-        ),
     )  # fmt: skip
 
 
@@ -196,8 +191,13 @@ def _cases() -> dict[str, tuple[Widget, ...]]:
 # ------------------------------------------------------------------------------------------------- from widgets to it
 
 
-def described(source: Mapping[str, Any], previous: Dataset | None = None) -> tuple[Mapping[str, Any], ...]:
-    """The `[[datasets]]` tables that the widgets mean, every path looked up. OptionError, DataError."""
+def described(
+    source: Mapping[str, Any], previous: Dataset | None = None, *, preserve_prior: bool = False
+) -> tuple[Mapping[str, Any], ...]:
+    """The `[[datasets]]` tables that the widgets mean, every path looked up. OptionError, DataError.
+
+    `preserve_prior` is that of all tables of the source; else each has what a file or text says of it.
+    """
     if source["source"] == "folder":
         tables = [_of_folder(source)]
     elif source["source"] == "file":
@@ -207,6 +207,8 @@ def described(source: Mapping[str, Any], previous: Dataset | None = None) -> tup
         tables = _looked_up(_parsed(file), beside=file.parent)
     else:
         tables = _looked_up(_parsed_text(source["text"]), beside=None)
+    if preserve_prior:
+        tables = [{**table, "preserve_prior": True} for table in tables]
     return (*(previous.tables if previous else ()), *tables)
 
 
@@ -232,8 +234,6 @@ def _of_folder(chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
     if chosen["fp_latent_window_size"] != WINDOW:
         table["fp_latent_window_size"] = chosen["fp_latent_window_size"]
-    if chosen["preserve_prior"]:
-        table["preserve_prior"] = True
     if chosen["control_folder"] != NONE:
         table["control_directory"] = str(paths.named(chosen["control_folder"]))
     if videos:
@@ -357,7 +357,10 @@ def written(tables: tuple[Mapping[str, Any], ...], name: str) -> Dataset:
 def _execute(call: Call) -> Outcome:
     name = paths.safe_name(call.inputs["name"], "name")
     previous = call.inputs.get("previous")
-    tables = described(call.inputs["source"], None if previous is None else dataset_of(previous))
+    tables = described(
+        call.inputs["source"], None if previous is None else dataset_of(previous),
+        preserve_prior=call.inputs["preserve_prior"],
+    )  # fmt: skip
     dataset = written(tables, name)
     return Outcome(values=(dataset, dataset.path))
 
@@ -384,6 +387,11 @@ def config_node() -> Node:
             Socket(
                 id="previous", types=(DATASET,), optional=True, label="previous",
                 help="A dataset that this one is added to.",
+            ),
+            Widget(  # of no case: a case's widgets stand before `name`, whose saved value would become this one's
+                id="preserve_prior", kind="bool", default=False, advanced=True, label="preserve prior",
+                help="These are ordinary clips, on which the LoRA shall change nothing: it learns to answer them as "
+                "the model does without it. Keeps other prompts as they were.",
             ),
         ),
         results=(

@@ -112,7 +112,7 @@ def _folder(trial: Trial, name: str, repeats: int) -> dict[str, Any]:
     """A dataset node's widgets for one of the folders that `write_dataset` makes."""
     return {
         "source.folder": f"input/{trial.out.name}/clips/{name}", "source.num_repeats": repeats,
-        "source.preserve_prior": name == "ordinary" and bool(trial.prior), "name": f"{NAME}_{name}",
+        "preserve_prior": name == "ordinary" and bool(trial.prior), "name": f"{NAME}_{name}",
     }  # fmt: skip
 
 

@@ -53,10 +53,11 @@ def test_all_load(comfyui: Server, browser: Browser, nodes2: bool):
     for name in NAMES:
         workflow = read(name)
         load(browser, workflow, name)
-        kept = json.loads(browser.run("JSON.stringify(app.graph.serialize().nodes.map(n => [n.id, n.widgets_values]))"))
+        shown = json.loads(browser.run("JSON.stringify(app.graph.serialize().nodes)"))
+        kept = {node["id"]: node.get("widgets_values_named") or {} for node in shown}
         for node in workflow["nodes"]:
-            saved = node.get("widgets_values") or []
-            assert (dict(kept)[node["id"]] or [])[: len(saved)] == saved, f"{name}: {node['type']}"
+            saved = node.get("widgets_values_named") or {}
+            assert {key: kept[node["id"]].get(key) for key in saved} == saved, f"{name}: {node['type']}"
     assert our_errors(browser) == []
 
 

@@ -173,6 +173,21 @@ def test_the_order_of_widgets_is_on_record() -> None:
         assert ids == known, f"{node.id}: run `python -m nodes`; a widget that is gone has to stay, deprecated"
 
 
+def test_a_case_that_other_widgets_follow_does_not_grow() -> None:
+    """The page puts a case's widgets behind their switch: one more there takes the saved value of the next widget."""
+    for node in NODES:
+        recorded, inputs = catalogue.recorded_order()[node.id], catalogue.ordered(node)
+        for place, switch in enumerate(inputs):
+            for case in switch.cases if isinstance(switch, spec.Switch) else ():
+                own = [recorded.index(f"{switch.id}.{case}.{widget.id}") for widget in switch.cases[case]]
+                moved = [
+                    item.id
+                    for item in inputs[place + 1 :]
+                    if not isinstance(item, spec.Socket) and min(own) < recorded.index(item.id) < max(own)
+                ]
+                assert moved == [], f"{node.id}: {switch.id} = {case}: give the new widget to the node, not to the case"
+
+
 def test_a_new_widget_comes_last_wherever_it_is_declared() -> None:
     node = next(node for node in NODES if node.name == "VideoInput")
     new = spec.Widget(id="new", kind="bool", default=False, help="New.")
@@ -217,13 +232,24 @@ def our_nodes(file: Path) -> list[tuple[Any, dict[str, Any]]]:
     return [(catalogue.by_id(node["type"]), node) for node in saved if catalogue.by_id(node["type"]) is not None]
 
 
+def page_order(node: Any, chosen: dict[str, Any]) -> list[str]:
+    """The names of a node's widgets as the page has them: those of the chosen case stand behind their switch."""
+    names: list[str] = []
+    for item in catalogue.ordered(node):
+        if not isinstance(item, spec.Socket):
+            names.append(item.id)
+        if isinstance(item, spec.Switch):
+            names += [f"{item.id}.{widget.id}" for widget in item.cases[chosen[item.id]]]
+    return names
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_shipped_workflows_have_their_values_in_the_order_of_the_widgets(file: Path) -> None:
     """Widgets that are newer than the file come after those in it, and are at their defaults."""
     for node, saved in our_nodes(file):
         assert saved["widgets_values"] == list(saved["widgets_values_named"].values())  # the page loads the first
-        named = [name for name in saved["widgets_values_named"] if "." not in name and name != "control_after_generate"]
-        now = [item.id for item in catalogue.ordered(node) if not isinstance(item, spec.Socket)]
+        named = [name for name in saved["widgets_values_named"] if name != "control_after_generate"]
+        now = page_order(node, saved["widgets_values_named"])
         assert named == now[: len(named)], f"{node.name}: python -m tests.comfyui.make_workflows URL"
 
 

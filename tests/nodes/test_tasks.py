@@ -44,6 +44,24 @@ def test_from_caches_over_a_lora_to_a_video(models: Path, obliging: Engine) -> N
     assert {run.state for run in (latents, texts, trained, generated)} == {"done"}
 
 
+def test_a_dataset_node_says_of_all_its_clips_that_they_preserve_the_prior(models: Path) -> None:
+    table = '[[datasets]]\nvideo_directory = "datasets/cats"\n'
+    folder = {"source": "folder", "folder": "datasets/cats"}
+    text = {"source": "text", "text": f"{table}{table}preserve_prior = true\n"}
+
+    def said(source: dict[str, str], **more: Any) -> list[bool]:
+        dataset = run_node("DatasetConfig", source=source, **more)[0]
+        written = part("engine.contract.toml").load(Path(dataset.path))["datasets"]
+        return [found.get("preserve_prior", False) for found in written]
+
+    assert said(folder) == [False]
+    assert said(folder, preserve_prior=True) == [True]
+    assert said(text) == [False, True], "a text's own words hold where the node says nothing"
+    assert said(text, preserve_prior=True) == [True, True]
+    subject = run_node("DatasetConfig", source=folder)[0]
+    assert said(folder, preserve_prior=True, previous=subject) == [False, True], "those before it stay as they are"
+
+
 def test_an_unchanged_graph_starts_no_engine_also_in_a_new_server(models: Path, obliging: Engine) -> None:
     for _ in range(2):
         dataset = folder_dataset()
