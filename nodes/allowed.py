@@ -66,6 +66,7 @@ LEFT_OUT: dict[str, str] = {
     "dynamo_dynamic": "compiles a second time: see compile",
     "sage_attn": "cannot train",
     "magcache_calibration": "measures, and makes no video",
+    "step_cache_calibrate": "measures, and makes no video",
     "output_type": "the node's result is a video",
     "latent_path": "the node's result is a video; latents are kept by the command line only",
     "save_merged_model": "the LoRA Merger does it, into ComfyUI's model folder",
@@ -110,7 +111,8 @@ FAMILYS_OWN: dict[str, tuple[str, ...]] = {
 PLAIN_TEXT = frozenset(
     """prompt negative_prompt custom_system_prompt output_name training_comment metadata_title metadata_author
     metadata_description metadata_license metadata_tags metadata_reso metadata_arch include_patterns exclude_patterns
-    one_frame_inference latent_paddings slg_layers magcache_mag_ratios diffusers_prefix""".split()
+    one_frame_inference latent_paddings slg_layers magcache_mag_ratios step_cache_ratios
+    step_cache_coefficients diffusers_prefix""".split()
 )
 """Texts that the engine reads strictly or writes down as they are: nothing is opened or run by them."""
 

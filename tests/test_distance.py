@@ -23,11 +23,12 @@ TRUNK = [
 ]  # fmt: skip
 BRANCHES = {
     "wan": [
-        ("engine/families/wan/model.py", ("velocity", "WanModel.forward")),
+        ("engine/families/wan/model.py", ("velocity", "WanModel.forward", "WanModel._through_blocks")),
         ("engine/families/wan/layers.py", ("WanAttentionBlock.forward", "WanAttentionBlock._attended")),
     ],
     "hunyuan_video": [
-        ("engine/families/hunyuan_video/model.py", ("velocity", "HunyuanVideoModel.forward")),
+        ("engine/families/hunyuan_video/model.py", (
+            "velocity", "HunyuanVideoModel.forward", "HunyuanVideoModel._through_blocks")),
         ("engine/parts/mmdit.py", ("DoubleStreamBlock.forward",)),
     ],
     "framepack": [

@@ -5,7 +5,7 @@ Tensor suffixes, units and ranges are those of `contract.py`. Free of torch when
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..parts.block_stack import BlockStack
+    from ..parts.step_caching import StepCacheSettings
+
 Shapes = Mapping[str, tuple[int, ...]]
 Files = Mapping[str, str]
 Velocity = Callable[["Tensor", "Tensor"], "Tensor"]
 """`(x_BCTHW, timestep_B) -> velocity_BCTHW`: the DiT under one conditioning."""
-StepCache = Callable[["Tensor", Callable[[], "Tensor"]], "Tensor"]
-"""`(tokens before the blocks, run) -> tokens after them`: runs the blocks, or knows what they would add."""
+StepCache = Callable[["BlockStack"], "Tensor"]
+"""`blocks -> tokens after them`: runs the blocks, or knows what they would add."""
 
 
 class Variant(Protocol):
@@ -115,19 +118,10 @@ class Denoise(Protocol):
         `shown`: of such clean latents those that a preview shows, on any device; None: all.
         """
 
-    def step_cache(
-        self,
-        *,
-        ratios: Sequence[float],
-        retention_ratio: float,
-        threshold: float,
-        most_in_a_row: int,
-        calibrate: bool = False,
-        label: str = "",
-    ) -> StepCache:
-        """MagCache (sampling/magcache.py) for one of the velocities of the next call; each needs one of its own.
+    def step_cache(self, settings: StepCacheSettings, *, label: str) -> StepCache:
+        """A step cache (sampling/step_caches.py) for one of the velocities of the next call; each needs one of its own.
 
-        `calibrate`: leave nothing out, and report the ratios after the call; `label` says of which velocity.
+        `label` says of which velocity, for the log.
         """
 
 

@@ -31,6 +31,7 @@ ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
 STREAMED = "_streamed"
 CHECKPOINTED = "_checkpointed"
 COMPILED_WITH_GRAPHS = "_compiled_with_graphs"
+LOOKED_AT = "modulated"  # what a block may compute beside its forward, for a step cache
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class _Guard:
         self.open: list[Any] = []
 
     def attach(self, block: nn.Module) -> None:
-        for name in ("forward", ROOT):
+        for name in ("forward", ROOT, LOOKED_AT):
             if hasattr(block, name):
                 setattr(block, name, self._guarded(getattr(block, name)))
         for part in getattr(block, IN_PIECES, ()):

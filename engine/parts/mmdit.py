@@ -135,6 +135,11 @@ class DoubleStreamBlock(nn.Module):
         image_BLD = self.image_after(image_BLD, found_BLD[:, :count], modulation=image_rest)
         return image_BLD, self.text_after(text_BLD, found_BLD[:, count:], modulation=text_rest)
 
+    def modulated(self, image_BLD: Tensor, vector_BD: Tensor) -> Tensor:
+        """The image tokens as attention's layers see them, before anything of the block is computed."""
+        shift, scale, *_ = self.streams()[0].modulation(vector_BD)
+        return modulated(image_BLD, shift, scale)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lengths_B: Tensor | None) -> Tensor:
         """Heads of all tokens to what they find, [B, L, D]."""
         return attention(q, k, v, key_lengths_B=key_lengths_B, backend=self.backend).flatten(2)

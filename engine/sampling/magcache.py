@@ -1,44 +1,18 @@
-"""MagCache: steps in which the DiT's blocks are left out (Ma et al., "MagCache", 2506.09045).
+"""MagCache: steps are left out by ratios that were measured before (Ma et al., "MagCache", 2506.09045).
 
 What the blocks add to the tokens, their residual, hardly turns from one step to the next, and its magnitude changes by
-a ratio that belongs to the model and hardly to the prompt. So the ratios are measured once (`Calibration`), and from
-them alone it follows, before anything runs, in which steps the residual of an earlier one will do (`skipped_steps`).
-
-Both classes wrap the block stack: called with the tokens that go into the blocks and a function that runs these, they
-give the tokens that come out. One object serves one conditioning on one walk through the noise, so conditional and
-unconditional predictions never share a residual and a section never begins with another's (musubi-tuner counts and
-keeps them together). A batch that holds both predictions is one conditioning: every row has its own residual.
-Knows no model and no ratios of one. Given up: scaling an old residual by the ratio.
+a ratio that belongs to the model and hardly to the prompt. So the ratios are measured once (`RatioCalibration`), and
+the decision needs nothing of the step: no device is waited for. Given up: scaling an old residual by the ratio.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Run = Callable[[], Tensor]
-
-
-def skipped_steps(
-    ratios: Sequence[float], *, steps: int, retention_ratio: float, threshold: float, most_in_a_row: int
-) -> list[bool]:
-    """For each of `steps` whether its blocks are left out.
-
-    `ratios`: the residual's magnitude in units of the step before, for any number of steps. The first
-    `retention_ratio` of the steps (one at least) and the last one always run. Others are left out while the error,
-    the sum over the steps of |1 - product of the ratios since a step ran|, is at most `threshold`.
-    """
-    first = max(int(retention_ratio * steps), 1)
-    skipped, product, error, in_a_row = [False] * steps, 1.0, 0.0, 0
-    for step, ratio in list(enumerate(spread(ratios, steps)))[first : steps - 1]:
-        product, in_a_row = product * ratio, in_a_row + 1
-        error += abs(1 - product)
-        skipped[step] = error <= threshold and in_a_row <= most_in_a_row
-        if not skipped[step]:
-            product, error, in_a_row = 1.0, 0.0, 0
-    return skipped
+from .step_caches import Stack, Walk, listed
 
 
 def spread(ratios: Sequence[float], count: int) -> list[float]:
@@ -49,49 +23,72 @@ def spread(ratios: Sequence[float], count: int) -> list[float]:
 
 
 class MagCache:
-    """Leaves the blocks out in the steps that `skipped` names; the first one of a walk is never among them."""
+    """A step is left out while the error, the sum over the steps since one ran of |1 - product of the ratios since
+    then|, is at most the threshold."""
 
-    def __init__(self, skipped: Sequence[bool]):
-        self._skipped = iter(skipped)
-        self._residual: Tensor | None = None
+    name = "MagCache"
 
-    def __call__(self, before_BLD: Tensor, run: Run) -> Tensor:
-        """The tokens after the blocks, by running them or by what they added last."""
-        if next(self._skipped, False) and self._residual is not None:
-            return before_BLD + self._residual
-        after_BLD = run()
-        self._residual = after_BLD - before_BLD
-        return after_BLD
+    def __init__(self, ratios: Sequence[Sequence[float]], *, threshold: float):
+        """`ratios`: the residual's magnitude in units of the step before, for any number of steps; a list for each
+        expert, the one for the least noise last."""
+        self._ratios, self._threshold = ratios, threshold
+        self._ratio = 1.0
+        self.forget()
+
+    def look(self, stack: Stack, walk: Walk) -> Tensor:
+        place, count = walk.place
+        self._ratio = spread(self._ratios[-1 - walk.expert], count)[place]
+        return stack.tokens_BLD
+
+    def finds_little_change(self) -> bool:
+        self._product *= self._ratio
+        self._error += abs(1 - self._product)
+        return self._error <= self._threshold
+
+    def runs(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._product, self._error = 1.0, 0.0
 
 
-class Calibration:
+class RatioCalibration:
     """Runs the blocks in every step, and measures how their residual changes from one step to the next."""
 
-    def __init__(self) -> None:
-        self._residual: Tensor | None = None
-        self._measured: list[Tensor] = []
+    def __init__(self, walk: Walk, *, flag: str = "--step_cache_ratios"):
+        """`flag` takes what is measured."""
+        self._walk, self._flag = walk, flag
+        self._seen: tuple[int, int] | None = None
+        self.calls = 0
+        self._residual_BLD: Tensor | None = None
+        self._measured: list[list[Tensor]] = []  # an expert each
 
-    def __call__(self, before_BLD: Tensor, run: Run) -> Tensor:
+    def __call__(self, stack: Stack) -> Tensor:
         """The tokens after the blocks."""
-        after_BLD = run()
-        residual = (after_BLD - before_BLD).float()
-        if self._residual is not None:
-            ratio_BL = residual.norm(dim=-1) / self._residual.norm(dim=-1)
-            cosine_BL = torch.cosine_similarity(residual, self._residual, dim=-1)
-            self._measured.append(torch.stack([ratio_BL.mean(), ratio_BL.std(), 1 - cosine_BL.mean()]))
-        self._residual = residual
+        self.calls += 1
+        before_BLD = stack.tokens_BLD
+        after_BLD = stack.run()
+        residual_BLD = (after_BLD - before_BLD).float()
+        if self._walk.follows(self._seen) and self._residual_BLD is not None:
+            ratio_BL = residual_BLD.norm(dim=-1) / self._residual_BLD.norm(dim=-1)
+            cosine_BL = torch.cosine_similarity(residual_BLD, self._residual_BLD, dim=-1)
+            self._measured[-1].append(torch.stack([ratio_BL.mean(), ratio_BL.std(), 1 - cosine_BL.mean()]))
+        else:
+            self._measured.append([])
+        self._residual_BLD, self._seen = residual_BLD, self._walk.now
         return after_BLD
 
     def report(self) -> list[str]:
-        """Three lines: the ratios as --magcache_mag_ratios takes them (that of the first step is 1 by definition), how
-        much tokens differ in them (standard deviation), and how far the residual turns (1 - cosine)."""
-        ratios, spreads, turns = torch.stack(self._measured).T.tolist() if self._measured else ([], [], [])
+        """Three lines: the ratios as the flag takes them (that of the first step is 1 by definition), how much tokens
+        differ in them (standard deviation), and how far the residual turns (1 - cosine)."""
+        found = [torch.stack(one).T.tolist() if one else ([], [], []) for one in self._measured]
+        ratios, spreads, turns = ([one[row] for one in found] for row in range(3))
         return [
-            f"--magcache_mag_ratios {_listed([1.0, *ratios])}",
-            f"standard deviation of the ratios among tokens: {_listed(spreads)}",
-            f"1 - cosine of a step's residual and the one before: {_listed(turns)}",
+            f"{self._flag} {_experts([[1.0, *one] for one in ratios])}",
+            f"standard deviation of the ratios among tokens: {_experts(spreads)}",
+            f"1 - cosine of a step's residual and the one before: {_experts(turns)}",
         ]
 
 
-def _listed(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.5f}" for value in values)
+def _experts(lists: Sequence[Sequence[float]]) -> str:
+    return ";".join(listed(one) for one in lists)

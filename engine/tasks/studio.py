@@ -27,12 +27,12 @@ from ..contract.options import (
     Prompting,
 )
 from ..families import part
-from ..families.values import Request
+from ..families.values import Request, StepCache
 from ..media.latents import load_latent, save_latent
 from ..ops.attention import check_backend
 from ..ops.device import free_memory
+from ..parts.step_caching import StepCacheSettings
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
-from ..sampling.magcache import Calibration, MagCache, skipped_steps
 from ..sampling.samplers import Step, sample, schedule_of
 from ..sampling.schedules import TRAIN_TIMESTEPS
 from .denoiser import tune_backends
@@ -42,6 +42,7 @@ from .kept import Kept, Key
 from .previews import Previewing
 from .requests import metadata_of
 from .results import Result, folder_of, write_pictures
+from .step_caching import StepCaches
 
 Texts = dict[str, dict[str, Tensor]]
 
@@ -235,34 +236,10 @@ class Denoising:
 
     def __init__(self, studio: Studio, request: Request, label: str):
         self._studio, self._request, self._label = studio, request, label
-        self._calibrations: dict[str, Calibration] = {}
+        self._caches = StepCaches()
 
-    def step_cache(
-        self,
-        *,
-        ratios: Sequence[float],
-        retention_ratio: float,
-        threshold: float,
-        most_in_a_row: int,
-        calibrate: bool = False,
-        label: str = "",
-    ) -> MagCache | Calibration:
-        if calibrate:
-            self._calibrations[label] = calibration = Calibration()
-            return calibration
-        steps = self._request.steps
-        skipped = skipped_steps(
-            ratios, steps=steps, retention_ratio=retention_ratio, threshold=threshold, most_in_a_row=most_in_a_row
-        )
-        self._studio.say(Log(message=f"MagCache, {label}: {sum(skipped)} of {steps} steps are left out."))
-        return MagCache(skipped)
-
-    def _report(self, name: str) -> None:
-        """What was measured during a call."""
-        for kind, calibration in self._calibrations.items():
-            for line in calibration.report():
-                self._studio.say(Log(message=f"{name}, {kind}: {line}"))
-        self._calibrations.clear()
+    def step_cache(self, settings: StepCacheSettings, *, label: str) -> StepCache:
+        return self._caches.make(settings, label=label)
 
     def __call__(
         self,
@@ -291,13 +268,16 @@ class Denoising:
             "shift": request.shift if shift is None else shift,
             "strength": 1.0 if clean_BCTHW is None else strength,
         }
-        timesteps = schedule_of(**walk).timesteps.tolist()
-        numbers = [studio.experts.number_at(timestep / TRAIN_TIMESTEPS) for timestep in timesteps]
+        whole = schedule_of(**{**walk, "strength": 1.0}).timesteps.tolist()
+        first = len(whole) - len(schedule_of(**walk))
+        at_work = [studio.experts.number_at(timestep / TRAIN_TIMESTEPS) for timestep in whole]
+        self._caches.begin(at_work, first=first)
+        numbers = at_work[first:]
         scales = [(request.guidance, *request.further_guidance)[number] for number in numbers]
         models = Predictions(conditional=conditional, unconditional=unconditional, both=both, skipped=skipped)
         velocities = guided_along(_plan(studio.job), models, scales, rescale=rescale)
-        velocity = in_turn(list(starmap(self._by_expert, zip(numbers, velocities, strict=True))))
-        meter = Meter(studio.say, total=len(timesteps), unit="steps", label=name)
+        velocity = in_turn(list(starmap(self._by_expert, zip(range(len(numbers)), numbers, velocities, strict=True))))
+        meter = Meter(studio.say, total=len(numbers), unit="steps", label=name)
 
         def seen(step: Step) -> None:
             meter.advance()
@@ -312,14 +292,16 @@ class Denoising:
             on_step=seen,
             **walk,
         )
-        self._report(name)
+        for line in self._caches.finish():
+            studio.say(Log(message=f"{name}, {line}"))
         return clean
 
-    def _by_expert(self, number: int, velocity: Velocity) -> Velocity:
-        """A velocity of one step, for which this expert is brought in."""
+    def _by_expert(self, index: int, number: int, velocity: Velocity) -> Velocity:
+        """A velocity of step `index`, for which this expert is brought in."""
 
         def with_expert(x_BCTHW: Tensor, timestep_B: Tensor) -> Tensor:
             self._studio.experts.use(number)
+            self._caches.walk.go_to(index)
             return velocity(x_BCTHW, timestep_B)
 
         return with_expert

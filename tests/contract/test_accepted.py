@@ -33,7 +33,8 @@ THROUGH_PROPERTIES = {
     "network_dim", "fp8", "fp8_base", "fp8_scaled", "sdpa", "flash_attn", "flash3", "xformers", "sage_attn",
     "attn_mode", "lora_multiplier", "compile_args", "config_file", "print_config", "metadata_reso", "gpu_ids",
     "dynamo_backend", "dynamo_mode", "dynamo_fullgraph", "dynamo_dynamic", "slg_layers",
-    "gradient_checkpointing_attention",
+    "gradient_checkpointing_attention", "step_cache_threshold", "step_cache_start", "step_cache_max_skips",
+    "step_cache_ratios", "step_cache_coefficients", "step_cache_calibrate",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 The score is the mean of three shares (colour, shape, motion), so each clip has three verdicts. There are 64 clips, the
 first ones of the held-out captions: a verdict is 0.5 points, and three may be lost on balance. 8-bit attention is slow
-on a CPU and has 16, of which none may be lost. MagCache has a guard of its own, test_magcache.py.
+on a CPU and has 16, of which none may be lost. Step caches have a guard of their own, test_step_caches.py.
 
 What is compared is the same clip made twice, so the mean difference of the pixels shows far smaller faults; its upper
 limits are about half more than was measured. The lower ones show that the setting did anything at all.

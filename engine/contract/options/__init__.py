@@ -21,6 +21,7 @@ from .models import (
 )
 from .running import Launch, Processes, Run
 from .saving import SAMPLE_DEFAULTS, HuggingFace, Logging, Metadata, Samples, Saving
+from .step_caches import StepCaching
 from .tools import LoraConvert, LoraEma, LoraInfo, LoraMerge
 from .training import Network, Optimizer, Schedule, Timesteps, Training
 from .validation import Validation
@@ -63,6 +64,7 @@ __all__ = [
     "Samples",
     "Saving",
     "Schedule",
+    "StepCaching",
     "Timesteps",
     "Training",
     "TrainingMemory",

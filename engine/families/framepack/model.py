@@ -13,8 +13,9 @@ Knows nothing of samplers, sections, training, memory or LoRA: these act on `blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from ...ops.attention import check_backend
+from ...parts.block_stack import BlockStack
 from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.embeddings import Float32Linear, modulated_norm
 from ...parts.mmdit import EPS, Modulation, from_patches, key_lengths, with_text
@@ -102,14 +104,16 @@ class FramePackModel(nn.Module):
         text: Sequence[torch.Tensor],
         pooled_BD: torch.Tensor,
         *,
-        step_cache: StepCache | None = None,
+        step_cache: StepCache = BlockStack.run,
         **conditioning: Any,
     ) -> torch.Tensor:
         """Velocity, float32 [B, C, T, H, W]; timestep_B in 0..1000. The conditioning is that of `embed`."""
         tokens = self.embed(x_BCTHW, timestep_B, text, pooled_BD, **conditioning)
-        around = step_cache or _always
-        image_BLD = around(tokens.image_BLD, lambda: self.run_blocks(tokens))
-        return self.finish(image_BLD, tokens.vector_BD, x_BCTHW.shape[2:])
+        vector_BD = tokens.vector_BD
+        first = partial(self.transformer_blocks[0].modulated, vector_BD=vector_BD)
+        stack = BlockStack(tokens.image_BLD, self.run_blocks(tokens), modulated=first)
+        del tokens  # the blocks need not keep them
+        return self.finish(step_cache(stack), vector_BD, x_BCTHW.shape[2:])
 
     def embed(
         self,
@@ -152,15 +156,18 @@ class FramePackModel(nn.Module):
         before = tokens_BLD.shape[1] + text_BLD.shape[1] - max(lengths)
         return Tokens(tokens_BLD, text_BLD, vector_BD, cos_LD, sin_LD, key_lengths(lengths, before=before))
 
-    def run_blocks(self, tokens: Tokens) -> torch.Tensor:
-        """The image tokens, history included, after all blocks."""
+    def run_blocks(self, tokens: Tokens) -> Iterator[torch.Tensor]:
+        """The image tokens, history included, after each block."""
         image_BLD, text_BLD, *given = tokens
+        del tokens
         for block in self.transformer_blocks:
             image_BLD, text_BLD = block(image_BLD, text_BLD, *given)
-        x_BLD = torch.cat([image_BLD, text_BLD], dim=1)
+            yield image_BLD
+        count, x_BLD = image_BLD.shape[1], torch.cat([image_BLD, text_BLD], dim=1)
+        del image_BLD, text_BLD
         for block in self.single_transformer_blocks:
             x_BLD = block(x_BLD, *given)
-        return x_BLD[:, : image_BLD.shape[1]]
+            yield x_BLD[:, :count]
 
     def finish(self, image_BLD: torch.Tensor, vector_BD: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """The section's tokens, which are the last, to velocity of latent size (T, H, W): float32 [B, C, T, H, W]."""
@@ -220,18 +227,13 @@ def blocks(dit: FramePackModel) -> nn.ModuleList:
     return dit._in_order[0]
 
 
-def _always(image_BLD: torch.Tensor, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The step cache that keeps nothing."""
-    return run()
-
-
 def velocity(
     dit: FramePackModel,
     x_BCTHW: torch.Tensor,
     timestep_B: torch.Tensor,
     cond: dict[str, Any],
     *,
-    step_cache: StepCache | None = None,
+    step_cache: StepCache = BlockStack.run,
 ) -> torch.Tensor:
     """Noise - clean of one section, float32 [B, C, T, H, W]; timestep_B in 0..1000. `step_cache` wraps the blocks.
 

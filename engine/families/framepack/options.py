@@ -19,6 +19,7 @@ from ...contract.options import (
     LoraStack,
     Models,
     Prompting,
+    StepCaching,
     Timesteps,
     TrainingMemory,
     TrainingModels,
@@ -30,7 +31,7 @@ from ...parts.hunyuan_options import LIGHTER as LIGHTER
 from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
 from ...parts.hunyuan_options import TEXT_TOKENS, TextEncoders, TextEncodersCaching, VaeTiles
 from ...parts.workload import BlockRun, VaeWork, Work, video_latents
-from . import magcache, sections
+from . import sections, step_caches
 from .flags import NATIVE_FPS as NATIVE_FPS
 from .flags import NETWORK_MODULE as NETWORK_MODULE
 from .flags import (
@@ -89,7 +90,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "generate": (
         FramePackWindow, GenerationModels, VaeTiles, FramePackTextGeneration, FramePackImage, GenerationPrecision,
         GenerationMemory, AttentionMode, FramePackPrompting, FramePackLength, LoraStack, FramePackOutput,
-        FramePackInputs, FramePackGuidance, FramePackSingle, FramePackMagCache,
+        FramePackInputs, FramePackGuidance, FramePackSingle, FramePackMagCache, StepCaching,
     ),
 }  # fmt: skip
 
@@ -132,6 +133,7 @@ def rules(job: Job) -> None:
     """What FramePack's options demand of each other. Raises OptionError."""
     if job.command.verb != "generate":
         return
+    step_caches.check(job[FramePackMagCache], job[StepCaching])
     length, window = job[FramePackLength], job[FramePackWindow].latent_window_size
     if job[Prompting].video_length is not None and job[FramePackSingle].one_frame_inference is None:
         if length.video_sections is not None:
@@ -310,7 +312,7 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
         "guidance_rescale": guidance.guidance_rescale,
         "rope_scaling": None if threshold is None else (guidance.rope_scaling_factor, float(threshold)),
         "solver": SECTION_SOLVER if solver == "unipc" else solver,
-        "magcache": magcache.settings_of(job[FramePackMagCache], line),
+        "step_cache": step_caches.asked_for(job[FramePackMagCache], job[StepCaching], line),
     }
 
 

@@ -29,6 +29,21 @@ PROMPTS = (
     "a large striped green hexagon moves to the left on a light blue background",
 )
 FIRST_FRAMES = ("first_frames/orange_left.png", "first_frames/red_right.png", "first_frames/green_left.png")
+STEP_CACHES = {
+    "magcache": {
+        "step_cache": "magcache",
+        "step_cache_ratios":
+        "1,.9735,.9713,.9702,.9675,.9697,.9679,.9727,.9715,.9698,.9696,.9716,.9683,.9673,.9682,.9627,.9601,"
+        ".9588,.9533,.9475,.9382,.9261,.9092,.8777,.8610",
+    },
+    "teacache": {
+        "step_cache": "teacache",
+        "step_cache_coefficients": "1088.75,-737.507,124.084,-3.93065,0.0636193",
+    },
+    "first_block": {"step_cache": "first_block"},
+}  # fmt: skip
+"""What each step cache needs for this model: the mean of what --step_cache_calibrate printed for four clips in 25
+steps; the polynomial is fitted to all of them."""
 
 
 def pocket_model_options(folder: str | Path) -> dict[str, dict[str, Any]]:

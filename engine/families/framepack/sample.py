@@ -3,8 +3,8 @@
 The first release makes the last section first and puts each new one in front of the history; F1 goes forward and puts
 it behind. Prompts and start images may differ from section to section (`;;;`, see `sections`). The noise of all
 sections comes from one generator on the CPU, so that a seed gives the same video on every machine.
-Does not know solvers: `denoise` is handed in and called once a section. MagCache, where it is asked for, begins anew
-with each section, and has a cache of its own for each of the two predictions that guidance needs.
+Does not know solvers: `denoise` is handed in and called once a section. A step cache, where it is asked for, begins
+anew with each section, and each of the two predictions that guidance needs has one of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ...ops.sigmas import framepack_mu
 from ...parts.batching import batch_of_one, moved
+from ...parts.block_stack import BlockStack
 from ..values import Denoise, Encoders, Request, StepCache, Velocity
-from . import image, model, one_frame, pictures
+from . import image, model, one_frame, pictures, step_caches
 from .conditions import IMAGE_STATES, history_tensors
 from .sections import HISTORY_FRAMES, Section, choose, f1_layout, parse_sections, plain_layout, plan
 from .vae import LATENT_CHANNELS
@@ -29,6 +30,11 @@ PATCH_CELLS = 4  # latent pixels in a token
 SHOWN_BESIDE = 27  # latent frames of earlier sections in a preview, which else would take longer and longer
 Texts = Mapping[str, Mapping[str, Tensor]]
 Shown = Callable[[Tensor], Tensor]
+
+
+def check_request(request: Request, dit: nn.Module) -> None:
+    """OptionError for a step cache that lacks numbers for this DiT, of which only names and shapes are needed."""
+    step_caches.settings(request, dit)
 
 
 def texts(request: Request) -> list[str]:
@@ -89,6 +95,7 @@ def video_latents(
     settings, prompts = request.settings, _prompts(request)
     f1, window = settings["f1"], settings["latent_window_size"]
     generator = torch.Generator("cpu").manual_seed(request.seed)
+    caching = step_caches.settings(request, dit)
 
     def made_of(
         prompt: str, given: Mapping[str, Tensor], *, frames: int, label: str = "", shown: Shown | None = None
@@ -102,7 +109,8 @@ def video_latents(
 
         def velocity(text: str, kind: str) -> Velocity:
             cond = _conditioning(request, texts[text], given, device)
-            return _velocity(dit, cond, _step_cache(request, denoise, kind))
+            cache = BlockStack.run if caching is None else denoise.step_cache(caching, label=kind)
+            return _velocity(dit, cond, cache)
 
         clean_BCTHW = denoise(
             velocity(prompt, "conditional"),
@@ -181,10 +189,5 @@ def _conditioning(
     return moved(cond, device)
 
 
-def _step_cache(request: Request, denoise: Denoise, kind: str) -> StepCache | None:
-    settings = request.settings["magcache"]
-    return None if settings is None else denoise.step_cache(label=kind, **settings)
-
-
-def _velocity(dit: nn.Module, cond: dict[str, Any], step_cache: StepCache | None) -> Velocity:
+def _velocity(dit: nn.Module, cond: dict[str, Any], step_cache: StepCache) -> Velocity:
     return lambda x_BCTHW, timestep_B: model.velocity(dit, x_BCTHW, timestep_B, cond, step_cache=step_cache)

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...parts.hunyuan_step_caches import RATIOS_540P
 from ...parts.hunyuan_vae_public import plain_vae, public_shapes
+from ...parts.step_caching import magcache_flags
 from ...parts.tiny_encoders import write_tiny_encoders
 from ..values import BenchModel, BenchSize, BenchVae
 from .detect import HunyuanVideoConfig, fullest
@@ -26,6 +28,7 @@ MODELS = (
         head_dim=_CONFIG.head_dim,
         train=(BenchSize(**_SIZE, vram="8GB"),),
         denoise=(BenchSize(**_SIZE),),
+        modes={"magcache": magcache_flags((RATIOS_540P,))},
     ),
 )
 VAE = BenchVae(

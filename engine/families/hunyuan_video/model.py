@@ -12,7 +12,8 @@ Tencent's second image-to-video release needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from ...ops.attention import check_backend
 from ...ops.device import dtype_of
 from ...parts import mmdit
+from ...parts.block_stack import BlockStack
 from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.hunyuan_vae import SCALING_FACTOR
 from ...parts.weight_views import ArrangedWeights
 from ...parts.weights import main_dtype
+from ..values import StepCache
 from .detect import HunyuanVideoConfig, Variant, check_task, detect
 from .keys import arrange, dit_name
 from .layers import (
@@ -78,12 +81,14 @@ class HunyuanVideoModel(nn.Module):
         pooled_BD: Tensor,
         guidance_B: Tensor | None = None,
         concat_BCTHW: Tensor | None = None,
+        step_cache: StepCache = BlockStack.run,
     ) -> Tensor:
         """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples of one size; H and W even.
 
         timestep_B in 0..1000. `text`: for each sample its valid LLaMA states, [L, text_dim], unpadded. `pooled_BD`:
         CLIP's. `guidance_B`: embedded guidance times 1000; models without it ignore it. `concat_BCTHW` is put after
         x on channels (image latents; in Tencent's first image-to-video release a mask after them).
+        `step_cache` wraps the blocks; TeaCache looks at the image tokens as the first block modulates them.
         Raises ValueError for a wrong number of channels, or when the model needs guidance and gets none.
         """
         if concat_BCTHW is not None:
@@ -102,12 +107,23 @@ class HunyuanVideoModel(nn.Module):
             grid, axes=self.config.rope_axes, theta=self.config.rope_theta, device=image_BLD.device
         )
         cos_LD, sin_LD = mmdit.with_text(table, text_BLD.shape[1])
+        given = (vector_BD, cos_LD, sin_LD, key_lengths_B)
+        blocks = self._through_blocks(image_BLD, text_BLD, given)
+        first = partial(self.double_blocks[0].modulated, vector_BD=vector_BD)
+        stack = BlockStack(image_BLD, blocks, modulated=first)
+        del tokens_BTHWD, image_BLD, text_BLD  # the blocks need not keep them
+        return mmdit.from_patches(self.final_layer(step_cache(stack), vector_BD), grid, self.config.patch_size)
+
+    def _through_blocks(self, image_BLD: Tensor, text_BLD: Tensor, given: Sequence[Tensor | None]) -> Iterator[Tensor]:
+        """The image tokens after each block."""
         for block in self.double_blocks:
-            image_BLD, text_BLD = block(image_BLD, text_BLD, vector_BD, cos_LD, sin_LD, key_lengths_B)
-        x_BLD = torch.cat([image_BLD, text_BLD], dim=1)
+            image_BLD, text_BLD = block(image_BLD, text_BLD, *given)
+            yield image_BLD
+        count, x_BLD = image_BLD.shape[1], torch.cat([image_BLD, text_BLD], dim=1)
+        del image_BLD, text_BLD
         for block in self.single_blocks:
-            x_BLD = block(x_BLD, vector_BD, cos_LD, sin_LD, key_lengths_B)
-        return mmdit.from_patches(self.final_layer(x_BLD[:, :count], vector_BD), grid, self.config.patch_size)
+            x_BLD = block(x_BLD, *given)
+            yield x_BLD[:, :count]
 
     def _vector(self, timestep_B: Tensor, pooled_BD: Tensor, guidance_B: Tensor | None) -> Tensor:
         vector_BD = self.time_in(timestep_B) + self.vector_in(pooled_BD)
@@ -170,8 +186,15 @@ def blocks(dit: HunyuanVideoModel) -> nn.ModuleList:
     return nn.ModuleList([*dit.double_blocks, *dit.single_blocks])
 
 
-def velocity(dit: HunyuanVideoModel, x_BCTHW: Tensor, timestep_B: Tensor, cond: dict[str, Any]) -> Tensor:
-    """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
+def velocity(
+    dit: HunyuanVideoModel,
+    x_BCTHW: Tensor,
+    timestep_B: Tensor,
+    cond: dict[str, Any],
+    *,
+    step_cache: StepCache = BlockStack.run,
+) -> Tensor:
+    """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000. `step_cache` wraps the blocks.
 
     cond: "text", a list of [L, text_dim] (unpadded), or [B, L, text_dim] with "text_mask" [B, L] (only the list never
     waits for a GPU); "pooled" [B, pooled_dim]; "guidance" [B], times 1000; "concat" [B, C, T, H, W] where the variant
@@ -184,6 +207,7 @@ def velocity(dit: HunyuanVideoModel, x_BCTHW: Tensor, timestep_B: Tensor, cond: 
         pooled_BD=cond["pooled"],
         guidance_B=cond.get("guidance"),
         concat_BCTHW=cond.get("concat"),
+        step_cache=step_cache,
     )
 
 

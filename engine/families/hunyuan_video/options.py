@@ -20,6 +20,7 @@ from ...contract.options import (
     Network,
     Output,
     Prompting,
+    StepCaching,
     Timesteps,
     TrainingMemory,
     TrainingModels,
@@ -206,6 +207,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "generate": (
         HunyuanPrompting, GenerationModels, HunyuanDit, VaeTiles, HunyuanText, GenerationPrecision, GenerationMemory,
         AttentionMode, HunyuanGuidance, HunyuanLoraStack, HunyuanOutput, HunyuanInputs,
+        StepCaching,
     ),
 }  # fmt: skip
 
@@ -321,6 +323,8 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
     image = line.image_path or inputs.image_path
     scale = guidance.embedded_cfg_scale if line.guidance_scale is None else line.guidance_scale
     settings = {"embedded_cfg_scale": scale, "split_uncond": guidance.split_uncond}
+    asked = job[StepCaching].asked
+    settings |= {} if asked is None else {"step_cache": asked}
     if image:
         settings |= {"image_path": Path(image)}
     if inputs.video_path:

@@ -24,8 +24,9 @@ from ...contract.errors import DataError, OptionError
 from ...media import images, video
 from ...media.resize import resize_to_bucket
 from ...parts.batching import batch_of_one, moved
-from ..values import Denoise, Encoders, Request, Velocity
-from . import model, vae
+from ...parts.block_stack import BlockStack
+from ..values import Denoise, Encoders, Request, StepCache, Velocity
+from . import model, step_caches, vae
 
 
 def texts(request: Request) -> list[str]:
@@ -57,6 +58,7 @@ def check_request(request: Request, dit: nn.Module) -> None:
             "Add --image_path (in a prompt line: --i).",
             names=("image_path", "dit"),
         )
+    step_caches.settings(request, dit)
 
 
 def prepare(request: Request, encoders: Encoders) -> dict[str, Any]:
@@ -137,21 +139,29 @@ def video_latents(
     conditional = cond_of(request.prompt)
     unconditional = cond_of(request.negative_prompt) if request.guided else None
     both = None if unconditional is None or request.settings["split_uncond"] else _joined(conditional, unconditional)
+    caching = step_caches.settings(request, dit)
+
+    def under(cond: dict[str, Any] | None, label: str) -> Velocity | None:
+        if cond is None:
+            return None
+        cache = BlockStack.run if caching is None else denoise.step_cache(caching, label=label)
+        return _velocity(dit, cond, cache)
+
     clean_BCTHW = inputs.get("clean")
     start: dict[str, Any] = {}
     if clean_BCTHW is not None:
         start = {"clean_BCTHW": clean_BCTHW.to(device), "strength": request.settings["strength"]}
     return denoise(
-        _velocity(dit, conditional),
-        None if unconditional is None else _velocity(dit, unconditional),
+        under(conditional, "conditional"),
+        under(unconditional, "unconditional"),
         noise_BCTHW,
-        both=None if both is None else _velocity(dit, both),
+        both=under(both, "both predictions"),
         **start,
     )
 
 
-def _velocity(dit: nn.Module, cond: dict[str, Any]) -> Velocity:
-    return lambda x_BCTHW, timestep_B: model.velocity(dit, x_BCTHW, timestep_B, cond)
+def _velocity(dit: nn.Module, cond: dict[str, Any], step_cache: StepCache) -> Velocity:
+    return lambda x_BCTHW, timestep_B: model.velocity(dit, x_BCTHW, timestep_B, cond, step_cache=step_cache)
 
 
 def _first_frame(image_latents: Tensor | None, noise_BCTHW: Tensor) -> dict[str, Tensor]:

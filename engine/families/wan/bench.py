@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ...parts.dit_sizes import DEFAULT_HEAD_DIM
+from ...parts.step_caching import magcache_flags
 from ...parts.weights import write_weights
 from ..values import BenchModel, BenchSize, BenchVae
 from . import tiny
 from .detect import WanConfig
+from .step_caches import PUBLISHED
 from .variants import LATENT_CHANNELS
 
 WORDS = 120  # tokens of a caption
@@ -31,9 +33,11 @@ def _config(*, dim: int, ffn_dim: int, layers: int, heads: int) -> WanConfig:
 
 def _model(name: str, task: str, config: WanConfig, **sizes: tuple[BenchSize, ...]) -> BenchModel:
     options = {"train": {"task": task}, "generate": {"task": task}}
+    ratios = PUBLISHED[task]["magcache"].numbers
     return BenchModel(
-        name=name, config=config, heads=config.num_heads, head_dim=config.head_dim, options=options, **sizes
-    )
+        name=name, config=config, heads=config.num_heads, head_dim=config.head_dim, options=options,
+        modes={"magcache": magcache_flags(ratios)}, **sizes,
+    )  # fmt: skip
 
 
 MODELS = (

@@ -12,7 +12,7 @@ each token: only its 5B model, which has another VAE, ever gets different ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...ops.attention import check_backend
+from ...parts.block_stack import BlockStack
 from ...parts.dit import build_frozen, load_frozen, recognised
 from ...parts.embeddings import Float32Linear, PatchConv3d, timestep_features
 from ...parts.rope import cached_wan_table
+from ..values import StepCache
 from .conditions import control_condition
 from .detect import CLIP_TOKENS, Variant, WanConfig, check_task, detect
 from .keys import dit_name
@@ -83,6 +85,7 @@ class WanModel(nn.Module):
         vace_strength: float = 1.0,
         frame_indices: Sequence[Sequence[float]] | None = None,
         skip_blocks: Collection[int] = (),
+        step_cache: StepCache = BlockStack.run,
     ) -> torch.Tensor:
         """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples of one size; H and W even.
 
@@ -93,17 +96,9 @@ class WanModel(nn.Module):
         VACE's context (conditions.py), as large as x; hints from it count `vace_strength` times; None: no hints.
         `frame_indices`: for each sample, the places in time of its latent frames instead of 0 … T-1 (one-frame); Python
         numbers, so that nothing waits for a GPU. `skip_blocks`: numbers of blocks that are left out, for skip layer
-        guidance.
+        guidance. `step_cache` wraps the blocks; TeaCache looks at what the blocks are told of the time.
         """
-        if y_BCTHW is not None:
-            x_BCTHW = torch.cat([x_BCTHW, y_BCTHW.to(x_BCTHW.dtype)], dim=1)
-        tokens_BTHWD = self.patch_embedding(x_BCTHW).to(self.dtype)
-        grid = tuple(tokens_BTHWD.shape[1:4])
-        x_BLD = tokens_BTHWD.flatten(1, 3)
-        if camera_BCTHW is not None:
-            x_BLD = x_BLD + self.control_adapter(camera_BCTHW)
-        if reference_BCHW is not None:
-            x_BLD, grid = self._prepend_reference(x_BLD, grid, reference_BCHW)
+        x_BLD, grid, own = self._tokens(x_BCTHW, y_BCTHW, camera_BCTHW, reference_BCHW)
         cos_LD, sin_LD = self._rotary_table(grid, frame_indices, x_BLD.device)
         time_BD = self.time_embedding(timestep_features(timestep_B, dim=self.config.freq_dim))
         time_B6D = self.time_projection(time_BD).unflatten(1, (6, -1))
@@ -111,6 +106,41 @@ class WanModel(nn.Module):
         image_BLD = None if clip_BLD is None else self.img_emb(self._image_tokens(clip_BLD))
         seen = (time_B6D, cos_LD, sin_LD, text_BLD, image_BLD)
         control_BLD = None if vace_BCTHW is None else self._control_tokens(vace_BCTHW)
+        blocks = self._through_blocks(x_BLD, control_BLD, seen, vace_strength=vace_strength, skip_blocks=skip_blocks)
+        stack = BlockStack(x_BLD, blocks, modulated=lambda _: time_B6D)
+        del x_BLD, control_BLD  # the blocks need not keep them
+        values = self.head(step_cache(stack), time_BD)
+        return self._to_video(values[:, values.shape[1] - own.numel() :], own)
+
+    def _tokens(
+        self,
+        x_BCTHW: torch.Tensor,
+        y_BCTHW: torch.Tensor | None,
+        camera_BCTHW: torch.Tensor | None,
+        reference_BCHW: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, tuple[int, ...], torch.Size]:
+        """The tokens that the blocks work on, how many there are in time, height and width, and how many of them are
+        the video's own, which stand last."""
+        if y_BCTHW is not None:
+            x_BCTHW = torch.cat([x_BCTHW, y_BCTHW.to(x_BCTHW.dtype)], dim=1)
+        tokens_BTHWD = self.patch_embedding(x_BCTHW).to(self.dtype)
+        own, x_BLD = tokens_BTHWD.shape[1:4], tokens_BTHWD.flatten(1, 3)
+        if camera_BCTHW is not None:
+            x_BLD = x_BLD + self.control_adapter(camera_BCTHW)
+        if reference_BCHW is None:
+            return x_BLD, tuple(own), own
+        return *self._prepend_reference(x_BLD, tuple(own), reference_BCHW), own
+
+    def _through_blocks(
+        self,
+        x_BLD: torch.Tensor,
+        control_BLD: torch.Tensor | None,
+        seen: Sequence[torch.Tensor | None],
+        *,
+        vace_strength: float,
+        skip_blocks: Collection[int],
+    ) -> Iterator[torch.Tensor]:
+        """The tokens after each block."""
         for number, block in enumerate(self.blocks):
             hint_BLD = None
             if control_BLD is not None and number in self.config.vace_places:
@@ -119,8 +149,7 @@ class WanModel(nn.Module):
                 x_BLD = block(x_BLD, *seen)
             if hint_BLD is not None:
                 x_BLD = torch.add(x_BLD, hint_BLD, alpha=vace_strength)
-        values = self.head(x_BLD, time_BD)
-        return self._to_video(values[:, values.shape[1] - tokens_BTHWD[0, ..., 0].numel() :], tokens_BTHWD.shape[1:4])
+            yield x_BLD
 
     def _control_tokens(self, vace_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.vace_patch_embedding(vace_BCTHW).to(self.dtype).flatten(1, 3)
@@ -232,8 +261,15 @@ def blocks(dit: WanModel) -> nn.ModuleList:
     return nn.ModuleList(dit.get_submodule(path) for path in paths)
 
 
-def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
-    """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000.
+def velocity(
+    dit: WanModel,
+    x_BCTHW: torch.Tensor,
+    timestep_B: torch.Tensor,
+    cond: dict[str, Any],
+    *,
+    step_cache: StepCache = BlockStack.run,
+) -> torch.Tensor:
+    """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000. `step_cache` wraps the blocks.
 
     cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
     "reference" [B, C, H, W], "camera" [B, C, T, H, W], "vace" [B, C, T, H, W] with "vace_strength", "frame_indices" (a
@@ -258,6 +294,7 @@ def velocity(dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, con
         vace_strength=cond.get("vace_strength", 1.0),
         frame_indices=cond.get("frame_indices"),
         skip_blocks=cond.get("skip_blocks", ()),
+        step_cache=step_cache,
     )
 
 

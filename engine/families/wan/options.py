@@ -21,6 +21,7 @@ from ...contract.options import (
     Network,
     Output,
     Prompting,
+    StepCaching,
     TrainingMemory,
     TrainingModels,
     TrainingPrecision,
@@ -134,6 +135,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "generate": (
         Wan, GenerationModels, WanVae, WanText, WanCheckpoints, GenerationPrecision, GenerationMemory, AttentionMode,
         Prompting, LoraStack, WanOutput, WanInputs, WanExpertsGeneration, GuidanceSteps,
+        StepCaching,
     ),
 }  # fmt: skip
 
@@ -345,6 +347,8 @@ def _defaults(job: Job, video_size: tuple[int, int], *, one_frame: bool) -> Task
 def request_settings(job: Job, line: Any) -> dict[str, Any]:
     """What a video starts from (image_options.py). Raises OptionError for what the task cannot do."""
     settings = settings_of(job[WanInputs], line, task=job[Wan].task, has_clip=bool(files(job)["clip"]))
+    asked = job[StepCaching].asked
+    settings |= {} if asked is None else {"step_cache": asked}
     for expert in further_experts(job):
         settings |= {"guidance_scale_high_noise": expert.guidance, "timestep_boundary": expert.starts_at}
     return settings

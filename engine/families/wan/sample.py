@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ...contract.errors import OptionError
 from ...media.images import read_image
 from ...parts.batching import batch_of_one
-from ..values import Denoise, Encoders, Request, Velocity
-from . import camera, clip, conditions, model, pictures, vae
+from ...parts.block_stack import BlockStack
+from ..values import Denoise, Encoders, Request, StepCache, Velocity
+from . import camera, clip, conditions, model, pictures, step_caches, vae
 from .one_frame import OneFrame
 from .vae import SPACE_STRIDE, TIME_STRIDE
 from .variants import LATENT_CHANNELS, MASK_CHANNELS, VARIANTS, takes_two_images
@@ -45,6 +46,7 @@ def check_request(request: Request, dit: nn.Module) -> None:
             "Correct --slg_layers; blocks of VACE's own always run.",
             names=("slg_layers", "dit"),
         )
+    step_caches.settings(request, dit)
 
 
 @torch.no_grad()
@@ -227,11 +229,11 @@ def draw_noise(shape: tuple[int, ...], *, seed: int, device: torch.device, on_cp
     return torch.randn(shape, generator=generator, device=origin, dtype=torch.float32).to(device)
 
 
-def velocity_for(dit: nn.Module, cond: dict[str, Any]) -> Velocity:
+def velocity_for(dit: nn.Module, cond: dict[str, Any], *, step_cache: StepCache = BlockStack.run) -> Velocity:
     """The DiT under one conditioning, as solvers want it."""
 
     def velocity(x_BCTHW: Tensor, timestep_B: Tensor) -> Tensor:
-        return model.velocity(dit, x_BCTHW, timestep_B, cond)
+        return model.velocity(dit, x_BCTHW, timestep_B, cond, step_cache=step_cache)
 
     return velocity
 
@@ -253,9 +255,12 @@ def video_latents(
     if "camera" in inputs:  # as large as a clip, so not in more bits than the DiT takes
         shared["camera"] = inputs["camera"].to(device, dit.dtype)
 
-    def under(text: str, **more: Any) -> Velocity:
+    caching = step_caches.settings(request, dit)
+
+    def under(text: str, label: str, **more: Any) -> Velocity:
         batch = batch_of_one(texts[text], device=device)
-        return velocity_for(dit, {"text": batch["t5"], **shared, **more})
+        cache = BlockStack.run if caching is None else denoise.step_cache(caching, label=label)
+        return velocity_for(dit, {"text": batch["t5"], **shared, **more}, step_cache=cache)
 
     def wanted(latents_BCTHW: Tensor) -> Tensor:
         target = inputs.get("target")
@@ -266,10 +271,12 @@ def video_latents(
     clean = inputs.get("clean")
     shape = (1, LATENT_CHANNELS, *inputs["latent_size"])
     latents_BCTHW = denoise(
-        under(request.prompt),
-        under(request.negative_prompt) if request.guided else None,
+        under(request.prompt, "conditional"),
+        under(request.negative_prompt, "unconditional") if request.guided else None,
         draw_noise(shape, seed=request.seed, device=device, on_cpu=request.cpu_noise),
-        skipped=under(request.negative_prompt, skip_blocks=request.skip_layers) if request.skip_layers else None,
+        skipped=under(request.negative_prompt, "with blocks skipped", skip_blocks=request.skip_layers)
+        if request.skip_layers
+        else None,
         clean_BCTHW=None if clean is None else clean.to(device),
         strength=request.settings["strength"],
         shown=wanted,

@@ -38,7 +38,7 @@ def request(**given: Any) -> Request:
         "f1": False, "video_sections": 2, "latent_window_size": 2, "latent_paddings": (), "image_path": (),
         "end_image_path": None, "embedded_cfg_scale": 10.0, "guidance_rescale": 0.0, "rope_scaling": None,
         "solver": "unipc-3", "one_frame": None, "one_frame_auto_resize": False, "control_image_path": (),
-        "control_image_mask_path": (), "magcache": None,
+        "control_image_mask_path": (), "step_cache": None,
     }  # fmt: skip
     settings |= {name: given.pop(name) for name in list(given) if name in settings}
     values = {

@@ -1,65 +1,22 @@
-"""MagCache on FramePack's DiT: what a step that is left out gives, and how caches come and go with sections."""
+"""MagCache in FramePack: how caches come and go with sections, and musubi-tuner's flags for it on a command line.
+
+What a step cache does to the DiT is tested for all families (tests/families/test_step_caches.py).
+"""
 
 from __future__ import annotations
 
 import json
 import re
 
-import pytest
 import torch
 
 from engine.families.framepack import sample
-from engine.families.framepack.model import blocks, velocity
-from engine.memory.compile import compile_blocks
-from engine.memory.streaming import stream_blocks
-from engine.sampling.magcache import MagCache
+from engine.parts.step_caching import StepCacheSettings
 
 from .pieces import CPU, Denoiser, request, words
 from .test_sample import inputs as pictures
-from .tiny import inputs, randomised
 
-ON = {"ratios": (1.0, 1.0), "retention_ratio": 0.2, "threshold": 0.24, "most_in_a_row": 6, "calibrate": False}
-
-
-def walk(dit, steps=3, *, cache=None):
-    """Predictions of a few steps, each from another place."""
-    x_BCTHW, timestep_B, cond = inputs(dit.config)
-    with torch.no_grad():
-        return [velocity(dit, x_BCTHW - step, timestep_B - step, cond, step_cache=cache) for step in range(steps)]
-
-
-def test_steps_that_run_are_not_changed():
-    dit = randomised()
-    cached = walk(dit, cache=MagCache([False, True, False]))
-    plain = walk(dit)
-    for step in (0, 2):
-        assert torch.allclose(cached[step], plain[step], atol=1e-6)
-    assert not torch.allclose(cached[1], plain[1], atol=1e-3) and cached[1].shape == plain[1].shape
-
-
-def test_a_step_that_is_left_out_runs_everything_but_the_blocks():
-    dit, seen = randomised(), []
-    for block in blocks(dit):
-        block.register_forward_pre_hook(lambda *_: seen.append(1))
-    x_BCTHW, timestep_B, cond = inputs(dit.config)
-    cache = MagCache([False, True])
-    with torch.no_grad():
-        velocity(dit, x_BCTHW, timestep_B, cond, step_cache=cache)
-        again = velocity(dit, x_BCTHW, timestep_B, cond, step_cache=cache)
-    assert len(seen) == len(blocks(dit))
-    assert torch.allclose(again, walk(dit, 1)[0], atol=1e-5)  # the same input: what the blocks add is the same
-
-
-@pytest.mark.parametrize("how", ["streamed", "compiled"])
-def test_streamed_and_compiled_blocks_give_the_same(how):
-    dit, changed = randomised(), randomised()
-    if how == "streamed":
-        stream_blocks(blocks(changed), 3, device="cpu", slots=2)
-    else:
-        compile_blocks(blocks(changed), backend="eager")
-    skipped = [False, True, False, True]
-    made, wanted = walk(changed, 4, cache=MagCache(skipped)), walk(dit, 4, cache=MagCache(skipped))
-    assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(made, wanted, strict=True))
+ON = {"method": "magcache", "numbers": ((1.0, 1.0),), "threshold": 0.24, "start": 0.2, "most_in_a_row": 6}
 
 
 class Caching(Denoiser):
@@ -69,11 +26,11 @@ class Caching(Denoiser):
         super().__init__()
         self.caches: list[tuple[str, list]] = []
 
-    def step_cache(self, *, label, **settings):
-        assert settings == ON
+    def step_cache(self, settings, *, label):
+        assert settings == StepCacheSettings(**ON)
         used: list[int] = []
         self.caches.append((label, used))
-        return lambda before, run: used.append(1) or run()
+        return lambda stack: used.append(1) or stack.run()
 
     def __call__(self, conditional, unconditional, noise_BCTHW, **options):
         for ask in (conditional, unconditional, conditional):
@@ -85,7 +42,7 @@ def test_every_section_and_each_of_its_two_predictions_has_a_cache_of_its_own(pa
     """The reference counts conditional and unconditional predictions together, and keeps one residual for both."""
     from engine.families.framepack.model import load
 
-    asked = request(guidance=2.0, negative_prompt="blurry", magcache=ON)
+    asked = request(guidance=2.0, negative_prompt="blurry", step_cache=ON)
     denoiser = Caching()
     sample.video_latents(
         load(paths["dit"], task=None, device=CPU), asked, texts=words("a bar", "blurry"), inputs=pictures(),
@@ -118,4 +75,4 @@ def test_through_the_front_door(paths, engine, tmp_path):
     assert len(measured) == 2 and all(len(ratios.split(",")) == 4 for ratios in measured)
     cached = ("--magcache_mag_ratios", measured[0], "--magcache_retention_ratio", 0, "--magcache_threshold", 100)
     told = made("cached", *guided, *cached)
-    assert sum("onditional: 2 of 4 steps are left out" in message for message in told) == 2
+    assert sum("onditional: MagCache: the blocks were left out in 2 of 4 steps" in message for message in told) == 2

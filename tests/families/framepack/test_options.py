@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from engine.contract.cli import parse
 from engine.contract.errors import OptionError
-from engine.families.framepack import options
+from engine.families.framepack import options, step_caches
+from engine.families.framepack.detect import fullest
 from engine.sampling.prompts import PromptLine, parse_line
 from engine.tasks.requests import letters, make_request
 
@@ -162,33 +165,63 @@ def test_f1_tells_the_model_and_the_caches():
     assert options.conditioning_arguments(job(LINES["train framepack"][0])) == {"guidance_scale": 1.0}
 
 
-def magcache_of(flags: str, line: str = "bar"):
+def caching_of(flags: str, line: str = "bar"):
     asked = generating(flags)
-    return make_request(asked, parse_line(line, letters=letters(asked))).settings["magcache"]
+    return make_request(asked, parse_line(line, letters=letters(asked))).settings["step_cache"]
 
 
 def test_magcache_is_off_unless_there_are_ratios():
-    assert magcache_of("") is None and magcache_of("--magcache_threshold 0.5") is None
-    usual = magcache_of("--magcache_mag_ratios 0")
-    assert len(usual["ratios"]) == 50 and usual["ratios"][:3] == (1.0, 1.06971, 1.29073)
-    assert (usual["retention_ratio"], usual["threshold"], usual["most_in_a_row"]) == (0.2, 0.24, 6)
-    assert magcache_of("--magcache_mag_ratios 1,1.1,0.9")["ratios"] == (1.0, 1.1, 0.9)
-    assert magcache_of("--magcache_calibration")["calibrate"] and not usual["calibrate"]
+    assert caching_of("") is None and caching_of("--magcache_threshold 0.5") is None
+    usual = caching_of("--magcache_mag_ratios 0")
+    ((*ratios,),) = usual["numbers"]
+    assert usual["method"] == "magcache" and len(ratios) == 50 and ratios[:3] == [1.0, 1.06971, 1.29073]
+    assert (usual["start"], usual["threshold"], usual["most_in_a_row"]) == (0.2, 0.24, 6)
+    assert caching_of("--magcache_mag_ratios 1,1.1,0.9")["numbers"] == ((1.0, 1.1, 0.9),)
+    assert caching_of("--magcache_calibration")["calibrate"] and "calibrate" not in usual
 
 
 def test_a_line_changes_magcache_and_nothing_that_is_off():
     """The reference takes --mct without --magcache_mag_ratios and ignores it."""
-    changed = magcache_of("--magcache_mag_ratios 0 --magcache_k 3", "bar --mcrr 0.1 --mct 0.5")
-    assert (changed["retention_ratio"], changed["threshold"], changed["most_in_a_row"]) == (0.1, 0.5, 3)
-    with pytest.raises(OptionError, match="--mck") as caught:
-        magcache_of("", "bar --mck 2")
-    assert "--magcache_mag_ratios 0" in caught.value.hint
+    changed = caching_of("--magcache_mag_ratios 0 --magcache_k 3", "bar --mcrr 0.1 --mct 0.5")
+    assert (changed["start"], changed["threshold"], changed["most_in_a_row"]) == (0.1, 0.5, 3)
+    assert caching_of("--step_cache magcache", "bar --mct 0.5") == {"method": "magcache", "threshold": 0.5}
+    for flags in ("", "--step_cache first_block"):
+        with pytest.raises(OptionError, match="--mck") as caught:
+            caching_of(flags, "bar --mck 2")
+        assert "--magcache_mag_ratios 0" in caught.value.hint
+
+
+def settled_for(flags: str):
+    asked = generating(flags)
+    request = make_request(asked, parse_line("bar", letters=letters(asked)))
+    return step_caches.settings(request, SimpleNamespace(config=fullest()))
+
+
+def test_both_spellings_of_magcache_mean_the_same():
+    ours, theirs = settled_for("--step_cache magcache"), settled_for("--magcache_mag_ratios 0")
+    assert theirs.ratios_flag == "--magcache_mag_ratios" and replace(theirs, ratios_flag=ours.ratios_flag) == ours
+    assert settled_for("--step_cache magcache --magcache_mag_ratios 0 --magcache_k 3").most_in_a_row == 3
+    teacache = settled_for("--step_cache teacache --step_cache_threshold 0.1")
+    assert teacache.threshold == 0.1 and teacache.numbers[0][0] == 733.226126
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--magcache_mag_ratios 0 --step_cache teacache", "switches MagCache on, but --step_cache is teacache"),
+        ("--magcache_calibration --step_cache first_block", "--magcache_calibration switches MagCache on"),
+        ("--magcache_mag_ratios 0 --step_cache magcache --step_cache_threshold 0.1", "both say how MagCache works"),
+    ],
+)
+def test_two_spellings_at_odds_are_one_error(flags, said):
+    with pytest.raises(OptionError, match=said):
+        generating(flags)
 
 
 @pytest.mark.parametrize("given", ["abc", "1,,2", "1,-2", "0,0", "nan"])
 def test_ratios_that_are_no_list_of_numbers_are_refused(given):
     with pytest.raises(OptionError, match="list of numbers"):
-        magcache_of(f"--magcache_mag_ratios {given}")
+        caching_of(f"--magcache_mag_ratios {given}")
 
 
 def test_one_frame_changes_what_is_cached():

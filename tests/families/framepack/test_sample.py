@@ -32,7 +32,7 @@ def seen(monkeypatch):
     """The cond of every call of the DiT."""
     found: list[dict] = []
 
-    def velocity(dit, x_BCTHW, timestep_B, cond, *, step_cache=None):
+    def velocity(dit, x_BCTHW, timestep_B, cond, *, step_cache):
         found.append(cond)
         return torch.zeros_like(x_BCTHW)
 

@@ -86,7 +86,7 @@ def test_the_model_is_told_the_same_guidance_in_training_and_in_generation(dit, 
     """musubi-tuner trains with the scale as given and generates with a thousand times that."""
     seen = []
     real = model.velocity
-    monkeypatch.setattr(model, "velocity", lambda dit, x, t, cond: seen.append(cond) or real(dit, x, t, cond))
+    monkeypatch.setattr(model, "velocity", lambda dit, x, t, cond, **_: seen.append(cond) or real(dit, x, t, cond))
     run(dit, request())
     batch = {name: tensor[None] for name, tensor in texts("a cat")["a cat"].items()}
     trained = model.cond_from_batch(batch, guidance_scale=6.0)
@@ -119,7 +119,7 @@ def test_a_skyreels_image_becomes_the_first_latent_frame_and_zeros_as_in_trainin
     skyreels.load_state_dict(tiny.dit_tensors(1, config))
     seen = []
     real = model.velocity
-    monkeypatch.setattr(model, "velocity", lambda dit, x, t, cond: seen.append(cond) or real(dit, x, t, cond))
+    monkeypatch.setattr(model, "velocity", lambda dit, x, t, cond, **_: seen.append(cond) or real(dit, x, t, cond))
     image = torch.randn(1, 16, 1, 6, 8, generator=torch.Generator().manual_seed(3))
     run(skyreels, request(guidance=2.0), {"image_latents": image})
     cached = torch.randn(1, 16, 3, 6, 8)

@@ -1,0 +1,83 @@
+"""How a step cache is set for a model: what was asked for, filled up with what is known of the model. No torch.
+
+The methods are in sampling/step_caches.py; families have tables of what their authors published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..contract.errors import OptionError
+
+ENDLESS = 1000  # steps in a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCacheSettings:
+    """Of one step cache. `numbers`: magcache's ratios or teacache's coefficients, for each expert, the one for the
+    least noise last. `calibrate`: leave nothing out and measure; `ratios_flag` is what takes ratios."""
+
+    method: str
+    threshold: float
+    start: float  # share of the steps
+    most_in_a_row: int
+    numbers: tuple[tuple[float, ...], ...] = ()
+    calibrate: bool = False
+    ratios_flag: str = "--step_cache_ratios"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """What a method does where nothing is said. `numbers`: see StepCacheSettings; none where nobody published any."""
+
+    threshold: float
+    start: float
+    most_in_a_row: int = ENDLESS
+    numbers: tuple[tuple[float, ...], ...] = ()
+
+
+USUAL: dict[str, Usual] = {
+    "magcache": Usual(threshold=0.12, start=0.2, most_in_a_row=4),
+    "teacache": Usual(threshold=0.1, start=0.1),
+    "first_block": Usual(threshold=0.05, start=0.1),
+}
+"""Of any model. MagCache's are its authors' for Wan2.1 1.3B, which are careful ones; first_block's threshold is that of
+diffusers."""
+
+
+def magcache_flags(ratios: tuple[tuple[float, ...], ...]) -> tuple[str, ...]:
+    """What switches MagCache on with these ratios, for models of any size."""
+    return ("--step_cache", "magcache", "--step_cache_ratios", ";".join(",".join(map(str, one)) for one in ratios))
+
+
+def settled(
+    asked: Mapping[str, Any] | None, known: Mapping[str, Usual], *, model: str, experts: int = 1
+) -> StepCacheSettings | None:
+    """The settings for a model. `asked`: `StepCaching.asked`; None is none. `known`: of this model, by method.
+
+    `model` names it in errors. OptionError where a method needs numbers that neither the job nor anybody else has, or
+    has them for another number of experts.
+    """
+    if asked is None:
+        return None
+    method, calibrate = asked["method"], asked.get("calibrate", False)
+    usual = known.get(method, USUAL[method])
+    numbers = asked.get("numbers", usual.numbers)
+    flag = {"magcache": "step_cache_ratios", "teacache": "step_cache_coefficients"}.get(method)
+    if flag is not None and not numbers and not calibrate:
+        raise OptionError(
+            f"--step_cache {method}: nobody has published numbers for {model}.",
+            f"Generate once with --step_cache_calibrate, which prints --{flag}; or use --step_cache first_block.",
+            names=("step_cache", flag),
+        )
+    if flag is not None and not calibrate and len(numbers) != experts:
+        raise OptionError(
+            f"--{flag} has numbers for {len(numbers)} experts, but {experts} work on this video.",
+            "Give a list for each, with ; between them, that for high noise first.",
+            names=(flag,),
+        )
+    told = {name: asked.get(name, getattr(usual, name)) for name in ("threshold", "start", "most_in_a_row")}
+    more = {"ratios_flag": asked["ratios_flag"]} if "ratios_flag" in asked else {}
+    return StepCacheSettings(method=method, numbers=numbers, calibrate=calibrate, **told, **more)
