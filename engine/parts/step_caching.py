@@ -47,6 +47,15 @@ USUAL: dict[str, Usual] = {
 diffusers."""
 
 
+_ROWS = {"none": 0, "magcache": 1, "teacache": 3, "first_block": 2}
+
+
+def rows_kept(method: str, *, predictions: int) -> int:
+    """Rows of tokens that wait beside the blocks, for Work.waiting: what each prediction's cache keeps, or holds while
+    the blocks run. `predictions`: how many are asked for one after the other."""
+    return _ROWS[method] * predictions
+
+
 def magcache_flags(ratios: tuple[tuple[float, ...], ...]) -> tuple[str, ...]:
     """What switches MagCache on with these ratios, for models of any size."""
     return ("--step_cache", "magcache", "--step_cache_ratios", ";".join(",".join(map(str, one)) for one in ratios))

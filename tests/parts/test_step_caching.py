@@ -111,3 +111,26 @@ def test_two_experts_have_two_lists():
 def test_contradictions_are_refused(words, said):
     with pytest.raises(OptionError, match=said):
         request(words)
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "rows"),
+    [
+        ("wan", "", 0),
+        ("wan", "--step_cache magcache", 2),  # a residual for each of two predictions
+        ("wan", "--step_cache teacache --guidance_scale 1", 1),
+        ("wan", "--step_cache first_block", 4),
+        ("hunyuan_video", "--step_cache first_block", 2),
+        ("hunyuan_video", "--step_cache first_block --guidance_scale 3", 2),  # both in one batch
+        ("hunyuan_video", "--step_cache first_block --guidance_scale 3 --split_uncond", 4),
+        ("framepack", "--step_cache teacache", 3),
+        ("framepack", "--magcache_mag_ratios 0 --guidance_scale 2", 2),
+    ],
+)
+def test_the_planner_knows_what_a_cache_keeps(family, words, rows):
+    line = f"generate {family.replace('_', '-')} --dit d --vae v --save_path out --prompt bar {FILES[family]} {words}"
+    options, config = part(family, "options"), part(family, "detect").fullest()
+    job = cli.parse(shlex.split(line))
+    work = options.dit_work(job, config, (3, 8, 8))
+    plain = options.dit_work(cli.parse(shlex.split(line.replace(words, ""))), config, (3, 8, 8)) if words else work
+    assert work.waiting - plain.waiting == rows

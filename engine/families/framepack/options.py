@@ -30,6 +30,7 @@ from ...contract.schema import Section
 from ...parts.hunyuan_options import LIGHTER as LIGHTER
 from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
 from ...parts.hunyuan_options import TEXT_TOKENS, TextEncoders, TextEncodersCaching, VaeTiles
+from ...parts.step_caching import rows_kept
 from ...parts.workload import BlockRun, VaeWork, Work, video_latents
 from . import sections, step_caches
 from .flags import NATIVE_FPS as NATIVE_FPS
@@ -250,7 +251,16 @@ def dit_work(job: Job, config: FramePackConfig, latent_size: tuple[int, int, int
         dim=config.dim,
         tokens=tokens(frames + 1 + newest, 1) + tokens(middle, 2) + tokens(oldest, 4) + seen + TEXT_TOKENS,
         runs=(double, single),
+        waiting=_rows_kept(job),
     )
+
+
+def _rows_kept(job: Job) -> int:
+    """Of step caches, by either spelling."""
+    if StepCaching not in job:
+        return 0
+    method = "magcache" if job[FramePackMagCache].magcache_mag_ratios is not None else job[StepCaching].step_cache
+    return rows_kept(method, predictions=1 if job[Prompting].guidance_scale in (None, 1) else 2)
 
 
 def vae_work(job: Job, *, decoding: bool) -> VaeWork:

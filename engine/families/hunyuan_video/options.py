@@ -33,6 +33,7 @@ from ...contract.schema import Section, opt, redefault, require
 from ...parts.hunyuan_options import LIGHTER as LIGHTER
 from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
 from ...parts.hunyuan_options import TEXT_TOKENS, TILE, TextEncoders, VaeTiles
+from ...parts.step_caching import rows_kept
 from ...parts.workload import BlockRun, VaeWork, Work, video_latents
 
 if TYPE_CHECKING:
@@ -342,7 +343,9 @@ def latent_size(job: Job, *, width: int, height: int, frames: int) -> tuple[int,
 def dit_work(job: Job, config: HunyuanVideoConfig, latent_size: tuple[int, int, int]) -> Work:
     """Text tokens go through all blocks. Guidance with --guidance_scale makes two samples of one."""
     frames, height, width = latent_size
-    twice = Prompting in job and job[Prompting].guidance_scale != 1 and not job[HunyuanGuidance].split_uncond
+    guided = Prompting in job and job[Prompting].guidance_scale != 1
+    twice = guided and not job[HunyuanGuidance].split_uncond
+    method = job[StepCaching].step_cache if StepCaching in job else "none"
     double = BlockRun(kind="double", prefix="double_blocks", count=config.num_double_blocks, ffn_dim=config.ffn_dim)
     single = BlockRun(kind="single", prefix="single_blocks", count=config.num_single_blocks, ffn_dim=config.ffn_dim)
     return Work(
@@ -350,6 +353,7 @@ def dit_work(job: Job, config: HunyuanVideoConfig, latent_size: tuple[int, int, 
         tokens=frames * (height // config.patch_size[1]) * (width // config.patch_size[2]) + TEXT_TOKENS,
         runs=(double, single),
         at_once=2 if twice else 1,
+        waiting=rows_kept(method, predictions=2 if guided and not twice else 1),
     )
 
 

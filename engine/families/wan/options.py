@@ -28,6 +28,7 @@ from ...contract.options import (
 )
 from ...contract.rules import generates, need_models
 from ...contract.schema import Section, opt, redefault, require
+from ...parts.step_caching import rows_kept
 from ...parts.workload import VaeWork, Work, video_latents
 from ..values import Expert
 from . import expert_options
@@ -295,8 +296,17 @@ def dit_work(job: Job, config: WanConfig, latent_size: tuple[int, int, int]) -> 
         text_tokens=config.text_len,
         image_tokens=config.image_tokens or 0,
         runs=config.runs,
-        waiting=2 if config.vace_dim is not None else 0,
+        waiting=(2 if config.vace_dim is not None else 0) + _rows_kept(job),
     )
+
+
+def _rows_kept(job: Job) -> int:
+    """Of step caches. TeaCache's looks at the time alone, and keeps no rows for it."""
+    if StepCaching not in job:
+        return 0
+    method = job[StepCaching].step_cache
+    predictions = 1 if job[Prompting].guidance_scale == 1 else 2
+    return rows_kept("magcache" if method == "teacache" else method, predictions=predictions)
 
 
 def vae_work(job: Job, *, decoding: bool) -> VaeWork:
