@@ -112,7 +112,6 @@ class FramePackModel(nn.Module):
         vector_BD = tokens.vector_BD
         first = partial(self.transformer_blocks[0].modulated, vector_BD=vector_BD)
         stack = BlockStack(tokens.image_BLD, self.run_blocks(tokens), modulated=first)
-        del tokens  # the blocks need not keep them
         return self.finish(step_cache(stack), vector_BD, x_BCTHW.shape[2:])
 
     def embed(
@@ -159,12 +158,10 @@ class FramePackModel(nn.Module):
     def run_blocks(self, tokens: Tokens) -> Iterator[torch.Tensor]:
         """The image tokens, history included, after each block."""
         image_BLD, text_BLD, *given = tokens
-        del tokens
         for block in self.transformer_blocks:
             image_BLD, text_BLD = block(image_BLD, text_BLD, *given)
             yield image_BLD
         count, x_BLD = image_BLD.shape[1], torch.cat([image_BLD, text_BLD], dim=1)
-        del image_BLD, text_BLD
         for block in self.single_transformer_blocks:
             x_BLD = block(x_BLD, *given)
             yield x_BLD[:, :count]

@@ -111,7 +111,6 @@ class HunyuanVideoModel(nn.Module):
         blocks = self._through_blocks(image_BLD, text_BLD, given)
         first = partial(self.double_blocks[0].modulated, vector_BD=vector_BD)
         stack = BlockStack(image_BLD, blocks, modulated=first)
-        del tokens_BTHWD, image_BLD, text_BLD  # the blocks need not keep them
         return mmdit.from_patches(self.final_layer(step_cache(stack), vector_BD), grid, self.config.patch_size)
 
     def _through_blocks(self, image_BLD: Tensor, text_BLD: Tensor, given: Sequence[Tensor | None]) -> Iterator[Tensor]:
@@ -120,7 +119,6 @@ class HunyuanVideoModel(nn.Module):
             image_BLD, text_BLD = block(image_BLD, text_BLD, *given)
             yield image_BLD
         count, x_BLD = image_BLD.shape[1], torch.cat([image_BLD, text_BLD], dim=1)
-        del image_BLD, text_BLD
         for block in self.single_blocks:
             x_BLD = block(x_BLD, *given)
             yield x_BLD[:, :count]

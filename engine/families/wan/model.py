@@ -108,7 +108,7 @@ class WanModel(nn.Module):
         control_BLD = None if vace_BCTHW is None else self._control_tokens(vace_BCTHW)
         blocks = self._through_blocks(x_BLD, control_BLD, seen, vace_strength=vace_strength, skip_blocks=skip_blocks)
         stack = BlockStack(x_BLD, blocks, modulated=lambda _: time_B6D)
-        del x_BLD, control_BLD  # the blocks need not keep them
+        del control_BLD  # which its own blocks replace as they go
         values = self.head(step_cache(stack), time_BD)
         return self._to_video(values[:, values.shape[1] - own.numel() :], own)
 
