@@ -4,7 +4,8 @@ What was asked for is never taken back, only added to. Whoever asks says what se
 knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
 
     training     checkpoints; blocks streamed, as few as will do; checkpoints in main memory; attention computed again
-                 (slower); the same in fp8; what is token by token in pieces; one buffer for streamed blocks (slower)
+                 (slower); the same in fp8; what is token by token in pieces, with attention kept and then again
+                 without; one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
 """
 
@@ -17,7 +18,8 @@ from typing import Any
 
 PIECES = (2, 4, 8)
 """Of what treats each token by itself. The fewer the faster, most of all where tokens are few: Wan 14B's 14,040 take
-8 % longer in 2, 12 % in 4 (benchmarks/README.md). With more than 8, something else takes most."""
+8 % longer in 2, 12 % in 4, 32,760 tokens 4 % and 5 %; attention computed again takes 12 and 20 %, so that comes last
+(benchmarks/README.md). With more than 8, something else takes most."""
 Options = dict[str, Any]
 """Options by name -> values that differ from what was asked for."""
 
@@ -80,13 +82,14 @@ def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True
     attention = asked["gradient_checkpointing_attention"]
     kept = [attention] if attention != "auto" else ["keep", "recompute"]
     offloaded = [True] if asked["gradient_checkpointing_cpu_offload"] else [False, True]
-    rows = product(_slots(asked), _pieces(asked), _fp8(asked, may_fp8), offloaded, kept)
-    for slots, pieces, fp8, offload, keep in rows:
-        wanted = {
-            "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
-            "gradient_checkpointing_attention": keep, **fp8, **pieces, **slots,
-        }  # fmt: skip
-        yield from _streamed(asked, wanted, blocks)
+    ways = [*product([{}], [kept]), *((pieces, [keep]) for keep in kept for pieces in _pieces(asked))]
+    for slots, (pieces, keeps), fp8 in product(_slots(asked), ways, _fp8(asked, may_fp8)):
+        for offload, keep in product(offloaded, keeps):
+            wanted = {
+                "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
+                "gradient_checkpointing_attention": keep, **fp8, **pieces, **slots,
+            }  # fmt: skip
+            yield from _streamed(asked, wanted, blocks)
 
 
 def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
@@ -100,7 +103,7 @@ def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:
 
 
 def _pieces(asked: Mapping[str, Any]) -> list[Options]:
-    return [{}, *({"ffn_chunks": count} for count in PIECES if count > asked["ffn_chunks"])]
+    return [{"ffn_chunks": count} for count in PIECES if count > asked["ffn_chunks"]]
 
 
 def _slots(asked: Mapping[str, Any]) -> list[Options]:

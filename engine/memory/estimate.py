@@ -30,22 +30,23 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class VaeNumbers:
     """Bytes that encoding and decoding take in 16 bits: for each pixel (of a frame, or of a tile times its frames), and
-    besides; `result` for each pixel and frame of what decoded tiles are put together in; `past` for each pixel of
+    `besides`; `result` for each pixel and frame of what decoded tiles are put together in; `past` for each pixel of
     features that wait between two chunks."""
 
     encode: float
     decode: float
-    besides: int = 0
+    besides: tuple[int, int] = (0, 0)
     result: float = 0
     past: tuple[float, float] = (0, 0)
 
 
 VAES: dict[str, VaeNumbers] = {
-    # Wan's: four frames at a time; the widest layer is that of whole pictures, 96 channels
-    "chunks": VaeNumbers(encode=6_692, decode=8_672, past=(2_808, 4_729)),
-    # HunyuanVideo's: all frames of a tile at once, convolutions in slices of SLICE_ELEMENTS
-    # (whole clips of 960 x 544 x 33: 809, of 640 x 640 x 37: 798; H200, a tile of 256 x 256 x 33: 841)
-    "tiles": VaeNumbers(encode=803, decode=1_024, besides=int(0.6 * GIB), result=24),
+    # Wan's: four frames at a time; the widest layer is that of whole pictures, 96 channels, and 32 of zeros beside them
+    # in the six frames that a convolution reads
+    "chunks": VaeNumbers(encode=6_692 + 384, decode=8_672 + 384, past=(2_808, 4_729)),
+    # HunyuanVideo's: all frames of a tile at once, three maps of 128 channels, or two and one of 256; besides what
+    # convolutions, in slices of SLICE_ELEMENTS, have for a moment
+    "tiles": VaeNumbers(encode=768, decode=1_024, besides=(int(0.45 * GIB), int(0.18 * GIB)), result=24),
 }
 
 OPTIMIZER_BYTES: dict[str, float] = {
@@ -197,7 +198,7 @@ def vae_stage(
         inside -= past
     else:
         tile = min(pixels, work.tile * work.tile) if work.tile else pixels
-        inside, past = int(each * tile * at_once) + numbers.besides, 0
+        inside, past = int(each * tile * at_once) + numbers.besides[decoding], 0
         in_tiles = tile < pixels or frames > work.frames
         inside += int(numbers.result * pixels * at_once) if in_tiles and decoding else 0
     inside = batch * inside * number_bytes // HALF

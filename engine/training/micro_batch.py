@@ -47,18 +47,12 @@ def drawn_error(
         generator=torch.Generator().manual_seed(seed),
         uniform_B=None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float32),
     )
-    weight_B = loss_weight(sampling.weighting_scheme, timestep_B)
-    if weight_B is not None:
-        weight_B = weight_B.to(device)
+    weight_B = to_device(loss_weight(sampling.weighting_scheme, timestep_B), device)
     generator = torch.Generator(device=device).manual_seed(seed ^ 1)
     noise_BCTHW = torch.randn(latents_BCTHW.shape, generator=generator, device=device)
     cond = to_device(setup.conditioning(batch), device)
-    drawn = {
-        "sigma_B": sigma_B.to(device),
-        "timestep_B": timestep_B.to(device),
-        "noise_BCTHW": noise_BCTHW,
-        "weight_B": weight_B,
-    }
+    drawn = {"sigma_B": sigma_B.to(device), "timestep_B": timestep_B.to(device)}
+    drawn |= {"noise_BCTHW": noise_BCTHW, "weight_B": weight_B}
     strayed = None
     with setup.accelerator.autocast():
         if setup.prior is not None and (batch.get("prior") or setup.shared is not None):

@@ -53,6 +53,20 @@ def test_as_few_pieces_as_will_do():
     assert [chosen(card).options["ffn_chunks"] for card in (46, 45, 44)] == [2, 4, 8]
 
 
+def test_attention_is_kept_as_long_as_more_pieces_will_do():
+    """Computing it again costs more time than cutting the rest into more of them."""
+
+    def dear(options):
+        now = {**ASKED, **options}
+        kept = 3 * (now["gradient_checkpointing_attention"] == "keep")
+        return Needs(card=measure(options).card + kept, main=0)
+
+    rows = list(training_rows(ASKED, blocks=BLOCKS))
+    found = [choose(dear, iter(rows), Limits(card=card)).options for card in (48, 47, 46)]
+    ways = [(one["ffn_chunks"], one["gradient_checkpointing_attention"]) for one in found]
+    assert ways == [(4, "keep"), (8, "keep"), (2, "recompute")]
+
+
 def test_as_few_blocks_as_will_do():
     count = chosen(400).options["blocks_to_swap"]
     assert measure(chosen(400).options).card <= 400 < measure({**chosen(400).options, "blocks_to_swap": count - 1}).card

@@ -262,13 +262,9 @@ def blocks(dit: WanModel) -> nn.ModuleList:
 
 
 def velocity(
-    dit: WanModel,
-    x_BCTHW: torch.Tensor,
-    timestep_B: torch.Tensor,
-    cond: dict[str, Any],
-    *,
+    dit: WanModel, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any], *,
     step_cache: StepCache = BlockStack.run,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Noise - clean, float32 [B, C, T, H, W]; timestep_B in 0..1000. `step_cache` wraps the blocks.
 
     cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
