@@ -62,7 +62,7 @@ def _make(this: Run) -> None:
         names = places.family_names()
         for number, family in enumerate(names):
             _of_family(this, family, number * len(STEPS), len(names) * len(STEPS))
-        this.change("done", message=f"In {models()} and {clips()}.")
+        this.change("done", message=f"In {_shown(models())} and {_shown(clips())}.")
     except EngineError as problem:
         this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
     except OSError as problem:
@@ -70,6 +70,11 @@ def _make(this: Run) -> None:
     finally:
         jobs.runs.control(this, None)
         show.tell(this)
+
+
+def _shown(folder: Path) -> str:
+    """A folder as a person knows it in ComfyUI: both end in the same name, and the page leaves out long paths."""
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def clips() -> Path:

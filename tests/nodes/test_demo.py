@@ -10,7 +10,7 @@ import pytest
 from engine.contract import toml
 from engine.demo.prepare import LORA, Prepared, prepare
 
-from .conftest import PACK, part
+from .conftest import PACK, part, until
 
 FAMILIES = ("wan", "hunyuan_video", "framepack")
 
@@ -68,3 +68,11 @@ def test_a_text_encoder_finds_its_tokenizer_there(put: set[Path]) -> None:
     encoders = {path.parent for path in put if path.name.endswith("_text_encoder2.safetensors")}
     tokenizers = {path.parent.parent for path in put if path.as_posix().endswith("tokenizer_2/tokenizer.json")}
     assert encoders and encoders == tokenizers
+
+
+def test_it_says_where_it_lies_in_words_that_differ(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = part("nodes.demo")
+    monkeypatch.setattr(demo, "_of_family", lambda *_: None)
+    run = demo.make()
+    until(lambda: run.state == "done")
+    assert run.message == "In models/musubi_demo and input/musubi_demo."
