@@ -90,7 +90,8 @@ class WholeClip(nn.Module):
 def causal(conv: CausalConv3d, x_BCFHW: Tensor) -> Tensor:
     """The convolution with black frames before the first."""
     padded_BCFHW = functional.pad(x_BCFHW, (0, 0, 0, 0, conv.kernel_size[0] - 1, 0))
-    return functional.conv3d(padded_BCFHW, conv.weight, conv.bias, padding=conv.padding)
+    weight_OIFHW = conv.weight[:, : padded_BCFHW.shape[1]]  # of a file that was loaded there may be zeros behind them
+    return functional.conv3d(padded_BCFHW, weight_OIFHW, conv.bias, padding=conv.padding)
 
 
 def downsample(layer: Downsample, x_BCFHW: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 What was asked for is never taken back, only added to. Whoever asks says what settings take ("measure"); nothing here
 knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
 
-    training     checkpoints; blocks streamed, as few as will do; checkpoints in main memory; attention computed again
-                 (slower); the same in fp8; what is token by token in pieces, with attention kept and then again
-                 without; one buffer for streamed blocks (slower)
+    training     checkpoints; blocks streamed, as few as will do; checkpoints in main memory; the same in fp8; what is
+                 token by token in pieces; all of it with attention computed again (slower); one buffer for streamed
+                 blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
 """
 
@@ -82,14 +82,13 @@ def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True
     attention = asked["gradient_checkpointing_attention"]
     kept = [attention] if attention != "auto" else ["keep", "recompute"]
     offloaded = [True] if asked["gradient_checkpointing_cpu_offload"] else [False, True]
-    ways = [*product([{}], [kept]), *((pieces, [keep]) for keep in kept for pieces in _pieces(asked))]
-    for slots, (pieces, keeps), fp8 in product(_slots(asked), ways, _fp8(asked, may_fp8)):
-        for offload, keep in product(offloaded, keeps):
-            wanted = {
-                "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
-                "gradient_checkpointing_attention": keep, **fp8, **pieces, **slots,
-            }  # fmt: skip
-            yield from _streamed(asked, wanted, blocks)
+    rows = product(_slots(asked), kept, _pieces(asked), _fp8(asked, may_fp8), offloaded)
+    for slots, keep, pieces, fp8, offload in rows:
+        wanted = {
+            "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
+            "gradient_checkpointing_attention": keep, **fp8, **pieces, **slots,
+        }  # fmt: skip
+        yield from _streamed(asked, wanted, blocks)
 
 
 def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
@@ -103,7 +102,7 @@ def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:
 
 
 def _pieces(asked: Mapping[str, Any]) -> list[Options]:
-    return [{"ffn_chunks": count} for count in PIECES if count > asked["ffn_chunks"]]
+    return [{}, *({"ffn_chunks": count} for count in PIECES if count > asked["ffn_chunks"])]
 
 
 def _slots(asked: Mapping[str, Any]) -> list[Options]:

@@ -108,9 +108,13 @@ def _kernels(device_index: int) -> ModuleType | None:
     try:
         from . import norm_pad_triton
 
-        probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}")
-        norm_pad_triton.add(probe, probe, probe.flatten())
-    except (RuntimeError, OSError, ImportError) as error:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}", dtype=dtype)
+            wide = probe.flatten().float()
+            norm_pad_triton.affine(probe, wide, wide, None, wide, wide.clone(), groups=1, eps=1.0)
+            norm_pad_triton.write(probe, probe.clone(), (wide, wide), start=0, edge=0)
+            norm_pad_triton.add(probe, probe, wide)
+    except Exception as error:  # compilers fail with errors of their own kinds
         warnings.warn(f"Triton cannot compile kernels here, so the VAE is slower: {error}", stacklevel=2)
         return None
     return norm_pad_triton

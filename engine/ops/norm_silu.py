@@ -60,9 +60,10 @@ def _kernel(device_index: int) -> Kernel | None:
     try:
         from .norm_silu_triton import norm_silu_rows
 
-        probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}")
-        norm_silu_rows(probe, probe.flatten(), None, torch.empty_like(probe))
-    except (RuntimeError, OSError, ImportError) as error:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}", dtype=dtype)
+            norm_silu_rows(probe, probe.flatten(), None, torch.empty_like(probe))
+    except Exception as error:  # compilers fail with errors of their own kinds
         warnings.warn(f"Triton cannot compile kernels here, so the VAE is slower: {error}", stacklevel=2)
         return None
     return norm_silu_rows

@@ -59,19 +59,25 @@ def empty_like_order(x_BCFHW: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def lay_channels_last(network: nn.Module) -> None:
-    """Turn the weights of all convolutions, after which cuDNN's fast kernels need no copies in another order.
-
-    Those of a `CausalConv3d` get channels of zeros as well, up to a number that such a kernel takes: with 96 the best
-    one is 1.6 times as slow as with 128 (benchmarks/README.md).
-    """
+    """Turn the weights of all convolutions, after which cuDNN's fast kernels need no copies in another order."""
     orders = {4: torch.channels_last, 5: torch.channels_last_3d}
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data = module.weight.data.contiguous(memory_format=orders[module.weight.ndim])
+
+
+def fill_up_channels(network: nn.Module) -> None:
+    """Give weights of each `CausalConv3d` input channels of zeros, up to a number that a fast kernel of cuDNN takes.
+
+    With 96 the best one is 1.6 times as slow as with 128 (benchmarks/README.md). For a network that only runs: its
+    weights are no longer those of its file. After `lay_channels_last`.
+    """
+    for module in network.modules():
+        if isinstance(module, CausalConv3d):
             weight = module.weight.data
-            if isinstance(module, CausalConv3d):
-                missing = _fast_channels(weight.shape[1]) - weight.shape[1]
-                weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing))
-            module.weight.data = weight.contiguous(memory_format=orders[weight.ndim])
+            missing = _fast_channels(weight.shape[1]) - weight.shape[1]
+            filled = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing))
+            module.weight.data = filled.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _fast_channels(channels: int) -> int:

@@ -112,9 +112,12 @@ class NormSilu(nn.GroupNorm):
         super().__init__(groups, channels, eps=NORM_EPS)
 
     def frames(self, x_BCFHW: Tensor, *, offset_C: Tensor | None = None) -> Frames:
-        """The clip (plus `offset_C`, where `can_fuse`), normed and activated, for a convolution to ask for."""
+        """The clip, plus `offset_C`, normed and activated, for a convolution to ask for."""
+        fused = norm_pad.can_fuse(x_BCFHW)
+        if offset_C is not None and not fused:
+            x_BCFHW = x_BCFHW + offset_C.view(-1, 1, 1, 1)
         given = frames_of(x_BCFHW)
-        if norm_pad.can_fuse(x_BCFHW):
+        if fused:
             affine = norm_pad.group_norm_affine(
                 x_BCFHW, self.weight, self.bias, groups=self.num_groups, eps=self.eps, offset_C=offset_C
             )

@@ -84,7 +84,9 @@ def settled(
     if flag is not None and not calibrate and len(numbers) != experts:
         raise OptionError(
             f"--{flag} has numbers for {len(numbers)} experts, but {experts} work on this video.",
-            "Give a list for each, with ; between them, that for high noise first.",
+            "Give a list for each, with ; between them, that for high noise first."
+            if experts > 1
+            else f"Give one list with --{flag}, without a ; in it.",
             names=(flag,),
         )
     told = {name: asked.get(name, getattr(usual, name)) for name in ("threshold", "start", "most_in_a_row")}

@@ -30,7 +30,10 @@ class FirstBlock:
 
     def finds_little_change(self) -> bool:
         assert self._now_BLD is not None and self._full_BLD is not None, "only a first step has none before it"
-        return float(relative_change(self._now_BLD, self._full_BLD)) < self._threshold
+        little = float(relative_change(self._now_BLD, self._full_BLD)) < self._threshold
+        if little:
+            self._now_BLD = None  # not compared with again: its memory is free while other predictions run
+        return little
 
     def runs(self) -> None:
         self._full_BLD = self._now_BLD

@@ -61,7 +61,8 @@ class RatioCalibration:
         self._seen: tuple[int, int] | None = None
         self.calls = 0
         self._residual_BLD: Tensor | None = None
-        self._measured: list[list[Tensor]] = []  # an expert each
+        self._expert: int | None = None
+        self._measured: list[tuple[int, list[Tensor]]] = []  # an expert each: the step that it begins with, ratios
 
     def __call__(self, stack: Stack) -> Tensor:
         """The tokens after the blocks."""
@@ -72,19 +73,23 @@ class RatioCalibration:
         if self._walk.follows(self._seen) and self._residual_BLD is not None:
             ratio_BL = residual_BLD.norm(dim=-1) / self._residual_BLD.norm(dim=-1)
             cosine_BL = torch.cosine_similarity(residual_BLD, self._residual_BLD, dim=-1)
-            self._measured[-1].append(torch.stack([ratio_BL.mean(), ratio_BL.std(), 1 - cosine_BL.mean()]))
-        else:
-            self._measured.append([])
+            self._measured[-1][1].append(torch.stack([ratio_BL.mean(), ratio_BL.std(), 1 - cosine_BL.mean()]))
+        elif self._expert != self._walk.expert:
+            self._measured.append((self._walk.place[0], []))
+        self._expert = self._walk.expert
         self._residual_BLD, self._seen = residual_BLD, self._walk.now
         return after_BLD
 
     def report(self) -> list[str]:
-        """Three lines: the ratios as the flag takes them (that of the first step is 1 by definition), how much tokens
-        differ in them (standard deviation), and how far the residual turns (1 - cosine)."""
-        found = [torch.stack(one).T.tolist() if one else ([], [], []) for one in self._measured]
+        """Three lines: the ratios as the flag takes them (1 for the first step by definition, and for steps before it,
+        which were not walked), how much tokens differ in them (standard deviation), and how far the residual turns (1 -
+        cosine)."""
+        found = [torch.stack(one).T.tolist() if one else ([], [], []) for _, one in self._measured]
         ratios, spreads, turns = ([one[row] for one in found] for row in range(3))
+        begun = [first for first, _ in self._measured]
+        whole = [[*[1.0] * (first + 1), *one] for first, one in zip(begun, ratios, strict=True)]
         return [
-            f"{self._flag} {_experts([[1.0, *one] for one in ratios])}",
+            f"{self._flag} {_experts(whole)}",
             f"standard deviation of the ratios among tokens: {_experts(spreads)}",
             f"1 - cosine of a step's residual and the one before: {_experts(turns)}",
         ]

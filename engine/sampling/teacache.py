@@ -78,6 +78,7 @@ class CoefficientCalibration:
         self._seen: tuple[int, int] | None = None
         self.calls = 0
         self._last: tuple[Tensor, Tensor] | None = None
+        self._expert: int | None = None
         self._measured: list[list[Tensor]] = []  # an expert each
 
     def __call__(self, stack: Stack) -> Tensor:
@@ -88,8 +89,9 @@ class CoefficientCalibration:
         if self._walk.follows(self._seen) and self._last is not None:
             changes = [relative_change(entered, self._last[0]), relative_change(after_BLD, self._last[1])]
             self._measured[-1].append(torch.stack(changes))
-        else:
+        elif self._expert != self._walk.expert:
             self._measured.append([])
+        self._expert = self._walk.expert
         self._last, self._seen = (entered, after_BLD.clone()), self._walk.now
         return after_BLD
 

@@ -23,7 +23,9 @@ def coder():
     generator = torch.Generator("cuda").manual_seed(0)
     for name, value in made.named_parameters():
         if value.ndim == 1:
-            value.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            value.normal_(std=0.1, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                value.add_(1.0)
         else:
             value.normal_(std=math.prod(value.shape[1:]) ** -0.5, generator=generator)
     return made

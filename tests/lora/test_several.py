@@ -52,6 +52,15 @@ def test_only_the_chosen_one_acts_and_learns(pair):
             assert all(gradients) == any(gradients) == (index == number)
 
 
+def test_all_can_be_switched_off_for_a_while(pair):
+    model, networks = pair
+    networks.use(1)
+    x = torch.randn(3, 4)
+    with networks.disabled():
+        assert torch.equal(model[0](x), nn.functional.linear(x, model[0].inner.weight, model[0].inner.bias))
+    torch.testing.assert_close(model[0](x), alone(model, networks[1], x))
+
+
 def test_state_comes_back_and_a_single_ones_is_refused(pair):
     _, networks = pair
     state = {name: value.clone() for name, value in networks.state().items()}

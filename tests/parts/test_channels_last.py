@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.ops.norm_silu import formula, is_channels_last, norm_silu
-from engine.parts.causal_conv import CausalConv3d, FrameMemory, empty_like_order, lay_channels_last
+from engine.parts.causal_conv import CausalConv3d, FrameMemory, empty_like_order, fill_up_channels, lay_channels_last
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -43,6 +43,8 @@ def test_weights_get_as_many_channels_as_a_fast_kernel_takes(channels, room):
     conv = CausalConv3d(channels, 4, (1, 1, 1))
     before = conv.weight.detach().clone()
     lay_channels_last(conv)
+    assert conv.weight.shape == before.shape, "a network that learns keeps the weights of its file"
+    fill_up_channels(conv)
     assert conv.weight.shape[1] == room and torch.equal(conv.weight[:, :channels], before)
     assert not conv.weight[:, channels:].any()
 

@@ -21,7 +21,7 @@ def directly(x, weight, bias, *, in_time):
 
 @pytest.mark.parametrize("in_time", [False, True])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-@pytest.mark.parametrize("elements", [1, 10_000, 1 << 30])
+@pytest.mark.parametrize("elements", [1, 1 << 30])
 def test_it_is_the_convolution_of_the_doubled_clip(in_time, frames, elements):
     torch.manual_seed(0)
     x = torch.randn(2, 4, frames, 3, 5, dtype=torch.float64)
@@ -37,7 +37,7 @@ def test_it_is_the_convolution_of_the_doubled_clip(in_time, frames, elements):
     wanted = directly(x, weight, bias, in_time=in_time)
     assert found.shape == wanted.shape
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)  # taps are summed in float32
-    assert len(seen) == (frames if elements == 1 else len(seen)) and (elements < 1 << 30 or len(seen) == 1)
+    assert len(seen) == (frames if elements == 1 else 1)
 
 
 @pytest.mark.parametrize(("in_time", "kernel", "kinds"), [(False, (3, 2, 2), 4), (True, (2, 2, 2), 8)])

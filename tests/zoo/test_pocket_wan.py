@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.families.wan import conditions, detect, model, text, vae
+from engine.parts import causal_conv
 from engine.parts.weights import open_weights
 from tests.zoo.coding import coded
 from zoo import data, latents, pocket_wan, train_dit, train_vae
@@ -31,6 +32,16 @@ def test_a_whole_clip_gives_what_the_engine_gives_chunk_by_chunk(frames: int) ->
     whole = coded(WholeClip(made), frames=frames, height=16, width=16)
     torch.testing.assert_close(whole.mean_BCTHW, vae.encode(made, whole.clip_BCFHW), rtol=0, atol=1e-5)
     torch.testing.assert_close(whole.decoded_BCFHW, vae.decode(made, whole.latents_BCTHW), rtol=0, atol=1e-5)
+
+
+def test_a_file_that_was_loaded_for_a_gpu_does_too() -> None:
+    """Its weights have channels of zeros behind them."""
+    made = lively_vae()
+    whole = coded(WholeClip(made), frames=5, height=16, width=16)
+    causal_conv.fill_up_channels(made)
+    filled = coded(WholeClip(made), frames=5, height=16, width=16)
+    assert made.encoder.conv1.weight.shape[1] > made.encoder.conv1.in_channels
+    torch.testing.assert_close(filled.mean_BCTHW, whole.mean_BCTHW, rtol=0, atol=1e-5)
 
 
 def test_every_weight_of_the_vae_learns() -> None:

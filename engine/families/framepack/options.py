@@ -259,7 +259,9 @@ def _rows_kept(job: Job) -> int:
     """Of step caches, by either spelling."""
     if StepCaching not in job:
         return 0
-    method = "magcache" if job[FramePackMagCache].magcache_mag_ratios is not None else job[StepCaching].step_cache
+    flags = job[FramePackMagCache]
+    by_flags = flags.magcache_mag_ratios is not None or flags.magcache_calibration
+    method = "magcache" if by_flags else job[StepCaching].step_cache
     return rows_kept(method, predictions=1 if job[Prompting].guidance_scale in (None, 1) else 2)
 
 

@@ -6,6 +6,7 @@ lines may change its numbers. Sources: parts/hunyuan_step_caches.py.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import OptionError
@@ -39,7 +40,16 @@ def check(flags: FramePackMagCache, caching: StepCaching) -> None:
     if flags.magcache_mag_ratios is not None:
         ratios_of(flags.magcache_mag_ratios)
     given = _given(flags)
-    if given is None or caching.step_cache == "none":
+    if caching.step_cache == "none":
+        return
+    if given is None:
+        changed = [one.name for one in fields(flags) if getattr(flags, one.name) != one.default]
+        if changed:
+            raise OptionError(
+                f"--{changed[0]} is for --magcache_mag_ratios, and does nothing beside --step_cache.",
+                "Give --step_cache_threshold, --step_cache_start and --step_cache_max_skips instead.",
+                names=(changed[0], "step_cache"),
+            )
         return
     if caching.step_cache != "magcache":
         raise OptionError(

@@ -305,7 +305,8 @@ def _rows_kept(job: Job) -> int:
     if StepCaching not in job:
         return 0
     method = job[StepCaching].step_cache
-    predictions = 1 if job[Prompting].guidance_scale == 1 else 2
+    scales = [job[Prompting].guidance_scale, *(expert.guidance for expert in further_experts(job))]
+    predictions = 1 + any(scale != 1 for scale in scales) + (job[GuidanceSteps].slg_layers is not None)
     return rows_kept("magcache" if method == "teacache" else method, predictions=predictions)
 
 

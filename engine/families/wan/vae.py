@@ -34,6 +34,7 @@ from ...parts.causal_conv import (
     FrameMemory,
     batch_to_frames,
     empty_like_order,
+    fill_up_channels,
     frames_to_batch,
     lay_channels_last,
 )
@@ -273,6 +274,8 @@ def load(
     load_into(vae, file, rename=vae_name, device=device, dtype=dtype)
     if vae.device.type == "cuda":
         lay_channels_last(vae)
+        if torch.version.hip is None:  # cuDNN it is that wants them
+            fill_up_channels(vae)
     _read_tables(vae, file)
     vae.cache_on_cpu = cache_on_cpu
     return vae
