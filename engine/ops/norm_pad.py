@@ -26,9 +26,9 @@ Affine = tuple[Tensor, Tensor]
 
 def can_fuse(x_BCFHW: Tensor) -> bool:
     """Whether the kernels take these features; else PyTorch's operations, in another order, need fewer passes."""
-    if not x_BCFHW.is_cuda or torch.is_grad_enabled() or not is_channels_last(x_BCFHW):
+    if torch.is_grad_enabled():
         return False
-    return _kernels(x_BCFHW.device.index or 0) is not None
+    return _kernels_for(x_BCFHW) is not None
 
 
 def group_norm_affine(
@@ -97,23 +97,23 @@ def add_(h_BCFHW: Tensor, x_BCFHW: Tensor, offset_C: Tensor) -> Tensor:
 
 
 def _kernels_for(x_BCFHW: Tensor) -> ModuleType | None:
-    return _kernels(x_BCFHW.device.index or 0) if x_BCFHW.is_cuda and is_channels_last(x_BCFHW) else None
+    usable = x_BCFHW.is_cuda and is_channels_last(x_BCFHW)
+    return _kernels(x_BCFHW.device.index or 0, x_BCFHW.dtype) if usable else None
 
 
 @functools.cache
-def _kernels(device_index: int) -> ModuleType | None:
-    """The Triton kernels, tried once on this device; None where Triton or its C compiler is missing."""
+def _kernels(device_index: int, dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernels, tried once on this device; None where Triton or its C compiler is missing, or refuses."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:
         from . import norm_pad_triton
 
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}", dtype=dtype)
-            wide = probe.flatten().float()
-            norm_pad_triton.affine(probe, wide, wide, None, wide, wide.clone(), groups=1, eps=1.0)
-            norm_pad_triton.write(probe, probe.clone(), (wide, wide), start=0, edge=0)
-            norm_pad_triton.add(probe, probe, wide)
+        probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}", dtype=dtype)
+        scale_C, shift_C = torch.ones(2, 16, device=probe.device)
+        norm_pad_triton.affine(probe, probe.flatten(), probe.flatten(), None, scale_C, shift_C, groups=1, eps=1.0)
+        norm_pad_triton.write(probe, probe.clone(), (scale_C, shift_C), start=0, edge=0)
+        norm_pad_triton.add(probe, probe.clone(), probe.flatten())
     except Exception as error:  # compilers fail with errors of their own kinds
         warnings.warn(f"Triton cannot compile kernels here, so the VAE is slower: {error}", stacklevel=2)
         return None

@@ -27,7 +27,8 @@ def norm_silu(
 
     Into `out_BCFHW` if given, whose pixels may lie further apart than their channels need.
     """
-    kernel = _kernel(x_BCFHW.device.index or 0) if x_BCFHW.is_cuda and is_channels_last(x_BCFHW) else None
+    usable = x_BCFHW.is_cuda and is_channels_last(x_BCFHW)
+    kernel = _kernel(x_BCFHW.device.index or 0, x_BCFHW.dtype) if usable else None
     if kernel is None:
         found = formula(x_BCFHW, gain_C, offset_C)
         return found if out_BCFHW is None else out_BCFHW.copy_(found)
@@ -53,16 +54,15 @@ def is_channels_last(x_BCFHW: Tensor) -> bool:
 
 
 @functools.cache
-def _kernel(device_index: int) -> Kernel | None:
-    """The Triton kernel, tried once on this device; None where Triton or its C compiler is missing."""
+def _kernel(device_index: int, dtype: torch.dtype) -> Kernel | None:
+    """The Triton kernel, tried once on this device; None where Triton or its C compiler is missing, or refuses."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:
         from .norm_silu_triton import norm_silu_rows
 
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}", dtype=dtype)
-            norm_silu_rows(probe, probe.flatten(), None, torch.empty_like(probe))
+        probe = torch.ones(1, 1, 1, 16, device=f"cuda:{device_index}", dtype=dtype)
+        norm_silu_rows(probe, probe.flatten(), None, torch.empty_like(probe))
     except Exception as error:  # compilers fail with errors of their own kinds
         warnings.warn(f"Triton cannot compile kernels here, so the VAE is slower: {error}", stacklevel=2)
         return None

@@ -50,7 +50,7 @@ def test_norm_and_silu_are_the_formula(channels, batch, with_offset):
     offset = torch.randn(channels, device="cuda").bfloat16() if with_offset else None
     room = torch.full((batch, channels + 32, 5, 10, 14), torch.nan, device="cuda", dtype=torch.bfloat16)
     room = room.to(memory_format=torch.channels_last_3d)
-    assert norm_silu.is_channels_last(x) and norm_silu._kernel(0) is not None
+    assert norm_silu.is_channels_last(x) and norm_silu._kernel(0, torch.bfloat16) is not None
     found = norm_silu.norm_silu(x, gain, offset_C=offset, out_BCFHW=room[:, :channels, 2:])
     wanted = norm_silu.formula(x.float(), gain.float(), None if offset is None else offset.float())
     torch.testing.assert_close(found.float(), wanted, rtol=8e-3, atol=4e-3)
