@@ -25,7 +25,7 @@ SPREAD = 0.1  # standard deviation of an item's latents (toy_job.batches)
 
 
 def step(error: float, *, idle: float = 2.0, norm: float = 1.0) -> Measured:
-    return Measured([error], norm, [], [], error, idle)
+    return Measured([error], norm, [], [], error, idle, strayed=NAN)
 
 
 def judged(guard: Guard, errors: list[float], *, idle: float = 2.0) -> list[int]:
