@@ -108,8 +108,10 @@ def read_caption(text: str) -> Facts:
         )
     skipped = {"is", "that", "which", *(adverb for adverbs in words.SPEEDS.values() for adverb in adverbs)}
     rest = " ".join(word for word in said[shape_at + 1 :] if word not in skipped) + " "
-    for patterns in words.PATTERNS.values():
-        rest = next((rest.removeprefix(f"{pattern} ") for pattern in patterns if rest.startswith(pattern)), rest)
+    texture = _texture_before(said[:shape_at])
+    behind = {pattern: texture for texture, patterns in words.PATTERNS.items() for pattern in patterns}
+    if pattern := next((pattern for pattern in behind if rest.startswith(f"{pattern} ")), ""):
+        texture, rest = behind[pattern], rest.removeprefix(f"{pattern} ")
     phrases = {phrase: motion for motion, forms in words.PHRASES.items() for pair in forms for phrase in pair}
     phrases |= {phrase: "orbit" for pair in words.AROUND for phrase in pair}
     fitting = [phrase for phrase in phrases if rest.startswith(f"{phrase} ")]
@@ -119,4 +121,11 @@ def read_caption(text: str) -> Facts:
             hint="The motions and their wordings are in zoo/words.py.",
         )
     pan = next((way for way in words.PANS if any(form in rest for form in words.PANS[way])), "still")
-    return Facts(said[colour_at], said[shape_at], phrases[max(fitting, key=len)], pan)
+    return Facts(said[colour_at], said[shape_at], phrases[max(fitting, key=len)], pan, texture)
+
+
+def _texture_before(said: list[str]) -> str:
+    """The texture among the last noun's own words: those from its article on."""
+    articles = [index for index, word in enumerate(said) if word in ("a", "an", "the")]
+    own = set(said[articles[-1] :] if articles else said)
+    return next((texture for texture, wordings in words.TEXTURES.items() if own & set(wordings)), "plain")

@@ -122,6 +122,7 @@ class Facts:
     shape: str
     motion: str
     camera: str = "still"
+    texture: str = "plain"
 
     @property
     def seen_motion(self) -> str:
@@ -132,7 +133,7 @@ class Facts:
 def facts(scene: Scene) -> Facts:
     """The facts of the scene's subject."""
     thing = scene.subject
-    return Facts(thing.colour, thing.shape, thing.motion, scene.camera)
+    return Facts(thing.colour, thing.shape, thing.motion, scene.camera, thing.texture)
 
 
 def is_held_out(thing: Thing) -> bool:

@@ -1,4 +1,4 @@
-"""Says whether a clip shows what its caption says: the subject's colour, shape and motion, each for itself.
+"""Says whether a clip shows what its caption says: the subject's colour, shape, motion and texture, each for itself.
 
 Colour and motion are measured, shape and texture named by a tiny network that was trained on drawn clips. The judge is
 independent of what made the clip, and of the caption but for one thing: where there are two things, the one of the
@@ -33,7 +33,8 @@ from .shape_net import crops, name_crops, trained_net
 
 @dataclass(frozen=True)
 class Seen:
-    """What a clip shows of one thing. `colours` are those of all things, the most frequent first."""
+    """What a clip shows of one thing. `colours` are those of all things, the most frequent first; `motion` and
+    `texture` are empty where none can be told."""
 
     colours: tuple[str, ...]
     shape: str
@@ -48,10 +49,12 @@ class Verdict:
     colour: bool
     shape: bool
     motion: bool
+    texture: bool
     seen: Seen
 
     @property
     def all(self) -> bool:
+        """Colour, shape and motion: what the models were made to get right, and every score counts."""
         return self.colour and self.shape and self.motion
 
 
@@ -65,16 +68,17 @@ def judge(clip: np.ndarray, facts: Facts) -> Verdict:
         colour=facts.colour in seen.colours,
         shape=facts.shape == seen.shape,
         motion=facts.seen_motion == seen.motion,
+        texture=facts.texture == seen.texture,
         seen=seen,
     )
 
 
 def shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """The share (0..1) of clips that show each fact, and all of them: `colour`, `shape`, `motion`, `all`."""
+    """The share (0..1) of clips that show each fact: `colour`, `shape`, `motion`, `all` of these, and `texture`."""
     verdicts = list(verdicts)
     return {
         fact: sum(getattr(verdict, fact) for verdict in verdicts) / len(verdicts)
-        for fact in ("colour", "shape", "motion", "all")
+        for fact in ("colour", "shape", "motion", "all", "texture")
     }
 
 
@@ -109,7 +113,7 @@ def table(folder: Path) -> str:
 
     DataError for what cannot be read.
     """
-    lines, verdicts = [f"{'video':<28} colour shape motion  seen"], []
+    lines, verdicts = [f"{'video':<28} colour shape  motion texture seen"], []
     for path in sorted(folder.glob("*.mp4")):
         beside = path.with_suffix(".txt")
         if not beside.is_file():
@@ -125,10 +129,12 @@ def table(folder: Path) -> str:
 
 
 def _line(name: str, verdict: Verdict, also: tuple[str, ...]) -> str:
-    marks = [f"{'yes' if said else 'NO':<6}" for said in (verdict.colour, verdict.shape, verdict.motion)]
+    said = (verdict.colour, verdict.shape, verdict.motion, verdict.texture)
+    marks = [f"{'yes' if fact else 'NO':<6}" for fact in said]
     seen = verdict.seen
-    shown = ["+".join(seen.colours) or "no colour", seen.texture, seen.shape, seen.motion or "lost", *also]
-    return f"{name:<28.28} {' '.join(marks)} {', '.join(shown)}"
+    looks = "+".join(seen.colours) or "no colour", seen.texture or "no texture", seen.shape
+    shown = [*looks, seen.motion or "lost", *also]
+    return f"{name:<28.28} {' '.join(marks)}  {', '.join(shown)}"
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """How far the judge can be trusted: it is asked about drawn clips whose facts are known, and about wrong ones.
 
 The clips are of the held-out split, which neither a model nor the judge's network was trained on. For every true
-caption that it should confirm there is one with a wrong colour, a wrong shape and a wrong motion, each of which it
-should deny.
+caption that it should confirm there is one with a wrong colour, a wrong shape, a wrong motion and a wrong texture,
+each of which it should deny.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from engine.contract.events import Meter, Say
 
 from .degrading import degrade, psnr
 from .dice import Dice
-from .facts import COLOURS, CONCEPTS, MOTIONS, NEW_MOTIONS, SHAPES, STEPS, Facts, Scene, facts
+from .facts import COLOURS, CONCEPTS, MOTIONS, NEW_MOTIONS, NEW_TEXTURE, SHAPES, STEPS, TEXTURES, Facts, Scene, facts
 from .judge import Verdict, concepts, judge
 from .scenes import concept_scene, random_scene, render
 
 _FIRST_SEED, _STREAM = 9_000_000, 5
+_TEXTURES = (*TEXTURES, NEW_TEXTURE)
 Change = Callable[[np.ndarray, int], np.ndarray]  # a clip and its number to the clip that is judged
 
 
@@ -36,7 +37,7 @@ def as_generated(clip: np.ndarray, number: int) -> np.ndarray:
 
 def agreement(count: int, *, change: Change = as_drawn, say: Say = lambda event: None) -> dict[str, float]:
     """Shares (0..1) over `count` held-out clips: `colour yes` (confirmed where true), `colour no` (denied where wrong),
-    so for shape and motion; and `psnr`, the mean in dB."""
+    so for shape, motion and texture; and `psnr`, the mean in dB."""
     rows, ratios = [], []
     meter = Meter(say, total=count, unit="clips", label="judging")
     for number in range(count):
@@ -72,13 +73,15 @@ def concept_agreement(
 
 
 def wrong_facts(scene: Scene, dice: Dice) -> dict[str, Facts]:
-    """The scene's facts with one of them wrong: `colour`, `shape`, `motion`. No thing in the scene has that colour."""
+    """The scene's facts with one of them wrong: `colour`, `shape`, `motion`, `texture`. No thing in the scene
+    has that colour."""
     true = facts(scene)
     shown = {thing.colour for thing in scene.things}
     return {
         "colour": replace(true, colour=dice.choose([name for name in COLOURS if name not in shown])),
         "shape": replace(true, shape=dice.choose([name for name in SHAPES if name != true.shape])),
         "motion": replace(true, motion=dice.choose(_other_motions(true.seen_motion)), camera="still"),
+        "texture": replace(true, texture=dice.choose([name for name in _TEXTURES if name != true.texture])),
     }
 
 
@@ -91,10 +94,11 @@ def _other_motions(motion: str) -> list[str]:
 def _row(clip: np.ndarray, true: Facts, wrong: dict[str, Facts]) -> dict[str, bool]:
     verdict: Verdict = judge(clip, true)
     row = {f"{fact} yes": getattr(verdict, fact) for fact in wrong}
-    # a wrong shape or motion leaves the thing that is looked at the same, so the clip need not be seen again
+    # a wrong shape, motion or texture leaves the thing that is looked at the same, so the clip need not be seen again
     row["colour no"] = wrong["colour"].colour not in verdict.seen.colours
     row["shape no"] = wrong["shape"].shape != verdict.seen.shape
     row["motion no"] = wrong["motion"].seen_motion != verdict.seen.motion
+    row["texture no"] = wrong["texture"].texture != verdict.seen.texture
     return row
 
 

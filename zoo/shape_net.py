@@ -79,9 +79,9 @@ def _crop(sight: Sight, track: Track, index: int) -> np.ndarray:
 
 
 def name_crops(net: ShapeNet, pictures: np.ndarray) -> tuple[str, str]:
-    """The shape and the texture that fit crops of one thing best: ("other", "plain") where there are none."""
+    """The shape and the texture that fit crops of one thing best: ("other", "") where there are none."""
     if not len(pictures):
-        return "other", "plain"
+        return "other", ""
     with torch.no_grad():
         shapes, textures = (logits.log_softmax(1).mean(0) for logits in net(torch.from_numpy(pictures)))
     return SHAPE_NAMES[int(shapes.argmax())], TEXTURE_NAMES[int(textures.argmax())]

@@ -100,6 +100,7 @@ def test_a_clip_that_shows_nothing_is_denied_everything(clip: str) -> None:
     }
     verdict = judge(pictures[clip], Facts("red", "circle", "left"))
     assert not verdict.all and not verdict.motion and not verdict.shape
+    assert clip != "empty" or not verdict.texture
     assert concepts(pictures[clip]) == ()
 
 
@@ -140,7 +141,7 @@ def test_a_folder_of_videos_becomes_a_table(folder: Path, capsys: pytest.Capture
         write_text(folder / f"clip {seed}.txt", caption(scene, seed=seed))
     assert main([str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "colour 100.0%  shape 100.0%  motion 100.0%  all 100.0%"
+    assert lines[-1] == "colour 100.0%  shape 100.0%  motion 100.0%  all 100.0%  texture 100.0%"
     assert "NO" not in "".join(lines) and "striped_hexagon" in lines[2]
 
 

@@ -176,6 +176,8 @@ def test_wordings_vary() -> None:
 def test_captions_that_people_write_are_read() -> None:
     assert read_caption("A red circle, moving LEFT.") == read_caption("a red circle goes to the left")
     assert read_caption("a blue star stays still while the camera pans up").seen_motion == "down"
+    assert read_caption("On a plain wall: a dotted, big blue star stays still").texture == "dotted"
+    assert read_caption("A blue star, with stripes, moves left on a plain background.").texture == "striped"
 
 
 @pytest.mark.parametrize("text", ["a cat walks", "a red circle", "a red circle ponders", "circle red moves left", ""])
