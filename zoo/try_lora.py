@@ -139,8 +139,13 @@ def try_lora(trial: Trial) -> dict[str, dict[str, float]]:
 
 
 def varied_scenes(concept: str, number: int, *, first_seed: int = 0) -> list[scenes.Scene]:
-    """Simple scenes of a concept that repeat colours, then shapes, textures and motions as little as they can."""
-    left = list(islice(simple_scenes(concept, first_seed), _POOL))
+    """Simple scenes of a concept, as varied as there are."""
+    return _varied(simple_scenes(concept, first_seed), number)
+
+
+def _varied(pool: Iterator[scenes.Scene], number: int) -> list[scenes.Scene]:
+    """Scenes that repeat colours, then shapes, textures and motions as little as they can."""
+    left = list(islice(pool, _POOL))
     used: Counter[tuple[str, object]] = Counter()
     picked = []
     for _ in range(number):
@@ -175,11 +180,12 @@ def write_dataset(trial: Trial) -> None:
         (scene, _worded(trial.concept, scene, seed))
         for seed, scene in enumerate(varied_scenes(trial.concept, trial.clips))
     ]
-    ordinary = []
-    for number in range(trial.ordinary):
-        seed = _ORDINARY_SEED + number
-        scene = scenes.random_scene(seed, split="train")
-        ordinary.append((scene, "" if number % _WORDLESS == 0 else scenes.caption(scene, seed=seed)))
+    pool = (scenes.random_scene(seed, split="train") for seed in count(_ORDINARY_SEED))
+    worded = trial.ordinary - trial.ordinary // _WORDLESS
+    ordinary = [
+        (scene, scenes.caption(scene, seed=_ORDINARY_SEED + number) if number < worded else "")
+        for number, scene in enumerate(_varied(pool, trial.ordinary))
+    ]
     text = _DATASET.format(size=SIZE)
     for name, examples, repeats in (("concept", concept, trial.repeats), ("ordinary", ordinary, 1)):
         prior = "true" if name == "ordinary" and trial.prior else "false"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +55,18 @@ def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
     return prepared
 
 
+def with_ordinary(cached, folder: Path) -> Path:
+    """A dataset file of the demo's clips, and of the same clips once more as those that preserve the prior."""
+    text = (cached.folder / "dataset.toml").read_text(encoding="utf-8")
+    ordinary = text[text.index("[[datasets]]") :]
+    for source in re.findall('_directory = "(.+)"', ordinary):
+        copy = shutil.copytree(source, folder / "ordinary" / Path(source).name)
+        ordinary = ordinary.replace(f'"{source}"', f'"{copy.as_posix()}"')
+    path = folder / "dataset.toml"
+    path.write_text(f"{text}\n{ordinary}\npreserve_prior = true\n", encoding="utf-8")
+    return path
+
+
 def processes_of(child: EngineChild) -> list[int]:
     """The processes that number 0 has started."""
     return [process.pid for process in psutil.Process(child.process.pid).children()]
@@ -99,6 +113,20 @@ def test_the_result_is_that_of_one_process_with_twice_the_accumulation(cached, e
     assert read_position(tmp_path / "two" / "demo-lora-state").processes == 2
     said = ["".join(path.read_text() for path in (tmp_path / name).glob("jobs/*/log.txt")) for name in ("one", "two")]
     assert ["2 processes train together: a step takes 2 batches." in text for text in said] == [False, True]
+
+
+def test_clips_that_preserve_the_prior_do_so_in_every_process(cached, engine, tmp_path: Path) -> None:
+    """Six clips to learn and the same six to preserve: two processes have both kinds in one step."""
+    dataset = with_ordinary(cached, tmp_path)
+    short = ("--dataset_config", dataset, "--max_train_steps", 6, "--prior_loss_weight", 2)
+    one = train_words(cached, tmp_path / "one", *short, "--seed", 3, "--gradient_accumulation_steps", 2)
+    assert engine(*one).status == 0
+    with EngineChild(*train_words(cached, tmp_path / "two", *short, *TWO), folder=tmp_path) as child:
+        assert child.end() == 0, child.last
+    ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert sum("loss/prior" in values for values in ours) >= 3
+    for values, others in zip(ours, theirs, strict=True):
+        assert others == pytest.approx(values, rel=0, abs=1e-6)
 
 
 def test_blocks_may_be_streamed_in_each_process(cached, engine, tmp_path: Path) -> None:

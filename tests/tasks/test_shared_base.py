@@ -19,7 +19,7 @@ from engine.tasks.experts import Experts
 from tests.faults.engine_child import EngineChild, train_words
 from tests.faults.kit import needs_kill
 from tests.memory.company import Member, Table
-from tests.tasks.test_several_processes import TWO, gone, processes_of
+from tests.tasks.test_several_processes import TWO, gone, processes_of, with_ordinary
 
 pytestmark = [pytest.mark.slow, needs_kill]
 PROMPTS = "A red square --w 64 --h 48 --f 5 --s 2 --d 7\n"
@@ -40,14 +40,16 @@ def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def words(cached, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """What a training with samples and validation in two processes is started with, but for where its results go."""
+    """What a training with samples, validation and a preserved prior in two processes is started with, but for where
+    its results go."""
     folder = tmp_path_factory.mktemp("prompts")
     (folder / "prompts.txt").write_text(PROMPTS)
     models = part("wan", "tiny").tiny_model_options(cached.folder / "models")["generate"]
     encoders = ("--vae", models["vae"], "--t5", models["t5"])
     samples = ("--sample_prompts", folder / "prompts.txt", "--sample_at_first", "--sample_every_n_steps", 3, *encoders)
     memory = ("--gradient_checkpointing", "--fp8_base", "--fp8_scaled")
-    return [*TWO, *UNEVEN, *samples, *memory, "--save_every_n_steps", 2]
+    dataset = ("--dataset_config", with_ordinary(cached, folder))
+    return [*TWO, *UNEVEN, *samples, *memory, *dataset, "--save_every_n_steps", 2]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,7 @@ def same_lora(one: Path, other: Path) -> bool:
 def test_losses_validation_and_lora_are_the_same(both) -> None:
     whole, shared = values(both["whole"]), values(both["shared"])
     assert whole == shared and sum("loss/validation" in row for row in whole) == 3 and len(whole) == 3 + STEPS
+    assert any("loss/prior" in row for row in whole)
     assert same_lora(*(child.artifacts("LoRA")[-1].parent for child in both.values()))
 
 

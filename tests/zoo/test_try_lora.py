@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from engine.data.config import load_config
 from zoo.captions import read_caption
-from zoo.facts import CONCEPTS
+from zoo.facts import CONCEPTS, SHAPES, TEXTURES
 from zoo.try_lora import WORDS, Trial, near_captions, new_captions, varied_scenes, write_dataset
 
 TRIAL = Trial(
@@ -50,7 +51,15 @@ def test_the_dataset_has_the_concept_and_ordinary_clips_some_without_a_caption(t
         for table in (concept, ordinary)
     ]
     assert all("in a zigzag" in caption for caption in captions[0])
-    assert [caption == "" for caption in captions[1]] == [True, False, False, True]
+    assert [caption == "" for caption in captions[1]] == [False, False, False, True]
+
+
+def test_ordinary_clips_with_captions_show_all_textures_and_shapes(tmp_path: Path) -> None:
+    write_dataset(dataclasses.replace(TRIAL, out=tmp_path, ordinary=24))
+    captions = [path.read_text(encoding="utf-8").strip() for path in (tmp_path / "clips/ordinary").glob("*.txt")]
+    said = [read_caption(text) for text in captions if text]
+    assert len(said) == 16 and {facts.shape for facts in said} == set(SHAPES)
+    assert min(Counter(facts.texture for facts in said)[texture] for texture in TEXTURES) >= 3
 
 
 def test_without_ordinary_clips_there_is_one_table(tmp_path: Path) -> None:
