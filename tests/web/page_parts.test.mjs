@@ -4,6 +4,7 @@ import { test } from 'node:test'
 import {
   chosen,
   duration,
+  marks,
   memory,
   moment,
   share,
@@ -28,6 +29,11 @@ test('a slow rate is told in seconds for each unit', () => {
 
 test('numbers have three digits, and no empty zeros', () => {
   assert.deepEqual([0.0002, 0.12345, 1234.5, 2e7, 0].map(short), ['2e-4', '0.123', '1230', '2e7', '0'])
+})
+
+test('the marks of one axis share a notation', () => {
+  assert.deepEqual(marks([0, 0.0005, 0.001, 0.0015]), ['0', '5e-4', '1e-3', '1.5e-3'])
+  assert.deepEqual(marks([0, 0.05, 0.1]), ['0', '0.05', '0.1'])
 })
 
 test('memory is told in MiB below a GiB', () => {

@@ -7,7 +7,7 @@
 
 import { extent, moved, nearest, range, reduced, smooth, smoothing, ticks, within, zoomed } from './chart_maths.mjs'
 import { make } from './dom.mjs'
-import { short } from './format.mjs'
+import { marks, short } from './format.mjs'
 import { text } from './texts.mjs'
 
 const EDGE = { left: 46, right: 52, top: 10, bottom: 22 }
@@ -154,11 +154,13 @@ export class Chart {
     for (const [axis, at, align, distance] of axes) {
       if (!shown.some((curve) => curve.axis === axis)) continue
       pen.textAlign = align
-      for (const mark of ticks(...ranges[axis], (plot.bottom - plot.top) / distance)) {
+      const levels = ticks(...ranges[axis], (plot.bottom - plot.top) / distance)
+      const labels = marks(levels)
+      for (const [index, mark] of levels.entries()) {
         const level = Math.round(y(mark, axis)) + 0.5
         if (axis === 'left') this._line(pen, [plot.left, level], [plot.right, level], colour('--musubi-grid'))
         pen.fillStyle = colour(axis === 'left' ? '--musubi-muted' : '--musubi-rate')
-        pen.fillText(short(mark), at, level)
+        pen.fillText(labels[index], at, level)
       }
     }
     pen.textAlign = 'center'

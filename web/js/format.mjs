@@ -21,9 +21,22 @@ export function speed(rate, unit) {
 /** Three significant digits, without exponent between 0.001 and 100000. */
 export function short(value) {
   if (!Number.isFinite(value)) return '–'
+  return needsExponent(value) ? exponential(value) : String(Number(value.toPrecision(3)))
+}
+
+/** The marks of one axis, all in one notation: 0.001 beside 8e-4 reads as 1e-3. */
+export function marks(values) {
+  if (!values.some(needsExponent)) return values.map(short)
+  return values.map((value) => (value === 0 ? '0' : exponential(value)))
+}
+
+function needsExponent(value) {
   const size = Math.abs(value)
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2).replace(/\.?0*e\+?/, 'e')
-  return String(Number(value.toPrecision(3)))
+  return size !== 0 && (size < 1e-3 || size >= 1e5)
+}
+
+function exponential(value) {
+  return value.toExponential(2).replace(/\.?0*e\+?/, 'e')
 }
 
 /** Mebibytes as "812 MiB" or "11.2 GiB". */
