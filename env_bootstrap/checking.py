@@ -13,7 +13,7 @@ IMPORTS = (
     "torch accelerate safetensors transformers tokenizers sentencepiece av numpy PIL cv2 tomli_w psutil pynvml aiofiles"
     " ftfy rich rich_argparse tqdm tensorboard matplotlib lycoris"
 ).split()
-TEST_IMPORTS = ["pytest", "hypothesis", "mypy", "diffusers"]
+TEST_IMPORTS = ["pytest", "xdist", "hypothesis", "mypy", "diffusers"]
 CHECKER = Path(__file__).resolve().with_name("imports.py")
 
 

@@ -36,8 +36,8 @@ def engine_command(python: str, arguments: Sequence[str]) -> list[str]:
 
 
 def pytest_command(python: str, arguments: Sequence[str]) -> list[str]:
-    """The command line that runs the pack's tests; it belongs in the pack's folder."""
-    return [python, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    """The command line that runs the pack's tests, in as many processes as tests/conftest.py finds room for (`-n`)."""
+    return [python, "-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal", *arguments]
 
 
 def hand_over(command: Sequence[str], environment: Mapping[str, str], *, folder: Path | None = None) -> int:

@@ -98,6 +98,7 @@ def test_a_job_whose_terminal_is_closed_saves_and_ends(tmp_path: Path) -> None:
 
     def take_terminal() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have gone without (nohup)
 
     child = subprocess.Popen(
         [sys.executable, "-c", AT_A_TERMINAL, str(tmp_path / "lora")],

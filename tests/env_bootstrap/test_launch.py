@@ -99,7 +99,8 @@ def test_a_failing_test_is_the_exit_status(world: World, copied_pack: Path) -> N
 
 
 def test_no_cache_folder_in_the_pack() -> None:
-    assert pytest_command("python", ["-k", "x"]) == ["python", "-m", "pytest", "-p", "no:cacheprovider", "-k", "x"]
+    command = pytest_command("python", ["-k", "x"])
+    assert command[:5] == ["python", "-m", "pytest", "-p", "no:cacheprovider"] and command[-2:] == ["-k", "x"]
 
 
 @pytest.mark.parametrize("command", ["run", "demo", "test"])

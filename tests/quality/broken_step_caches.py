@@ -50,8 +50,9 @@ class _BesideTheStepBefore(FirstBlock):
     """Compares with the step before, so that small changes never add up."""
 
     def finds_little_change(self) -> bool:
+        now_BLD = self._now_BLD
         found = super().finds_little_change()
-        self._full_BLD = self._now_BLD
+        self._full_BLD = now_BLD
         return found
 
 
