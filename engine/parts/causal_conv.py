@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..ops.convolution import conv3d
+
 Entrance = Callable[[Tensor, Tensor], object]
 _FEW, _MANY = 16, 64  # channels
 
@@ -122,7 +124,7 @@ class CausalConv3d(nn.Conv3d):
             entrance(x_BCFHW, given_BCFHW[:, :, past_frames:])
         if past_frames:
             memory.keep(self, given_BCFHW[:, :, -past_frames:])
-        return functional.conv3d(joined_BCFHW, self.weight, self.bias if with_bias else None, padding=self.padding)
+        return conv3d(joined_BCFHW, self.weight, self.bias if with_bias else None, padding=self.padding)
 
 
 def frames_to_batch(x_BCFHW: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from ..ops import norm_pad
 from ..ops.attention import attention
+from ..ops.convolution import conv3d
 from .causal_conv import batch_to_frames, empty_like_order, frames_to_batch
 from .doubled_convolution import doubled_convolution
 
@@ -102,7 +103,7 @@ class CausalConv3d(nn.Module):
         """Output frames start … end - 1."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         x_BCFHW = frames.make(start * stride - (kernel - 1), (end - 1) * stride + 1, kernel // 2)
-        return functional.conv3d(x_BCFHW, self.conv.weight, bias_C, self.conv.stride)
+        return conv3d(x_BCFHW, self.conv.weight, bias_C, stride=self.conv.stride)
 
 
 class NormSilu(nn.GroupNorm):

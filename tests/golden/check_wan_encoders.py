@@ -28,6 +28,10 @@ def _checkpoint(golden: Golden, *, prefix: str = "", metadata: dict[str, str] | 
         yield path
 
 
+VAE_LIMIT = 2e-5
+"""Reference and ours are up to 0.5e-5 and 0.7e-5 from float64: oneDNN adds up in another order."""
+
+
 def check_vae(golden: Golden) -> Iterable[Row]:
     data = golden.tensors
     tables = {f"latents_{name}": json.dumps(data[f"in.{name}"].tolist()) for name in ("mean", "std")}
@@ -40,10 +44,10 @@ def check_vae(golden: Golden) -> Iterable[Row]:
     for case in sorted(name.removesuffix(".in.video") for name in data if name.endswith(".in.video")):
         latents = vae.encode(coder, data[f"{case}.in.video"])
         yield row(f"{case} latent", latents, data[f"{case}.out.latent"])
-        yield row(f"{case} recon", decoded(latents), data[f"{case}.out.recon"])
-        yield row(f"{case} decoded", decoded(data[f"{case}.in.latent"]), data[f"{case}.out.decoded"])
+        yield row(f"{case} recon", decoded(latents), data[f"{case}.out.recon"], VAE_LIMIT)
+        yield row(f"{case} decoded", decoded(data[f"{case}.in.latent"]), data[f"{case}.out.decoded"], VAE_LIMIT)
         clamped = data[f"{case}.out.decoded"].clamp(-1, 1)
-        yield row(f"{case} decode() in -1..1", vae.decode(coder, data[f"{case}.in.latent"]), clamped)
+        yield row(f"{case} decode() in -1..1", vae.decode(coder, data[f"{case}.in.latent"]), clamped, VAE_LIMIT)
 
 
 def check_text(golden: Golden) -> Iterable[Row]:

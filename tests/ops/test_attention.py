@@ -62,6 +62,19 @@ def test_gradients_equal_those_of_a_plain_softmax(qkv):
     assert all((one - other).abs().max() < 1e-6 for one, other in zip(*grads, strict=True))
 
 
+def test_short_bfloat16_that_learns_on_a_cpu_is_computed_in_float32(qkv):
+    """The gradients are those of float32, rounded once."""
+    inputs = [part.bfloat16().requires_grad_() for part in qkv]
+    exact = [part.detach().float().requires_grad_() for part in inputs]
+    out, wanted = attention(*inputs), plain(*exact, None)
+    weight = torch.randn_like(wanted).bfloat16()
+    out.backward(weight)
+    wanted.backward(weight.float())
+    assert out.dtype == torch.bfloat16 and out.equal(wanted.bfloat16())
+    for one, other in zip(inputs, exact, strict=True):
+        assert (one.grad - other.grad).abs().max() <= 2**-8 * other.grad.abs().max()
+
+
 def test_no_dense_mask_is_ever_made(qkv, monkeypatch):
     """50 000 tokens squared would be 2.5 GB a sample."""
     seen = []
