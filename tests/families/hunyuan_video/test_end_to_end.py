@@ -15,8 +15,10 @@ from engine.contract.errors import DataError
 from engine.demo.prepare import prepare
 from engine.families.hunyuan_video import tiny
 from engine.media.images import write_image
-from engine.media.video import probe, read_frames
+from engine.media.video import probe
 from engine.parts import clip_text
+
+from ...clips import levels_apart
 
 FAMILY = "hunyuan_video"
 
@@ -153,8 +155,7 @@ def test_a_video_its_latent_and_decoding_it_again(cached, trained, engine, tmp_p
     decoded = generate(engine, cached, trained, tmp_path / "again", *words)
     assert decoded.status == 0, decoded.err
     (second,) = (tmp_path / "again").glob("*.mp4")
-    for before, after in zip(read_frames(video), read_frames(second), strict=True):
-        assert (before == after).all()
+    assert levels_apart(video, second) < 0.1
 
 
 def test_split_uncond_makes_the_same_video(cached, trained, engine, tmp_path) -> None:
