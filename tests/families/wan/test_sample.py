@@ -125,7 +125,8 @@ def test_vace_makes_all_of_a_control_anew_and_keeps_frames_that_are_given(shelf,
     plain = prepared(shelf, "vace-14B", **control)
     assert plain["vace"].shape == (1, 96, 3, 6, 8) and plain["latent_size"] == (3, 6, 8) and plain["before"] == 0
     clip_BCFHW = pictures.read_clip(media["video"], size=(64, 48), frames=9, flag="--control_path")
-    assert torch.equal(plain["vace"][:, 16:32], vae.encode(shelf.vae, clip_BCFHW)) and plain["vace"][:, 32:].eq(1).all()
+    torch.testing.assert_close(plain["vace"][:, 16:32], vae.encode(shelf.vae, clip_BCFHW))  # there in a batch of two
+    assert plain["vace"][:, 32:].eq(1).all()
     started = prepared(shelf, "vace-14B", **control, image_path=media["start"])
     assert torch.equal(started["vace"][:, 32:], plain["vace"][:, 32:])  # official: frames 1, 4, 7 speak for their fours
     grey = vae.encode(shelf.vae, torch.zeros(1, 3, 1, 48, 64))
