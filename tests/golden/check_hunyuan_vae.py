@@ -4,11 +4,12 @@ The reference's weights go through a temporary checkpoint that is loaded the way
 notes and configuration say of tiles (their sizes, and every how many numbers of a large result are stored) is read
 from there.
 
-The limit is 2e-5: both decoders are up to 1.1e-5 from exact arithmetic (reference: img 1.1e-5, t5 1.0e-5; ours 0.9e-5
-each), since they add up in another order (ops/convolution.py). With tiles and for the three rows in ROUNDED it is 1e-4.
-There norm groups of two channels over a few pixels multiply float32's rounding, and the reference's own numbers are as
-far from exact arithmetic as ours. Largest differences when the reference's mean is decoded, "exact" being float64, in
-which diffusers' class and our network agree to 1e-13 (diffusers 0.42.1, torch 2.13, one thread, PyTorch's own kernel):
+The limit is 4e-5: both decoders are up to 1.1e-5 from exact arithmetic (reference: img 1.1e-5, t5 1.0e-5; ours 0.9e-5
+each), since they add up in another order (ops/convolution.py), which differs between processors: 1.9e-5 apart with
+AVX-512, 2.5e-5 with AVX2. With tiles and for the three rows in ROUNDED it is 1e-4. There norm groups of two channels
+over a few pixels multiply float32's rounding, and the reference's own numbers are as far from exact arithmetic as ours.
+Largest differences when the reference's mean is decoded, "exact" being float64, in which diffusers' class and our
+network agree to 1e-13 (diffusers 0.42.1, torch 2.13, one thread, PyTorch's own kernel):
 
                reference-exact   ours-exact   ours-reference   diffusers-reference
     img recon      8.5e-6          1.0e-5         1.0e-5             1.0e-5
@@ -32,7 +33,7 @@ from engine.parts import hunyuan_vae as vae
 from engine.parts.weights import open_weights, write_weights
 from tests.golden.kit import Golden, Row, row, same
 
-LIMIT, TILED_LIMIT, ROUNDED_LIMIT = 2e-5, 1e-4, 1e-4
+LIMIT, TILED_LIMIT, ROUNDED_LIMIT = 4e-5, 1e-4, 1e-4
 ROUNDED = ("img recon", "t5 recon", "t9 recon")
 
 

@@ -16,6 +16,7 @@ from engine.parts.causal_conv import lay_channels_last
 from engine.parts.weights import open_weights, write_weights
 
 WHOLE = vae.Tiles(frames=None, pixels=None)
+ROUNDING = 4e-5  # float32 on two roads: tests/golden/check_hunyuan_vae.py
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,12 @@ def test_diffusers_weights_give_diffusers_numbers(diffusers_vae, coder, frames):
     clip = torch.rand(2, 3, frames, 16, 24, generator=torch.Generator().manual_seed(frames)) * 2 - 1
     theirs = diffusers_vae.encode(clip).latent_dist
     posterior = vae.encode(coder, clip)
-    assert (posterior.mean_BCTHW - theirs.mean).abs().max() <= 1e-5
-    assert (posterior.logvar_BCTHW - theirs.logvar).abs().max() <= 1e-5
+    assert (posterior.mean_BCTHW - theirs.mean).abs().max() <= ROUNDING
+    assert (posterior.logvar_BCTHW - theirs.logvar).abs().max() <= ROUNDING
     latents = torch.randn(theirs.mean.shape, generator=torch.Generator().manual_seed(3))
     decoded = diffusers_vae.decode(latents).sample
     assert decoded.std() > 0.1
-    assert (vae.decode(coder, latents, tiles=WHOLE) - decoded.clamp(-1, 1)).abs().max() <= 1e-5
+    assert (vae.decode(coder, latents, tiles=WHOLE) - decoded.clamp(-1, 1)).abs().max() <= ROUNDING
 
 
 def test_diffusers_tiles(diffusers_vae, coder):
