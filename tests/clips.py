@@ -13,8 +13,6 @@ from pathlib import Path
 import av
 import numpy as np
 
-from engine.media.video import read_frames
-
 _GRID = 4  # squares a side
 _SHARE = 0.5  # of the shorter side that the number covers
 
@@ -103,13 +101,3 @@ def draw_image(path: Path, *, number: int = 0, size: tuple[int, int] = (64, 48))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(number, size)).save(path)
     return path
-
-
-def levels_apart(one: Path, other: Path) -> float:
-    """How far two videos of the same length lie apart, in levels of 255, in the mean over the frame where it is most.
-
-    The same frames, written twice, are not always the same: x264 adds up its macroblock tree otherwise from one time to
-    the next with very small pictures (seen with AVX-512: up to 1.7; never with `mbtree=0`).
-    """
-    pairs = zip(read_frames(one), read_frames(other), strict=True)
-    return max(float(np.abs(ours.astype(np.float32) - theirs).mean()) for ours, theirs in pairs)

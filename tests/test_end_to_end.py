@@ -11,9 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.demo.one_clip import judge, prepare_one_clip, read_losses
-from engine.media.video import probe
-
-from .clips import levels_apart
+from engine.media.video import probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +105,9 @@ def test_lora_and_video(cached, engine, tmp_path) -> None:
     assert any(key.endswith("lora_up.weight") for key in keys) and all(key.startswith("lora_unet_") for key in keys)
 
     videos = tmp_path / "video"
+    exact = ("--crf", 0)  # what else x264 writes of small pictures is not always the same
     result = engine(
-        *step(cached, "generate").command, "--lora_weight", lora, "--save_path", videos, "--infer_steps", 2,
+        *step(cached, "generate").command, "--lora_weight", lora, "--save_path", videos, "--infer_steps", 2, *exact,
     )  # fmt: skip
     assert result.status == 0, result.err
     (video,) = videos.glob("*.mp4")
@@ -117,8 +116,9 @@ def test_lora_and_video(cached, engine, tmp_path) -> None:
     assert (info.width, info.height, info.frames) == (96, 96, 17)
     decoded = engine(
         *step(cached, "generate").command, "--lora_weight", lora, "--latent_path", latent, "--save_path",
-        tmp_path / "again", "--output_type", "video",
+        tmp_path / "again", "--output_type", "video", *exact,
     )  # fmt: skip
     assert decoded.status == 0, decoded.err
     (second,) = (tmp_path / "again").glob("*.mp4")
-    assert levels_apart(video, second) < 4
+    for before, after in zip(read_frames(video), read_frames(second), strict=True):
+        assert (before == after).all()

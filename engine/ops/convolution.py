@@ -37,4 +37,5 @@ def _is_for_one_dnn(x_BCFHW: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
     )

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from engine.__main__ import main
 from engine.families.framepack import tiny
-from engine.media.video import probe
+from engine.media.video import probe, read_frames
 
-from ...clips import draw_image, draw_item, levels_apart
+from ...clips import draw_image, draw_item
 
 WINDOW = 2  # latent frames in a section: a clip of 17 frames has two
 SHORT = ("--latent_window_size", WINDOW, "--infer_steps", 2, "--seed", 7, "--video_size", 48, 64)
@@ -105,10 +105,11 @@ def test_training_and_generation_with_its_lora(cached, models, engine, tmp_path)
     with safe_open(lora, "pt") as file:
         assert file.metadata()["ss_network_module"] == "networks.lora_framepack"
     start = draw_image(tmp_path / "start.png", size=(80, 60))
+    exact = ("--crf", 0)  # what else x264 writes of small pictures is not always the same
     made = engine(
         "generate", "framepack", *models["generate"], *SHORT, "--prompt", "0:a bar;;;-1:a bar that waits",
         "--image_path", start, "--video_sections", 2, "--lora_weight", lora, "--output_type", "both", "--save_path",
-        tmp_path / "video", "--device", "cpu", *f1(cached),
+        tmp_path / "video", "--device", "cpu", *exact, *f1(cached),
     )  # fmt: skip
     assert made.status == 0, made.err
     (video,) = (tmp_path / "video").glob("*.mp4")
@@ -120,11 +121,11 @@ def test_training_and_generation_with_its_lora(cached, models, engine, tmp_path)
     assert (said["video_sections"], said["embedded_cfg_scale"], said["video_length"]) == ("2", "10.0", "17"), said
     again = engine(
         "generate", "framepack", *models["generate"], "--latent_window_size", WINDOW, "--latent_path", latent,
-        "--save_path", tmp_path / "again", "--device", "cpu",
+        "--save_path", tmp_path / "again", "--device", "cpu", *exact,
     )  # fmt: skip
     assert again.status == 0, again.err
     (second,) = (tmp_path / "again").glob("*.mp4")
-    assert levels_apart(video, second) < 4
+    assert all((a == b).all() for a, b in zip(read_frames(video), read_frames(second), strict=True))
 
 
 def test_two_batched_prompts_with_their_own_lengths_and_guidance(models, engine, tmp_path) -> None:

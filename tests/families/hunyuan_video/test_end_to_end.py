@@ -15,10 +15,8 @@ from engine.contract.errors import DataError
 from engine.demo.prepare import prepare
 from engine.families.hunyuan_video import tiny
 from engine.media.images import write_image
-from engine.media.video import probe
+from engine.media.video import probe, read_frames
 from engine.parts import clip_text
-
-from ...clips import levels_apart
 
 FAMILY = "hunyuan_video"
 
@@ -142,7 +140,8 @@ def test_the_lora_says_what_it_is(trained) -> None:
 
 
 def test_a_video_its_latent_and_decoding_it_again(cached, trained, engine, tmp_path) -> None:
-    made = generate(engine, cached, trained, tmp_path, "--guidance_scale", 2, "--negative_prompt", "rain")
+    exact = ("--crf", 0)  # what else x264 writes of small pictures is not always the same
+    made = generate(engine, cached, trained, tmp_path, "--guidance_scale", 2, "--negative_prompt", "rain", *exact)
     assert made.status == 0, made.err
     (video,) = tmp_path.glob("*.mp4")
     (latent,) = tmp_path.glob("*_latent.safetensors")
@@ -151,11 +150,12 @@ def test_a_video_its_latent_and_decoding_it_again(cached, trained, engine, tmp_p
     with safe_open(latent, "pt") as file:
         assert file.get_tensor("latent").shape == (16, 3, 8, 8)
         assert file.metadata()["embedded_cfg_scale"] == "6.0" and file.metadata()["video_length"] == "9"
-    words = ("--latent_path", latent, "--output_type", "video")
+    words = ("--latent_path", latent, "--output_type", "video", *exact)
     decoded = generate(engine, cached, trained, tmp_path / "again", *words)
     assert decoded.status == 0, decoded.err
     (second,) = (tmp_path / "again").glob("*.mp4")
-    assert levels_apart(video, second) < 4
+    for before, after in zip(read_frames(video), read_frames(second), strict=True):
+        assert (before == after).all()
 
 
 def test_split_uncond_makes_the_same_video(cached, trained, engine, tmp_path) -> None:
