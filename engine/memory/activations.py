@@ -119,8 +119,8 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What is there at the worst moment of a step: by name on the device, in main memory; and how much of the former is
-    only taken where there is room."""
+    """What is there at a moment of a step: by name on the device, in main memory; and how much of the former is only
+    taken where there is room."""
 
     device: dict[str, int]
     main: dict[str, int]
@@ -132,10 +132,12 @@ class Moment:
 
 
 def worst_moment(work: Work, how: How, adapters: Sequence[int], free: int | None) -> Moment:
-    """Of one training step. `adapters`: parameters of each block's, all of which get a gradient; `free`: bytes of the
-    card beside what is there for good, None: more than enough."""
+    """Of one training step: the one with most on the device. No more of it is `spare` than every other moment can do
+    without, too. `adapters`: parameters of each block's, all of which get a gradient; `free`: bytes of the card beside
+    what is there for good, None: more than enough."""
     moments = [_moment(work, how, run, place, adapters, free) for run, place in _places(work, how)]
-    return max(moments, key=lambda moment: moment.total)
+    worst = max(moments, key=lambda moment: moment.total)
+    return replace(worst, spare=worst.total - max(moment.total - moment.spare for moment in moments))
 
 
 def _places(work: Work, how: How) -> Iterator[tuple[BlockRun, int]]:

@@ -132,7 +132,7 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
         device={**device, **passing},
         main={**_streamed(weights, how), **worst.main},
         passing=sum(passing.values()),
-        spare=worst.spare if in_blocks else 0,
+        spare=min(worst.spare, worst.total - sum(step.values())) if in_blocks else 0,
     )
 
 

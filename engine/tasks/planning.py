@@ -13,7 +13,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +139,7 @@ class Survey:
         if not job[Prompting].interactive:
             return [text, *stages]
         stay = {**self._text_weights(job), "VAE weights": self._vae_weights()}  # nothing is let go of
-        return [
-            Stage(name=stage.name, device={**stage.device, **stay}, main=stage.main, passing=stage.passing)
-            for stage in (text, *stages)
-        ]
+        return [replace(stage, device={**stage.device, **stay}) for stage in (text, *stages)]
 
     def works(self, job: Job) -> list[Work]:
         """What the blocks of the DiT work on, for one sample of each size."""

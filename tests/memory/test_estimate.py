@@ -109,6 +109,19 @@ def test_whole_tiles_are_copied_where_there_is_room_and_need_none_to_spare():
     assert training(weights(40), work(14_079, blocks=40), kept).device_bytes == copied.device_bytes
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+@pytest.mark.parametrize("tokens", [14_079, F81])
+@pytest.mark.parametrize("way", [OFFLOAD, KEEP])
+def test_what_is_needed_covers_every_moment(pieces, tokens, way):
+    """Where there is room for copies of whole tiles as the last block is differentiated, and none as the first is,
+    when gradients of all the others are there: copies can be done without, gradients cannot."""
+    how = How(**way, ffn_chunks=pieces, compile=True)
+    tight = training(weights(40), work(tokens, blocks=40), how, room=0)
+    for room in range(CONTEXT + tight.device_bytes - GIB, CONTEXT + tight.device_bytes + 10 * GIB, GIB // 8):
+        stage = training(weights(40), work(tokens, blocks=40), how, room=room)
+        assert stage.device_bytes - stage.spare == tight.device_bytes and stage.needed_bytes == tight.needed_bytes
+
+
 def test_attention_in_8_bits_has_codes_of_half_the_size_and_none_for_few_keys():
     bare = weights(adapters=False)
     for tokens, sizes in ((F33, 1.5), (2047, 0)):
