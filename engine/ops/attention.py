@@ -4,13 +4,15 @@
 pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need their package, which is imported when first used;
 `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in float8.
 Keys of different lengths in a batch never become a dense mask: keys are cut off, sample by sample where they differ.
-Knows nothing of models. Given up: attention masks other than key lengths, dropout, causal attention.
+Knows nothing of models. Given up: attention masks other than key lengths and a repeated last key, dropout, causal
+attention.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 
@@ -43,6 +45,7 @@ _PACKAGES = {
     "sageattn": ("sageattention", "sageattn", "sageattention"),
 }
 
+_WEIGHING = ("auto", "sdpa", "torch")
 _WITHOUT_GRADIENTS = {"sageattn": "SageAttention", "8bit": "Attention in 8 bits"}
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -55,19 +58,27 @@ def attention(
     v_BLHD: torch.Tensor,
     *,
     key_lengths_B: torch.Tensor | None = None,
+    last_key_times: int = 1,
     backend: str = "auto",
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v for each sample and head: [B, L of q, H, D] in v's dtype.
 
     `key_lengths_B` (integers, 1 … L of k, on the CPU: reading them from a GPU waits for it) says how many keys of
-    each sample count; the rest is ignored. None: all. The number of heads is the same in q, k and v.
+    each sample count; the rest is ignored. None: all. `last_key_times`: the last key and value count as so many that
+    are alike, as padding is. The number of heads is the same in q, k and v.
     Raises OptionError when the backend is unknown, its package missing, or it cannot do what is asked of it.
     """
+    if key_lengths_B is not None and last_key_times > 1:
+        raise ValueError("keys of different lengths, and a last key that counts more than once")
     kernel = _kernels.get(backend) or _find_kernel(backend)
     if backend.startswith(("flash", "sage")):
         _check_dtype(backend, q_BLHD)
     if backend in _WITHOUT_GRADIENTS:
         _check_gradient(backend, q_BLHD, k_BLHD, v_BLHD)
+    if last_key_times > 1:
+        if backend in _WEIGHING and _is_weighed(q_BLHD, k_BLHD):
+            return _weighed(q_BLHD, k_BLHD, v_BLHD, last_key_times)
+        k_BLHD, v_BLHD = (_repeated(part, last_key_times) for part in (k_BLHD, v_BLHD))
     if key_lengths_B is None:
         return kernel(q_BLHD, k_BLHD, v_BLHD)
     lengths = [int(length) for length in key_lengths_B.tolist()]
@@ -147,9 +158,27 @@ def _is_short_on_a_cpu(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor) -> bool:
     return q_BLHD.device.type == "cpu" and q_BLHD.dtype == torch.bfloat16 and pairs <= _SHORT_PAIRS
 
 
-def _pytorch(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+def _pytorch(
+    q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor, weight_111L: torch.Tensor | None = None
+) -> torch.Tensor:
     q_BHLD, k_BHLD, v_BHLD = (part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
-    return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2)
+    return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=weight_111L).transpose(1, 2)
+
+
+def _is_weighed(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor) -> bool:
+    """On a CPU, where kernels add weights without loss; bfloat16 cannot hold the logarithm of a number of keys."""
+    return q_BLHD.device.type == "cpu" and (q_BLHD.dtype == torch.float32 or _is_short_on_a_cpu(q_BLHD, k_BLHD))
+
+
+def _weighed(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor, times: int) -> torch.Tensor:
+    """Keys that are alike have the weight of one, so many times over: e^(s + log n) = n e^s."""
+    weight_111L = torch.zeros(1, 1, 1, k_BLHD.shape[1])
+    weight_111L[..., -1] = math.log(times)
+    return _pytorch(q_BLHD.float(), k_BLHD.float(), v_BLHD.float(), weight_111L).to(v_BLHD.dtype)
+
+
+def _repeated(part_BLHD: torch.Tensor, times: int) -> torch.Tensor:
+    return torch.cat([part_BLHD, part_BLHD[:, -1:].expand(-1, times - 1, -1, -1)], dim=1)
 
 
 def _learns(*parts: torch.Tensor) -> bool:

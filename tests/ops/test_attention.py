@@ -62,6 +62,39 @@ def test_gradients_equal_those_of_a_plain_softmax(qkv):
     assert all((one - other).abs().max() < 1e-6 for one, other in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize(("dtype", "tokens", "limit"), [
+    (torch.float32, 5, 1e-6), (torch.bfloat16, 5, 2**-7), (torch.bfloat16, 1 << 14, 0.1),
+])  # fmt: skip
+def test_a_last_key_that_counts_often_is_so_many_keys(qkv, dtype, tokens, limit):
+    """With gradients: those of the last key and value add up. Many in bfloat16 are made,
+    and PyTorch adds their gradients up in bfloat16."""
+    _, k, v = qkv
+    inputs = [part.to(dtype).requires_grad_() for part in (torch.randn(3, tokens, 2, 8), k, v)]
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    many = [torch.cat([part, part[:, -1:].expand(-1, 499, -1, -1)], dim=1) for part in exact[1:]]
+    out, wanted = attention(*inputs, last_key_times=500), plain(exact[0], *many)
+    assert out.dtype == dtype and (out - wanted).abs().max() < limit
+    weight = torch.randn_like(wanted).to(dtype)
+    out.backward(weight)
+    wanted.backward(weight.double())
+    for one, other in zip(inputs, exact, strict=True):
+        assert (one.grad - other.grad).abs().max() <= limit * other.grad.abs().max()
+
+
+def test_a_kernel_that_is_asked_for_computes_all_keys(qkv, monkeypatch):
+    """Math's softmax over 506 keys is 2e-5 off."""
+    q, k, v = (part.double() for part in qkv)
+    wanted = plain(q, *(torch.cat([part, part[:, -1:].expand(-1, 499, -1, -1)], dim=1) for part in (k, v)))
+    assert (attention(*qkv, last_key_times=500, backend="math") - wanted).abs().max() < 1e-4
+    monkeypatch.setattr(module, "_weighed", None)
+    assert attention(*qkv, last_key_times=500, backend="math").isfinite().all()
+
+
+def test_keys_are_cut_off_or_repeated(qkv):
+    with pytest.raises(ValueError, match="different lengths"):
+        attention(*qkv, key_lengths_B=torch.tensor([1, 7, 3]), last_key_times=2)
+
+
 def test_short_bfloat16_that_learns_on_a_cpu_is_computed_in_float32(qkv):
     """The gradients are those of float32, rounded once."""
     inputs = [part.bfloat16().requires_grad_() for part in qkv]

@@ -56,22 +56,19 @@ class CrossAttention(SelfAttention):
     def seen(self, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> tuple[tuple[torch.Tensor, ...], ...]:
         """Keys and values of the text, and of the image tokens where there are any."""
         text_k_BLHD, text_v_BLHD = self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD))
-        pairs = [(self.filled(text_k_BLHD), self.filled(text_v_BLHD))]
+        pairs = [(text_k_BLHD, text_v_BLHD)]
         if image_BLD is not None:
             pairs.append((self.heads(self.norm_k_img(self.k_img(image_BLD))), self.heads(self.v_img(image_BLD))))
         return tuple(pairs)
 
-    def filled(self, text_BLHD: torch.Tensor) -> torch.Tensor:
-        """As many tokens as the model was trained with. Those that are missing are padding, and like the last one."""
-        missing = self.text_len - text_BLHD.shape[1]
-        if not missing:
-            return text_BLHD
-        return torch.cat([text_BLHD, text_BLHD[:, -1:].expand(-1, missing, -1, -1)], dim=1)
-
     def forward(self, x_BLD: torch.Tensor, seen: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
         q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
-        found = [attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend) for k_BLHD, v_BLHD in seen]
-        return self.o((found[0] if len(found) == 1 else found[0] + found[1]).flatten(2))
+        (text_k_BLHD, text_v_BLHD), *image = seen
+        missing = self.text_len - text_k_BLHD.shape[1]  # padding, like the last token
+        found_BLHD = attention(q_BLHD, text_k_BLHD, text_v_BLHD, last_key_times=1 + missing, backend=self.backend)
+        for k_BLHD, v_BLHD in image:
+            found_BLHD = found_BLHD + attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
+        return self.o(found_BLHD.flatten(2))
 
 
 class WanAttentionBlock(nn.Module):

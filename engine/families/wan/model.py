@@ -172,8 +172,8 @@ class WanModel(nn.Module):
         return torch.stack([F.pad(sample.to(self.dtype), (0, 0, 0, length - len(sample))) for sample in text])
 
     def _text_length(self, longest: int, device: torch.device) -> int:
-        """On a CPU one token of padding, from which blocks fill up keys and values: half a small model's work is saved.
-        Elsewhere all padding, so that blocks are compiled for one length."""
+        """On a CPU one token of padding, which counts as so many: most of a small model's work is saved. Elsewhere all
+        padding, so that blocks are compiled for one length."""
         return min(longest + 1, self.config.text_len) if device.type == "cpu" else self.config.text_len
 
     def _rotary_table(
