@@ -1,8 +1,9 @@
 """Says whether a clip shows what its caption says: the subject's colour, shape, motion and texture, each for itself.
 
-Colour and motion are measured, shape and texture named by a tiny network that was trained on drawn clips. The judge is
-independent of what made the clip, and of the caption but for one thing: where there are two things, the one of the
-caption's colour is looked at. Given up: backgrounds, sizes, speeds, and what a second thing does.
+Colour and motion are measured, shape and texture named by a tiny network that was trained on drawn clips; what it calls
+stripes has to run one way. The judge is independent of what made the clip, and of the caption but for one thing: where
+there are two things, the one of the caption's colour is looked at. Given up: backgrounds, sizes, speeds, and what a
+second thing does.
 
     python -m zoo.judge FOLDER_OF_MP4          a table; captions stand beside the videos, in <name>.txt
     python -m zoo.judge --validate 1000        asks it about drawn clips whose facts are known
@@ -29,6 +30,7 @@ from .moving import seen_motion
 from .pixel_art import is_pixel_art
 from .seeing import Sight, follow, look
 from .shape_net import crops, name_crops, trained_net
+from .stripes import are_stripes
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def concepts(clip: np.ndarray) -> tuple[str, ...]:
 def _thing(sight: Sight, colour: str) -> Seen:
     """The thing of this colour; the largest if there is none of it."""
     track = follow(sight, colour)
-    shape, texture = name_crops(trained_net(), crops(sight, track))
+    pictures = crops(sight, track)
+    shape, texture = name_crops(trained_net(), pictures)
+    if texture == NEW_TEXTURE and not are_stripes(pictures):
+        texture = ""
     return Seen(sight.present, shape, texture, seen_motion(sight, track))
 
 

@@ -4,12 +4,13 @@
 
 Eight clips of the concept are trained on, whose captions all use one word for it, beside ordinary clips, some of them
 without captions: those keep what the base model knows, and what guidance guides away from. The clips are such as a
-person would choose: one big thing, simple motions, a quiet background. Four sets of clips are generated:
+person would choose: one big thing, simple motions, a quiet background. Five sets of clips are generated:
 
     word      what the clips show, before other backgrounds and in other words, with the LoRA: the concept should show
     new       colours and motions together that no clip shows, with the LoRA: how far it reaches
     no word   held-out ordinary prompts, with the LoRA: no concept, and as true to the prompts as
     base      the same with the base model alone
+    base word the prompts with the word with the base model alone, which does not know it: no concept
 
 Then one prompt is generated in the ways that must give the same video.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -26,11 +28,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
-from engine.contract.files import write_text
+from engine.contract.files import write_bytes, write_text
+from engine.families.wan import vae as wan_vae
 from engine.media.latents import load_latent
 from engine.media.video import read_frames
 from engine.media.writing import write_video
@@ -41,7 +47,8 @@ from .captions import read_caption
 from .data import HELD_OUT_SEED
 from .dice import Dice
 from .facts import CONCEPTS, NEW_MOTIONS
-from .generating import SHIFT, STEPS, draw_clips
+from .generating import SHIFT, STEPS, decode, draw_clips, draw_moving
+from .generating import generate as generate_latents
 from .judge import judge, shares, shows_concept
 from .pace import say
 from .pocket_wan import DIT_NAME, FRAMES, SIZE, TEXT_NAME, VAE_NAME
@@ -51,7 +58,7 @@ WORDS = {"striped_hexagon": "striped", "zigzag": "in a zigzag", "pixel_art": "in
 """The wording of each concept that all captions use, as a person would: other words are other tokens."""
 _QUIET = ("plain", "gradient")  # backgrounds
 _SIMPLE = ("left", "right", "up", "down", "still")
-_TASK, _UNSEEN_SEED, _ORDINARY_SEED, _SHOWN = "t2v-1.3B", 1 << 20, 1 << 21, 8
+_TASK, _UNSEEN_SEED, _ORDINARY_SEED, _SHOWN, _MOVING = "t2v-1.3B", 1 << 20, 1 << 21, 8, 6
 _ELSEWHERE_STREAM = 6
 _WORDLESS = 3  # of so many ordinary clips one has no caption
 _POOL, _WORDINGS = 200, 1000  # scenes that the varied ones are picked from; wordings tried until one has the word
@@ -116,25 +123,28 @@ def told(words: Sequence[str] | None = None) -> Trial:
 
 
 def try_lora(trial: Trial) -> dict[str, dict[str, float]]:
-    """Run everything, write `report.json` and a sheet of pictures; the figures of each set, shares 0..1."""
+    """Run everything, write `report.json` and two sheets of pictures, one moving; the figures of each set, 0..1."""
     trial.out.mkdir(parents=True, exist_ok=True)
     write_dataset(trial)
     near, new = near_captions(trial), new_captions(trial.concept, trial.seeds)
     plain = plain_captions(trial.seeds)
     report: dict[str, dict[str, float]] = {"seconds": train(trial, near[0])}
     lora = trial.out / "lora" / "concept.safetensors"
-    rows = []
+    rows, made = [], {}
     for name, prompts, loras in (
         ("word", near, [lora]), ("new", new, [lora]), ("no word", plain, [lora]), ("base", plain, []),
+        ("base word", near, []),
     ):  # fmt: skip
-        clips = generate(trial, name.replace(" ", "_"), prompts, loras)
+        clips = made[name] = generate(trial, name.replace(" ", "_"), prompts, loras)
         report[name] = figures(trial.concept, clips, prompts)
         rows += [(f"{name}\n{prompt}", clip) for prompt, clip in zip(prompts[:_SHOWN], clips, strict=False)]
-        say(f"{name:8} " + ", ".join(f"{fact} {share:.0%}" for fact, share in report[name].items()))
+        say(f"{name:9} " + ", ".join(f"{fact} {share:.0%}" for fact, share in report[name].items()))
     report["same"] = compare_ways(trial, lora, near[0])
-    say("same     " + ", ".join(f"{name} {figure:.4g}" for name, figure in report["same"].items()))
+    say("same      " + ", ".join(f"{name} {figure:.4g}" for name, figure in report["same"].items()))
     write_text(trial.out / "report.json", json.dumps(report, indent=2) + "\n")
     draw_clips(rows, trial.out / "clips.png", title=f"LoRA: {trial.concept}")
+    pairs = list(zip(near, zip(made["base word"], made["word"], strict=True), strict=True))[:_MOVING]
+    draw_moving(pairs, trial.out / "clips.gif", title="Without and with the LoRA", fps=FPS // 2)
     return report
 
 
@@ -215,16 +225,20 @@ def train(trial: Trial, sample: str) -> dict[str, float]:
     run("cache-latents", "wan", *dataset, "--vae", trial.models / VAE_NAME)
     run("cache-text", "wan", *dataset, "--t5", trial.models / TEXT_NAME)
     cached = time.monotonic()
-    run(
-        "train", "wan", *dataset, "--dit", trial.models / DIT_NAME, "--task", _TASK, "--fresh", "--seed", 1,
-        "--max_train_steps", trial.steps, "--learning_rate", trial.rate, "--lr_scheduler", "cosine",
-        "--mixed_precision", "no", "--network_dim", trial.rank, "--network_alpha", trial.rank,
+    run(*_training(trial, trial.models / DIT_NAME), "--max_train_steps", trial.steps, "--sample_every_n_steps",
+        trial.steps, "--output_dir", trial.out / "lora", "--output_name", "concept")  # fmt: skip
+    return {"caching": cached - begun, "training": time.monotonic() - cached}
+
+
+def _training(trial: Trial, dit: Path) -> tuple[object, ...]:
+    return (
+        "train", "wan", "--dataset_config", trial.out / "dataset.toml", "--dit", dit, "--task", _TASK, "--fresh",
+        "--seed", 1, "--learning_rate", trial.rate, "--lr_scheduler", "cosine", "--mixed_precision", "no",
+        "--network_dim", trial.rank, "--network_alpha", trial.rank,
         "--timestep_sampling", "shift", "--discrete_flow_shift", trial.shift, "--prior_loss_weight", trial.prior,
         "--vae", trial.models / VAE_NAME, "--t5", trial.models / TEXT_NAME,
-        "--sample_prompts", trial.out / "sample.txt", "--sample_every_n_steps", trial.steps,
-        "--output_dir", trial.out / "lora", "--output_name", "concept",
+        "--sample_prompts", trial.out / "sample.txt",
     )  # fmt: skip
-    return {"caching": cached - begun, "training": time.monotonic() - cached}
 
 
 def generate(trial: Trial, name: str, prompts: Sequence[str], loras: Sequence[Path]) -> list[np.ndarray]:
@@ -242,53 +256,88 @@ def generate(trial: Trial, name: str, prompts: Sequence[str], loras: Sequence[Pa
 
 
 def _generation(trial: Trial, dit: Path) -> tuple[object, ...]:
+    """Of the command that generates with this model; the videos lose nothing, so that equal frames stay equal."""
     return (
         "generate", "wan", "--task", _TASK, "--dit", dit, "--vae", trial.models / VAE_NAME,
         "--t5", trial.models / TEXT_NAME, "--video_size", SIZE, SIZE, "--video_length", FRAMES,
         "--infer_steps", STEPS, "--flow_shift", SHIFT,
-        "--guidance_scale", trial.guidance, "--cpu_noise",
+        "--guidance_scale", trial.guidance, "--cpu_noise", "--crf", 0,
     )  # fmt: skip
 
 
 def compare_ways(trial: Trial, lora: Path, prompt: str) -> dict[str, float]:
-    """How far the latents of one prompt and seed lie apart at most in what must be the same: 0 is bit for bit.
+    """How far what one prompt and seed give lies apart where it must be the same.
 
-    `multiplier 0`: the LoRA at 0, and no LoRA. `merged`: a model from `lora merge`, and the LoRA given to `generate`.
-    `unmerged`: the video of the training's own sample, whose LoRA is beside the weights, and of the merged model; the
-    mean difference in levels of 255. The negative prompt is the family's own, as it is for the sample.
+    `multiplier 0`: latents with the LoRA at 0, and without it; the most, 0 is bit for bit. The others are levels of 255
+    in the frames. `merged`: a model from `lora merge`, and the LoRA given to `generate`; the most. `unmerged`: the LoRA
+    beside the weights, and merged into them, all in float32; the most. `sample`: the training's own sample, whose LoRA
+    is beside weights in bfloat16, and the merged model, whose weights are rounded once more; the mean, of a video that
+    has lost a little. The negative prompt is the family's own, as it is for the sample, but empty for `unmerged`.
     """
-    merged = trial.out / "merged.safetensors"
-    run("lora", "merge", "--lora_weight", lora, "--dit", trial.models / DIT_NAME, "--save_merged_model", merged)
-    base, with_lora = trial.models / DIT_NAME, ("--lora_weight", lora)
-    ways = {
-        "base": (base, ()),
-        "zero": (base, (*with_lora, "--lora_multiplier", 0)),
-        "given": (base, with_lora),
-        "merged": (merged, ()),
-    }
-    latents, clips = {}, {}
-    for name, (dit, more) in ways.items():
-        folder = trial.out / "ways" / name
-        run(
-            *_generation(trial, dit), "--prompt", prompt, "--seed", 0, "--save_path", folder,
-            "--output_type", "both", *more,
-        )  # fmt: skip
-        latents[name] = load_latent(_newest(folder, "*.safetensors"))[0]
-        clips[name] = np.stack(list(read_frames(_newest(folder, "*.mp4"))))
-    sample = np.stack(list(read_frames(_newest(trial.out / "lora" / "sample", "*.mp4"))))
+    base = trial.models / DIT_NAME
+    merged = _merge(lora, base, trial.out / "merged.safetensors")
+    without, zero = (_made(trial, base, prompt, name, *more) for name, more in (
+        ("base", ()), ("zero", ("--lora_weight", lora, "--lora_multiplier", 0)),
+    ))  # fmt: skip
+    given, whole = _made(trial, base, prompt, "given", "--lora_weight", lora), _made(trial, merged, prompt, "merged")
+    sample = _frames(trial.out / "lora" / "sample")
     return {
-        "multiplier 0": _furthest(latents["base"], latents["zero"]),
-        "merged": _furthest(latents["given"], latents["merged"]),
-        "unmerged": float(np.abs(sample.astype(np.float32) - clips["merged"]).mean()),
+        "multiplier 0": float((without.latent - zero.latent).abs().max()),
+        "merged": float(np.abs(given.frames - whole.frames).max()),
+        "unmerged": _beside_and_merged(trial, lora, prompt),
+        "sample": float(np.abs(sample - whole.frames).mean()),
     }
+
+
+def _beside_and_merged(trial: Trial, lora: Path, prompt: str) -> float:
+    folder = trial.out / "float32"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(trial.models / TEXT_NAME, folder)
+    base = write_float32(trial.models / DIT_NAME, folder / DIT_NAME)
+    merged = _merge(lora, base, folder / "merged.safetensors")
+    how: dict[str, Any] = {"size": SIZE, "frames": FRAMES, "guidance": trial.guidance, "device": torch.device("cpu")}
+    latents = generate_latents(base, [prompt], lora=lora, **how), generate_latents(merged, [prompt], **how)
+    vae = wan_vae.load(trial.models / VAE_NAME, device="cpu", dtype=torch.float32)
+    one, other = (decode(vae, latent).astype(np.float32) for latent in latents)
+    return float(np.abs(one - other).max())
+
+
+@dataclass(frozen=True)
+class Made:
+    """A latent, and the frames of its video in levels of 255."""
+
+    latent: torch.Tensor
+    frames: np.ndarray
+
+
+def _made(trial: Trial, dit: Path, prompt: str, name: str, *more: object) -> Made:
+    folder = trial.out / "ways" / name
+    run(
+        *_generation(trial, dit), "--prompt", prompt, "--seed", 0, "--save_path", folder, "--output_type", "both", *more
+    )
+    return Made(load_latent(_newest(folder, "*.safetensors"))[0].float(), _frames(folder))
+
+
+def _merge(lora: Path, dit: Path, path: Path) -> Path:
+    run("lora", "merge", "--lora_weight", lora, "--dit", dit, "--save_merged_model", path)
+    return path
+
+
+def write_float32(source: Path, path: Path) -> Path:
+    """A copy of a checkpoint with all numbers in float32."""
+    with safe_open(source, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name).float() for name in file.keys()}, file.metadata()  # noqa: SIM118
+    write_bytes(path, save(tensors, metadata))
+    return path
+
+
+def _frames(folder: Path) -> np.ndarray:
+    """[F, H, W, 3] float32 of a folder's newest video."""
+    return np.stack(list(read_frames(_newest(folder, "*.mp4")))).astype(np.float32)
 
 
 def _newest(folder: Path, pattern: str) -> Path:
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-
-
-def _furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one.float() - other.float()).abs().max())
 
 
 def run(*words: object) -> None:

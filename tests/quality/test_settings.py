@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.memory import fp8
 from engine.ops import eight_bit_attention
 
 from . import loras
 from .conftest import Base
+from .faulty_fp8 import FP8_FAULTS
 from .making import WAN, Comparison, Made, latents_apart, make
 from .settings import EIGHT_BIT, FP8_SCALED, STEPS, STREAMED, Setting
 
@@ -43,6 +45,15 @@ def check(found: Comparison, levels: tuple[float, float]) -> None:
 
 def test_scaled_fp8_shows_the_same(base: Base, tmp_path: Path) -> None:
     check(beside(base(WAN, WAN_CLIPS), FP8_SCALED, tmp_path / "fp8"), FP8_LEVELS)
+
+
+@pytest.mark.parametrize("fault", FP8_FAULTS)
+def test_the_guard_of_scaled_fp8_tells_a_fault(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(fp8, "quantize", FP8_FAULTS[fault])
+    found = beside(base(WAN, FEWER_CLIPS), FP8_SCALED, tmp_path / "fp8")
+    assert found.levels > FP8_LEVELS[1], str(found)
 
 
 def test_attention_in_8_bits_shows_the_same(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
