@@ -54,9 +54,9 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         "predicting nothing at all would be, which the base model was not. 0: never.", low=0, advanced=True,
     )  # fmt: skip
     prior_loss_weight: float = opt(
-        1.0, "How much datasets with preserve_prior count, clips on which the LoRA shall change nothing; 0: not at all.",
-        low=0,
-        advanced=True,
+        1.0,
+        "How much datasets with preserve_prior count, clips on which the LoRA shall change nothing; 0: not at all.",
+        low=0, advanced=True,
     )  # fmt: skip
 
 
