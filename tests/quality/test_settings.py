@@ -12,13 +12,18 @@ Streaming and the naming of a LoRA change no number: there the latents are the s
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.__main__ import main
 from engine.memory import fp8
 from engine.ops import eight_bit_attention
+from zoo.generating import generate
+from zoo.pocket_wan import FRAMES, SIZE, TEXT_NAME
+from zoo.try_lora import write_float32
 
 from . import loras
 from .conftest import Base
@@ -76,6 +81,23 @@ def test_a_lora_makes_the_same_latents_under_every_naming(tmp_path: Path) -> Non
     for name, path in loras.converted(native, tmp_path).items():
         found = _undecoded(tmp_path / name, "--lora_weight", path)
         assert torch.equal(expected.latents_NCTHW, found.latents_NCTHW), f"{name}: {_apart(expected, found)}"
+
+
+def test_a_lora_beside_the_weights_makes_the_clip_of_one_merged_into_them(tmp_path: Path) -> None:
+    """In float32; weights in bfloat16 are rounded once more when something is merged into them."""
+    lora = loras.write_random(tmp_path / "lora.safetensors", alpha=loras.EXACT)
+    shutil.copy(WAN.files["t5"], tmp_path / TEXT_NAME)
+    base, merged = write_float32(Path(WAN.files["dit"]), tmp_path / "base.safetensors"), tmp_path / "merged.safetensors"
+    words = {"--lora_weight": lora, "--dit": base, "--save_merged_model": merged}
+    assert main(["lora", "merge", *(str(word) for pair in words.items() for word in pair)]) == 0
+    beside, into, without = (
+        generate(
+            dit, ["a red circle moves left"], lora=given, size=SIZE, frames=FRAMES, device=torch.device("cpu"),
+            steps=SAME_STEPS,
+        )
+        for dit, given in ((base, lora), (merged, None), (base, None))
+    )  # fmt: skip
+    assert (beside - into).abs().max() < 1e-3 < 0.1 < (beside - without).abs().max()
 
 
 def _undecoded(folder: Path, *flags: object) -> Made:
