@@ -48,9 +48,9 @@ STEP_CACHES = tuple(
     for method, options in _POCKET_WAN.items()
 )
 """Each at its defaults, with the numbers of Pocket Wan."""
-TEACACHE_SHORT, FIRST_BLOCK_SHORT = (
+MAGCACHE_SHORT, TEACACHE_SHORT, FIRST_BLOCK_SHORT = (
     Setting(f"{method} in {STEPS} steps", WAN, (*flags_of(_POCKET_WAN[method]), "--step_cache_threshold", threshold))
-    for method, threshold in (("teacache", 0.3), ("first_block", 0.15))
+    for method, threshold in (("magcache", 0.12), ("teacache", 0.3), ("first_block", 0.15))
 )
 """In few steps, which lie farther apart, the usual thresholds leave hardly any out."""
 SETTINGS = (FP8_SCALED, FP8, MAGCACHE, MAGCACHE_LESS, *STEP_CACHES)
