@@ -5,7 +5,7 @@ A person uses `python -m engine generate wan`; this does the same in batches, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,15 @@ from torch import Tensor, nn
 from engine.families.wan import model as wan_model
 from engine.families.wan import text as wan_text
 from engine.families.wan import vae as wan_vae
-from engine.lora.files import read_lora
-from engine.lora.formats import to_default
-from engine.lora.network import create_like
-from engine.media.sheet import contact_sheet, draw_sheet, spread
-from engine.media.writing import write_video
+from engine.media.sheet import contact_sheet, spread
 from engine.sampling.guidance import Velocity, guided
 from engine.sampling.samplers import unipc
 from engine.sampling.schedules import wan_unipc_schedule
-from engine.tasks.lora_targets import lora_target
 
 from .pocket_wan import TEXT_NAME
 
 STEPS, GUIDANCE, SHIFT = 20, 4.0, 3.0
 _SHOWN_FRAMES, _DECODED = 5, 16
-_MOVING_COLUMNS = 3
 
 
 @torch.no_grad()
@@ -47,18 +41,17 @@ def generate(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     shift: float = SHIFT,
-    lora: Path | None = None,
+    change: Callable[[wan_model.WanModel], object] = lambda dit: None,
 ) -> Tensor:
     """Latents of a clip for each caption, [N, C, T, H, W] on the CPU, by a DiT and the text encoder beside it.
 
     `first_NCTHW`: what image-to-video gets beside the noise (`latents.first_frames`). The first clip has the noise of
-    `seed`, the next that of the next seed. A LoRA stands beside the weights, as while it learns.
+    `seed`, the next that of the next seed. `change` may put a LoRA on the DiT.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     encoder = wan_text.load({"t5": str(dit_file.with_name(TEXT_NAME))}, device=device, dtype=dtype)
     dit = wan_model.load(dit_file, task=None, device=device, dtype=dtype)
-    if lora is not None:
-        _put_beside(dit, lora)
+    change(dit)
     side = size // wan_vae.SPACE_STRIDE
     shape = (1, wan_vae.LATENT_CHANNELS, (frames - 1) // wan_vae.TIME_STRIDE + 1, side, side)
     made = []
@@ -71,13 +64,6 @@ def generate(
         velocity = guided(*(_under(dit, {"text": text, **shown}) for text in texts), guidance)
         made.append(unipc(velocity, noise_BCTHW, wan_unipc_schedule(steps, shift)).cpu())
     return torch.cat(made)
-
-
-def _put_beside(dit: wan_model.WanModel, lora: Path) -> None:
-    given = read_lora(lora, lora_target("wan", dit), role="the LoRA")
-    network = create_like(dit, given.modules)
-    network.load_state(to_default(given.modules))
-    network.eval()
 
 
 def decode(vae: wan_vae.WanVae, latents_BCTHW: Tensor) -> np.ndarray:
@@ -110,15 +96,6 @@ def draw_clips(rows: Sequence[tuple[str, np.ndarray]], path: Path, *, title: str
     """A contact sheet: a caption and some frames of each clip."""
     shown = [(label, [clip[index] for index in spread(len(clip), _SHOWN_FRAMES)]) for label, clip in rows]
     return contact_sheet(shown, path, title=title, thumbnail=96)
-
-
-def draw_moving(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path, *, title: str, fps: int) -> Path:
-    """The same as a .gif in which all clips move: a caption and some clips [F, H, W, 3] side by side."""
-    sheets = []
-    for index in range(len(rows[0][1][0])):
-        shown = [(label, [clip[index].repeat(2, 0).repeat(2, 1) for clip in clips]) for label, clips in rows]
-        sheets.append(np.asarray(draw_sheet(shown, title=title, thumbnail=128, columns=_MOVING_COLUMNS)))
-    return write_video(path, sheets, fps=fps)
 
 
 def draw_copies(clips_NFHWC: np.ndarray, copies_NFHWC: np.ndarray, path: Path, *, title: str) -> Path:

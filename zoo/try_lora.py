@@ -26,16 +26,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
-from engine.contract.files import write_bytes, write_text
+from engine.contract.files import write_text
 from engine.families.wan import vae as wan_vae
 from engine.media.latents import load_latent
 from engine.media.video import read_frames
@@ -43,11 +42,12 @@ from engine.media.writing import write_video
 
 from . import scenes
 from .arranging import elsewhere
+from .beside import draw_moving, put_beside, write_float32
 from .captions import read_caption
 from .data import HELD_OUT_SEED
 from .dice import Dice
 from .facts import CONCEPTS, NEW_MOTIONS
-from .generating import SHIFT, STEPS, decode, draw_clips, draw_moving
+from .generating import SHIFT, STEPS, decode, draw_clips
 from .generating import generate as generate_latents
 from .judge import judge, shares, shows_concept
 from .pace import say
@@ -296,7 +296,10 @@ def _beside_and_merged(trial: Trial, lora: Path, prompt: str) -> float:
     base = write_float32(trial.models / DIT_NAME, folder / DIT_NAME)
     merged = _merge(lora, base, folder / "merged.safetensors")
     how: dict[str, Any] = {"size": SIZE, "frames": FRAMES, "guidance": trial.guidance, "device": torch.device("cpu")}
-    latents = generate_latents(base, [prompt], lora=lora, **how), generate_latents(merged, [prompt], **how)
+    latents = (
+        generate_latents(base, [prompt], change=partial(put_beside, lora=lora), **how),
+        generate_latents(merged, [prompt], **how),
+    )
     vae = wan_vae.load(trial.models / VAE_NAME, device="cpu", dtype=torch.float32)
     one, other = (decode(vae, latent).astype(np.float32) for latent in latents)
     return float(np.abs(one - other).max())
@@ -320,14 +323,6 @@ def _made(trial: Trial, dit: Path, prompt: str, name: str, *more: object) -> Mad
 
 def _merge(lora: Path, dit: Path, path: Path) -> Path:
     run("lora", "merge", "--lora_weight", lora, "--dit", dit, "--save_merged_model", path)
-    return path
-
-
-def write_float32(source: Path, path: Path) -> Path:
-    """A copy of a checkpoint with all numbers in float32."""
-    with safe_open(source, "pt") as file:
-        tensors, metadata = {name: file.get_tensor(name).float() for name in file.keys()}, file.metadata()  # noqa: SIM118
-    write_bytes(path, save(tensors, metadata))
     return path
 
 

@@ -58,27 +58,19 @@ def attention(
     v_BLHD: torch.Tensor,
     *,
     key_lengths_B: torch.Tensor | None = None,
-    last_key_times: int = 1,
     backend: str = "auto",
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v for each sample and head: [B, L of q, H, D] in v's dtype.
 
     `key_lengths_B` (integers, 1 … L of k, on the CPU: reading them from a GPU waits for it) says how many keys of
-    each sample count; the rest is ignored. None: all. `last_key_times`: the last key and value count as so many that
-    are alike, as padding is. The number of heads is the same in q, k and v.
+    each sample count; the rest is ignored. None: all. The number of heads is the same in q, k and v.
     Raises OptionError when the backend is unknown, its package missing, or it cannot do what is asked of it.
     """
-    if key_lengths_B is not None and last_key_times > 1:
-        raise ValueError("keys of different lengths, and a last key that counts more than once")
     kernel = _kernels.get(backend) or _find_kernel(backend)
     if backend.startswith(("flash", "sage")):
         _check_dtype(backend, q_BLHD)
     if backend in _WITHOUT_GRADIENTS:
         _check_gradient(backend, q_BLHD, k_BLHD, v_BLHD)
-    if last_key_times > 1:
-        if backend in _WEIGHING and _is_weighed(q_BLHD, k_BLHD):
-            return _weighed(q_BLHD, k_BLHD, v_BLHD, last_key_times)
-        k_BLHD, v_BLHD = (_repeated(part, last_key_times) for part in (k_BLHD, v_BLHD))
     if key_lengths_B is None:
         return kernel(q_BLHD, k_BLHD, v_BLHD)
     lengths = [int(length) for length in key_lengths_B.tolist()]
@@ -91,6 +83,17 @@ def attention(
         for i, length in enumerate(lengths)
     ]
     return torch.cat(samples)
+
+
+def padded_attention(
+    q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor, *, padding: int, backend: str = "auto"
+) -> torch.Tensor:
+    """`attention` to keys and values of which the last ones are so many more times there, as tokens of padding are."""
+    if padding and backend in _WEIGHING and _is_weighed(q_BLHD, k_BLHD):
+        return _weighed(q_BLHD, k_BLHD, v_BLHD, 1 + padding)
+    if padding:
+        k_BLHD, v_BLHD = (_repeated(part, 1 + padding) for part in (k_BLHD, v_BLHD))
+    return attention(q_BLHD, k_BLHD, v_BLHD, backend=backend)
 
 
 def available_backends(device: torch.device | None = None) -> list[str]:

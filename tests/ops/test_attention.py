@@ -10,7 +10,7 @@ import torch
 
 from engine.contract.errors import OptionError
 from engine.ops import attention as module
-from engine.ops.attention import BACKENDS, attention, available_backends, check_backend
+from engine.ops.attention import BACKENDS, attention, available_backends, check_backend, padded_attention
 
 
 def plain(q_BLHD, k_BLHD, v_BLHD, lengths=None):
@@ -72,7 +72,7 @@ def test_a_last_key_that_counts_often_is_so_many_keys(qkv, dtype, tokens, limit)
     inputs = [part.to(dtype).requires_grad_() for part in (torch.randn(3, tokens, 2, 8), k, v)]
     exact = [part.detach().double().requires_grad_() for part in inputs]
     many = [torch.cat([part, part[:, -1:].expand(-1, 499, -1, -1)], dim=1) for part in exact[1:]]
-    out, wanted = attention(*inputs, last_key_times=500), plain(exact[0], *many)
+    out, wanted = padded_attention(*inputs, padding=499), plain(exact[0], *many)
     assert out.dtype == dtype and (out - wanted).abs().max() < limit
     weight = torch.randn_like(wanted).to(dtype)
     out.backward(weight)
@@ -85,14 +85,9 @@ def test_a_kernel_that_is_asked_for_computes_all_keys(qkv, monkeypatch):
     """Math's softmax over 506 keys is 2e-5 off."""
     q, k, v = (part.double() for part in qkv)
     wanted = plain(q, *(torch.cat([part, part[:, -1:].expand(-1, 499, -1, -1)], dim=1) for part in (k, v)))
-    assert (attention(*qkv, last_key_times=500, backend="math") - wanted).abs().max() < 1e-4
+    assert (padded_attention(*qkv, padding=499, backend="math") - wanted).abs().max() < 1e-4
     monkeypatch.setattr(module, "_weighed", None)
-    assert attention(*qkv, last_key_times=500, backend="math").isfinite().all()
-
-
-def test_keys_are_cut_off_or_repeated(qkv):
-    with pytest.raises(ValueError, match="different lengths"):
-        attention(*qkv, key_lengths_B=torch.tensor([1, 7, 3]), last_key_times=2)
+    assert padded_attention(*qkv, padding=499, backend="math").isfinite().all()
 
 
 def test_short_bfloat16_that_learns_on_a_cpu_is_computed_in_float32(qkv):

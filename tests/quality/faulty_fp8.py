@@ -33,3 +33,5 @@ FP8_FAULTS = {
     "two digits": _two_digits,
     "large values cut off": _large_values_cut_off,
 }
+GRAVE_FAULTS = {"scale of the row before", "large values cut off"}
+"""Which the judge sees too: 87 and 37 points lost on 8 clips."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...ops.attention import attention
+from ...ops.attention import attention, padded_attention
 from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, gated_result, gated_sum, modulated_norm
 from ...parts.rope import rotate
 from .detect import WanConfig
@@ -64,8 +64,8 @@ class CrossAttention(SelfAttention):
     def forward(self, x_BLD: torch.Tensor, seen: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
         q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
         (text_k_BLHD, text_v_BLHD), *image = seen
-        missing = self.text_len - text_k_BLHD.shape[1]  # padding, like the last token
-        found_BLHD = attention(q_BLHD, text_k_BLHD, text_v_BLHD, last_key_times=1 + missing, backend=self.backend)
+        padding = self.text_len - text_k_BLHD.shape[1]  # more tokens like the last one
+        found_BLHD = padded_attention(q_BLHD, text_k_BLHD, text_v_BLHD, padding=padding, backend=self.backend)
         for k_BLHD, v_BLHD in image:
             found_BLHD = found_BLHD + attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
         return self.o(found_BLHD.flatten(2))
