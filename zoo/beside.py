@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.torch import save
+import torch
 
-from engine.contract.files import write_bytes
 from engine.families.wan.model import WanModel
 from engine.lora.files import read_lora
 from engine.lora.formats import to_default
 from engine.lora.network import create_like
 from engine.media.sheet import draw_sheet
 from engine.media.writing import write_video
+from engine.parts.weights import open_weights, write_weights
 from engine.tasks.lora_targets import lora_target
 
 _COLUMNS = 3
@@ -31,9 +30,8 @@ def put_beside(dit: WanModel, lora: Path) -> None:
 
 def write_float32(source: Path, path: Path) -> Path:
     """A copy of a checkpoint with all numbers in float32."""
-    with safe_open(source, "pt") as file:
-        tensors, metadata = {name: file.get_tensor(name).float() for name in file.keys()}, file.metadata()  # noqa: SIM118
-    write_bytes(path, save(tensors, metadata))
+    file = open_weights(source, role="the model")
+    write_weights(path, {name: file.read(name, dtype=torch.float32) for name in file.shapes}, metadata=file.metadata)
     return path
 
 

@@ -225,20 +225,16 @@ def train(trial: Trial, sample: str) -> dict[str, float]:
     run("cache-latents", "wan", *dataset, "--vae", trial.models / VAE_NAME)
     run("cache-text", "wan", *dataset, "--t5", trial.models / TEXT_NAME)
     cached = time.monotonic()
-    run(*_training(trial, trial.models / DIT_NAME), "--max_train_steps", trial.steps, "--sample_every_n_steps",
-        trial.steps, "--output_dir", trial.out / "lora", "--output_name", "concept")  # fmt: skip
-    return {"caching": cached - begun, "training": time.monotonic() - cached}
-
-
-def _training(trial: Trial, dit: Path) -> tuple[object, ...]:
-    return (
-        "train", "wan", "--dataset_config", trial.out / "dataset.toml", "--dit", dit, "--task", _TASK, "--fresh",
-        "--seed", 1, "--learning_rate", trial.rate, "--lr_scheduler", "cosine", "--mixed_precision", "no",
-        "--network_dim", trial.rank, "--network_alpha", trial.rank,
+    run(
+        "train", "wan", *dataset, "--dit", trial.models / DIT_NAME, "--task", _TASK, "--fresh", "--seed", 1,
+        "--max_train_steps", trial.steps, "--learning_rate", trial.rate, "--lr_scheduler", "cosine",
+        "--mixed_precision", "no", "--network_dim", trial.rank, "--network_alpha", trial.rank,
         "--timestep_sampling", "shift", "--discrete_flow_shift", trial.shift, "--prior_loss_weight", trial.prior,
         "--vae", trial.models / VAE_NAME, "--t5", trial.models / TEXT_NAME,
-        "--sample_prompts", trial.out / "sample.txt",
+        "--sample_prompts", trial.out / "sample.txt", "--sample_every_n_steps", trial.steps,
+        "--output_dir", trial.out / "lora", "--output_name", "concept",
     )  # fmt: skip
+    return {"caching": cached - begun, "training": time.monotonic() - cached}
 
 
 def generate(trial: Trial, name: str, prompts: Sequence[str], loras: Sequence[Path]) -> list[np.ndarray]:

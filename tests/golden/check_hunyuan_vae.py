@@ -29,8 +29,7 @@ import torch
 
 from engine.parts import hunyuan_vae as vae
 from engine.parts.weights import open_weights, write_weights
-from tests.golden.kit import Golden, Row, row, same
-from tests.kernels import pytorchs_kernels
+from tests.golden.kit import Golden, Row, by_pytorchs_kernels, row, same
 
 LIMIT, TILED_LIMIT, ROUNDED_LIMIT = 1e-5, 1e-4, 1e-4
 ROUNDED = ("img recon", "t5 recon", "t9 recon")
@@ -59,26 +58,26 @@ def decoded(coder: vae.HunyuanVae, latents_BCTHW: torch.Tensor, tiles: vae.Tiles
     return torch.cat(list(vae.decode_chunks(coder, latents_BCTHW, tiles=tiles)), dim=2)
 
 
+@by_pytorchs_kernels
 def check(golden: Golden) -> Iterable[Row]:
-    with pytorchs_kernels():
-        data, coder = golden.tensors, load(golden)
-        yield same("latent channels", coder.latent_channels, golden.info["config"]["latent_channels"])
-        yield same("scaling factor", vae.SCALING_FACTOR, golden.info["config"]["scaling_factor"])
-        for case in sorted({name.partition(".in.")[0] for name in data if ".in." in name}):
-            tiles, step = tiles_of(golden, case)
-            limit = TILED_LIMIT if tiles.frames or tiles.pixels else LIMIT
-            video = data.get(f"{case}.in.video", data.get(f"{case}.in.video_f16"))
-            posterior = vae.encode(coder, video.float(), tiles=tiles)
-            yield row(f"{case} mean", posterior.mean_BCTHW, data[f"{case}.out.mean"], limit)
-            yield row(f"{case} logvar", posterior.logvar_BCTHW, data[f"{case}.out.logvar"], limit)
-            if f"{case}.out.recon_from_mean" in data:
-                frames, name = decoded(coder, data[f"{case}.out.mean"], tiles), f"{case} recon"
-                allowed = ROUNDED_LIMIT if name in ROUNDED else limit
-                yield row(name, frames, data[f"{case}.out.recon_from_mean"], allowed)
-            frames = decoded(coder, data[f"{case}.in.latent"], tiles)
-            yield row(f"{case} decoded", frames[:, :, ::step, ::step, ::step], data[f"{case}.out.decoded"], limit)
-            clamped = vae.decode(coder, data[f"{case}.in.latent"], tiles=tiles)
-            yield row(f"{case} decode() in -1..1", clamped, frames.clamp(-1, 1), LIMIT)
+    data, coder = golden.tensors, load(golden)
+    yield same("latent channels", coder.latent_channels, golden.info["config"]["latent_channels"])
+    yield same("scaling factor", vae.SCALING_FACTOR, golden.info["config"]["scaling_factor"])
+    for case in sorted({name.partition(".in.")[0] for name in data if ".in." in name}):
+        tiles, step = tiles_of(golden, case)
+        limit = TILED_LIMIT if tiles.frames or tiles.pixels else LIMIT
+        video = data.get(f"{case}.in.video", data.get(f"{case}.in.video_f16"))
+        posterior = vae.encode(coder, video.float(), tiles=tiles)
+        yield row(f"{case} mean", posterior.mean_BCTHW, data[f"{case}.out.mean"], limit)
+        yield row(f"{case} logvar", posterior.logvar_BCTHW, data[f"{case}.out.logvar"], limit)
+        if f"{case}.out.recon_from_mean" in data:
+            frames, name = decoded(coder, data[f"{case}.out.mean"], tiles), f"{case} recon"
+            allowed = ROUNDED_LIMIT if name in ROUNDED else limit
+            yield row(name, frames, data[f"{case}.out.recon_from_mean"], allowed)
+        frames = decoded(coder, data[f"{case}.in.latent"], tiles)
+        yield row(f"{case} decoded", frames[:, :, ::step, ::step, ::step], data[f"{case}.out.decoded"], limit)
+        clamped = vae.decode(coder, data[f"{case}.in.latent"], tiles=tiles)
+        yield row(f"{case} decode() in -1..1", clamped, frames.clamp(-1, 1), LIMIT)
 
 
 CHECKS = {"hunyuanvideo_vae*": check}

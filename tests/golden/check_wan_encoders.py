@@ -16,8 +16,7 @@ import torch
 from engine.families.wan import clip, text, vae
 from engine.families.wan.keys import text_name
 from engine.parts.weights import load_into, open_weights, write_weights
-from tests.golden.kit import Golden, Row, row, same
-from tests.kernels import pytorchs_kernels
+from tests.golden.kit import Golden, Row, by_pytorchs_kernels, row, same
 
 
 @contextmanager
@@ -29,23 +28,23 @@ def _checkpoint(golden: Golden, *, prefix: str = "", metadata: dict[str, str] | 
         yield path
 
 
+@by_pytorchs_kernels
 def check_vae(golden: Golden) -> Iterable[Row]:
-    with pytorchs_kernels():
-        data = golden.tensors
-        tables = {f"latents_{name}": json.dumps(data[f"in.{name}"].tolist()) for name in ("mean", "std")}
-        with _checkpoint(golden, metadata=tables) as path:
-            coder = vae.load(path, device="cpu", dtype=torch.float32)
+    data = golden.tensors
+    tables = {f"latents_{name}": json.dumps(data[f"in.{name}"].tolist()) for name in ("mean", "std")}
+    with _checkpoint(golden, metadata=tables) as path:
+        coder = vae.load(path, device="cpu", dtype=torch.float32)
 
-        def decoded(latents_BCTHW: torch.Tensor) -> torch.Tensor:
-            return torch.cat(list(vae.decode_chunks(coder, latents_BCTHW)), dim=2)
+    def decoded(latents_BCTHW: torch.Tensor) -> torch.Tensor:
+        return torch.cat(list(vae.decode_chunks(coder, latents_BCTHW)), dim=2)
 
-        for case in sorted(name.removesuffix(".in.video") for name in data if name.endswith(".in.video")):
-            latents = vae.encode(coder, data[f"{case}.in.video"])
-            yield row(f"{case} latent", latents, data[f"{case}.out.latent"])
-            yield row(f"{case} recon", decoded(latents), data[f"{case}.out.recon"])
-            yield row(f"{case} decoded", decoded(data[f"{case}.in.latent"]), data[f"{case}.out.decoded"])
-            clamped = data[f"{case}.out.decoded"].clamp(-1, 1)
-            yield row(f"{case} decode() in -1..1", vae.decode(coder, data[f"{case}.in.latent"]), clamped)
+    for case in sorted(name.removesuffix(".in.video") for name in data if name.endswith(".in.video")):
+        latents = vae.encode(coder, data[f"{case}.in.video"])
+        yield row(f"{case} latent", latents, data[f"{case}.out.latent"])
+        yield row(f"{case} recon", decoded(latents), data[f"{case}.out.recon"])
+        yield row(f"{case} decoded", decoded(data[f"{case}.in.latent"]), data[f"{case}.out.decoded"])
+        clamped = data[f"{case}.out.decoded"].clamp(-1, 1)
+        yield row(f"{case} decode() in -1..1", vae.decode(coder, data[f"{case}.in.latent"]), clamped)
 
 
 def check_text(golden: Golden) -> Iterable[Row]:

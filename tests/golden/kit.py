@@ -7,12 +7,16 @@ models. Format: `shared/reference/golden`, described in tests/golden/README.md.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from tests.kernels import pytorchs_kernels
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,17 @@ class Row:
     @property
     def good(self) -> bool:
         return self.error <= self.limit  # NaN compares false: a NaN is a miss
+
+
+def by_pytorchs_kernels(check: Callable[[Golden], Iterable[Row]]) -> Callable[[Golden], list[Row]]:
+    """A check that computes by the kernels which the reference computed by."""
+
+    @wraps(check)
+    def checked(golden: Golden) -> list[Row]:
+        with pytorchs_kernels():
+            return list(check(golden))
+
+    return checked
 
 
 def read_golden(path: Path) -> Golden:

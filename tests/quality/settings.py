@@ -52,5 +52,6 @@ MAGCACHE_SHORT, TEACACHE_SHORT, FIRST_BLOCK_SHORT = (
     Setting(f"{method} in {STEPS} steps", WAN, (*flags_of(_POCKET_WAN[method]), "--step_cache_threshold", threshold))
     for method, threshold in (("magcache", 0.12), ("teacache", 0.3), ("first_block", 0.15))
 )
-"""In few steps, which lie farther apart, the usual thresholds leave hardly any out."""
+"""In few steps, which lie farther apart, the usual thresholds of TeaCache and the first block leave hardly any out;
+MagCache has its usual one."""
 SETTINGS = (FP8_SCALED, FP8, MAGCACHE, MAGCACHE_LESS, *STEP_CACHES)

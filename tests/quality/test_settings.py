@@ -137,17 +137,11 @@ def test_a_lora_beside_the_weights_makes_the_clip_of_one_merged_into_them(tmp_pa
     base, merged = write_float32(Path(WAN.files["dit"]), tmp_path / "base.safetensors"), tmp_path / "merged.safetensors"
     words = {"--lora_weight": lora, "--dit": base, "--save_merged_model": merged}
     assert main(["lora", "merge", *(str(word) for pair in words.items() for word in pair)]) == 0
-
-    def unchanged(dit: nn.Module) -> None:
-        pass
-
-    beside, into, without = (
-        generate(
-            dit, ["a red circle moves left"], change=change, size=SIZE, frames=FRAMES, device=torch.device("cpu"),
-            steps=SAME_STEPS,
-        )
-        for dit, change in ((base, partial(put_beside, lora=lora)), (merged, unchanged), (base, unchanged))
+    made = partial(
+        generate, captions=["a red circle moves left"], size=SIZE, frames=FRAMES, device=torch.device("cpu"),
+        steps=SAME_STEPS,
     )  # fmt: skip
+    beside, into, without = made(base, change=partial(put_beside, lora=lora)), made(merged), made(base)
     assert (beside - into).abs().max() < 1e-3 < 0.1 < (beside - without).abs().max()
 
 
