@@ -130,19 +130,26 @@ class Offload:
         """Hooks that move those of `inputs` which carry gradients; shared inputs (text, time) stay."""
         moving = {_identity(value) for value in inputs if value.requires_grad and value.nbytes >= self.smallest_bytes}
         self._runs.append([])
+        settled = False
 
         def pack(tensor: Tensor) -> Tensor | _Parked:
-            return self._park(tensor) if _identity(tensor) in moving else tensor
+            nonlocal settled
+            if _identity(tensor) not in moving:
+                return tensor
+            if not settled:
+                self._lane(tensor.device).settle()
+                settled = True
+            return self._park(tensor)
 
         return torch.autograd.graph.saved_tensors_hooks(pack, self.take)
 
-    def put(self, tensor: Tensor) -> Tensor | _Parked:
-        """Send a result of the block that runs now to main memory; small ones stay."""
-        return self._park(tensor) if tensor.nbytes >= self.smallest_bytes else tensor
+    def put(self, *tensors: Tensor) -> tuple[Tensor | _Parked, ...]:
+        """Send results of the block that runs now to main memory; small ones stay."""
+        self._lane(tensors[0].device).settle()  # once: the copy of one must not keep what follows the other waiting
+        return tuple(self._park(tensor) if tensor.nbytes >= self.smallest_bytes else tensor for tensor in tensors)
 
     def _park(self, tensor: Tensor) -> _Parked:
         lane = self._lane(tensor.device)
-        lane.settle()
         free = self._free.setdefault((tensor.device, tensor.nbytes), [])
         host = free.pop() if free else host_bytes(tensor.nbytes, pinned=tensor.is_cuda, flag=FLAG)
         parked = _Parked(host, tensor)

@@ -34,7 +34,7 @@ _aten = torch.ops.aten
 class Store(Protocol):
     """Where a shelf puts tensors: device memory as they are, or main memory (memory/checkpointing.py)."""
 
-    def put(self, tensor: Tensor) -> Any: ...
+    def put(self, *tensors: Tensor) -> tuple[Any, ...]: ...
 
     def take(self, kept: Any) -> Tensor: ...
 
@@ -48,7 +48,7 @@ class Shelf:
 
     def __init__(self, store: Store | None = None, *, keep_from: int = KEEP_FROM, once: bool = False) -> None:
         self._store, self.keep_from, self._once = store, keep_from, once
-        self._kept: list[tuple[Any, Any]] = []
+        self._kept: list[tuple[Any, ...]] = []
         self._next = 0
         self._reading = False
 
@@ -72,8 +72,7 @@ class Shelf:
             return (out, statistics) if self._store is None else (self._store.take(out), self._store.take(statistics))
         made = compute()
         out, statistics = (part.clone() for part in made) if self._once else made
-        kept = (out, statistics) if self._store is None else (self._store.put(out), self._store.put(statistics))
-        self._kept.append(kept)
+        self._kept.append((out, statistics) if self._store is None else self._store.put(out, statistics))
         return made
 
 

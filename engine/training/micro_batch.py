@@ -51,7 +51,7 @@ def drawn_error(
     generator = torch.Generator(device=device).manual_seed(seed ^ 1)
     noise_BCTHW = torch.randn(latents_BCTHW.shape, generator=generator, device=device)
     cond = to_device(setup.conditioning(batch), device)
-    drawn = {"sigma_B": sigma_B.to(device), "timestep_B": timestep_B.to(device)}
+    drawn = to_device({"sigma_B": sigma_B, "timestep_B": timestep_B}, device)
     drawn |= {"noise_BCTHW": noise_BCTHW, "weight_B": weight_B}
     strayed = None
     with setup.accelerator.autocast():

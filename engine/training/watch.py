@@ -21,7 +21,7 @@ EXPLODED, CALM = 2.0, 1.5  # times the lowest average: when to warn, and when to
 
 def by_level(sigma_B: Tensor, loss_B: Tensor) -> Tensor:
     """Shape [2, LEVELS] where loss_B is: the sum of the losses at each level, and how many there are."""
-    level_B = (sigma_B * LEVELS).long().clamp(0, LEVELS - 1).to(loss_B.device)
+    level_B = (sigma_B * LEVELS).long().clamp(0, LEVELS - 1).to(loss_B.device, non_blocking=True)
     table = torch.zeros(2, LEVELS, device=loss_B.device)
     return table.index_add_(1, level_B, torch.stack([loss_B.float(), torch.ones_like(loss_B, dtype=torch.float32)]))
 
