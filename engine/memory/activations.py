@@ -50,18 +50,18 @@ BLOCKS: dict[Kind, Activations] = {
     # two feed-forward rows. In backward comes: gradients of the feed-forward rows, the base's and the LoRA's.
     # attending in between: q, k, v, the result, its gradient and the tokens'
     "cross": Activations(
-        forward=(4.36, 2.06), backward=(20.95, 4.1), attending=(11.1, 0), kept=(18.8, 2.05), last=(1, 1),
-        whole=(7.3, 0), piece=(7.1, 4.36), joining=(0, 0), attending_between=(6, 0), kept_between=(6, 0),
+        forward=(4.36, 2.06), backward=(20.95, 4.1), attending=(11.1, 0), kept=(18.05, 2.05), last=(5, 1),
+        whole=(7.3, 0), piece=(7.1, 4.36), joining=(0, 0), attending_between=(6, 0), kept_between=(5.05, 0),
     ),
     "double": Activations(
-        forward=(5.1, 2.0), backward=(15.2, 4.0), attending=(12.3, 0), kept=(14, 2.0), last=(2.2, 1),
-        whole=(8.36, 0), piece=(1.8, 4.0), joining=(0, 0), attending_between=(6.4, 0), kept_between=(6, 0),
+        forward=(5.1, 2.0), backward=(15.2, 4.0), attending=(12.3, 0), kept=(13.3, 2.0), last=(6.2, 1),
+        whole=(8.36, 0), piece=(1.8, 4.0), joining=(0, 0), attending_between=(6.4, 0), kept_between=(5.23, 0),
     ),
     # linear1 makes q, k, v and the feed-forward row in one piece, which stays whole; while that row's gradient is
     # joined it is there once more, whole and in pieces
     "single": Activations(
-        forward=(8.1, 3.0), backward=(17.1, 4.0), attending=(11.4, 3.0), kept=(10.05, 2.0), last=(2.5, 2.0),
-        whole=(15.2, 0), piece=(6.1, 3.0), joining=(8.2, 3.0), attending_between=(6.2, 1.0), kept_between=(5, 1.0),
+        forward=(8.1, 3.0), backward=(17.1, 4.0), attending=(11.4, 3.0), kept=(10.19, 2.0), last=(7.5, 2.0),
+        whole=(15.2, 0), piece=(6.1, 3.0), joining=(8.2, 3.0), attending_between=(6.2, 1.0), kept_between=(5.1, 1.0),
     ),
 }  # fmt: skip
 IMAGE_ATTENTION = 2.1
@@ -97,6 +97,7 @@ class How:
     block_swap_ring_size: int = 2
     shared_by: int = 1  # processes that share out the blocks
     gradient_checkpointing: bool = True
+    gradient_checkpointing_blocks: int | None = None
     gradient_checkpointing_cpu_offload: bool = False
     gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = "recompute"
     ffn_chunks: int = 1
@@ -110,6 +111,10 @@ class How:
     parameter_bytes: int = FLOAT  # of the adapters, and of their gradients
     average_bytes: int = 0  # of the adapters' average, for each parameter
     fused_backward_pass: bool = False
+
+    def checkpointed(self, blocks: int) -> int:
+        """How many of so many blocks are: the first ones."""
+        return min(self.gradient_checkpointing_blocks or blocks, blocks) if self.gradient_checkpointing else 0
 
     @property
     def keeps(self) -> bool:
@@ -142,14 +147,21 @@ def worst_moment(work: Work, how: How, adapters: Sequence[int], free: int | None
 
 def _places(work: Work, how: How) -> Iterator[tuple[BlockRun, int]]:
     """Runs of blocks with the place of a block to look at. As the last of a run is at work, most inputs are there;
-    as the first, most gradients. Where inputs wait in main memory there is one on its way but for the very first."""
-    ends = list(accumulate(run.count for run in work.runs))
-    if not how.gradient_checkpointing:
-        yield work.runs[-1], ends[-1] - 1
-        return
-    for run, end in zip(work.runs, ends, strict=True):
-        first = end - run.count
-        yield from ((run, place) for place in sorted({first, min(first + 1, end - 1), end - 1}))
+    as the first, most gradients. Where inputs wait in main memory there is one on its way but for the very first.
+    Of blocks that keep all they compute it is the last that finds most there."""
+    blocks = sum(run.count for run in work.runs)
+    checkpointed = how.checkpointed(blocks)
+    if checkpointed < blocks:
+        yield work.runs[-1], blocks - 1
+    for first, end, run in _ranges(work):
+        last = min(end, checkpointed) - 1
+        yield from ((run, place) for place in sorted({first, first + 1, last}) if place <= last)
+
+
+def _ranges(work: Work) -> Iterator[tuple[int, int, BlockRun]]:
+    """(place of the first block, that after the last, the run) of each run."""
+    ends = accumulate(run.count for run in work.runs)
+    return ((end - run.count, end, run) for end, run in zip(ends, work.runs, strict=True))
 
 
 def _moment(
@@ -160,19 +172,24 @@ def _moment(
     unit = how.batch * work.tokens * work.dim * HALF
     main: dict[str, int] = {}
     device = {"gradients": _gradients(how, adapters, place)}
-    if not how.gradient_checkpointing:
-        device["activations of all blocks"] = how.batch * sum(one.count * _kept(work, one, how) for one in work.runs)
-        if how.ffn_chunks > 1:  # its own are a part of what is there while it is differentiated
-            device["activations of all blocks"] -= how.batch * _kept(work, run, how)
-    elif how.gradient_checkpointing_cpu_offload:
-        blocks = sum(one.count for one in work.runs)
-        here = min(ON_THE_WAY, place + 1)
-        device |= {"block inputs": here * unit, "attention results": (here - 1) * unit if how.keeps else 0}
-        main = {"block inputs": blocks * unit, "attention results": blocks * unit if how.keeps else 0}
-    else:
-        device |= {"block inputs": (place + 1) * unit, "attention results": place * unit if how.keeps else 0}
+    checkpointed = how.checkpointed(sum(one.count for one in work.runs))
+    again = place < checkpointed
+    if not again:
+        name = "activations of the last blocks" if checkpointed else "activations of all blocks"
+        device[name] = how.batch * sum(
+            max(0, end - max(first, checkpointed)) * _kept(work, one, how) for first, end, one in _ranges(work)
+        )
+        if how.ffn_chunks > 1:  # its own, but for its input, are a part of what is there while it is differentiated
+            device[name] -= how.batch * _kept(work, run, how) - unit
+    inputs, results = min(place + 1, checkpointed), min(place, checkpointed)
+    if how.gradient_checkpointing_cpu_offload:
+        inputs = min(ON_THE_WAY, inputs)
+        results = inputs - 1
+        main = {"block inputs": checkpointed * unit, "attention results": checkpointed * unit if how.keeps else 0}
+    if checkpointed:
+        device |= {"block inputs": inputs * unit, "attention results": results * unit if how.keeps else 0}
     left = None if free is None else free - sum(device.values())
-    inside, spare = _differentiated(work, run, how, left)
+    inside, spare = _differentiated(work, run, replace(how, gradient_checkpointing=again), left)
     device["one block forward and back"] = inside
     return Moment(device=device, main=main, spare=spare)
 

@@ -2,6 +2,8 @@
 
 What is kept besides is the result of attention to many tokens (ops/kept_attention.py), which costs most to compute
 again: always where it waits in main memory, else where the device has room for it.
+A number of blocks can be left out, the last ones: they keep all that they compute, which is gone again when the others
+are differentiated, and are not run twice.
 With offload the inputs that carry gradients (the tokens) and the results of attention wait in main memory: copied there
 by a stream of their own while later blocks compute, and fetched one block ahead in the backward pass.
 """
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from ..contract.errors import OptionError
 from ..ops.device import free_bytes
 from ..ops.kept_attention import KEEP_FROM, Shelf
 from .host import host_bytes
@@ -25,7 +28,7 @@ from .recomputing import ROOT, Call, Root, for_each, gradients, learning_now, re
 from .rules import keeps_attention
 from .slots import CHECKPOINTED
 
-FLAG = "--gradient_checkpointing_cpu_offload"
+FLAG, COUNT_FLAG = "--gradient_checkpointing_cpu_offload", "--gradient_checkpointing_blocks"
 SMALLEST_OFFLOAD = 1 << 20
 """Bytes: smaller inputs are not worth a copy."""
 
@@ -35,20 +38,27 @@ Attention = Literal["auto", "keep", "recompute"]
 def checkpoint_blocks(
     blocks: nn.ModuleList,
     *,
+    count: int | None = None,
     offload: bool = False,
     attention: Attention = "auto",
     smallest_offload: int = SMALLEST_OFFLOAD,
     keep_from: int = KEEP_FROM,
 ) -> Offload | None:
-    """Wrap each block's forward in a checkpoint; without gradients (sampling) nothing changes.
+    """Wrap the forward of the first `count` blocks in a checkpoint; None: of all.
 
-    Call it last, after `stream_blocks`. Random numbers (dropout) are the same in the recomputation. `attention` says
-    what happens to results of attention to at least `keep_from` keys; "auto" keeps them where there is room.
-    Returns the offload when there is one.
+    Without gradients (sampling) nothing changes. Call it last, after `stream_blocks`. Random numbers (dropout) are the
+    same in the recomputation. `attention` says what happens to results of attention to at least `keep_from` keys;
+    "auto" keeps them where there is room. Returns the offload when there is one. OptionError: there are fewer blocks.
     """
+    count = len(blocks) if count is None else count
+    if not 1 <= count <= len(blocks):
+        raise OptionError(
+            f"{count} blocks are to be checkpointed, but this model has {len(blocks)}.",
+            hint=f"Give {COUNT_FLAG} a number from 1 to {len(blocks)}, or leave it out to checkpoint all.",
+        )
     store = Offload(smallest_bytes=smallest_offload) if offload else None
-    keeps = Keeping(attention, blocks=len(blocks), offloaded=offload)
-    for block in blocks:
+    keeps = Keeping(attention, blocks=count, others=len(blocks) - count, offloaded=offload)
+    for block in blocks[:count]:
         if hasattr(block, CHECKPOINTED):
             raise ValueError("these blocks are checkpointed already")
         block.forward = _checkpointed(block, store, keeps, keep_from)  # type: ignore[method-assign]
@@ -59,8 +69,9 @@ def checkpoint_blocks(
 class Keeping:
     """Whether results of attention are kept: asked for each block, decided once for each size of its input."""
 
-    def __init__(self, attention: Attention, *, blocks: int, offloaded: bool) -> None:
-        self._attention, self._blocks, self._offloaded = attention, blocks, offloaded
+    def __init__(self, attention: Attention, *, blocks: int, offloaded: bool, others: int = 0) -> None:
+        """`blocks` that are checkpointed, and `others` that are not."""
+        self._attention, self._blocks, self._others, self._offloaded = attention, blocks, others, offloaded
         self._decided: dict[torch.Size, bool] = {}
 
     def __call__(self, inputs: Sequence[Tensor]) -> bool:
@@ -73,7 +84,7 @@ class Keeping:
 
     def _fits(self, tokens: Tensor) -> bool:
         free = free_bytes(tokens.device)
-        return free is None or keeps_attention(tokens.nbytes, blocks=self._blocks, free=free)
+        return free is None or keeps_attention(tokens.nbytes, blocks=self._blocks, free=free, others=self._others)
 
 
 def _checkpointed(block: nn.Module, store: Offload | None, keeps: Keeping, keep_from: int) -> Callable[..., Any]:

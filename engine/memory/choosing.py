@@ -3,9 +3,9 @@
 What was asked for is never taken back, only added to. Whoever asks says what settings take ("measure"); nothing here
 knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
 
-    training     checkpoints; blocks streamed, as few as will do; checkpoints in main memory; the same in fp8; what is
-                 token by token in pieces; all of it with attention computed again (slower); one buffer for streamed
-                 blocks (slower)
+    training     checkpoints, of as few blocks as will do; blocks streamed, as few as will do; checkpoints in main
+                 memory; the same in fp8; what is token by token in pieces; all of it with attention computed again
+                 (slower); one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
 """
 
@@ -79,14 +79,17 @@ def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
 def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
     """Settings of a training, by the names of options; `asked` are the job's."""
     yield {}
+    yield from _partly(asked, blocks)
     attention = asked["gradient_checkpointing_attention"]
     kept = [attention] if attention != "auto" else ["keep", "recompute"]
     offloaded = [True] if asked["gradient_checkpointing_cpu_offload"] else [False, True]
+    every = blocks if asked["gradient_checkpointing_blocks"] else None
     rows = product(_slots(asked), kept, _pieces(asked), _fp8(asked, may_fp8), offloaded)
     for slots, keep, pieces, fp8, offload in rows:
         wanted = {
-            "gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": offload,
-            "gradient_checkpointing_attention": keep, **fp8, **pieces, **slots,
+            "gradient_checkpointing": True, "gradient_checkpointing_blocks": every,
+            "gradient_checkpointing_cpu_offload": offload, "gradient_checkpointing_attention": keep, **fp8, **pieces,
+            **slots,
         }  # fmt: skip
         yield from _streamed(asked, wanted, blocks)
 
@@ -95,6 +98,20 @@ def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = Tr
     """Settings of a generation."""
     for fp8 in _fp8(asked, may_fp8):
         yield from _streamed(asked, fp8, blocks)
+
+
+def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
+    """More and more blocks checkpointed. Not where they are compiled: what such blocks keep was not measured yet."""
+    told = asked["gradient_checkpointing_blocks"]
+    if asked["compile"] or asked["gradient_checkpointing"] and not told:
+        return
+    attention = asked["gradient_checkpointing_attention"]
+    for count in range((told or 0) + 1, blocks):
+        wanted = {
+            "gradient_checkpointing": True, "gradient_checkpointing_blocks": count,
+            "gradient_checkpointing_attention": "keep" if attention == "auto" else attention,
+        }  # fmt: skip
+        yield _differing(asked, wanted)
 
 
 def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:

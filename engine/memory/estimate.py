@@ -178,7 +178,10 @@ def _streamed(weights: Weights, how: How) -> Parts:
 def _auto(weights: Weights, work: Work, how: How, resident: int, room: int | None) -> Literal["keep", "recompute"]:
     free = None if room is None else room - CONTEXT - resident
     tokens = how.batch * work.tokens * work.dim * HALF
-    return "keep" if free is None or keeps_attention(tokens, blocks=len(weights.blocks), free=free) else "recompute"
+    blocks = how.checkpointed(len(weights.blocks))
+    others = len(weights.blocks) - blocks
+    kept = free is None or keeps_attention(tokens, blocks=blocks, free=free, others=others)
+    return "keep" if kept else "recompute"
 
 
 # ------------------------------------------------------------------------------------------------------ other models

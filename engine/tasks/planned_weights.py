@@ -216,6 +216,7 @@ def how_trained(job: Job, batch: int) -> How:
         block_swap_ring_size=memory.block_swap_ring_size,
         shared_by=shared_by(job),
         gradient_checkpointing=memory.gradient_checkpointing,
+        gradient_checkpointing_blocks=memory.gradient_checkpointing_blocks,
         gradient_checkpointing_cpu_offload=memory.gradient_checkpointing_cpu_offload,
         gradient_checkpointing_attention=memory.gradient_checkpointing_attention,
         ffn_chunks=memory.ffn_chunks,

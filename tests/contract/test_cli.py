@@ -54,6 +54,7 @@ MISTAKES = [
     (f"{TRAIN} --save_every_n_steps 0", "--save_every_n_steps must be 1 or more, but is 0.", "Change"),
     (f"{TRAIN} --save_last_n_steps 3", "without --save_every_n_steps there is only one", "--save_every_n_steps"),
     (f"{TRAIN} --blocks_to_swap 2 --block_swap_h2d_only", "works only together with gradient checkpointing", "Add"),
+    (f"{TRAIN} --gradient_checkpointing_blocks 4", "works only together with gradient checkpointing", "Add"),
     (f"{TRAIN} --block_swap_h2d_only --gradient_checkpointing", "says how blocks are streamed", "--blocks_to_swap"),
     (f"{TRAIN} --shard_base --blocks_to_swap 2", "--shard_base keeps the blocks on the GPUs", "Leave out one"),
     (f"{TRAIN} --compile --compile_fullgraph --split_attn", "--split_attn cannot be compiled", "Leave out"),

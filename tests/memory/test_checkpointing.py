@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.contract.errors import OptionError
 from engine.memory import checkpointing
 from engine.memory.checkpointing import Keeping, checkpoint_blocks
 from engine.memory.compile import compile_blocks
@@ -18,11 +19,12 @@ from tests.memory.toy import Stack, inputs, train_steps
 
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("streamed", [0, 5])
-def test_same_outputs_and_gradients(offload, streamed):
+@pytest.mark.parametrize("count", [None, 2])
+def test_same_outputs_and_gradients(offload, streamed, count):
     stack = Stack().adapt()
     if streamed:
         stream_blocks(stack.blocks, streamed, device="cpu")
-    checkpoint_blocks(stack.blocks, offload=offload, smallest_offload=0)
+    checkpoint_blocks(stack.blocks, count=count, offload=offload, smallest_offload=0)
     for ours, theirs in zip(train_steps(stack, inputs()), train_steps(Stack().adapt(), inputs()), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -52,6 +54,27 @@ def test_the_forward_runs_twice_with_gradients_and_once_without():
     assert len(calls) == 1
     stack(*inputs()).sum().backward()
     assert len(calls) == 3
+
+
+def test_the_last_blocks_are_left_out_where_some_are():
+    runs = [0] * 5
+    stack = Stack().adapt()
+    for number, block in enumerate(stack.blocks):
+
+        def counting(*args, inner=block.forward, number=number, **kwargs):
+            runs[number] += 1
+            return inner(*args, **kwargs)
+
+        block.forward = counting
+    checkpoint_blocks(stack.blocks, count=2)
+    stack(*inputs()).sum().backward()
+    assert runs == [2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_more_blocks_than_there_are_is_an_error(count):
+    with pytest.raises(OptionError, match=f"{count} blocks are to be checkpointed, but this model has 5"):
+        checkpoint_blocks(Stack().blocks, count=count)
 
 
 def test_dropout_is_the_same_in_the_recomputation():
@@ -217,6 +240,15 @@ def test_kept_attention_runs_once_and_changes_nothing(monkeypatch, compiled, off
     kept, runs = attending(monkeypatch, compiled=compiled, offload=offload, keep_from=40)
     assert runs == 3
     for ours, theirs in zip(kept, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_blocks_without_a_checkpoint_have_nothing_to_put_on_a_shelf(monkeypatch, compiled):
+    plain, _ = attending(monkeypatch, checkpointed=False)
+    some, runs = attending(monkeypatch, compiled=compiled, count=2, keep_from=40)
+    assert runs == 2
+    for ours, theirs in zip(some, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 

@@ -7,8 +7,8 @@ import pytest
 from engine.memory.choosing import Limits, Needs, choose, generation_rows, training_rows
 
 ASKED = {
-    "gradient_checkpointing": False, "gradient_checkpointing_cpu_offload": False,
-    "gradient_checkpointing_attention": "auto", "fp8_scaled": False, "blocks_to_swap": None,
+    "gradient_checkpointing": False, "gradient_checkpointing_blocks": None, "gradient_checkpointing_cpu_offload": False,
+    "gradient_checkpointing_attention": "auto", "compile": False, "fp8_scaled": False, "blocks_to_swap": None,
     "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2, "ffn_chunks": 1,
 }  # fmt: skip
 BLOCKS = 40
@@ -22,6 +22,8 @@ def measure(options):
     card = block * (BLOCKS - streamed) + block * min(now["block_swap_ring_size"], streamed)
     if not now["gradient_checkpointing"]:
         return Needs(card=card + 400, main=0)
+    if (now["gradient_checkpointing_blocks"] or BLOCKS) < BLOCKS:
+        return Needs(card=card + 400 - 6 * now["gradient_checkpointing_blocks"], main=0)
     offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
     card += (40 if offload else 100 + 50 * keep) - {1: 0, 2: 4, 4: 5, 8: 6}[now["ffn_chunks"]]
     return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
@@ -29,7 +31,7 @@ def measure(options):
 
 def chosen(card, main=None, **asked):
     rows = training_rows({**ASKED, **asked}, blocks=BLOCKS)
-    return choose(measure, rows, Limits(card=card, main=main))
+    return choose(lambda options: measure({**asked, **options}), rows, Limits(card=card, main=main))
 
 
 @pytest.mark.parametrize(("card", "words"), [
@@ -46,6 +48,18 @@ def test_the_cheapest_that_fits_is_taken(card, words):
     assert choice.fits and choice.needs.card <= card and words <= choice.options.keys()
     assert ("fp8_scaled" in choice.options) == (card < 60), "numbers are changed last"
     assert ("ffn_chunks" in choice.options) == (card < 50), "only where it is needed"
+
+
+def test_as_few_checkpoints_as_will_do():
+    """Each has its block computed twice."""
+    counts = [chosen(card).options.get("gradient_checkpointing_blocks") for card in (800, 799, 795, 793, 566, 565)]
+    assert counts == [None, 1, 1, 2, 39, None] and chosen(565).options["gradient_checkpointing"]
+    assert "gradient_checkpointing_blocks" not in chosen(799, compile=True).options
+    asked = {"gradient_checkpointing": True, "gradient_checkpointing_blocks": 10}
+    counts = [chosen(card, **asked).options.get("gradient_checkpointing_blocks") for card in (740, 739, 566, 560)]
+    assert counts == [None, 11, 39, 40], "more than was asked for, up to all, where that is too much"
+    all_asked = {**ASKED, "gradient_checkpointing": True}
+    assert all("gradient_checkpointing_blocks" not in options for options in training_rows(all_asked, blocks=BLOCKS))
 
 
 def test_as_few_pieces_as_will_do():

@@ -51,7 +51,7 @@ def conditioning(family):
     return {"text": [text], "pooled": torch.empty(1, 768), "guidance": torch.empty(1)}
 
 
-def peak(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
+def peak(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, **more):
     """Bytes of activations at the worst moment, over weights and adapters."""
     family, config = config_of(kind, **more)
     model, keys = part(family, "model"), part(family, "keys")
@@ -68,7 +68,7 @@ def peak(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
         if pieces > 1:
             run_in_pieces(model.blocks(dit), pieces)
         if trained and checkpointed:
-            checkpoint_blocks(model.blocks(dit), attention="recompute")
+            checkpoint_blocks(model.blocks(dit), count=count, attention="recompute")
         before = counter.peak = counter.live
         noisy, time = torch.empty(1, 16, *LATENTS), torch.empty(1)
         cond = conditioning(family)
@@ -82,7 +82,7 @@ def peak(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
         return counter.peak - before
 
 
-def predicted(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
+def predicted(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, **more):
     family, config = config_of(kind, **more)
     tokens = LATENTS[0] * LATENTS[1] * LATENTS[2] // 4
     if family == "wan":
@@ -93,7 +93,9 @@ def predicted(kind, *, trained, checkpointed=True, pieces=1, room=True, **more):
         runs = tuple(BlockRun(kind=k, prefix=k, count=n, ffn_dim=config.ffn_dim) for k, n in counts.items() if n)
         work = Work(dim=config.dim, tokens=tokens + TEXT, runs=runs)
     nothing = Weights(outside=0, blocks=(0,) * sum(run.count for run in runs))
-    how = How(gradient_checkpointing=checkpointed, optimizer_bytes=0, ffn_chunks=pieces)
+    how = How(
+        gradient_checkpointing=checkpointed, gradient_checkpointing_blocks=count, optimizer_bytes=0, ffn_chunks=pieces
+    )
     if not trained:
         return denoising(nothing, work, how).device_bytes
     stage = training(nothing, work, how)
@@ -133,6 +135,18 @@ def test_a_second_row_of_blocks_keeps_its_tokens_and_one_hint_beside_the_first()
 def test_without_checkpoints_too(kind, pieces):
     found = peak(kind, trained=True, checkpointed=False, pieces=pieces)
     assert agree(predicted(kind, trained=True, checkpointed=False, pieces=pieces), found, kind, tolerance=0.04)
+
+
+@pytest.mark.parametrize(("kind", "layers", "count"), [
+    ("cross", {"num_layers": 4}, 1), ("cross", {"num_layers": 4}, 3), ("double", {}, 1), ("single", {}, 1),
+    ("single", {}, 3), ("single", {"num_single_blocks": 3}, 2),
+])  # fmt: skip
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_some_blocks_without_checkpoints_take_what_is_predicted(kind, layers, count, pieces):
+    some = {"trained": True, "pieces": pieces, **layers}
+    found = peak(kind, count=count, **some)
+    assert agree(predicted(kind, count=count, **some), found, kind, tolerance=0.04, **layers)
+    assert found < peak(kind, checkpointed=False, **some)
 
 
 def test_a_narrow_model():

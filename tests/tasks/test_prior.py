@@ -15,6 +15,7 @@ STEPS = 6
 GIVEN = Input(BenchSize(height=48, width=64, frames=9), window=2)
 WAYS = {
     "in pieces": ("--gradient_checkpointing", "--ffn_chunks", "3"),
+    "half checkpointed": ("--gradient_checkpointing", "--gradient_checkpointing_blocks", "1"),
     "streamed": ("--gradient_checkpointing", "--blocks_to_swap", "1", "--block_swap_h2d_only"),
 }
 

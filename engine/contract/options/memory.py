@@ -103,6 +103,11 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
         "auto", "Whether checkpoints keep the results of attention too: a tenth to a seventh faster for twice their "
         "memory, same numbers. auto keeps them where the GPU has room, and always in main memory.", advanced=True,
     )  # fmt: skip
+    gradient_checkpointing_blocks: int | None = opt(
+        None, "Checkpoint only so many blocks, the first ones; the others keep what they compute: faster by a part of "
+        "their forward pass, for much memory. Needs --gradient_checkpointing. Default: all.", low=1, unit="blocks",
+        advanced=True,
+    )  # fmt: skip
     block_swap_h2d_only: bool = opt(
         False, "Stream blocks one way only, since frozen weights need no copy back: faster. Needs "
         "--gradient_checkpointing.", advanced=True,
@@ -135,12 +140,13 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
         if not self.gradient_checkpointing:
             return None
         return {
-            "offload": self.gradient_checkpointing_cpu_offload, "attention": self.gradient_checkpointing_attention,
+            "count": self.gradient_checkpointing_blocks, "offload": self.gradient_checkpointing_cpu_offload,
+            "attention": self.gradient_checkpointing_attention,
         }  # fmt: skip
 
     def __post_init__(self) -> None:
         check_vram(self.vram)
-        for name in ("block_swap_h2d_only", "gradient_checkpointing_cpu_offload"):
+        for name in ("block_swap_h2d_only", "gradient_checkpointing_cpu_offload", "gradient_checkpointing_blocks"):
             if getattr(self, name) and not self.gradient_checkpointing:
                 raise OptionError(
                     f"--{name} works only together with gradient checkpointing.",
