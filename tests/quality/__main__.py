@@ -1,6 +1,6 @@
 """`python -m tests.quality OUT.json`: what each setting costs, on many clips. A table, and the same as JSON.
 
-The tests in this folder make few clips, so that they are quick. This takes about half an hour of one quiet core;
+The tests in this folder make few clips, so that they are quick. This takes about forty minutes of one quiet core;
 `--only step_cache` makes what has that in its name. Of settings that leave steps out it is also told how far their
 latents lie from those of all steps, where 1 is how far those of as few steps lie.
 """
@@ -18,7 +18,7 @@ from engine.contract.files import write_text
 
 from . import loras
 from .making import WAN, Comparison, Made, latents_apart, make, one_thread
-from .settings import SETTINGS, STEPS, Setting
+from .settings import SETTINGS, STEPS, Setting, make_with
 from .skipping import noted
 
 LORA_CLIPS = 8
@@ -48,7 +48,7 @@ class Bench:
         base = self.plain(setting, setting.steps, count)
         with noted() as ran:
             folder = self._folder / f"setting {setting.name}"
-            made = make(folder, setting.pocket, *setting.flags, numbers=range(count), steps=setting.steps)
+            made = make_with(folder, setting, numbers=range(count))
         if not setting.skips:
             return Comparison(base, made), {"steps": f"{setting.steps}"}
         mean = sum(map(len, ran)) / len(ran)

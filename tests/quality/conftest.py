@@ -1,15 +1,18 @@
-"""The clips as they are without any setting, made once for all tests."""
+"""The clips as they are without any setting, made once for the tests of a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import pytest
 
 from .making import Made, Pocket, make, one_thread
 from .settings import STEPS
 
-Base = Callable[[Pocket, tuple[int, ...]], Made]
+
+class Base(Protocol):
+    def __call__(self, pocket: Pocket, numbers: tuple[int, ...], *, steps: int = STEPS) -> Made: ...
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,12 +24,12 @@ def single() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     """These clips of a pocket model as it is."""
-    made: dict[tuple[str, tuple[int, ...]], Made] = {}
+    made: dict[tuple[str, tuple[int, ...], int], Made] = {}
 
-    def clips(pocket: Pocket, numbers: tuple[int, ...]) -> Made:
-        key = (pocket.family, numbers)
+    def clips(pocket: Pocket, numbers: tuple[int, ...], *, steps: int = STEPS) -> Made:
+        key = (pocket.family, numbers, steps)
         if key not in made:
-            made[key] = make(tmp_path_factory.mktemp("base") / pocket.family, pocket, numbers=numbers, steps=STEPS)
+            made[key] = make(tmp_path_factory.mktemp("base") / pocket.family, pocket, numbers=numbers, steps=steps)
         return made[key]
 
     return clips

@@ -61,6 +61,12 @@ class Made:
     captions: tuple[str, ...]
     latents_NCTHW: Tensor
 
+    def only(self, numbers: tuple[int, ...]) -> Made:
+        """Those of these numbers."""
+        places = [self.numbers.index(number) for number in numbers]
+        captions = tuple(self.captions[place] for place in places)
+        return Made(self.pocket, numbers, captions, self.latents_NCTHW[places])
+
     @cached_property
     def clips_NFHWC(self) -> np.ndarray:
         """Decoded, uint8."""
