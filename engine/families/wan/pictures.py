@@ -1,6 +1,7 @@
 """Images and videos that a generation starts from: read, brought to size, as tensors of RGB in -1..1.
 
-Sizes follow the official code: the area is the person's, the shape the start image's. Does not know models.
+Sizes follow the official code: the area is the person's, the shape the start image's (or that of an end image alone).
+Does not know models.
 """
 
 from __future__ import annotations

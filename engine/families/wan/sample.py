@@ -95,12 +95,14 @@ class _Images:
         if last is None and takes_two_images(self.task):
             last = controls[-1] if len(controls) > 1 else None
         self.first_HWC = read_image(first) if first else None
-        self.last_HWC = pictures.cut_to_shape(read_image(last), self.first_HWC) if last else None
+        last_HWC = read_image(last) if last else None
+        shaping_HWC = last_HWC if self.first_HWC is None else self.first_HWC  # VACE takes an end image alone
+        self.last_HWC = None if last_HWC is None else pictures.cut_to_shape(last_HWC, shaping_HWC)
         reference = self.asked["reference_image_path"]
         self.reference_HWC = read_image(reference) if reference else None
         self.size: pictures.Size = (request.width, request.height)
-        if self.first_HWC is not None:
-            self.size = pictures.size_by_area(self.first_HWC, area=request.width * request.height)
+        if shaping_HWC is not None:
+            self.size = pictures.size_by_area(shaping_HWC, area=request.width * request.height)
 
     def encode(self, clip_BCFHW: Tensor) -> Tensor:
         return vae.encode(self.encoders.vae, clip_BCFHW)

@@ -137,6 +137,15 @@ def test_vace_makes_all_of_a_control_anew_and_keeps_frames_that_are_given(shelf,
     assert torch.equal(started["vace"][:, :16, :1], first) and "image" not in shelf.used
 
 
+def test_vace_takes_an_end_image_alone_which_gives_the_shape(shelf, media):
+    found = prepared(shelf, "vace-14B", end_image_path=media["end"])
+    assert found["latent_size"] == (3, 6, 6)  # square, as the image is
+    picture_1CHW = pictures.as_image(pictures.stretched(read_image(media["end"]), (48, 48)))
+    clip_BCFHW = torch.zeros(1, 3, 9, 48, 48)
+    clip_BCFHW[:, :, 8] = picture_1CHW
+    assert torch.equal(found["vace"][:, :16], vae.encode(shelf.vae, clip_BCFHW))
+
+
 def test_the_mask_of_vace_is_an_image_for_all_frames_or_a_video(shelf, media, tmp_path):
     half = Image.new("L", (64, 48))
     half.paste(255, (32, 0, 64, 48))
