@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -44,7 +45,8 @@ from ..contract.schema import options
 from ..data.batches import TrainItem
 from ..training import upload
 from ..training.ema import ENDING
-from ..training.states import Owner, Position, complaint, read_owner, read_position, states_of
+from ..training.states import NUMBER, Owner, Position, complaint, read_owner, read_position, states_of
+from .experts import experts_of
 
 AUTO = "auto"
 _DATASET = "the dataset"
@@ -343,10 +345,11 @@ def write_finished(job: Job, record: Record, *, steps: int) -> None:
 
 
 def _loras(job: Job) -> list[Path]:
+    """What there is of the LoRA files that this training writes, under way or at its end."""
     folder, name = Path(job[Saving].output_dir), job[Saving].output_name
     if not folder.is_dir():
         return []
-    beginnings = [f"{name}.", f"{name}-step", f"{name}_high_noise"]
-    if job[Network].use_ema:  # otherwise such a name is another training's
-        beginnings += [f"{name}{ENDING}.", f"{name}{ENDING}-step"]
-    return [path for path in folder.iterdir() if path.suffix == ".safetensors" and path.name.startswith((*beginnings,))]
+    averages = ("", ENDING) if job[Network].use_ema else ("",)  # otherwise such a name is another training's
+    endings = [expert.ending + average for expert in experts_of(job) for average in averages]
+    ours = re.compile(rf"{re.escape(name)}({'|'.join(map(re.escape, endings))}){NUMBER}\.safetensors")
+    return [path for path in folder.iterdir() if ours.fullmatch(path.name)]

@@ -29,7 +29,9 @@ _MANIFEST = "manifest.json"
 _FORMAT = 1
 _PIECE = 1 << 22  # bytes that are read at once
 _ADVICE = "Free some space, choose another --output_dir, or train without --save_state."
-_NUMBERED = rf"(-step\d{{8}}|-\d{{6}})?-state({re.escape(PREVIOUS_SUFFIX)})?"
+NUMBER = r"(-step\d{8}|-\d{6})?"
+"""Of what is saved in the middle of a training, behind its name: a regular expression."""
+_NUMBERED = rf"{NUMBER}-state({re.escape(PREVIOUS_SUFFIX)})?"
 
 
 @dataclass(frozen=True, kw_only=True)

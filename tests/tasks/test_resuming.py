@@ -144,14 +144,26 @@ def test_a_training_with_other_options_does_not_write_over_a_finished_one(train,
     assert (tmp_path / "out" / "demo-lora.safetensors").read_bytes() != before
 
 
-def test_a_lora_of_unknown_origin_is_not_written_over(train, tmp_path) -> None:
+@pytest.mark.parametrize("number", ["", "-step00000003", "-000001"])
+def test_a_lora_of_unknown_origin_is_not_written_over(train, tmp_path, number) -> None:
+    """Nor one of an epoch or a step, which may be all that is left of a training."""
     (tmp_path / "out").mkdir()
-    other = tmp_path / "out" / "demo-lora.safetensors"
+    other = tmp_path / "out" / f"demo-lora{number}.safetensors"
     other.write_bytes(b"of another tool")
     result = train()
     assert result.status == 2 and "nothing says how they were made" in " ".join(result.err.split())
     assert other.read_bytes() == b"of another tool"
     assert train("--fresh", "--max_train_steps", 1).status == 0
+
+
+def test_a_lora_whose_name_begins_alike_is_not_in_the_way(train, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    endings = ("_high_noise", "_ema", ".v2", "-step-back")
+    others = [tmp_path / "out" / f"demo-lora{ending}.safetensors" for ending in endings]
+    for other in others:
+        other.write_bytes(b"of another training")
+    assert train("--max_train_steps", 1).status == 0
+    assert all(other.read_bytes() == b"of another training" for other in others)
 
 
 @pytest.mark.parametrize(
