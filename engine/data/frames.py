@@ -106,7 +106,8 @@ def kept_by_time(times_s: Sequence[float], *, target_fps: float) -> list[int]:
         return []
     times = times - times[0]
     ticks = np.arange(int(np.floor(times[-1] * target_fps + _TICK_TOLERANCE)) + 1)
-    return np.searchsorted(times, (ticks - _TICK_TOLERANCE) / target_fps, side="left").tolist()
+    kept = np.searchsorted(times, (ticks - _TICK_TOLERANCE) / target_fps, side="left")
+    return kept.clip(max=times.size - 1).tolist()  # the last tick may be rounded past the last frame
 
 
 def constant_rate(times_s: Sequence[float]) -> float | None:

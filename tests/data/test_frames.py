@@ -76,6 +76,10 @@ def test_rounded_container_times_do_not_shift_frames():
     assert frames.kept_by_time(milliseconds, target_fps=15) == frames.kept_by_time(uneven, target_fps=15)
 
 
+def test_a_last_tick_that_is_rounded_past_the_last_frame_shows_that_one():
+    assert frames.kept_by_time([0.0, 29408 / 15360], target_fps=24) == [0, *[1] * 46]
+
+
 def test_nothing_is_resampled_without_both_rates():
     assert frames.kept_frames([0, 0.1], source_fps=None, target_fps=16) is None
     assert frames.kept_frames(5, source_fps=30, target_fps=None) is None
