@@ -152,7 +152,7 @@ def _caption_of(path: Path, dataset: Dataset) -> str:
     """The caption beside a file. Raises FileNotFoundError when there is none, DataError when it cannot be read."""
     caption_path = path.with_name(path.stem + dataset.caption_extension)
     try:
-        return caption_path.read_bytes().decode("utf-8-sig").strip()
+        return caption_path.read_text(encoding="utf-8-sig").strip()  # as text: lines end alike on every system
     except UnicodeDecodeError as error:
         raise DataError(
             f"{caption_path}: the caption is not UTF-8 (byte {error.start}).", "Save it as UTF-8."

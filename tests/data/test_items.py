@@ -62,6 +62,15 @@ def test_captions_are_stripped_and_lose_a_byte_order_mark(tmp_path):
     assert items.sources(of_folder(tmp_path, "image"))[0].caption == "a caption"
 
 
+def test_a_caption_of_several_lines_is_the_same_from_windows(tmp_path):
+    """Line ends are tokens to LLaMA; the reference reads both alike."""
+    touch(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_bytes(b"a cat\r\nasleep\r\n")
+    (tmp_path / "b.txt").write_bytes(b"a cat\nasleep\n")
+    captions = {source.caption for source in items.sources(of_folder(tmp_path, "image"))}
+    assert captions == {"a cat\nasleep"}
+
+
 def test_media_without_caption_are_named_where_the_reference_drops_them(tmp_path):
     touch(tmp_path, "ok.png")
     touch(tmp_path, *(f"bare{n}.png" for n in range(5)), caption=None)
