@@ -5,7 +5,8 @@ A value of `[[datasets]]` wins over `[general]`, that over the default. What dif
 are accepted for `source_fps`; wrong input is answered with file, table and key; an unknown key is an error anywhere.
 
 Relative paths are relative to the current folder, as in the reference; what is not there is looked for beside the
-dataset file. A `cache_directory` that does not exist yet is made on the side where its media were found.
+dataset file. Where the media are found there, so are their controls first, and their caches in any case.
+A `cache_directory` that does not exist yet is made on the side where its media were found.
 """
 
 from __future__ import annotations
@@ -219,22 +220,21 @@ def _floored(lengths: tuple[int, ...], where: str, warnings: list[str]) -> tuple
 
 
 def _resolved_paths(values: Mapping[str, Any], source_key: str, config_path: Path) -> dict[str, Path | None]:
-    beside = Path(os.path.abspath(config_path)).parent
+    here, beside = Path.cwd(), Path(os.path.abspath(config_path)).parent
 
-    def resolve(text: str, default: Path) -> tuple[Path, Path]:
-        """The path, and the folder that it was found relative to."""
-        given = Path(os.path.expanduser(text))
-        for base in (Path.cwd(), beside):
-            if os.path.exists(base / given):  # unlike Path.exists, False where it may not be looked at
-                return Path(os.path.normpath(base / given)), base
-        return Path(os.path.normpath(default / given)), default
+    def resolve(key: str, *bases: Path) -> tuple[Path, Path]:
+        """The path, and the folder that it was found relative to: the first where nothing is."""
+        given = Path(os.path.expanduser(values[key]))
+        # unlike Path.exists, os.path.exists is False where it may not be looked at
+        base = next((base for base in bases if os.path.exists(base / given)), bases[0])
+        return Path(os.path.normpath(base / given)), base
 
-    source, base = resolve(values[source_key], Path.cwd())
+    source, base = resolve(source_key, here, beside)
     of_folder = source_key.endswith("_directory")
     cache = source if of_folder else source.parent
-    if "cache_directory" in values:
-        cache, _ = resolve(values["cache_directory"], base)
-    control = resolve(values["control_directory"], base)[0] if "control_directory" in values else None
+    if "cache_directory" in values:  # another dataset's in the current folder would be tidied up
+        cache, _ = resolve("cache_directory", *((here, beside) if base == here else (beside,)))
+    control = resolve("control_directory", base, here, beside)[0] if "control_directory" in values else None
     return {
         "source_directory": source if of_folder else None,
         "source_jsonl": None if of_folder else source,

@@ -134,6 +134,19 @@ def test_relative_paths_are_found_from_the_current_folder_first_then_beside_the_
     assert current.source_directory == here / "clips" and current.cache_directory == here / "cache"
 
 
+def test_what_belongs_to_media_beside_the_file_is_not_taken_from_the_current_folder(tmp_path, monkeypatch):
+    """A folder of that name may well be there, of another dataset: its caches would be trained on, or removed."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home / "clips", home / "controls", here / "cache", here / "controls"):
+        folder.mkdir(parents=True)
+    (home / "data.toml").write_text(video(cache_directory="cache", control_directory="controls"), encoding="utf-8")
+    monkeypatch.chdir(here)
+    found = load_config(home / "data.toml").datasets[0]
+    assert found.cache_directory == home / "cache" and found.control_directory == home / "controls"
+    (home / "controls").rmdir()
+    assert load_config(home / "data.toml").datasets[0].control_directory == here / "controls"
+
+
 def test_a_jsonl_without_cache_directory_uses_its_folder_where_the_reference_crashes(write):
     text = '[[datasets]]\nenable_bucket = true\nvideo_jsonl_file = "lists/a.jsonl"\n'
     dataset = load_config(write(text)).datasets[0]
