@@ -20,7 +20,7 @@ FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
 _SIDES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}
 _LORA_ENDINGS = (
     r"\.lora_(?P<side>down|up|mid)\.weight",  # kohya, musubi-tuner
-    r"\.lora_(?P<side>A|B)(?:\.(?!weight$)[^.]+)?(?:\.weight)?",  # PEFT, with or without the adapter's name
+    r"\.lora_(?P<side>A|B)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.weight)?",  # PEFT, with or without the adapter's name
     r"(?:\.|_)lora\.(?P<side>down|up)\.weight",  # diffusers before PEFT
     r"\.lora_linear_layer\.(?P<side>down|up)\.weight",
 )
