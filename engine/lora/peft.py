@@ -17,7 +17,9 @@ from ..contract.errors import WeightsError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
+"""Of a file: the settings of the adapter that is in it, alpha among them. Not true any more of one that alpha is folded
+into, which diffusers would count twice."""
 _PARTS = ("transformer.", "unet.")
 
 
@@ -53,12 +55,12 @@ def peft_settings(path: Path, metadata: dict[str, str]) -> PeftSettings:
     """What is known about the LoRA file `path`. WeightsError when the settings cannot be read."""
     beside = path.with_name(CONFIG)
     try:
-        if _METADATA in metadata:
-            return _settings(_unprefixed(json.loads(metadata[_METADATA])))
+        if METADATA in metadata:
+            return _settings(_unprefixed(json.loads(metadata[METADATA])))
         if path.name.startswith("adapter_model.") and beside.is_file():
             return _settings(json.loads(beside.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
-        source = _METADATA if _METADATA in metadata else beside.name
+        source = METADATA if METADATA in metadata else beside.name
         raise WeightsError(
             f"{path.name}: its PEFT settings ({source}) cannot be read: {error}.", "Fetch it again."
         ) from error

@@ -8,6 +8,7 @@ from ..contract.events import Artifact, Control, Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import LoraConvert
 from ..families import part
+from ..lora import peft
 from ..lora.files import LoraFile, read_lora, write_lora
 from ..lora.formats import named
 from ..lora.merge import report_unmatched
@@ -35,7 +36,8 @@ def run(job: Job, say: Say, control: Control) -> str:
         prefix=options.diffusers_prefix,
         keep_alpha=options.keep_alpha,
     )
-    write_lora(options.output, tensors, metadata=lora.metadata)
+    metadata = {key: value for key, value in lora.metadata.items() if key != peft.METADATA}
+    write_lora(options.output, tensors, metadata=metadata)
     say(Artifact(kind="LoRA", path=str(Path(options.output))))
     return f"{len(lora.modules)} modules under {options.target} names: {options.output}"
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from engine.__main__ import main
 from engine.families import part
 from engine.families.wan.tiny import DIT_CONFIG
-from engine.lora.files import write_lora
+from engine.lora.files import read_lora, write_lora
 from engine.lora.network import create
 from engine.parts.weights import open_weights, write_weights
+from engine.tasks.lora_targets import lora_target
 
 FAMILIES = ("wan", "hunyuan_video", "framepack")
 
@@ -100,6 +101,22 @@ def test_prefix_alpha_and_diffusers(workshop, tmp_path: Path) -> None:
     assert main(["lora", "convert", "--input", str(out), "--dit", str(dit), "--output", str(again), "--target",
                  "default"]) == 0  # fmt: skip
     assert load_file(again).keys() == load_file(lora).keys()
+
+
+@pytest.mark.parametrize("target", ["default", "other", "diffusers"])
+def test_alpha_of_diffusers_metadata_counts_once(target: str, tmp_path: Path) -> None:
+    """diffusers keeps alpha there, and looks for it there in what was converted too."""
+    dit, _ = tiny("wan")
+    stem = "transformer.blocks.0.attn1.to_q"
+    halves = {f"{stem}.lora_A.weight": torch.randn(4, 256), f"{stem}.lora_B.weight": torch.randn(256, 4)}
+    told = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})}
+    save_file(halves, tmp_path / "theirs.safetensors", metadata={"format": "pt", **told})
+    words = ["--input", str(tmp_path / "theirs.safetensors"), "--output", str(tmp_path / "ours.safetensors")]
+    assert main(["lora", "convert", *words, "--target", target]) == 0
+    read = [read_lora(tmp_path / f"{name}.safetensors", lora_target("wan", dit)) for name in ("theirs", "ours")]
+    (theirs,), (ours,) = (file.modules.values() for file in read)
+    assert theirs.scale == 2.0 and torch.allclose(ours.change(), theirs.change(), atol=1e-5)
+    assert metadata_of(tmp_path / "ours.safetensors").keys() & {"format", *told} == {"format"}
 
 
 def test_merging_into_a_model_gives_what_loading_with_the_loras_gives(workshop, tmp_path: Path) -> None:
