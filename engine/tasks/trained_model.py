@@ -111,6 +111,10 @@ def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> l
             text = f"--network_dim {options.network_dim} is not used: --dim_from_weights takes the file's."
             say(Warning_(message=text))
         report_unmatched(given, say)
+        if given.differences:
+            text = f"{given.path.name} also changes {len(given.differences)} parameters in full, which is left out."
+            hint = "An adapter has no place for that: merge the file with --base_weights to keep it."
+            say(Warning_(message=f"--network_weights{expert.ending}: {text} {hint}"))
         network.load_state(to_default(given.modules))
     count = sum(parameter.numel() for parameter in network.parameters())
     kinds, ranks = " and ".join(network.kinds), ", ".join(map(str, network.ranks))
