@@ -67,6 +67,8 @@ class _Findings:
     texts: list[tuple[Path, str]] = field(default_factory=list)
     without_text: list[Path] = field(default_factory=list)
     other_caption: list[Path] = field(default_factory=list)
+    uncached: list[Path] = field(default_factory=list)  # sources
+    of_gone: dict[str, None] = field(default_factory=dict)  # stems of sources, in order
     left_over: int = 0
     latent_makers: set[tuple[str, str]] = field(default_factory=set)
     text_makers: set[tuple[str, str]] = field(default_factory=set)
@@ -85,12 +87,13 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
         seen += len(names)
         checker = _Checker(dataset, architecture, findings)
         of_dataset = [item for name in names if (item := checker.item(name)) is not None]
+        checker.compare(names)
         if not of_dataset:
             say(Warning_(message=f"{dataset.table}: nothing to train on in {dataset.cache_directory}."))
         found.extend(of_dataset)
     commands = _Commands(config.path, family or architecture)
     _refuse_outdated(findings, commands)
-    _tell(findings, say)
+    _tell(findings, commands, say)
     if not found and not seen:
         folders = ", ".join(str(dataset.cache_directory) for dataset in config.datasets)
         raise DataError(f"There are no latent caches (*_{architecture}.safetensors) in {folders}.", commands.latents())
@@ -111,6 +114,12 @@ class _Checker:
         sources, _ = items.survey(dataset)  # its problems do not matter here: sources may be gone
         self._sources: dict[str, Source] = {source.stem: source for source in sources}
         self._contents: dict[Path, Content | None] = {}
+
+    def compare(self, names: Iterable[cache.LatentName]) -> None:
+        """Note the sources that have no latent cache, where others have one."""
+        stems = {name.stem for name in names}
+        if stems:
+            self._findings.uncached += [source.path for stem, source in self._sources.items() if stem not in stems]
 
     def item(self, name: cache.LatentName) -> TrainItem | None:
         """The cache as something to train on; None, with a finding, when it is not."""
@@ -138,6 +147,8 @@ class _Checker:
         text_shapes = self._text(text_path, source)
         if text_shapes is None:
             return None
+        if source is None and self._sources:  # without any source this machine has the caches alone
+            self._findings.of_gone[name.stem] = None
         _, latent_frames, height, width = (1, 1, 1, 1, *latents)[-4:]
         stacked = {**shapes, **{key: shape for key, shape in text_shapes.items() if not key.startswith("varlen_")}}
         return TrainItem(
@@ -232,7 +243,7 @@ def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
         # One text cache serves all windows of its source: name it once.
         bad = list(dict(bad).items())
         if bad:
-            names = ", ".join(path.name for path, _ in bad[:SHOWN]) + (" …" if len(bad) > SHOWN else "")
+            names = _few([path.name for path, _ in bad])
             verb = "cache is" if len(bad) == 1 else "caches are"
             message = f"{len(bad)} {what} {verb} out of date or damaged: {names}. The first: {bad[0][1]}."
             raise DataError(message, f"{command} It redoes only what has changed.")
@@ -243,15 +254,26 @@ def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
             raise DataError(message, f"{command} It finishes that run.")
 
 
-def _tell(findings: _Findings, say: Say) -> None:
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+
+
+def _tell(findings: _Findings, commands: _Commands, say: Say) -> None:
     missing = list(dict.fromkeys(findings.without_text))
     if missing:
-        names = ", ".join(path.name for path in missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+        names = _few([path.name for path in missing])
         count = len(findings.without_text)
         say(Warning_(message=f"{count} latent caches are left out, as their text cache is missing: {names}"))
     if findings.other_caption:
-        names = ", ".join(path.name for path in findings.other_caption[:SHOWN])
+        names = _few([path.name for path in findings.other_caption])
         say(Warning_(message=f"Text caches of another tool were made from other captions than today's: {names}"))
+    if findings.uncached:
+        names = f"({len(findings.uncached)}): {_few([path.name for path in findings.uncached])}"
+        say(Warning_(message=f"Clips that have no latent cache are not trained on {names}. {commands.latents()}"))
+    if findings.of_gone:
+        names = f"({len(findings.of_gone)}): {_few(list(findings.of_gone))}"
+        text = f"Clips that have caches are trained on, though the dataset has them no more {names}."
+        say(Warning_(message=f"{text} {commands.latents()}"))
     if findings.left_over:
         say(Log(message=f"{findings.left_over} latent caches of other settings are left out."))
 

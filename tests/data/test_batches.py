@@ -64,6 +64,22 @@ def test_sources_may_be_gone(tmp_path):
     assert len(load(config)) == 3
 
 
+def test_clips_that_came_or_went_since_caching_are_told(tmp_path):
+    """The reference trains on the cache folder without a look at the dataset."""
+    config = cached(tmp_path)
+    draw_item(tmp_path / "videos", "new.mp4", caption="new", first_number=5000)
+    (tmp_path / "videos" / "clip_0.mp4").unlink()
+    heard = Heard()
+    assert len(load(config, heard)) == 3
+    came, went = heard.warnings
+    assert "Clips that have no latent cache are not trained on (1): new.mp4. Run" in came
+    assert "are trained on, though the dataset has them no more (1): clip_0. Run" in went
+    latents(config)
+    texts(config)
+    heard = Heard()
+    assert len(load(config, heard)) == 3 and heard.warnings == []
+
+
 def test_caches_of_the_reference_have_no_fingerprint_and_train(tmp_path):
     config = cached(tmp_path)
     for sidecar in (tmp_path / "cache").glob("*.json"):
