@@ -62,7 +62,7 @@ class JobFolder:
         self.path = path
         write_text(path / "job.toml", job_toml)
         self._events = open(path / "events.jsonl", "a", encoding="utf-8")
-        self._log = open(path / "log.txt", "a", encoding="utf-8")
+        self._log = open(path / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
         self._last_progress_s = -PROGRESS_LINES_S
         self._given_up = False
 

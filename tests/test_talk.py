@@ -54,6 +54,14 @@ def test_the_log_tells_the_job_in_words(kept: str, lines: list[str], level: logg
     assert [line[20:] for line in told] == lines
 
 
+def test_a_name_that_is_no_utf_8_is_kept_in_the_record(level: logging.Logger, tmp_path: Path) -> None:
+    level.setLevel("INFO")
+    folder = JobFolder(tmp_path, "")
+    assert folder.record(Warning_(message=b"caf\xe9.mp4 is damaged".decode("utf-8", "surrogateescape"))) == ""
+    folder.close()
+    assert all(r"\udce9.mp4" in file.read_text("utf-8") for file in (tmp_path / "log.txt", tmp_path / "events.jsonl"))
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
 def test_signals_ask_to_save_and_for_samples_and_the_job_goes_on() -> None:
     """Schedulers of clusters send SIGUSR1 some time before they take the machine away."""

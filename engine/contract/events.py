@@ -169,9 +169,12 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def write(event: Event) -> str:
-    """One line of JSON, without the newline. Numbers that JSON lacks become "NaN", "Infinity", "-Infinity"."""
+    """One line of JSON, without the newline. Numbers that JSON lacks become "NaN", "Infinity", "-Infinity".
+
+    A byte of a file's name that is no UTF-8 is told as `\\udce9`: such a name must not end the job that tells it.
+    """
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    return json.dumps({"event": _NAMES[type(event)], **_finite(fields)}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"event": _NAMES[type(event)], **_plain(fields)}, ensure_ascii=False, allow_nan=False)
 
 
 def read(line: str) -> Event:
@@ -192,11 +195,13 @@ def read(line: str) -> Event:
     return result
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     return value
 
 

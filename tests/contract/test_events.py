@@ -77,6 +77,13 @@ def test_a_loss_that_is_no_number_stays_valid_json() -> None:
     assert (again.values["b"], again.values["c"], again.values["d"]) == (math.inf, -math.inf, 1.0)
 
 
+def test_a_name_that_is_no_utf_8_is_told_in_signs_that_are() -> None:
+    """Python has such bytes of a file's name as surrogates, which no stream in UTF-8 takes."""
+    name = b"caf\xe9.mp4".decode("utf-8", "surrogateescape")
+    line = write(Warning_(message=f"{name}: left out"))
+    assert line.isascii() and read(line) == Warning_(message="caf\\udce9.mp4: left out")
+
+
 def test_a_reader_ignores_fields_of_later_versions() -> None:
     assert read('{"event": "log", "message": "m", "colour": "red"}') == Log(message="m")
 

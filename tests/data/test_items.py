@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_a_folder_with_brackets_and_suffixes_of_both_cases(tmp_path):
 def test_images_in_jpeg_xl_are_not_left_out_silently(tmp_path):
     touch(tmp_path, "a.png", "b.jxl", "c.JXL")
     assert "JPEG XL cannot be read without its plugin: b.jxl, c.JXL." in refusal(of_folder(tmp_path, "image"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_names_that_are_no_utf_8_are_refused_before_caches_bear_them(tmp_path):
+    """safetensors writes a file of such a name, and does not open it."""
+    touch(tmp_path, "a.mp4", b"\x83e\x83X\x83g.mp4".decode("utf-8", "surrogateescape"))
+    said = refusal(of_folder(tmp_path))
+    assert "1 of 2 videos have names that are no UTF-8" in said
+    found, problems = items.survey(of_folder(tmp_path))
+    assert ([source.path.name for source in found], len(problems)) == (["a.mp4"], 1)
 
 
 def test_captions_are_stripped_and_lose_a_byte_order_mark(tmp_path):
