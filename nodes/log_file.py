@@ -74,10 +74,10 @@ async def _append(path: Path, text: str) -> None:
     except ImportError:
         await asyncio.get_running_loop().run_in_executor(None, _append_now, path, text)
         return
-    async with aiofiles.open(path, "a", encoding="utf-8", newline="\n") as stream:
+    async with aiofiles.open(path, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
         await stream.write(text)
 
 
 def _append_now(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8", newline="\n") as stream:
+    with open(path, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
         stream.write(text)

@@ -95,9 +95,11 @@ class Lines:
         return [(text, bar)] if text.strip() else []
 
 
+_NUMBER = r"\d{1,18}(?:\.\d*)?"
 _BAR = re.compile(
-    r"(?:(?P<label>[^|]{0,200}?):?\s+)?(?P<percent>\d{1,3})%\|[^|]*\|\s*(?P<done>[\d.]+)(?P<scale>[kMGT]?)/"
-    r"(?P<total>[\d.]+)(?P<scale2>[kMGT]?)\s+\[[\d:]+<(?P<eta>[\d:?]+)(?:,\s*(?P<rate>[\d.]+)(?P<unit>[^\],]*))?"
+    rf"(?:(?P<label>[^|]{{0,200}}?):?\s+)?(?P<percent>\d{{1,3}})%\|[^|]*\|\s*(?P<done>{_NUMBER})(?P<scale>[kMGT]?)/"
+    rf"(?P<total>{_NUMBER})(?P<scale2>[kMGT]?)\s+\[[\d:]+<(?P<eta>[\d:?]{{1,20}})"
+    rf"(?:,\s*(?P<rate>{_NUMBER})(?P<unit>[^\],]*))?"
 )
 _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 

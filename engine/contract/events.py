@@ -181,9 +181,9 @@ def read(line: str) -> Event:
     """The event of one line. ValueError when it is no event of this protocol; unknown fields are ignored."""
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Not an event, because not JSON: {line[:80]!r}") from error
-    if not isinstance(data, dict) or data.get("event") not in EVENTS:
+    if not isinstance(data, dict) or not isinstance(data.get("event"), str) or data["event"] not in EVENTS:
         raise ValueError(f"Not an event of protocol {PROTOCOL}: {line[:80]!r}")
     event = EVENTS[data.pop("event")]
     known = {field.name: field.type for field in dataclasses.fields(event)}

@@ -129,6 +129,17 @@ def not_utf8() -> None:
     done()
 
 
+def nonsense() -> None:
+    """Lines that are almost events, almost a bar, and no text; then more than a pipe holds."""
+    hello()
+    say("log", message="caf\udce9", level="info")
+    sys.stdout.write('{"event": ["log"]}\n' + "[" * 100_000 + "\n")
+    sys.stderr.write("Loading:  25%|####      | 1.2.3/4 [00:01<00:03,  2.00it/s]\n")
+    sys.stderr.write("a line of a library\n" * 20_000)
+    sys.stderr.flush()
+    done()
+
+
 def bars() -> None:
     """What tqdm draws on stderr."""
     hello()
@@ -156,7 +167,7 @@ def with_grandchild(folder: str, *, leaves: bool) -> None:
 KINDS = {
     "good": good, "obedient": obedient, "deaf": deaf, "stubborn": stubborn, "silent": silent, "crash": crash,
     "killed": killed, "forgetful": forgetful, "long_line": long_line, "flood": flood, "half_lines": half_lines,
-    "not_utf8": not_utf8, "bars": bars,
+    "not_utf8": not_utf8, "nonsense": nonsense, "bars": bars,
     "option": lambda: fails(2, "option"), "memory": lambda: fails(3, "memory"), "disk": lambda: fails(4, "disk"),
     "bug": lambda: fails(70, "bug"), "speechless": lambda: speechless(70),
     "grandchild": lambda: with_grandchild(sys.argv[2], leaves=False),

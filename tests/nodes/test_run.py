@@ -136,6 +136,14 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
     assert started.messages() == ["caf\ufffd"]
 
 
+def test_no_line_stops_the_listening(tmp_path: Path) -> None:
+    """An engine that nobody listens to waits for ever, when its pipe is full."""
+    started = Started("nonsense", tmp_path)
+    assert started.end().last.message == "all good"
+    assert started.messages() == ["caf\udce9"] and "caf?" in started.log.read_text()
+    assert started.child.wait(0).tail[-1] == "a line of a library"
+
+
 def test_stray_bars_become_progress_and_stay_out_of_the_log(tmp_path: Path) -> None:
     started = Started("bars", tmp_path)
     started.end()
