@@ -313,9 +313,9 @@ def _path(text: Any, key: str, beside: Path | None) -> Path:
 
 
 def _check_list(file: Path) -> None:
-    """Every path in a jsonl file lies in an allowed folder. OptionError."""
+    """Every path in a jsonl file lies in an allowed folder. OptionError. Lines end where the engine ends them."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}.", "Correct the path or the file.") from error
     for number, line in enumerate(lines, 1):
@@ -324,11 +324,18 @@ def _check_list(file: Path) -> None:
         except ValueError:
             continue  # the engine says what is wrong with it
         for key, value in entry.items() if isinstance(entry, dict) else ():
-            if "_path" in key and isinstance(value, str):
+            if "_path" in key and isinstance(value, str) and "\0" not in value:
                 try:
-                    paths.inside(file.parent / os.path.expanduser(value))  # as the engine does
+                    _check_listed(os.path.expanduser(value), file.parent)
                 except OptionError as error:
                     raise OptionError(f"{file.name}, line {number}: {error.message}", hint=error.hint) from None
+
+
+def _check_listed(given: str, beside: Path) -> None:
+    """A path that a list names, wherever the engine may find it: in the folder that it works in, or beside the list."""
+    for base in (Path(os.path.realpath(paths.work())), beside):
+        if base is beside or os.path.exists(base / given):
+            paths.inside(Path(os.path.normpath(base / given)))
 
 
 def as_toml(tables: tuple[Mapping[str, Any], ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,28 @@ def test_a_list_of_images_may_not_name_others(secret: Path) -> None:
         listed.write_text(f'{{"image_path": "{path}", "caption": "x"}}\n')
         text = '[[datasets]]\nimage_jsonl_file = "input/list.jsonl"\n'
         assert "line 1" in refused("DatasetConfig", source={"source": "text", "text": text})
+
+
+@pytest.mark.parametrize("between", ['"caption": "\u2028"', '"caption": "\x85"', '\r"caption": "x"'], ids=ascii)
+def test_a_line_of_a_list_ends_where_the_engine_ends_it(secret: Path, between: str) -> None:
+    """A check that sees two halves, neither of them JSON, would let through what the engine reads as one line."""
+    listed = secret.parent / "input" / "list.jsonl"
+    line = f'{{"image_path": "{secret / "key.mp4"}", {between}}}\n'
+    listed.write_bytes(line.encode())
+    assert json.loads(line)["image_path"] == str(secret / "key.mp4")
+    text = '[[datasets]]\nimage_jsonl_file = "input/list.jsonl"\n'
+    assert "line 1" in refused("DatasetConfig", source={"source": "text", "text": text})
+
+
+def test_a_list_in_a_deep_folder_may_not_name_what_lies_above_the_engines(secret: Path) -> None:
+    """The engine looks in its own folder first: a path that stays inside from the list may lead out from there."""
+    deep = secret.parent / "input" / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    paths.work().mkdir(parents=True, exist_ok=True)
+    assert (paths.work() / "../../secret/key.mp4").exists()
+    (deep / "list.jsonl").write_text('{"image_path": "../../secret/key.mp4", "caption": "x"}\n')
+    text = '[[datasets]]\nimage_jsonl_file = "input/a/b/c/list.jsonl"\n'
+    assert "line 1" in refused("DatasetConfig", source={"source": "text", "text": text})
 
 
 def test_an_allowed_root_is_allowed(secret: Path) -> None:
