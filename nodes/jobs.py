@@ -56,8 +56,8 @@ def run_job(
         paths.jobs(), title=call.node.title, verb=job.command.verb, family=job.family or "", node=call.node_id,
         prompt=call.prompt_id, workflow=call.workflow_id,
     )  # fmt: skip
-    _keep_workflow(this, call)
     try:
+        _keep_workflow(this, call)
         if uses_gpu:
             _take_gpu(this, for_worker=_may_stay(job))
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.contract.events import Event, Resource, read
+from ..engine.contract.files import disk_error
 from .runs import OVER, Run
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
@@ -34,14 +35,17 @@ class Runs:
     def begin(
         self, folder: Path, *, title: str, verb: str, family: str, node: str, prompt: str, workflow: str = ""
     ) -> Run:
-        """A new run, its folder `<time>-<verb>-<family>` below `folder`."""
+        """A new run, its folder `<time>-<verb>-<family>` below `folder`. DiskError."""
         name = "-".join(part for part in (time.strftime("%Y%m%d-%H%M%S"), verb.replace(" ", "-"), family) if part)
         with self._lock:
             unique, number = folder / name, 1
             while unique.exists():
                 number += 1
                 unique = folder / f"{name}-{number}"
-            unique.mkdir(parents=True)
+            try:
+                unique.mkdir(parents=True)
+            except OSError as error:
+                raise disk_error(unique, error) from error
             run = Run(unique, title=title, verb=verb, family=family, node=node, prompt=prompt, workflow=workflow)
             self._live[run.id] = run
         run.keep()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -175,6 +176,24 @@ def test_cancel_ends_the_node_with_comfyuis_own_exception(
     assert not part("nodes.run").gpu.locked()
     (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
     assert (run["state"], run["message"]) == ("stopped", "obliged"), "what it still saved is said in its own words"
+
+
+def test_a_run_that_cannot_even_be_written_down_has_failed(
+    models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for ever in the list, where only a run that is over can be removed."""
+    error = part("engine.contract.errors").DiskError("The disk is full.")
+    monkeypatch.setattr(jobs, "_keep_workflow", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match="disk is full"):
+        generate()
+    (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
+    assert (run["state"], run["error"]["message"]) == ("failed", "The disk is full.")
+
+
+def test_a_file_in_the_place_of_the_jobs_folder_is_told(models: Path, obliging: Engine) -> None:
+    (models / "output/musubi").write_text("no folder")
+    with pytest.raises(RuntimeError, match=r"musubi.jobs.* could not be written"):
+        generate()
 
 
 def test_an_engine_that_cannot_be_started(models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
