@@ -14,8 +14,8 @@ from functools import cache, partial
 from typing import Any
 
 from ..engine.contract import commands
-from ..engine.contract.errors import EngineError, OptionError
-from ..engine.contract.events import Done, Failed
+from ..engine.contract.errors import DiskError, EngineError, OptionError
+from ..engine.contract.events import Done, Failed, Warning_
 from ..engine.contract.files import write_text
 from ..engine.contract.job import Job, make_job
 from ..engine.contract.schema import listed
@@ -112,14 +112,14 @@ def _run(this: Run, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
         this.change("running", message="The engine is starting.")
         files = _new_files(this)
         try:
-            ended = _wait(this, child, partial(_hand_on, files, on_artifact))
+            ended = _wait(this, child, partial(_hand_on, this, files, on_artifact))
         finally:
             runs.control(this, None)
             with contextlib.suppress(OSError):  # one that never started has nothing to be ended
                 if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
                     child.cancel()
                     _tell_saved(this, child.wait(ENDING_S))
-            _hand_on(files, on_artifact)  # what it saved while it was ended
+            _hand_on(this, files, on_artifact)  # what it saved while it was ended
     return _judged(this, ended)
 
 
@@ -163,9 +163,12 @@ def _new_files(this: Run) -> Iterator[list[tuple[str, str]]]:
         yield [(artifact["kind"], artifact["path"]) for artifact in found]
 
 
-def _hand_on(files: Iterator[list[tuple[str, str]]], on_artifact: Callable[[str, str], None]) -> None:
+def _hand_on(this: Run, files: Iterator[list[tuple[str, str]]], on_artifact: Callable[[str, str], None]) -> None:
     for kind, path in next(files):
-        on_artifact(kind, path)
+        try:
+            on_artifact(kind, path)
+        except DiskError as problem:  # what is done with a file must not end the job that goes on making more
+            this.take(Warning_(message=problem.message))
 
 
 def _wait(this: Run, child: run.Child | Turn, hand_on: Callable[[], object]) -> run.Ended:

@@ -195,11 +195,13 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
     again = found_again(call, key, places.TRAIN, family)
     if again is not None:
         return _trained(call, family, publisher, Path(again[1]["lora"]), again[0])
-    this = jobs.run_job(call, job, on_artifact=publisher.take)
+    try:
+        this = jobs.run_job(call, job, on_artifact=publisher.take)
+    finally:
+        publisher.finish()
     final = _last_lora(this, folder / f"{name}.safetensors")
     if this.state == "done":
         manifest.note(key, run=this.id, files=[str(final)], lora=str(final))
-    publisher.finish()
     return _trained(call, family, publisher, final, this)
 
 

@@ -178,6 +178,41 @@ def test_cancel_ends_the_node_with_comfyuis_own_exception(
     assert (run["state"], run["message"]) == ("stopped", "obliged"), "what it still saved is said in its own words"
 
 
+def test_a_cancelled_training_leaves_no_lora_that_it_has_deleted(
+    models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    step, published = "cat-step00000002.safetensors", models / "models/loras/musubi"
+
+    def run_job(call: Any, job: Any, *, on_artifact: Any) -> None:
+        file = part("nodes.paths").training("cat") / step
+        file.parent.mkdir(parents=True)
+        file.write_text("two")
+        on_artifact("LoRA", str(file))
+        assert (published / step).is_file()
+        file.unlink()  # save_last_n_steps
+        raise management.InterruptProcessingException
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    with pytest.raises(management.InterruptProcessingException):
+        train()
+    assert not (published / step).exists()
+
+
+def test_a_full_loras_folder_ends_no_training(models: Path, obliging: Engine) -> None:
+    """The LoRA is in the training's own folder; there is no need to train again once there is room."""
+    obstacle = models / "models/loras/musubi"
+    obstacle.write_text("no folder, so nothing can be put there")
+    with pytest.raises(RuntimeError, match="could not be written"):
+        train()
+    (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
+    assert run["state"] == "done"
+    obstacle.unlink()
+    train()
+    assert obliging.starts == ["train wan"] and (obstacle / "cat.safetensors").is_file()
+
+
 def test_a_run_that_cannot_even_be_written_down_has_failed(
     models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
