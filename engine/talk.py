@@ -138,7 +138,7 @@ def event_writer(stream: IO[str]) -> Say:
     """One line of JSON for each event. A reader that went away is not our failure: the job stops by stdin's end."""
 
     def say(event: Event) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # a broken pipe, which Windows calls an invalid argument
             stream.write(write(event) + "\n")
             stream.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -11,11 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from engine.contract.events import Artifact, Control, Done, Event, Log, Metric, Stage, Warning_
-from engine.talk import JobFolder, signals_ask
+from engine.talk import JobFolder, event_writer, signals_ask
 
 SAID: list[Event] = [
     Stage(name="Loading the VAE", message="vae.pth"),
@@ -52,6 +54,15 @@ def test_the_log_tells_the_job_in_words(kept: str, lines: list[str], level: logg
     told = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in told)
     assert [line[20:] for line in told] == lines
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EINVAL])
+def test_a_reader_that_went_away_ends_no_job(number: int) -> None:
+    """A killed ComfyUI: Windows has EINVAL for its pipe. The job saves, as the end of stdin asks it to."""
+    stream = Mock()
+    stream.write.side_effect = OSError(number, os.strerror(number))
+    event_writer(stream)(Log(message="6 clips"))
+    stream.write.assert_called_once()
 
 
 def test_a_name_that_is_no_utf_8_is_kept_in_the_record(level: logging.Logger, tmp_path: Path) -> None:

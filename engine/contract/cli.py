@@ -69,13 +69,16 @@ def _to_be_planned(job: Job) -> Job:
 
 def write_result(text: str) -> None:
     """Write a result to stdout: in UTF-8 to a file or pipe, so that a printed job can be read again; a terminal that
-    lacks a sign shows another for it.
+    lacks a sign shows another for it. A reader that has seen enough (`… | head`) is no failure.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="replace")
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
 
 
 def _help() -> Any:

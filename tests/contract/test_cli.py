@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +151,15 @@ def test_errors_go_to_stderr_with_their_status(capsys: pytest.CaptureFixture[str
     assert main(["train", "wan", "--dti", "x"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err == "error: There is no option --dti.\nhint:  Did you mean --dit?\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    """`… --help | head`: the pipe has no other end any more when the text comes."""
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    done = subprocess.run([sys.executable, "-m", "engine", "--help"], stdout=ours, stderr=subprocess.PIPE, text=True)
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_negative_numbers_and_texts_with_dashes_are_values() -> None:
