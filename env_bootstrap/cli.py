@@ -98,6 +98,9 @@ def listen_for_stop(asked: threading.Event) -> None:
             asked.set()
             _thread.interrupt_main()
 
+    if threading.current_thread() is threading.main_thread():
+        # What a script starts in the background ignores SIGINT, and then nothing could interrupt the main thread.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=read, daemon=True).start()
 
 

@@ -252,13 +252,19 @@ def test_a_failure_is_the_last_event(world: World) -> None:
     assert child.returncode == 4 and isinstance(last, Failed) and last.kind == "disk" and last.hint
 
 
-@pytest.mark.parametrize("way", ["stop", "end of stdin"])
+@pytest.mark.parametrize("way", ["stop", "end of stdin", "stop, where SIGINT is ignored"])
 def test_a_dialog_can_stop_it(world: World, way: str) -> None:
+    """A ComfyUI that a script has started in the background ignores SIGINT, and hands that on."""
     world.set(install=[{"match": "torch==", "sleep": 20}])
-    child = world.start("create", "--events", stdin=subprocess.PIPE)
+    ignores = signal.SIG_IGN if "ignored" in way else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, ignores)
+    try:
+        child = world.start("create", "--events", stdin=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     world.wait_for(world.folder / "busy")
     assert child.stdin
-    if way == "stop":
+    if way.startswith("stop"):
         child.stdin.write('{"command": "stop"}\n')
         child.stdin.flush()
     out = child.communicate(timeout=10)[0]
