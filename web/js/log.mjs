@@ -40,14 +40,15 @@ export class LogView {
   update(text) {
     if (text === this.text) return
     const before = this.text
-    const atTheEnd = this.lines.scrollHeight - this.lines.scrollTop - this.lines.clientHeight < NEAR_THE_END
+    const at = this.lines.scrollTop
+    const atTheEnd = this.lines.scrollHeight - at - this.lines.clientHeight < NEAR_THE_END
     this.text = text
     if (before && before.endsWith('\n') && text.startsWith(before) && !this.search.value) {
       this._append(text.slice(before.length))
     } else {
       this._redraw()
     }
-    if (atTheEnd) this.lines.scrollTop = this.lines.scrollHeight
+    this.lines.scrollTop = atTheEnd ? this.lines.scrollHeight : at
   }
 
   _redraw() {
