@@ -77,7 +77,7 @@ def run_job(
 
 def _keep_workflow(this: Run, call: Call) -> None:
     if call.workflow is not None:
-        write_text(this.folder / "workflow.json", json.dumps(call.workflow, ensure_ascii=False), durable=False)
+        write_text(this.folder / "workflow.json", json.dumps(call.workflow), durable=False)  # ASCII: it takes any text
 
 
 def _may_stay(job: Job) -> bool:

@@ -249,8 +249,9 @@ def checked(widget: Widget, value: Any) -> Any:
             return value
         raise _not_offered(widget, value)
     if widget.kind == "text" and isinstance(value, str):
-        if "\0" in value:
-            raise Refused(f"{widget.id} holds a NUL character.", "Type the text again.", names=(widget.id,))
+        if "\0" in value or not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            what = "a NUL character" if "\0" in value else "half of a character, as a cut emoji leaves it"
+            raise Refused(f"{widget.id} holds {what}.", "Type the text again.", names=(widget.id,))
         return value
     if widget.kind in ("int", "float") and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _number_checked(widget, value)

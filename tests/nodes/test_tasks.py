@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -223,6 +224,21 @@ def test_a_run_that_cannot_even_be_written_down_has_failed(
         generate()
     (run,) = jobs.runs.summaries(part("nodes.paths").jobs())
     assert (run["state"], run["error"]["message"]) == ("failed", "The disk is full.")
+
+
+def test_half_an_emoji_anywhere_in_the_workflow_is_no_obstacle_but_in_a_text_of_ours(
+    models: Path, obliging: Engine
+) -> None:
+    """A page that cuts a title in the middle of an emoji leaves half a surrogate pair, which no UTF-8 can hold."""
+    catalogue, workflow = part("nodes.catalogue"), {"id": "w", "nodes": [{"title": "a cat \ud83d"}]}
+    hidden = SimpleNamespace(unique_id="7", prompt={}, extra_pnginfo={"workflow": workflow})
+    node = next(node for node in catalogue.nodes() if node.name == "Wan21Generator")
+    run = catalogue.execute(node, hidden, {"models": wan_models(), "prompt": "a cat"}).values[-1]
+    assert json.loads((run.folder / "workflow.json").read_text("utf-8")) == workflow
+    with pytest.raises(ValueError, match="prompts? holds half of a character"):
+        generate(prompt="a cat \ud83d")
+    with pytest.raises(ValueError, match="prompts holds half of a character"):
+        run_node("BatchProcessor", models=wan_models(), prompts="a cat \ud83d")
 
 
 def test_a_file_in_the_place_of_the_jobs_folder_is_told(models: Path, obliging: Engine) -> None:
