@@ -26,11 +26,17 @@ def checked_line(line: str, number: int) -> str:
         value = line[mark.end() : end]
         if mark.group(1) in FILE_LETTERS:
             try:
-                value = f" {paths.anywhere(value.strip())} "
+                value = f" {paths.anywhere(_unquoted(value.strip()))} "
             except OptionError as error:
                 raise OptionError(f"Line {number}: {error.message}", hint=error.hint) from None
         found += f"--{mark.group(1)}{value}"
     return found.rstrip()
+
+
+def _unquoted(value: str) -> str:
+    """A path without the quotes around it, which the engine takes for none of it."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" and value[0] not in value[1:-1]
+    return value[1:-1] if quoted else value
 
 
 def write_prompts(text: str) -> str:

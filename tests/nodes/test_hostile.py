@@ -186,17 +186,20 @@ def test_a_video_stays_in_the_output_folder(models: Path, obliging: Engine, pref
 
 
 @pytest.mark.parametrize("letter", ["i", "ei", "cn", "ci", "cim"])
-@pytest.mark.parametrize("path", ["/etc/passwd", "../secret/key.mp4", "input/link.mp4", "\\\\server\\x"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../secret/key.mp4", "input/link.mp4", "\\\\server\\x", '"/etc/passwd"']
+)
 def test_prompt_lines_may_not_name_files_outside(secret: Path, obliging: Engine, letter: str, path: str) -> None:
     message = refused("BatchProcessor", models=wan_models(), prompts=f"a cat\na dog --{letter} {path} --d 5")
     assert "Line 2" in message
     assert obliging.starts == []
 
 
-def test_a_prompt_line_may_name_a_file_of_the_input_folder(models: Path) -> None:
-    (models / "input" / "cat.png").write_text("a cat")
-    file = Path(part("nodes.prompts").write_prompts("a cat --i cat.png --d 5"))
-    assert file.read_text() == f"a cat --i {os.path.realpath(models / 'input/cat.png')} --d 5\n"
+@pytest.mark.parametrize("name", ["my cat.png", '"my cat.png"', "'input/my cat.png'"])
+def test_a_prompt_line_may_name_a_file_of_the_input_folder(models: Path, name: str) -> None:
+    (models / "input" / "my cat.png").write_text("a cat")
+    file = Path(part("nodes.prompts").write_prompts(f"a cat --i {name} --d 5"))
+    assert file.read_text() == f"a cat --i {os.path.realpath(models / 'input/my cat.png')} --d 5\n"
 
 
 def test_every_letter_that_names_a_file_is_looked_up() -> None:
