@@ -1,11 +1,13 @@
 """One writer at a time: a lock on a name that the operating system drops when its holder dies, however it dies.
 
-The lock's file says who holds it, for the message only, and stays behind: it is the kernel's lock that counts.
+The lock's file says who holds it, for the message only, and stays behind: it is the kernel's lock that counts. Where a
+disk has no locks (Lustre without `flock`, NFS without its daemon), there is none, and work is not refused for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from .errors import OptionError
 
 FAR_BYTE = 1 << 30  # Windows locks bytes against reading too, so a byte is locked that the text never reaches
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -46,6 +49,9 @@ def _try_lock(descriptor: int) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return True
 
 

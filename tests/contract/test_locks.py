@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -43,3 +46,18 @@ def test_a_killed_holder_holds_nothing(tmp_path, holder):
         pass
     with only_one(tmp_path / "out" / ".a.lock", what="It is written", hint="Wait."):
         pass  # and it can be held again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX's")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_refuses_no_work(tmp_path, monkeypatch, number):
+    """As file systems of clusters are often mounted; other errors are told."""
+    import fcntl
+
+    flock = Mock(side_effect=OSError(number, os.strerror(number)))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with only_one(tmp_path / ".a.lock", what="It is written", hint="Wait."):
+        flock.assert_called_once()
+    flock.side_effect = OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(OSError), only_one(tmp_path / ".a.lock", what="It is written", hint="Wait."):
+        pass
