@@ -61,8 +61,7 @@ class StepCaching(Section, title="Step cache", late=True):
                     f"Choose --step_cache {method}, or leave out --{name}.",
                     names=(name, "step_cache"),
                 )
-        ratios = _lists(self, "step_cache_ratios")
-        if any(not 0 < ratio < 1000 for one in ratios for ratio in one):
+        if not are_ratios(_lists(self, "step_cache_ratios")):
             raise _no_list(self, "step_cache_ratios", "numbers above 0")
         _lists(self, "step_cache_coefficients")
 
@@ -90,16 +89,25 @@ class StepCaching(Section, title="Step cache", late=True):
         return {**found, "calibrate": True} if self.step_cache_calibrate else found
 
 
-def _lists(section: StepCaching, name: str) -> tuple[tuple[float, ...], ...]:
-    """`1,0.98;1,0.97` as numbers, a tuple for each expert. OptionError."""
-    text = getattr(section, name)
-    if text is None:
-        return ()
+def numbers_in(text: str) -> tuple[tuple[float, ...], ...]:
+    """`1,0.98;1,0.97` as numbers, a tuple for each expert; () for what is no such list of finite numbers."""
     try:
         found = tuple(tuple(map(float, one.split(","))) for one in text.split(";"))
     except ValueError:
-        found = ((math.nan,),)
-    if not all(math.isfinite(number) for one in found for number in one):
+        return ()
+    return found if all(math.isfinite(number) for one in found for number in one) else ()
+
+
+def are_ratios(lists: tuple[tuple[float, ...], ...]) -> bool:
+    """Whether these can be ratios of magnitudes."""
+    return all(0 < ratio < 1000 for one in lists for ratio in one)
+
+
+def _lists(section: StepCaching, name: str) -> tuple[tuple[float, ...], ...]:
+    """The numbers of an option, () where it was not given. OptionError."""
+    text = getattr(section, name)
+    found = () if text is None else numbers_in(text)
+    if text is not None and not found:
         raise _no_list(section, name, "numbers")
     return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import OptionError
 from ...contract.options import StepCaching
+from ...contract.options.step_caches import are_ratios, numbers_in
 from ...parts import hunyuan_step_caches as numbers
 from ...parts.step_caching import StepCacheSettings, Usual, settled
 from ..values import Request
@@ -74,20 +75,16 @@ def _given(flags: FramePackMagCache) -> str | None:
 
 def ratios_of(text: str) -> tuple[float, ...]:
     """`--magcache_mag_ratios 1,1.07,1.29` as numbers, `0` as the published ones. OptionError."""
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        found = tuple(map(float, parts))
-    except ValueError:
-        found = ()
-    if found == (0.0,):
+    found = numbers_in(text)
+    if found == ((0.0,),):
         return PUBLISHED_RATIOS
-    if not found or not all(0 < ratio < 1000 for ratio in found):
+    if len(found) != 1 or not are_ratios(found):
         raise OptionError(
             f"--magcache_mag_ratios {text!r} is not a list of numbers above 0.",
             "Give 0 for the usual ones, or the list that --magcache_calibration prints.",
             names=("magcache_mag_ratios",),
         )
-    return found
+    return found[0]
 
 
 def asked_for(flags: FramePackMagCache, caching: StepCaching, line: Any) -> dict[str, Any] | None:

@@ -218,7 +218,7 @@ def test_two_spellings_at_odds_are_one_error(flags, said):
         generating(flags)
 
 
-@pytest.mark.parametrize("given", ["abc", "1,,2", "1,-2", "0,0", "nan"])
+@pytest.mark.parametrize("given", ["abc", "1,,2", "1,-2", "0,0", "nan", "1,1.1;1,1.1"])
 def test_ratios_that_are_no_list_of_numbers_are_refused(given):
     with pytest.raises(OptionError, match="list of numbers"):
         caching_of(f"--magcache_mag_ratios {given}")
