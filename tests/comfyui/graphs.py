@@ -114,11 +114,20 @@ FAMILIES = (WAN, HUNYUAN, FRAMEPACK)
 
 def noted(kind: str, title: str, family: Family | None = None) -> str:
     """A note out of `notes/`: the title, then English, then Japanese."""
-    begin, models = _languages("begin"), _languages(f"models_{family.key}") if family else ("", "")
+    begin, models = _languages("begin"), _about_models(kind, family) if family else ("", "")
     parts = [
         body.format(begin=begin[number], models=models[number]) for number, body in enumerate(_languages(kind))
     ]  # fmt: skip
     return f"# {title}\n\n" + "\n\n---\n\n".join(parts)
+
+
+def _about_models(kind: str, family: Family) -> tuple[str, str]:
+    """What changes with real models of a family, and what else does in this kind of workflow."""
+    always, here = f"models_{family.key}", f"models_{family.key}_{kind}"
+    if not (NOTES / f"{here}.md").is_file():
+        return _languages(always)
+    english, japanese = zip(_languages(always), _languages(here), strict=True)
+    return "\n".join(english), "\n".join(japanese)
 
 
 def _languages(name: str) -> tuple[str, str]:

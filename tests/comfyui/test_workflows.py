@@ -40,6 +40,9 @@ def test_ids_thumbnails_and_notes(name: str):
     note = next(node for node in workflow["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
     assert "To begin" in note and "はじめに" in note
     assert not re.search(r"/(home|root|work|tmp|Users)/", json.dumps(workflow))
+    values = [node.get("widgets_values") for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
+    for letter in re.findall(r"--\w+", note):
+        assert letter in json.dumps(values), f"the note speaks of {letter}, which this workflow has not"
 
 
 def test_the_template_browser_offers_all_of_them(comfyui: Server):
