@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.contract.errors import EngineError, OptionError
-from . import demo, environment, jobs, paths, preferences, sheet, words, workers
+from . import demo, environment, jobs, last_shown, paths, preferences, sheet, words, workers
 from .runs import OVER, Run
 
 COMMANDS = ("stop", "save", "sample", "cancel")
@@ -122,6 +122,10 @@ def remove(asked: Asked) -> Answer:
     return Answer(data={"removed": found.id})
 
 
+def shown(asked: Asked) -> Answer:
+    return Answer(data={"shown": last_shown.of_workflow(asked.query.get("workflow", ""))})
+
+
 # ------------------------------------------------------------------------------------- environment, settings, datasets
 
 
@@ -166,6 +170,7 @@ ROUTES: tuple[tuple[str, str, Callable[[Asked], Answer]], ...] = (
     ("GET", "/musubi/runs/{id}/workflow", workflow),
     ("POST", "/musubi/runs/{id}/command", command),
     ("DELETE", "/musubi/runs/{id}", remove),
+    ("GET", "/musubi/shown", shown),
     ("GET", "/musubi/environment", engine),
     ("POST", "/musubi/environment", engine_action),
     ("POST", "/musubi/demo", make_demo),

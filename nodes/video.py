@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..engine.contract.errors import OptionError
-from . import host, manifest, paths
+from . import host, last_shown, manifest, paths
 from .sockets import STRING, VIDEO
 from .spec import NONE, Call, Node, Outcome, Result, Socket, Widget
 
@@ -38,6 +38,7 @@ def _save(call: Call) -> Outcome:
         video, call.inputs["filename_prefix"], call.inputs["format"],
         metadata={key: value for key, value in metadata.items() if value is not None},
     )  # fmt: skip
+    last_shown.keep(call, saved.shown)
     return Outcome(values=(video, str(saved.path)), ui=saved.shown)
 
 

@@ -43,6 +43,7 @@ export const server = {
   workflow: (id) => ask(`${one(id)}/workflow`),
   command: (id, command) => post(`${one(id)}/command`, { command }),
   remove: (id) => ask(one(id), { method: 'DELETE' }),
+  shown: async (workflow) => (await ask(`/shown?workflow=${encodeURIComponent(workflow)}`)).shown,
   environment: () => ask('/environment'),
   changeEnvironment: (action) => post('/environment', { action }),
   settings: () => ask('/settings'),
@@ -58,6 +59,11 @@ export function fileAddress(url) {
 /** Call `tell(data)` for each message of this name. */
 export function listen(message, tell) {
   api.addEventListener(message, ({ detail }) => tell(detail))
+}
+
+/** Tell this page what the server told the pages that were open then. */
+export function tellAgain(message, detail) {
+  api.dispatchEvent(new CustomEvent(message, { detail }))
 }
 
 /** Call `tell()` when the connection to the server is there again. */

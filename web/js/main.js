@@ -11,6 +11,7 @@ import { useStyle } from './dom.mjs'
 import { followEnvironment } from './environment.mjs'
 import { isOurs } from './graph.mjs'
 import { JobsTab, showRun } from './jobs_tab.mjs'
+import { showAgain } from './last_shown.mjs'
 import { tellEnds, tellRefusals } from './notify.mjs'
 import { titleOf } from './run_panel.mjs'
 import { addRunWidget } from './run_widget.mjs'
@@ -92,6 +93,10 @@ app.registerExtension({
     tellEnds(app)
     tellRefusals(app)
     await Promise.all([runs.followRuns(), followEnvironment()])
+  },
+
+  afterConfigureGraph() {
+    showAgain(app)
   },
 
   nodeCreated(node) {

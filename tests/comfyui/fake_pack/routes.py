@@ -146,6 +146,11 @@ async def _remove(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+@server.routes.get("/musubi/shown")
+async def _shown(request: web.Request) -> web.Response:
+    return web.json_response({"shown": []})
+
+
 @server.routes.get("/musubi/environment")
 async def _environment(request: web.Request) -> web.Response:
     return web.json_response(environment)
