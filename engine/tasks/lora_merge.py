@@ -58,7 +58,7 @@ def _into_model(job: Job, family: str, loras: Loras, say: Say) -> str:
         shard_bytes=None if options.max_shard_size is None else int(options.max_shard_size * 1e9),
         say=say,
     )
-    return f"Merged {len(loras)} LoRA{'s' if len(loras) > 1 else ''} into {output}"
+    return f"{len(loras)} merged into {output}"
 
 
 def in_use(folder: Path) -> bool:

@@ -81,8 +81,9 @@ def _train(job: Job, say: Say, control: Control) -> str:
         if group.leads and not outcome.stopped:
             resuming.write_finished(job, record, steps=outcome.step)
         group.leave()
-    verb = "Stopped after" if outcome.stopped else "Trained"
-    return f"{verb} {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
+    if outcome.stopped:
+        return f"Stopped after {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
+    return f"Trained {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,18 +13,29 @@ from typing import Any
 
 import pytest
 
+from engine.tasks import kept
+
 PACK = Path(__file__).resolve().parents[2]
 SCRIPTS = PACK / "web" / "js"
 LANGUAGES = ("en", "ja")
 LONGEST = 400
-JOBS, COUNTING = ("data", "tasks", "training"), {"Meter", "start", "survey"}
+JOBS, COUNTING = ("engine/data", "engine/tasks", "engine/training"), {"Meter", "start", "survey"}
 CHOSEN_AT_RUN_TIME = {
     "artifact": None, "error": None, "family": None, "verb": None, "resource": None, "state": None, "tab": None,
     "notify": None, "jobs": {"all", "running", "finished", "failed"}, "run": {"stop", "save", "sample", "cancel"},
     "setup": {"create", "repair", "cancel", "update", "go_on", "fact", "state", "words"}, "settings": None,
-    "doing": None, "unit": None,
+    "doing": None, "unit": None, "said": None,
 }  # fmt: skip
 """Groups of texts whose keys are put together by the page; None: all of the group."""
+IN_A_TERMINAL = ("bench", "demo", "doctor", "lora_info")
+"""Commands that no node runs."""
+ENDS = {
+    "train": {"_train"}, "resuming": {"finished_already"}, "report": {"summary"}, "lora_convert": {"run"},
+    "generate": {"_generate", "_converse", "_decode_saved", "_save_merged"}, "lora_ema": {"run"},
+    "lora_merge": {"_into_model", "_into_one"},
+}  # fmt: skip
+"""The functions that give a job's last sentence, by file."""
+OVER = ("", "done", "stopped", "failed")
 
 
 def texts(language: str) -> dict[str, Any]:
@@ -77,24 +88,87 @@ def test_no_text_is_left_over():
         assert at_run_time or f"'{key}'" in everything, key
 
 
-def said_by_the_engine(classes: set[str], keyword: str) -> set[str]:
+def scripts_of(*folders: str) -> Iterator[tuple[str, ast.AST]]:
+    for path in (path for folder in folders for path in sorted((PACK / folder).rglob("*.py"))):
+        yield path.relative_to(PACK).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in names:
+            yield node
+
+
+def keyword(call: ast.Call, name: str) -> ast.expr | None:
+    return next((item.value for item in call.keywords if item.arg == name), None)
+
+
+def said_by_the_engine(classes: set[str], name: str) -> set[str]:
     """The fixed words with which the engine's jobs name what they do (`Stage(name=…)`), or what they count."""
-    found = set()
-    for path in (path for folder in JOBS for path in (PACK / "engine" / folder).rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
-            given = next((item.value for item in call.keywords if item.arg == keyword), None)
-            if name in classes and isinstance(given, ast.Constant):
-                found.add(given.value)
-    return found
+    given = (keyword(call, name) for _, tree in scripts_of(*JOBS) for call in calls(tree, classes))
+    return {value.value for value in given if isinstance(value, ast.Constant)}
 
 
 def test_what_the_engine_does_and_counts_is_said_in_every_language():
     stages = said_by_the_engine({"Stage"}, "name") | said_by_the_engine(COUNTING, "label")
     assert "Loading the DiT" in stages and len(stages) > 20
+    stages |= {f"Taking the {what} of the run before" for what in kept.WORDS.values()}
     assert {re.sub("[^a-z0-9]+", "_", words.lower()) for words in stages} == texts("en")["doing"].keys()
     assert said_by_the_engine(COUNTING, "unit") == texts("en")["unit"].keys()
+
+
+def test_no_stage_has_another_name_that_is_put_together():
+    found = {
+        path
+        for path, tree in scripts_of(*JOBS)
+        for call in calls(tree, {"Stage"})
+        if not isinstance(keyword(call, "name"), ast.Constant)
+    }
+    assert found == {"engine/tasks/kept.py", *(f"engine/tasks/{name}.py" for name in IN_A_TERMINAL)}
+
+
+def form_of(sentence: ast.AST | None) -> list[str]:
+    """The fixed parts of a sentence, [] where nothing in it is fixed; what is put in between them does not matter."""
+    if isinstance(sentence, ast.Constant) and isinstance(sentence.value, str):
+        return [sentence.value] if sentence.value else []
+    if not isinstance(sentence, ast.JoinedStr):
+        return []
+    parts = [""]
+    for part in sentence.values:
+        if isinstance(part, ast.Constant):
+            parts[-1] += part.value
+        else:
+            parts.append("")
+    return parts
+
+
+def ends_of_jobs() -> Iterator[tuple[str, ast.AST | None]]:
+    """With what a run on a card ends, and where that stands: results, stops, and what the nodes say of an ended run."""
+    for path, tree in scripts_of("engine/tasks", "engine/data"):
+        if Path(path).stem in ENDS:
+            functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+            for function in (one for one in functions if one.name in ENDS[Path(path).stem]):
+                yield from ((path, node.value) for node in ast.walk(function) if isinstance(node, ast.Return))
+        if Path(path).stem not in IN_A_TERMINAL:
+            yield from ((path, call.args[0]) for call in calls(tree, {"Stopped"}))
+    for path, tree in scripts_of("nodes"):
+        over = (call for call in calls(tree, {"change"}) if not call.args or getattr(call.args[0], "value", "") in OVER)
+        yield from ((path, keyword(call, "message")) for call in over)
+        if path == "nodes/records.py":
+            for table in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
+                for key, value in zip(table.keys, table.values, strict=True):
+                    if getattr(key, "value", "") in ("message", "hint"):
+                        yield path, value
+        for function in (node for node in ast.walk(tree) if getattr(node, "name", "") == "_unsaid"):
+            yield from ((path, node.value) for node in ast.walk(function) if isinstance(node, ast.Return))
+
+
+def test_how_a_run_ended_is_said_in_every_language():
+    """Sentences by their form. One that is told in other words, or told no more, shows here."""
+    told = {tuple(form): path for path, sentence in ends_of_jobs() if (form := form_of(sentence))}
+    known = {tuple(re.split(r"\{\w+\}", form)) for form in texts("en")["said"].values()}
+    assert {form: path for form, path in told.items() if form not in known} == {}
+    assert known - told.keys() == set()
 
 
 @pytest.mark.parametrize("file", ["settings.json", "commands.json"])

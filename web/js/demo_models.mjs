@@ -7,7 +7,7 @@ import { button, make, setText, show } from './dom.mjs'
 import { share } from './format.mjs'
 import { isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
-import { text } from './texts.mjs'
+import { doing, said, text } from './texts.mjs'
 
 /** `{ element, update(ready), destroy() }`. */
 export function demoModels() {
@@ -42,10 +42,10 @@ export function demoModels() {
     fill.style.width = `${(share(run.progress) ?? 0) * 100}%`
     const ended = {
       done: text('demo.done'),
-      failed: `${run.error?.message ?? ''} ${run.error?.hint ?? ''}`,
+      failed: `${said(run.error?.message)} ${said(run.error?.hint)}`,
       stopped: text('state.stopped')
     }
-    setText(words, live ? run.stage : (ended[run.state] ?? ''))
+    setText(words, live ? doing(run.stage) : (ended[run.state] ?? ''))
   }
 
   const destroy = runs.watchList(draw)

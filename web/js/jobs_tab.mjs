@@ -9,7 +9,7 @@ import { duration, moment, share, withoutFolders } from './format.mjs'
 import { RunPanel, stateBadge, titleOf } from './run_panel.mjs'
 import { elapsed, isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
-import { doing, locale, text } from './texts.mjs'
+import { doing, locale, said, text } from './texts.mjs'
 
 const FILTERS = {
   all: () => true,
@@ -163,7 +163,8 @@ export class JobsTab {
       state = `${now.state}${now.reused}`
       element.dataset.state = now.state
       setText(facts, `${moment(now.started, locale())}  ·  ${duration(elapsed(now))}`)
-      setText(words, now.error?.message ?? (isLive(now) ? doing(now.stage) : withoutFolders(now.message)) ?? '')
+      const ended = now.error ? said(now.error.message) : withoutFolders(said(now.message))
+      setText(words, isLive(now) ? doing(now.stage) : ended)
       show(bar, isLive(now))
       fill.style.width = `${(share(now.progress) ?? 0) * 100}%`
     }

@@ -11,7 +11,7 @@ import { nodeAt, rootOf } from './graph.mjs'
 import { titleOf } from './run_panel.mjs'
 import { isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
-import { text } from './texts.mjs'
+import { said, text } from './texts.mjs'
 
 const TOLD = new Set(['train', 'generate'])
 const SHOWN_MS = 8000
@@ -36,8 +36,8 @@ export function tellEnds(app) {
   function tell(run) {
     const words = text(`notify.${run.state}`, { title: titleOf(run) })
     if (run.state === 'done') toast('success', words)
-    else if (run.state === 'stopped') toast('info', words, withoutFolders(run.message))
-    else setTimeout(() => told.has(run.prompt) || toast('error', words, run.error?.message), COMFYUI_TELLS_MS)
+    else if (run.state === 'stopped') toast('info', words, withoutFolders(said(run.message)))
+    else setTimeout(() => told.has(run.prompt) || toast('error', words, said(run.error?.message)), COMFYUI_TELLS_MS)
   }
 }
 

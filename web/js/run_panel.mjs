@@ -15,7 +15,7 @@ import { Resources } from './resources.mjs'
 import { elapsed, isLive } from './run_state.mjs'
 import { followLog } from './runs.mjs'
 import { Samples } from './samples.mjs'
-import { doing, text, textOr, unitOf } from './texts.mjs'
+import { doing, said, text, textOr, unitOf } from './texts.mjs'
 
 const SYMBOLS = {
   waiting: 'clock',
@@ -244,7 +244,7 @@ export class RunPanel {
       if (Number.isFinite(progress.eta_s)) facts.push(text('run.left', { time: duration(progress.eta_s) }))
     }
     if (run.started) facts.push(text(live ? 'run.since' : 'run.took', { time: duration(elapsed(run)) }))
-    if (run.state === 'done') facts.push(run.reused ? text('run.reused') : withoutFolders(run.message))
+    if (run.state === 'done') facts.push(run.reused ? text('run.reused') : withoutFolders(said(run.message)))
     setText(this.facts, facts.filter(Boolean).join('  ·  '))
   }
 
@@ -259,8 +259,8 @@ export class RunPanel {
     if (error) {
       this.problem.replaceChildren(
         make('b', {}, textOr(`error.${error.kind}`, text('error.bug'))),
-        make('div', {}, error.message),
-        error.hint ? make('div', { class: 'musubi-advice' }, error.hint) : '',
+        make('div', {}, said(error.message)),
+        error.hint ? make('div', { class: 'musubi-advice' }, said(error.hint)) : '',
         make(
           'div',
           { class: 'musubi-bar' },
@@ -277,7 +277,7 @@ export class RunPanel {
         make('div', {}, text('error.not_finite_hint'))
       )
     } else {
-      this.problem.textContent = withoutFolders(message) || text('run.stopped')
+      this.problem.textContent = withoutFolders(said(message)) || text('run.stopped')
     }
   }
 

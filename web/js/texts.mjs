@@ -33,9 +33,33 @@ export function textOr(key, otherwise) {
   return look(chosen, key) ?? look(english, key) ?? otherwise
 }
 
-/** What the engine says it is doing: in the reader's language where it is one of its fixed stages, else as it is. */
+/**
+ * What the engine says it is doing: in the reader's language where it is one of its fixed stages, else as it is. The
+ * demo says before it for whom ("Wan 2.1: Training").
+ */
 export function doing(words) {
-  return words ? textOr(`doing.${words.toLowerCase().replaceAll(/[^a-z0-9]+/g, '_')}`, words) : ''
+  const [before, stage] = /^(.*: )?(.*)$/s.exec(words ?? '').slice(1)
+  return (before ?? '') + textOr(`doing.${stage.toLowerCase().replaceAll(/[^a-z0-9]+/g, '_')}`, stage)
+}
+
+/**
+ * How a run ended, as the engine or the server says it: in the reader's language where the sentence has one of the
+ * forms under "said", with the numbers and names that stand in it; else as it is.
+ */
+export function said(words) {
+  for (const [key, form] of Object.entries(english.said ?? {})) {
+    const values = valuesIn(form, words ?? '')
+    if (values) return text(`said.${key}`, { ...values, unit: unitOf(values.unit) })
+  }
+  return words ?? ''
+}
+
+/** What stands in a sentence where its form has `{name}`, null for a sentence of another form. */
+function valuesIn(form, words) {
+  const parts = form.split(/\{(\w+)\}/) // text and names in turn
+  const pattern = parts.map((part, place) => (place % 2 ? `(?<${part}>.*?)` : part.replace(/[^\w\s]/g, '\\$&')))
+  const found = new RegExp(`^${pattern.join('')}$`, 's').exec(words)
+  return found && { ...found.groups }
 }
 
 /** "steps", "clips", …: what the engine counts, in the reader's language. */

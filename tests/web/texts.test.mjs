@@ -1,0 +1,46 @@
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { test } from 'node:test'
+
+import { api } from './comfyui_stub.mjs'
+
+const { doing, loadTexts, said } = await import('../../web/js/texts.mjs')
+
+const read = (language) =>
+  JSON.parse(readFileSync(new URL(`../../locales/${language}/main.json`, import.meta.url), 'utf8'))
+api.answers['/i18n'] = { en: read('en'), ja: read('ja') }
+
+test('how a run ended is said in the reader’s language, with its numbers and names', async () => {
+  await loadTexts('ja')
+  assert.equal(
+    said('Trained 250 steps, average loss 0.0412: /data/out/cat.safetensors'),
+    '250 ステップ学習しました。平均損失 0.0412：/data/out/cat.safetensors'
+  )
+  assert.equal(said('2 of 3 written to /data/out'), '3 件中 2 件を /data/out に保存しました')
+  assert.equal(said('1 written to /data/out'), '1 件を /data/out に保存しました')
+  assert.equal(
+    said('8 windows cached, 0 were there, 0 left out'),
+    'ウィンドウ：8 件をキャッシュ、0 件は作成済み、0 件を除外'
+  )
+  assert.equal(said('Cancelled.'), '中止しました。')
+})
+
+test('a sentence of another form stays as it is', async () => {
+  await loadTexts('ja')
+  for (const words of ['', 'The disk is full.', 'Cancelled. Twice.']) assert.equal(said(words), words)
+  assert.equal(said(undefined), '')
+})
+
+test('in English every sentence stays as it is', async () => {
+  await loadTexts('en')
+  const cached = '8 windows cached, 0 were there, 1 left out, 2 orphaned caches removed'
+  for (const words of ['2 of 3 written to {path}', cached]) assert.equal(said(words), words)
+})
+
+test('a stage is named in the reader’s language, also behind the name of a family', async () => {
+  await loadTexts('ja')
+  assert.equal(doing('Loading the DiT'), 'DiT の読み込み')
+  assert.equal(doing('Wan 2.1: Training'), 'Wan 2.1: 学習')
+  assert.equal(doing('musubi_demo_wan_00001'), 'musubi_demo_wan_00001')
+  assert.equal(doing(''), '')
+})
