@@ -58,7 +58,7 @@ def _into_model(job: Job, family: str, loras: Loras, say: Say) -> str:
         shard_bytes=None if options.max_shard_size is None else int(options.max_shard_size * 1e9),
         say=say,
     )
-    return f"{len(loras)} merged into {output}"
+    return f"LoRA files merged into {output}: {len(loras)}"
 
 
 def in_use(folder: Path) -> bool:
