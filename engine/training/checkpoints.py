@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..contract.errors import DiskError, OptionError
 from ..contract.events import Artifact, Say
-from .states import Owner, Position, StateParts, read_owner, states_of, write_state
+from .states import Owner, Position, StateParts, complaint, read_owner, states_of, write_state
 
 WriteLora = Callable[[Path, int, int], None]
 
@@ -104,12 +104,20 @@ class Checkpoints:
         return path
 
     def save_passing_state(self, parts: StateParts, position: Position) -> Path:
-        """Save a state alone, which goes when `--save_last_n_states` newer ones of its kind have come."""
+        """Save a state alone, which goes when `--save_last_n_states` newer ones of its kind have come. One of this step
+        that is to stay is left as it is."""
+        there = self._state_folder(step_base(self.name, position.step))
+        if self._is_to_stay(there):
+            return there
         folder = self._write_state(step_base(self.name, position.step), parts, position, passing=True)
         ours = [place for place in states_of(self.folder, self.name) if self._is_ours_and_passing(place)]
         for place in ours[self.keep.save_last_n_states :]:
             shutil.rmtree(place, ignore_errors=True)
         return folder
+
+    def _is_to_stay(self, folder: Path) -> bool:
+        owner = read_owner(folder)
+        return owner.training == self._owner.training and not owner.passing and not complaint(folder)
 
     def _is_ours_and_passing(self, folder: Path) -> bool:
         owner = read_owner(folder)
@@ -144,10 +152,13 @@ class Checkpoints:
         return path
 
     def _write_state(self, base: str, parts: StateParts, position: Position, *, passing: bool = False) -> Path:
-        folder = self.folder / f"{base}-state"
+        folder = self._state_folder(base)
         write_state(folder, parts, position, owner=replace(self._owner, passing=passing))
         self._say(Artifact(kind="state", path=str(folder)))
         return folder
+
+    def _state_folder(self, base: str) -> Path:
+        return self.folder / f"{base}-state"
 
     def _hand_on(self, path: Path) -> None:
         if self._on_saved is not None:
@@ -165,7 +176,7 @@ class Checkpoints:
 
     def _remove_state(self, base: str) -> None:
         if base:
-            shutil.rmtree(self.folder / f"{base}-state", ignore_errors=True)
+            shutil.rmtree(self._state_folder(base), ignore_errors=True)
 
 
 def step_base(name: str, step: int | None) -> str:

@@ -462,6 +462,24 @@ def test_a_step_that_runs_out_of_memory_costs_no_step_before_it(tmp_path: Path) 
     assert all(torch.equal(value, whole.network.state()[name]) for name, value in second.network.state().items())
 
 
+def test_running_out_of_memory_leaves_the_state_that_was_asked_for(tmp_path: Path) -> None:
+    """In the step after it was saved: one that goes when newer ones come must not take its place."""
+    calls = []
+
+    def fifth(*args, **values):
+        calls.append(args)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return flow_error(*args, **values)
+
+    some = job(tmp_path, keep=Keep(save_every_n_steps=4, save_state=True))
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(micro_batch, "flow_error", fifth)
+        some.run()
+    (state,) = tmp_path.glob("*-state")
+    assert state.name == "toy-step00000004-state" and not read_owner(state).passing
+
+
 def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
     some = job(tmp_path, setup={"batches": lambda epoch, first: batches(epoch, first, count=3)})
     with pytest.raises(DataError, match="ended before"):
