@@ -24,7 +24,7 @@ from ..engine.contract.files import whole_file
 from . import environment, host, jobs, paths, places, run, show
 from .runs import Run
 
-NAME = "musubi_demo"
+NAME = paths.DEMO
 VERB = "demo"
 STEPS = ("prepare", "cache-latents", "cache-text", "train")
 TICK_S = 0.2

@@ -27,6 +27,8 @@ MODEL_FOLDERS = {
 }
 """The kind of a model file, as options declare it → ComfyUI's name of the folder."""
 OURS = "musubi"
+DEMO = "musubi_demo"
+"""The folder of the demo's models and clips. It is there to be deleted whole."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv")
 DATASET_SUFFIXES = (".toml", ".json")
@@ -228,6 +230,7 @@ def result_folder(kind: str) -> Path:
     """A folder of ours in the first of ComfyUI's folders for a kind of model file that takes files. DataError."""
     name = MODEL_FOLDERS[kind]
     listed = [Path(folder) for folder in host.folder_paths().get_folder_paths(name)]
+    listed = [folder for folder in listed if folder.parent.name != DEMO]
     listed.sort(key=lambda folder: folder.name != name)  # models/unet is an older name of models/diffusion_models
     for folder in listed:
         if folder.is_dir() and os.access(folder, os.W_OK):

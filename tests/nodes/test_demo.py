@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -76,3 +77,14 @@ def test_it_says_where_it_lies_in_words_that_differ(comfy: Path, monkeypatch: py
     run = demo.make()
     until(lambda: run.state == "done")
     assert run.message == "In models/musubi_demo and input/musubi_demo."
+
+
+def test_what_is_trained_never_goes_into_the_demos_folder(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ComfyUI whose models all lie elsewhere, after the demo: the folder of that name is the demo's alone."""
+    paths, folder_paths = part("nodes.paths"), importlib.import_module("folder_paths")
+    own, demo, elsewhere = comfy / "models/loras", comfy / "models/musubi_demo/loras", comfy / "stable-diffusion/Lora"
+    own.rmdir()
+    for folder in (demo, elsewhere):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda kind: [str(own), str(demo), str(elsewhere)])
+    assert paths.result_folder("lora") == elsewhere / "musubi"
