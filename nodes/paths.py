@@ -32,6 +32,8 @@ DEMO = "musubi_demo"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv")
 DATASET_SUFFIXES = (".toml", ".json")
+LONGEST_NAME = 200
+"""In bytes: disks take 255, and an ending is added."""
 LISTING_S = 3.0
 DEPTH = 4
 MOST_FOLDERS = 2000
@@ -242,6 +244,7 @@ def safe_name(name: str, where: str) -> str:
     """`name` if it is a plain file name on every system. OptionError that names `where`."""
     reserved = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
     bad = not name.strip(". ") or name != name.strip() or len(name) > 100 or name.startswith((".", "-"))
+    bad = bad or len(name.encode("utf-8", "replace")) > LONGEST_NAME
     if (
         bad
         or any(sign in '/\\:*?"<>|' or ord(sign) < 32 for sign in name)

@@ -63,6 +63,7 @@ MISTAKES = [
     (f"{TRAIN} --compile --compile_fullgraph --split_attn", "--split_attn cannot be compiled", "Leave out"),
     (f"{TRAIN} --dim_from_weights", "--network_weights, which is not given", "Add --network_weights"),
     (f"{TRAIN} --network_module networks.lora", "does not train this family; its LoRA is networks.lora_wan", "Leave"),
+    (f"{TRAIN} --output_name {'猫' * 61}", "--output_name is 183 bytes long, at most 180 leave room", "shorter"),
     (f"{TRAIN} --output_name a/b", "--output_name 'a/b' is no file name.", "--output_dir"),
     (f"{TRAIN} --log_with tensorboard", "needs a folder for the logs", "--logging_dir"),
     (f"{TRAIN} --log_tracker_config t.toml", "but nothing is logged", "--log_with wandb"),

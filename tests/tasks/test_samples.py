@@ -17,9 +17,11 @@ from engine.contract import cli
 from engine.contract.errors import OptionError
 from engine.contract.events import Artifact, Control, Event, Warning_
 from engine.contract.options import Prompting, Run
+from engine.contract.options.saving import LONGEST_NAME
 from engine.demo.prepare import prepare
 from engine.families import part
 from engine.media.images import image_size
+from engine.media.latents import SUFFIX
 from engine.media.video import probe
 from engine.sampling.prompts import parse_line
 from engine.tasks.experts import Experts
@@ -412,6 +414,13 @@ def test_a_name_as_musubi_tuner_has_it():
     named = {"index": 1, "seed": 42, "now": "20260131235959"}
     assert sample_name("it", step=100, epoch=None, single=False, **named) == "it_000100_01_20260131235959_42"
     assert sample_name("it", step=100, epoch=2, single=True, **named) == "it_e000002_01_20260131235959_42_000"
+
+
+def test_the_longest_name_of_a_training_leaves_room_for_what_is_added():
+    """At its first save a training of hours would end, since no disk takes a file's name of more than 255 bytes."""
+    added = sample_name("", step=10**6 - 1, epoch=10**6 - 1, single=True, index=99, seed=2**64 - 1) + SUFFIX
+    for more in (added, "_high_noise-step00000002-state.previous"):
+        assert LONGEST_NAME + len(more) <= 255
 
 
 # -------------------------------------------------------------------------------------------- what can go wrong, early

@@ -8,6 +8,9 @@ from typing import Literal
 from ..errors import OptionError
 from ..schema import Section, opt
 
+LONGEST_NAME = 180
+"""Bytes of `--output_name`: disks take 255 for a file's name, and step, time and seed of a sample are added."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Saving(Section, title="Saving and resuming"):
@@ -66,6 +69,13 @@ class Saving(Section, title="Saving and resuming"):
             raise OptionError(
                 f"--output_name {self.output_name!r} is no file name.",
                 hint="Use a plain name such as my-lora; folders go to --output_dir.",
+                names=("output_name",),
+            )
+        length = len(self.output_name.encode("utf-8", "replace"))
+        if length > LONGEST_NAME:
+            raise OptionError(
+                f"--output_name is {length} bytes long, at most {LONGEST_NAME} leave room for what is added to it.",
+                hint="Use a shorter name.",
                 names=("output_name",),
             )
         for name in ("save_last_n_epochs", "save_last_n_steps"):
