@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -20,6 +21,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # started by a shell in the background, which hides Ctrl-C from us and from all processes that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis.settings.register_profile("ours", deadline=None)  # on a busy machine, time says nothing of an example
+hypothesis.settings.load_profile("ours")
 
 ROOM_OF_A_WORKER = 4 << 30  # bytes of main memory: the largest tests load whole models, small ones
 
