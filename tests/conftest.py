@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import hypothesis
 import psutil
 import pytest
 
@@ -22,8 +22,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # started by a shell in the background, which hides Ctrl-C from us and from all processes that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-hypothesis.settings.register_profile("ours", deadline=None)  # on a busy machine, time says nothing of an example
-hypothesis.settings.load_profile("ours")
+with contextlib.suppress(ImportError):  # a bare machine with a GPU has it not, nor the tests that need it
+    import hypothesis
+
+    hypothesis.settings.register_profile("ours", deadline=None)  # on a busy machine, time says nothing of an example
+    hypothesis.settings.load_profile("ours")
 
 ROOM_OF_A_WORKER = 4 << 30  # bytes of main memory: the largest tests load whole models, small ones
 
