@@ -9,6 +9,7 @@ waits under `previous_name` for that moment.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -93,7 +94,9 @@ def disk_error(path: Path, error: Exception, *, advice: str = ADVICE) -> DiskErr
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().partition("\n")[0]
     if is_full(error):
         return DiskError(f"{path} could not be written: the disk is full ({reason}).", advice)
-    return DiskError(f"{path} could not be written: {reason}.", "Check the folder and its permissions.")
+    is_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    hint = "Use a shorter name." if is_long else "Check the folder and its permissions."
+    return DiskError(f"{path} could not be written: {reason}.", hint)
 
 
 def in_the_way(folder: Path) -> Path | None:

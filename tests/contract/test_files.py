@@ -233,3 +233,10 @@ def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> N
         thread.join()
     assert not wrong and names(tmp_path) == ["a.bin"]
     assert time.time() - path.stat().st_mtime < 60
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other words for it")
+def test_a_name_that_is_too_long_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"could not be written: File name too long") as caught:
+        write_text(tmp_path / ("猫" * 300), "x")
+    assert caught.value.hint == "Use a shorter name."
