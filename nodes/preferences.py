@@ -39,31 +39,42 @@ class Preferences:
         return {**asdict(self), "roots": list(self.roots)}
 
 
+KNOWN = frozenset(field.name for field in fields(Preferences))
+
+
 def path() -> Path:
     return Path(host.folder_paths().get_system_user_directory("musubi")) / FILE
 
 
 def load() -> Preferences:
-    """The settings as they are now; the defaults when there are none."""
+    """The settings as they are now; the defaults when there are none. Those of a newer version are left alone."""
     try:
-        return made_of(json.loads(path().read_text(encoding="utf-8")))
-    except (OSError, ValueError, OptionError):
+        return made_of({name: value for name, value in _kept().items() if name in KNOWN})
+    except OptionError:
         return Preferences()
+
+
+def _kept() -> dict[str, Any]:
+    """What the file has, {} where there is none to read."""
+    try:
+        found = json.loads(path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def save(changes: Mapping[str, Any]) -> Preferences:
     """Change some settings and keep them. OptionError for a wrong one, DiskError when they cannot be written."""
     changed = made_of({**load().as_json(), **changes})
-    write_text(path(), json.dumps(changed.as_json(), indent=1) + "\n")
+    write_text(path(), json.dumps({**_kept(), **changed.as_json()}, indent=1) + "\n")
     return changed
 
 
 def made_of(data: Mapping[str, Any]) -> Preferences:
     """Settings out of JSON. Raises OptionError that names the wrong one."""
-    known = {field.name for field in fields(Preferences)}
-    unknown = [name for name in data if name not in known]
+    unknown = [name for name in data if name not in KNOWN]
     if unknown:
-        raise OptionError(f"There is no setting {unknown[0]!r}.", hint=f"There are: {', '.join(sorted(known))}.")
+        raise OptionError(f"There is no setting {unknown[0]!r}.", hint=f"There are: {', '.join(sorted(KNOWN))}.")
     gpu, level = data.get("gpu", "auto"), data.get("log_level", "info")
     if not isinstance(gpu, str) or not (gpu in ("auto", "cpu") or gpu.isdecimal()):
         raise OptionError(f"gpu cannot be {gpu!r}.", hint="Use auto, cpu, or the number of a GPU such as 0.")

@@ -240,6 +240,19 @@ def test_settings_are_kept_on_the_server(comfy: Path) -> None:
     assert (comfy / "user/__musubi/settings.json").is_file()
 
 
+def test_settings_of_a_newer_version_are_kept_and_leave_ours_in_force(comfy: Path) -> None:
+    """Whoever goes back to an older pack keeps the engine's home and the folders."""
+    file = comfy / "user/__musubi/settings.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"home": str(comfy / "home"), "of_tomorrow": [1]}))
+    assert asked("settings").data["home"] == str(comfy / "home") and "of_tomorrow" not in asked("settings").data
+    assert asked("change_settings", body={"gpu": "1"}).status == 200
+    kept = json.loads(file.read_text())
+    assert kept["of_tomorrow"] == [1] and kept["gpu"] == "1" and kept["home"] == str(comfy / "home")
+    file.write_text("[]")
+    assert asked("settings").data["home"] == ""
+
+
 def test_the_page_shows_the_settings_that_there_are() -> None:
     """A setting that the server does not have would do nothing."""
     script = (PACK / "web" / "js" / "settings.mjs").read_text(encoding="utf-8")
