@@ -5,8 +5,8 @@ first ones of the held-out captions: a verdict is 0.5 points, and three may be l
 on a CPU and has 16, of which none may be lost. TeaCache has 31, of all the steps that Wan usually makes, and may lose
 one verdict. What step caches compute has a guard of its own, test_step_caches.py.
 
-No gain makes up for what one of the three loses: three verdicts of 64 clips, one of 31, none of 16. At most two were
-lost, by fp8, with the kernels of three kinds of CPUs.
+No gain makes up for what one of the three loses: three verdicts of 64 clips, one of 31, none of 16. At most two of one
+of them were lost, by fp8, with the kernels of three kinds of CPUs.
 
 What is compared is the same clip made twice, so the mean difference of the pixels shows far smaller faults; its upper
 limits are about half more than was measured. The lower ones show that the setting did anything at all.
