@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..engine.contract.errors import OptionError
+from ..engine.contract.files import is_utf_8
 from ..engine.contract.schema import Option
 from . import allowed, paths, prompts, sockets, words
 from .spec import NONE, Input, Switch, Widget, display
@@ -249,7 +250,7 @@ def checked(widget: Widget, value: Any) -> Any:
             return value
         raise _not_offered(widget, value)
     if widget.kind == "text" and isinstance(value, str):
-        if "\0" in value or not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+        if "\0" in value or not is_utf_8(value):
             what = "a NUL character" if "\0" in value else "half of a character, as a cut emoji leaves it"
             raise Refused(f"{widget.id} holds {what}.", "Type the text again.", names=(widget.id,))
         return value

@@ -99,6 +99,15 @@ def disk_error(path: Path, error: Exception, *, advice: str = ADVICE) -> DiskErr
     return DiskError(f"{path} could not be written: {reason}.", hint)
 
 
+def is_utf_8(text: str) -> bool:
+    """Whether a text can be written at all: bytes of a name from another system's archive cannot, nor half an emoji."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def in_the_way(folder: Path) -> Path | None:
     """The file that stands where this folder, or one above it, would have to be; None when there is none."""
     for path in (folder, *folder.parents):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
+from .files import is_utf_8
 
 if TYPE_CHECKING:
     from .schema import Option
@@ -129,7 +130,7 @@ def _checked_one(option: Option, value: Any, place: Place) -> Any:
     if option.file_kind and isinstance(value, str) and any(ord(character) < 32 for character in value):
         hint = f"In TOML, write Windows paths in single quotes: {option.name} = 'C:\\folder\\file'."
         raise OptionError(f"{place} holds a control character: {value!r}.", hint=hint, names=(option.name,))
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    if isinstance(value, str) and not is_utf_8(value):
         message = f"{place} holds bytes that are no UTF-8, which no job file can hold: {value!r}."
         hint = "Rename the file or folder." if option.file_kind else "Write it in UTF-8."
         raise OptionError(message, hint=hint, names=(option.name,))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..contract.errors import DataError
 from ..contract.events import Log, Say
+from ..contract.files import is_utf_8
 from ..contract.packages import how_to_install
 from ..media import suffixes
 from . import jsonl
@@ -103,15 +104,6 @@ def _named(paths: Iterable[Path]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _is_utf_8(name: str) -> bool:
-    """Whether a file's name is text. Archives that were packed on another system bring others along."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     folder = dataset.source_directory
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
@@ -124,7 +116,7 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
                 f"{folder}: JPEG XL cannot be read without its plugin: {_named(unread)}.", how_to_install("pillow_jxl")
             )
         )
-    foreign = [path for path in media if not _is_utf_8(path.name)]
+    foreign = [path for path in media if not is_utf_8(path.name)]
     if foreign:
         named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are no UTF-8: {_named(foreign)}"
         problems.append(DataError(f"{folder}: {named}.", "Rename them: their caches could not be opened again."))

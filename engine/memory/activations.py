@@ -189,7 +189,7 @@ def _moment(
     if checkpointed:
         device |= {"block inputs": inputs * unit, "attention results": results * unit if how.keeps else 0}
     left = None if free is None else free - sum(device.values())
-    inside, spare = _differentiated(work, run, replace(how, gradient_checkpointing=again), left)
+    inside, spare = _differentiated(work, run, how, left, again=again)
     device["one block forward and back"] = inside
     return Moment(device=device, main=main, spare=spare)
 
@@ -210,21 +210,22 @@ def _kept(work: Work, run: BlockRun, how: How) -> int:
     return _block(work, run, numbers.kept_between if how.ffn_chunks > 1 else numbers.kept)
 
 
-def _differentiated(work: Work, run: BlockRun, how: How, free: int | None) -> tuple[int, int]:
-    """Bytes while one block is differentiated, and how many of them are taken only where there is room."""
+def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, again: bool) -> tuple[int, int]:
+    """Bytes while one block is differentiated, and how many of them are taken only where there is room. `again`: it is
+    run again for that."""
     numbers, pieces = BLOCKS[run.kind], how.ffn_chunks
     attending = numbers.attending_between if pieces > 1 else numbers.attending
     if pieces > 1:
         (whole, _), (of_width, of_ffn) = numbers.whole, numbers.piece
         found = max(_block(work, run, (whole + of_width / pieces, of_ffn / pieces)), _block(work, run, numbers.joining))
-    elif how.gradient_checkpointing:
+    elif again:
         found = _block(work, run, numbers.backward)
     else:
         found = _block(work, run, numbers.last)
     unit = how.batch * work.tokens * work.dim * HALF
     inside = how.batch * (found + _quantizing(work, run, how) + _compiled(work, run, how))
     beside = seen_bytes(work, how.batch)
-    if pieces == 1 and not how.gradient_checkpointing:
+    if pieces == 1 and not again:
         return inside + beside, 0  # when it comes to attention, what was kept after it is gone
     before = how.batch * _block(work, run, attending)
     # tokens of captions come to those of the video, and are known only when they are there

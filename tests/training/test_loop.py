@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -439,21 +441,28 @@ def test_averages_by_noise_level_go_on_as_they_were(tmp_path: Path) -> None:
     assert levels(first) + levels(rest) == levels(whole) and all(len(entry) == 1 for entry in levels(whole))
 
 
+@contextmanager
+def memory_for(micro_batches: int) -> Iterator[None]:
+    """Memory runs out in the last of so many micro-batches from here on."""
+    calls = []
+
+    def counted(*args, **values):
+        calls.append(args)
+        if len(calls) == micro_batches:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return flow_error(*args, **values)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(micro_batch, "flow_error", counted)
+        yield
+
+
 def test_a_step_that_runs_out_of_memory_costs_no_step_before_it(tmp_path: Path) -> None:
     """In the second micro-batch of the fourth step, when gradients of the first are there already."""
     whole = job(tmp_path / "whole", accumulation=2)
     whole.run()
-    calls = []
-
-    def once(*args, **values):
-        calls.append(args)
-        if len(calls) == 8:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return flow_error(*args, **values)
-
     first = job(tmp_path / "parts", accumulation=2)
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-        patched.setattr(micro_batch, "flow_error", once)
+    with memory_for(8):
         first.run()
     (state,) = (tmp_path / "parts").glob("*-state")
     second = job(tmp_path / "parts", accumulation=2)
@@ -464,17 +473,8 @@ def test_a_step_that_runs_out_of_memory_costs_no_step_before_it(tmp_path: Path) 
 
 def test_running_out_of_memory_leaves_the_state_that_was_asked_for(tmp_path: Path) -> None:
     """In the step after it was saved: one that goes when newer ones come must not take its place."""
-    calls = []
-
-    def fifth(*args, **values):
-        calls.append(args)
-        if len(calls) == 5:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return flow_error(*args, **values)
-
     some = job(tmp_path, keep=Keep(save_every_n_steps=4, save_state=True))
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
-        patched.setattr(micro_batch, "flow_error", fifth)
+    with memory_for(5):
         some.run()
     (state,) = tmp_path.glob("*-state")
     assert state.name == "toy-step00000004-state" and not read_owner(state).passing

@@ -163,8 +163,8 @@ export class JobsTab {
       state = `${now.state}${now.reused}`
       element.dataset.state = now.state
       setText(facts, `${moment(now.started, locale())}  ·  ${duration(elapsed(now))}`)
-      const ended = now.error ? said(now.error.message) : withoutFolders(said(now.message))
-      setText(words, isLive(now) ? doing(now.stage) : ended)
+      if (isLive(now)) setText(words, doing(now.stage))
+      else setText(words, now.error ? said(now.error.message) : withoutFolders(said(now.message)))
       show(bar, isLive(now))
       fill.style.width = `${(share(now.progress) ?? 0) * 100}%`
     }

@@ -8,6 +8,7 @@ import { translations } from './api.mjs'
 let language = 'en'
 let chosen = {}
 let english = {}
+let forms = [] // [key, pattern] of the sentences under "said"
 
 /** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
 export async function loadTexts(locale) {
@@ -15,6 +16,7 @@ export async function loadTexts(locale) {
   const all = await translations()
   english = all.en?.musubi ?? {}
   chosen = all[language]?.musubi ?? all[language.split('-')[0]]?.musubi ?? english
+  forms = Object.entries(english.said ?? {}).map(([key, form]) => [key, patternOf(form)])
 }
 
 /** The language in use, as Intl takes it. */
@@ -47,19 +49,18 @@ export function doing(words) {
  * forms under "said", with the numbers and names that stand in it; else as it is.
  */
 export function said(words) {
-  for (const [key, form] of Object.entries(english.said ?? {})) {
-    const values = valuesIn(form, words ?? '')
-    if (values) return text(`said.${key}`, { ...values, unit: unitOf(values.unit) })
+  for (const [key, pattern] of forms) {
+    const found = pattern.exec(words ?? '')
+    if (found) return text(`said.${key}`, { ...found.groups, unit: unitOf(found.groups?.unit) })
   }
   return words ?? ''
 }
 
-/** What stands in a sentence where its form has `{name}`, null for a sentence of another form. */
-function valuesIn(form, words) {
+/** Of sentences of a form, with groups for what stands where it has `{name}`. */
+function patternOf(form) {
   const parts = form.split(/\{(\w+)\}/) // text and names in turn
   const pattern = parts.map((part, place) => (place % 2 ? `(?<${part}>.*?)` : part.replace(/[^\w\s]/g, '\\$&')))
-  const found = new RegExp(`^${pattern.join('')}$`, 's').exec(words)
-  return found && { ...found.groups }
+  return new RegExp(`^${pattern.join('')}$`, 's')
 }
 
 /** "steps", "clips", …: what the engine counts, in the reader's language. */
