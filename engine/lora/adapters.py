@@ -132,7 +132,9 @@ class Adapter(nn.Module):
             change = self._decomposed(base, change)
         if self.training and self.module_dropout:
             change = change * (torch.rand((), device=change.device) >= self.module_dropout)
-        return (base + change * self.multiplier).to(base.dtype)
+        if self.multiplier != 1:
+            change = change * self.multiplier
+        return (base + change).to(base.dtype)
 
     def _fitting(self, x: Tensor) -> Tensor:
         """Autocast casts by itself; without it the input takes the adapter's precision."""
@@ -200,7 +202,7 @@ class LoraAdapter(Adapter):
         hidden, scale = self.lora_down(x), self.scale
         if self.training:
             hidden, scale = self._drop(hidden, scale)
-        return self.lora_up(hidden) * scale
+        return self.lora_up(hidden * scale)  # where it is narrow: its gradient would be as wide as the layer's
 
     def _drop(self, hidden: Tensor, scale: float) -> tuple[Tensor, float]:
         if self.dropout:

@@ -50,18 +50,18 @@ BLOCKS: dict[Kind, Activations] = {
     # two feed-forward rows. In backward comes: gradients of the feed-forward rows, the base's and the LoRA's.
     # attending in between: q, k, v, the result, its gradient and the tokens'
     "cross": Activations(
-        forward=(4.36, 2.06), backward=(20.95, 4.1), attending=(11.1, 0), kept=(18.05, 2.05), last=(5, 1),
-        whole=(7.3, 0), piece=(7.1, 4.36), joining=(0, 0), attending_between=(6, 0), kept_between=(5.05, 0),
+        forward=(4.36, 2.06), backward=(18.85, 4.1), attending=(11.1, 0), kept=(18.1, 2.05), last=(1.65, 1.57),
+        whole=(7.3, 0), piece=(7.1, 4.2), joining=(0, 0), attending_between=(6, 0), kept_between=(5.05, 0),
     ),
     "double": Activations(
-        forward=(5.1, 2.0), backward=(15.2, 4.0), attending=(12.3, 0), kept=(13.3, 2.0), last=(6.2, 1),
-        whole=(8.36, 0), piece=(1.8, 4.0), joining=(0, 0), attending_between=(6.4, 0), kept_between=(5.23, 0),
+        forward=(5.1, 2.0), backward=(14.15, 4.0), attending=(12.3, 0), kept=(13.1, 2.0), last=(2.7, 1),
+        whole=(8.36, 0), piece=(1.8, 3.5), joining=(0, 0), attending_between=(6.4, 0), kept_between=(5.23, 0),
     ),
     # linear1 makes q, k, v and the feed-forward row in one piece, which stays whole; while that row's gradient is
     # joined it is there once more, whole and in pieces
     "single": Activations(
-        forward=(8.1, 3.0), backward=(17.1, 4.0), attending=(11.4, 3.0), kept=(10.19, 2.0), last=(7.5, 2.0),
-        whole=(15.2, 0), piece=(6.1, 3.0), joining=(8.2, 3.0), attending_between=(6.2, 1.0), kept_between=(5.1, 1.0),
+        forward=(8.1, 3.0), backward=(13.55, 4.0), attending=(11.4, 3.0), kept=(10.1, 2.0), last=(5.2, 2.0),
+        whole=(19.25, 0), piece=(2.0, 1.0), joining=(8.2, 3.0), attending_between=(6.2, 1.0), kept_between=(5.1, 1.0),
     ),
 }  # fmt: skip
 IMAGE_ATTENTION = 2.1
@@ -75,9 +75,11 @@ COMPILED: dict[Kind, tuple[Sizes, float]] = {
 }
 """What a compiled block takes more in training: whole, and of one piece where it runs in pieces, in tokens x width.
 What a compiler computes together it does not write (copies of norms in 32 bits), or holds together (feed-forward rows
-and their gradients). H100: Wan 14B 1.57 of width at 14,040 tokens, 1.25 at 32,760; HunyuanVideo 9.2, FramePack 4.0 at
-19,000. H200: Wan 1.3B, whose rows are wider beside its tokens, 9.9, with inputs in main memory 5.9; in two pieces Wan
-14B 3.0 at 14,040 and 2.9 at 32,760 tokens, in four 1.3 and 1.0, HunyuanVideo 1.5."""
+and their gradients). H100: with these numbers 0.7 and 2 % too much for Wan 14B's 14,040 tokens, 1 % too little for
+HunyuanVideo. Before gradients were no longer written in 32 bits (ops/quantize_rows.py): Wan 14B 1.57 of width at 14,040
+tokens, 1.25 at 32,760; HunyuanVideo 9.2, FramePack 4.0 at 19,000. H200, then: Wan 1.3B, whose rows are wider beside its
+tokens, 9.9, with inputs in main memory 5.9; in two pieces Wan 14B 3.0 at 14,040 and 2.9 at 32,760 tokens, in four 1.3
+and 1.0, HunyuanVideo 1.5."""
 COMPILED_FORWARD = -1
 """The same without gradients: in a graph the result of attention goes as soon as it was used, which a caller in Python
 may hold. H200: Wan 14B at 32,760 tokens takes 1.5 sizes less."""
@@ -111,6 +113,7 @@ class How:
     parameter_bytes: int = FLOAT  # of the adapters, and of their gradients
     average_bytes: int = 0  # of the adapters' average, for each parameter
     fused_backward_pass: bool = False
+    optimizer_cpu_offload: bool = False
 
     def checkpointed(self, blocks: int) -> int:
         """How many of so many blocks are: the first ones."""
@@ -195,12 +198,12 @@ def _moment(
 
 
 def _gradients(how: How, adapters: Sequence[int], place: int) -> int:
-    """Those that are there as the block at `place` is differentiated: all from the step before where they are added up,
-    one block's where each is used at once, else those of the blocks that come after it."""
+    """Those that are there as the block at `place` is differentiated: one block's where each is used, or sent away, at
+    once; all from the step before where they are added up; else those of the blocks that come after it."""
+    if how.fused_backward_pass or how.optimizer_cpu_offload:
+        return how.parameter_bytes * max(adapters, default=0)
     if how.gradient_accumulation_steps > 1:
         return how.parameter_bytes * sum(adapters)
-    if how.fused_backward_pass:
-        return how.parameter_bytes * max(adapters, default=0)
     return how.parameter_bytes * sum(adapters[place:])
 
 

@@ -135,12 +135,16 @@ class Offload:
         """Tensors sent to main memory so far."""
         self._free: dict[tuple[torch.device, int], list[Tensor]] = {}
         self._runs: list[list[weakref.ref[_Parked]]] = []  # of each run of a block what was parked, oldest run first
+        self._count = 0  # runs so far
+        self._places: dict[tuple[torch.device, int], list[Tensor]] = {}  # on the device, free, by their bytes
+        self._lent: dict[int, list[Tensor]] = {}  # of a run that was asked for: what its tensors lie in
         self._lanes: dict[torch.device, _Lane] = {}
 
     def hooks(self, inputs: list[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
         """Hooks that move those of `inputs` which carry gradients; shared inputs (text, time) stay."""
         moving = {_identity(value) for value in inputs if value.requires_grad and value.nbytes >= self.smallest_bytes}
         self._runs.append([])
+        self._count += 1
         settled = False
 
         def pack(tensor: Tensor) -> Tensor | _Parked:
@@ -162,9 +166,9 @@ class Offload:
     def _park(self, tensor: Tensor) -> _Parked:
         lane = self._lane(tensor.device)
         free = self._free.setdefault((tensor.device, tensor.nbytes), [])
-        host = free.pop() if free else host_bytes(tensor.nbytes, pinned=tensor.is_cuda, flag=FLAG)
-        parked = _Parked(host, tensor)
-        lane.copy(parked.on_host, tensor.detach())
+        host = free.pop() if free else host_bytes(tensor.nbytes, pinned=tensor.is_cuda, advice=f"Leave out {FLAG}")
+        parked = _Parked(host, tensor, run=self._count)
+        lane.copy(parked.as_its_tensor(parked.on_host), tensor.detach())
         weakref.finalize(parked, free.append, host).atexit = False
         self._runs[-1].append(weakref.ref(parked))
         self.moved += 1
@@ -175,18 +179,34 @@ class Offload:
         if not isinstance(kept, _Parked):
             return kept
         lane = self._lane(kept.device)
+        self._take_back(kept.run)
         self._start(kept)
-        tensor, kept.arriving, kept.taken = kept.arriving, None, True
-        assert tensor is not None
+        place, kept.arriving, kept.taken = kept.arriving, None, True
+        assert place is not None
+        self._lent.setdefault(kept.run, []).append(place)
+        tensor = kept.as_its_tensor(place)
         lane.settle()
-        for parked in self._due_after(kept):
+        due = self._due_after(kept)
+        for parked in due:
             self._start(parked)
+        if not due:  # it was the last of a backward pass
+            self._places.clear()
+            self._lent.clear()
         return tensor
 
     def _start(self, parked: _Parked) -> None:
         if parked.arriving is None:
-            parked.arriving = torch.empty(parked.shape, dtype=parked.dtype, device=parked.device)
+            free = self._places.get((parked.device, parked.on_host.nbytes))
+            parked.arriving = free.pop() if free else torch.empty_like(parked.on_host, device=parked.device)
             self._lane(parked.device).copy(parked.arriving, parked.on_host)
+
+    def _take_back(self, run: int) -> None:
+        """Blocks are differentiated one after the other: as one begins, nobody looks at what others were lent. The same
+        places again and again leave the rest of the device's memory as it was, so that what a block computes finds
+        room where that of the one before was, also when hardly any is left."""
+        for number in [number for number in self._lent if number != run]:
+            for place in self._lent.pop(number):
+                self._places.setdefault((place.device, place.nbytes), []).append(place)
 
     def _due_after(self, kept: _Parked) -> list[_Parked]:
         """What of the same run was not taken yet, else what of the run before. Forgets runs that are over."""
@@ -229,13 +249,16 @@ class _Lane:
 
 
 class _Parked:
-    """One tensor in main memory, and on its way back the copy on the device."""
+    """One tensor in main memory, and on its way back the copy on the device, both as bytes. `run`: of its block."""
 
-    def __init__(self, host: Tensor, tensor: Tensor) -> None:
-        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-        self.on_host = host[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    def __init__(self, host: Tensor, tensor: Tensor, *, run: int) -> None:
+        self.shape, self.dtype, self.device, self.run = tensor.shape, tensor.dtype, tensor.device, run
+        self.on_host = host[: tensor.nbytes]
         self.arriving: Tensor | None = None
         self.taken = False
+
+    def as_its_tensor(self, place: Tensor) -> Tensor:
+        return place.view(self.dtype).view(self.shape)
 
 
 def _identity(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:

@@ -4,15 +4,17 @@ What was asked for is never taken back, only added to. Whoever asks says what se
 knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
 
     training     checkpoints, of as few blocks as will do; blocks streamed, as few as will do; checkpoints in main
-                 memory; the same in fp8; what is token by token in pieces; all of it with attention computed again
-                 (slower); one buffer for streamed blocks (slower)
+                 memory; what the optimizer needs too; the same in fp8; what is token by token in pieces; all of it with
+                 attention computed again (slower); one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -40,7 +42,10 @@ class Limits:
     main: int | None = None
 
     def allow(self, needs: Needs) -> bool:
-        return (self.card is None or needs.card <= self.card) and self.main_allows(needs)
+        return self.card_allows(needs) and self.main_allows(needs)
+
+    def card_allows(self, needs: Needs) -> bool:
+        return self.card is None or needs.card <= self.card
 
     def main_allows(self, needs: Needs) -> bool:
         return self.main is None or needs.main <= self.main
@@ -56,19 +61,32 @@ class Choice:
 
 
 Measure = Callable[[Options], Needs]
+Row = Sequence[Options]
+"""Settings, each of which takes no more of the card than the one before it, and no less of main memory."""
 
 
-def choose(measure: Measure, rows: Iterator[Options], limits: Limits) -> Choice:
+def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
     """The first settings within the limits, else those that take least of the card where main memory suffices."""
     least: Choice | None = None
-    for options in rows:
-        needs = measure(options)
-        if limits.allow(needs):
-            return Choice(options=options, needs=needs, fits=True)
-        if least is None or _rank(needs, limits) < _rank(least.needs, limits):
-            least = Choice(options=options, needs=needs, fits=False)
+    for row in rows:
+        found = _of_row(measure, row, limits)
+        if found.fits:
+            return found
+        if least is None or _rank(found.needs, limits) < _rank(least.needs, limits):
+            least = found
     assert least is not None
     return least
+
+
+def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
+    """As `choose`; of a row few need to be measured."""
+    needs = cache(lambda place: measure(row[place]))
+    place = bisect_left(range(len(row)), True, key=lambda place: limits.card_allows(needs(place)))
+    fits = place < len(row) and limits.main_allows(needs(place))
+    if not fits:
+        allowed = bisect_left(range(len(row)), True, key=lambda place: not limits.main_allows(needs(place)))
+        place = (allowed or len(row)) - 1
+    return Choice(options=row[place], needs=needs(place), fits=fits)
 
 
 def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
@@ -76,32 +94,32 @@ def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
     return not limits.main_allows(needs), needs.card
 
 
-def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
+def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Row]:
     """Settings of a training, by the names of options; `asked` are the job's."""
-    yield {}
-    yield from _partly(asked, blocks)
+    yield [{}]
+    if partly := list(_partly(asked, blocks)):
+        yield partly
     attention = asked["gradient_checkpointing_attention"]
     kept = [attention] if attention != "auto" else ["keep", "recompute"]
-    offloaded = [True] if asked["gradient_checkpointing_cpu_offload"] else [False, True]
     every = blocks if asked["gradient_checkpointing_blocks"] else None
-    rows = product(_slots(asked), kept, _pieces(asked), _fp8(asked, may_fp8), offloaded)
-    for slots, keep, pieces, fp8, offload in rows:
+    rows = product(_slots(asked), kept, _pieces(asked), _fp8(asked, may_fp8), _away(asked))
+    for slots, keep, pieces, fp8, away in rows:
         wanted = {
             "gradient_checkpointing": True, "gradient_checkpointing_blocks": every,
-            "gradient_checkpointing_cpu_offload": offload, "gradient_checkpointing_attention": keep, **fp8, **pieces,
-            **slots,
+            "gradient_checkpointing_attention": keep, **away, **fp8, **pieces, **slots,
         }  # fmt: skip
-        yield from _streamed(asked, wanted, blocks)
+        yield list(_streamed(asked, wanted, blocks))
 
 
-def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Options]:
+def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Row]:
     """Settings of a generation."""
     for fp8 in _fp8(asked, may_fp8):
-        yield from _streamed(asked, fp8, blocks)
+        yield list(_streamed(asked, fp8, blocks))
 
 
 def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
-    """More and more blocks checkpointed. Not where they are compiled: what such blocks keep was not measured yet."""
+    """More and more blocks checkpointed. Not where they are compiled: one left out saves little there, 10 ms for 2.5 GiB
+    of Wan 14B (benchmarks/README.md)."""
     told = asked["gradient_checkpointing_blocks"]
     if asked["compile"] or asked["gradient_checkpointing"] and not told:
         return
@@ -112,6 +130,13 @@ def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
             "gradient_checkpointing_attention": "keep" if attention == "auto" else attention,
         }  # fmt: skip
         yield _differing(asked, wanted)
+
+
+def _away(asked: Mapping[str, Any]) -> list[Options]:
+    """What waits in main memory; the larger and cheaper first."""
+    names = ("gradient_checkpointing_cpu_offload", "optimizer_cpu_offload")
+    ways = [dict(zip(names, way, strict=True)) for way in ((False, False), (True, False), (False, True), (True, True))]
+    return [way for way in ways if all(way[name] or not asked[name] for name in names)]
 
 
 def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:

@@ -60,9 +60,9 @@ OPTIMIZER_STEP_BYTES = 8
 
 CONTEXT = int(0.55 * GIB)
 """What CUDA and its libraries take before the first tensor; torch does not count it."""
-SLACK = 0.15
+SLACK = 0.2
 """Gaps between tensors, as a share of what comes and goes. H100: 0.1 to 0.5 unhurried; the allocator closes most of
-them when the card is full."""
+them when the card is full, for 6 ms each: with 0.1 to 0.16 once in each block, with 0.27 once or twice in a step."""
 PROGRAM = int(3.0 * GIB)
 """Main memory of Python, torch and CUDA's libraries."""
 TEXT_ACTIVATIONS = int(0.35 * GIB)
@@ -125,12 +125,15 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
     worst = worst_moment(work, how, weights.adapters, free)
     moved = 0 if how.fused_backward_pass else parameters
     step = {"gradients": how.parameter_bytes * moved, "optimizer step": OPTIMIZER_STEP_BYTES * moved}
+    waiting = {"optimizer state": _state_bytes(weights, how), "gradients": step["gradients"]}
+    if how.optimizer_cpu_offload and moved:
+        step["optimizer state"] = waiting["optimizer state"]
     in_blocks = worst.total > sum(step.values())
     passing = worst.device if in_blocks else step
     return Stage(
         name="training step",
         device={**device, **passing},
-        main={**_streamed(weights, how), **worst.main},
+        main={**_streamed(weights, how), **worst.main, **(waiting if how.optimizer_cpu_offload else {})},
         passing=sum(passing.values()),
         spare=min(worst.spare, worst.total - sum(step.values())) if in_blocks else 0,
     )
@@ -147,8 +150,12 @@ def adapters(weights: Weights, how: How) -> Parts:
     """What a LoRA in training takes for good."""
     parameters = sum(weights.adapters)
     average = {"average of the LoRA": how.average_bytes * parameters} if how.average_bytes else {}
-    lora, state = how.parameter_bytes * parameters, int(how.optimizer_bytes * parameters)
-    return {"LoRA": lora, "optimizer state": state, **average}
+    state = {} if how.optimizer_cpu_offload else {"optimizer state": _state_bytes(weights, how)}
+    return {"LoRA": how.parameter_bytes * parameters, **state, **average}
+
+
+def _state_bytes(weights: Weights, how: How) -> int:
+    return int(how.optimizer_bytes * sum(weights.adapters))
 
 
 def _resident(weights: Weights, how: How) -> Parts:

@@ -14,30 +14,31 @@ from torch import Tensor
 from ..contract.errors import OutOfMemoryError
 
 
-def host_bytes(count: int, *, pinned: bool, flag: str) -> Tensor:
+def host_bytes(count: int, *, pinned: bool, advice: str) -> Tensor:
     """A uint8 tensor of so many bytes in main memory, page-locked while it lives when `pinned`.
 
-    Raises OutOfMemoryError, which names `flag`, when the memory is not there or may not be locked.
+    Raises OutOfMemoryError when the memory is not there or may not be locked; `advice` says how to do with less:
+    "Lower --blocks_to_swap".
     """
     try:
         buffer = torch.empty(max(count, 1), dtype=torch.uint8, device="cpu")
     except RuntimeError as error:
         raise OutOfMemoryError(
-            f"Main memory has no room for another {count / 2**20:.0f} MiB.", hint=f"Lower {flag}."
+            f"Main memory has no room for another {count / 2**20:.0f} MiB.", hint=f"{advice}."
         ) from error
     if pinned:
-        _lock(buffer, flag)
+        _lock(buffer, advice)
     return buffer
 
 
-def _lock(buffer: Tensor, flag: str) -> None:
+def _lock(buffer: Tensor, advice: str) -> None:
     runtime = torch.cuda.cudart()
     address = buffer.data_ptr()
     status = runtime.cudaHostRegister(address, buffer.nbytes, 0)
     if int(status) != 0:
         raise OutOfMemoryError(
             f"The system refuses to lock {buffer.nbytes / 2**20:.0f} MiB of main memory for the GPU ({status}).",
-            hint=f"Lower {flag}, close other programs, or stream from unlocked memory (slower).",
+            hint=f"{advice}, or close other programs.",
         )
     # the storage outlives views of the buffer; unlocking must come before the memory is given back
     finalizer = weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)

@@ -1,7 +1,9 @@
 """Rows of activations or gradients as float8 codes with a scale each, for fp8 matrix products.
 
 Three ways to the same codes: the formula; on CUDA a Triton kernel that reads and writes each number once, where the
-formula makes five passes; under torch.compile the formula again, which Inductor fuses into what comes before it.
+formula makes five passes; under torch.compile the formula again, which Inductor fuses into what comes before it. But
+not with factors: Inductor would write the product of both in float32, twice the size of the rows, and read it again,
+so there the kernel comes as an operator that it cannot look into.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Ten
 
     The scale is the row's largest magnitude / 448, at least 1e-12.
     """
-    if rows_MK.is_cuda and not torch.compiler.is_compiling() and rows_MK.shape[1] <= LONGEST_ROW:
+    if torch.compiler.is_compiling():
+        return formula(rows_MK) if factors_K is None else _with_factors(rows_MK, factors_K)
+    kernel = None
+    if rows_MK.is_cuda and rows_MK.shape[1] <= LONGEST_ROW:
         kernel = _kernel(rows_MK.device.index or 0)
-        if kernel is not None:
-            return kernel(rows_MK, factors_K)
-    return formula(rows_MK, factors_K)
+    return (kernel or formula)(rows_MK, factors_K)
 
 
 def formula(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -41,6 +44,17 @@ def formula(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, T
     values = rows_MK.float() if factors_K is None else rows_MK.float() * factors_K
     scale_M1 = (values.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
     return (values * scale_M1.reciprocal()).clamp(-LARGEST, LARGEST).to(CODES), scale_M1
+
+
+@torch.library.custom_op("musubi::quantize_rows", mutates_args=())
+def _with_factors(rows_MK: Tensor, factors_K: Tensor) -> tuple[Tensor, Tensor]:
+    return quantize_rows(rows_MK, factors_K)
+
+
+@_with_factors.register_fake
+def _(rows_MK: Tensor, factors_K: Tensor) -> tuple[Tensor, Tensor]:
+    scale_M1 = rows_MK.new_empty((rows_MK.shape[0], 1), dtype=torch.float32)
+    return torch.empty_like(rows_MK, dtype=CODES, memory_format=torch.contiguous_format), scale_M1
 
 
 @functools.cache

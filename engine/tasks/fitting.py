@@ -15,7 +15,7 @@ from ..contract.job import Job, changed
 from ..contract.options import Run, TrainingMemory
 from ..contract.options.memory import vram_gib
 from ..families import part
-from ..memory.choosing import Choice, Limits, Needs, Options, choose, generation_rows, training_rows
+from ..memory.choosing import Choice, Limits, Needs, Options, Row, choose, generation_rows, training_rows
 from ..memory.estimate import GIB, Stage, largest
 from ..memory.machine import Card, find_card, main_memory
 from .planning import Survey
@@ -107,15 +107,15 @@ def _longest(job: Job, survey: Survey, limits: Limits) -> int | None:
 Select = Callable[[Stage], bool]
 
 
-def _parts(job: Job, survey: Survey) -> Iterator[tuple[Select, Iterator[Options]]]:
+def _parts(job: Job, survey: Survey) -> Iterator[tuple[Select, Iterator[Row]]]:
     """Parts of a job that different options make smaller: which stages, and what may be tried."""
     lighter, known = part(str(job.family), "options").LIGHTER, job.values()
 
-    def of(kind: str) -> Iterator[Options]:
-        yield {}
+    def of(kind: str) -> Iterator[Row]:
+        yield [{}]
         for options in lighter.get(kind, ()):
             if options.keys() <= known.keys():
-                yield {name: value for name, value in options.items() if known[name] != value}
+                yield [{name: value for name, value in options.items() if known[name] != value}]
 
     yield lambda stage: "captions" in stage.device, of("text")
     yield lambda stage: "VAE weights" in stage.device and "DiT weights" not in stage.device, of("vae")
@@ -125,7 +125,7 @@ def _parts(job: Job, survey: Survey) -> Iterator[tuple[Select, Iterator[Options]
 
 
 def _choose(
-    job: Job, survey: Survey, limits: Limits, select: Select, rows: Iterator[Options], before: Mapping[str, Any]
+    job: Job, survey: Survey, limits: Limits, select: Select, rows: Iterator[Row], before: Mapping[str, Any]
 ) -> Choice:
     def measure(options: Options) -> Needs:
         stages = survey.stages(changed(job, {**before, **options}), room=limits.card)

@@ -229,6 +229,7 @@ def how_trained(job: Job, batch: int) -> How:
         parameter_bytes=HALF if job[Optimizer].full_bf16 else FLOAT,
         average_bytes=FLOAT if job[Network].use_ema and job[Network].ema_device != "cpu" else 0,
         fused_backward_pass=job[Optimizer].fused_backward_pass,
+        optimizer_cpu_offload=memory.optimizer_cpu_offload,
     )
 
 

@@ -21,6 +21,7 @@ from ..contract.options import (
     Samples,
     Saving,
     Training,
+    TrainingMemory,
     TrainingPrecision,
 )
 from ..contract.options import Schedule as ScheduleOptions
@@ -94,6 +95,7 @@ def optimizer_choice(job: Job, group: Group, device: torch.device, say: Say) -> 
         device=device,
         fused=options.fused_backward_pass,
         full_bf16=options.full_bf16,
+        cpu_offload=job[TrainingMemory].optimizer_cpu_offload,
     )
     if chosen.schedule_free and job[Network].use_ema:
         raise OptionError(

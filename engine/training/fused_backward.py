@@ -8,12 +8,13 @@ optimizers.py).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from .gradient_hooks import call_with_gradients
 
 
 class FusedBackward:
@@ -24,16 +25,7 @@ class FusedBackward:
         groups = [list(group["params"]) for group in optimizer.param_groups]
         self._group_of = {parameter: number for number, group in enumerate(groups) for parameter in group}
         self._squares = torch.zeros((), device=groups[0][0].device)
-        step = weakref.WeakMethod(self._step)  # a hook is never collected with its parameter: it must not hold that
-
-        def hook(parameter: Tensor) -> None:
-            if (alive := step()) is not None:
-                alive(parameter)
-
-        for parameter in self._group_of:
-            learns = parameter.requires_grad  # an expert's that waits does not, yet
-            parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)
-            parameter.requires_grad_(learns)
+        call_with_gradients(self._group_of, self._step)
 
     def take_norm(self) -> Tensor:
         """The norm of all gradients since it was asked for last: not finite when one of them was not."""

@@ -222,6 +222,7 @@ class _Training:
             if self.fused is None or self._may_be_taken(loss):
                 self.accelerator.backward(loss / count)
         if self.fused is None:
+            self.setup.optimizer.gather()
             self.group.add_up_gradients(self.parameters)
             norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
         else:

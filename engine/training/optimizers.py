@@ -28,6 +28,7 @@ from ..contract.packages import how_to_install
 from .arguments import check_names, find_class, parse_arguments
 from .came import CAME
 from .lion import Lion
+from .optimizer_offload import OptimizerOffload
 from .prodigy import Prodigy
 from .rounding import Bf16Weights
 from .schedule_free import AdamWScheduleFree
@@ -68,7 +69,7 @@ class BuiltOptimizer:
 
     `class_name` is the dotted class path, `arguments` "key=value,…". `schedule_free` optimizers hold their own
     schedule and want `train()` and `eval()` around saving and sampling. `forced_schedule` replaces `--lr_scheduler`.
-    `notes` are for the person.
+    `notes` are for the person. `gather()` has all gradients on the device, which is to be before anybody looks at them.
     """
 
     optimizer: torch.optim.Optimizer
@@ -79,6 +80,7 @@ class BuiltOptimizer:
     notes: tuple[str, ...] = ()
     train: Callable[[], None] = _nothing
     eval: Callable[[], None] = _nothing
+    gather: Callable[[], None] = _nothing
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -96,6 +98,7 @@ class OptimizerChoice:
     """A class, and arguments that it takes. `lr` None: it finds its own rate, whatever the groups say.
 
     `forced_schedule` and `notes` as in BuiltOptimizer. `full_bf16` makes the parameters bf16, with stochastic rounding.
+    `fused`: it takes its steps within backward. `cpu_offload`: what it needs waits in main memory between its steps.
     """
 
     wanted: type
@@ -104,6 +107,8 @@ class OptimizerChoice:
     forced_schedule: str | None = None
     notes: tuple[str, ...] = ()
     full_bf16: bool = False
+    fused: bool = False
+    cpu_offload: bool = False
 
     @property
     def schedule_free(self) -> bool:
@@ -119,12 +124,16 @@ class OptimizerChoice:
             raise OptionError(
                 f"--optimizer_type {self.wanted.__name__} refuses this: {_said(error)}.", _ADVICE
             ) from error
-        modes = {}
+        modes: dict[str, Callable[[], None]] = {}
         if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
             modes = {"train": optimizer.train, "eval": optimizer.eval}
         if self.full_bf16:
             weights = Bf16Weights(optimizer)
             modes = {name: weights.in_float32(change) for name, change in modes.items()}
+        if self.cpu_offload:
+            offload = OptimizerOffload(optimizer, gradients=not self.fused)
+            modes = {name: offload.on_the_device(change) for name, change in modes.items()}
+            modes["gather"] = offload.gather
         return BuiltOptimizer(
             optimizer=optimizer,
             class_name=f"{self.wanted.__module__}.{self.wanted.__qualname__}",
@@ -177,11 +186,12 @@ def choose_optimizer(
     device: torch.device | str = "cpu",
     fused: bool = False,
     full_bf16: bool = False,
+    cpu_offload: bool = False,
 ) -> OptimizerChoice:
     """Find the class, check its arguments, and let it take a step on `device`.
 
     `rates` are those of the groups to come, where they are several. `fused`: it shall do one parameter at a time.
-    `full_bf16` as in OptimizerChoice. `lr_scheduler` and `max_grad_norm` are looked at for advice only.
+    `full_bf16`, `cpu_offload` as in OptimizerChoice. `lr_scheduler` and `max_grad_norm` are looked at for advice only.
     """
     chosen = _choice(name, parse_arguments(_FLAG, arguments), lr=lr, lr_scheduler=lr_scheduler, max_norm=max_grad_norm)
     check_names(_FLAG, chosen.arguments, chosen.wanted, own=("params", "lr"))
@@ -191,7 +201,7 @@ def choose_optimizer(
             "computes its weights back from rounded ones.",
             "Choose --optimizer_type AdamWScheduleFree, or leave out --full_bf16.",
         )
-    chosen = replace(chosen, full_bf16=full_bf16)
+    chosen = replace(chosen, full_bf16=full_bf16, fused=fused, cpu_offload=cpu_offload)
     chosen.trial(rates)
     if not chosen.step_alone(torch.device(device)) and fused:
         raise OptionError(

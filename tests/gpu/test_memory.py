@@ -225,7 +225,7 @@ def test_compiled_streamed_and_checkpointed(fp8):
 
 
 def test_host_memory_is_locked_and_exact():
-    buffer = host_bytes(5 * MIB + 123, pinned=True, flag="--x")
+    buffer = host_bytes(5 * MIB + 123, pinned=True, advice="Lower --x")
     assert buffer.is_pinned() and buffer.nbytes == 5 * MIB + 123
     view = buffer[:16]
     del buffer

@@ -131,6 +131,27 @@ def test_what_waits_in_main_memory_is_fetched_once(monkeypatch, told):
     assert store.moved == 12 and len(copies) == 2 * store.moved
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_the_same_places_serve_all_blocks_and_are_gone_afterwards(monkeypatch, told):
+    """Two for each tensor of a block: while one block is at work that of the block before it arrives."""
+    lent = []
+    take = checkpointing.Offload.take
+    monkeypatch.setattr(checkpointing.Offload, "take", lambda store, kept: lent.append(take(store, kept)) or lent[-1])
+    blocks = nn.ModuleList(Attending() for _ in range(6))
+    if told:
+        tell_what_learns(blocks, lambda block: list(block.parameters()))
+    store = checkpoint_blocks(blocks, offload=True, smallest_offload=0, keep_from=40)
+    for length in (40, 48, 40):  # as buckets change
+        lent.clear()
+        x = torch.randn(2, length, 32, requires_grad=True)
+        for block in blocks:
+            x = block(x)
+        x.sum().backward()
+        tokens = {tensor.data_ptr() for tensor in lent if tensor.nbytes == 4 * 2 * length * 32}
+        assert len(lent) == 18 and len(tokens) == 4  # a block's input, and what attention gave
+        assert not store._places and not store._lent
+
+
 def test_no_copy_keeps_the_next_one_of_its_kind_waiting(monkeypatch):
     """What attention gave and its statistics go together, as do a block's two inputs: computing waits for older copies
     alone. A step of HunyuanVideo lost 2 ms in each block."""

@@ -10,8 +10,14 @@ ASKED = {
     "gradient_checkpointing": False, "gradient_checkpointing_blocks": None, "gradient_checkpointing_cpu_offload": False,
     "gradient_checkpointing_attention": "auto", "compile": False, "fp8_scaled": False, "blocks_to_swap": None,
     "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2, "ffn_chunks": 1,
+    "optimizer_cpu_offload": False,
 }  # fmt: skip
 BLOCKS = 40
+
+
+def each(rows):
+    """All settings of some rows, one by one."""
+    return [options for row in rows for options in row]
 
 
 def measure(options):
@@ -26,6 +32,7 @@ def measure(options):
         return Needs(card=card + 400 - 6 * now["gradient_checkpointing_blocks"], main=0)
     offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
     card += (40 if offload else 100 + 50 * keep) - {1: 0, 2: 4, 4: 5, 8: 6}[now["ffn_chunks"]]
+    card += 0 if now["optimizer_cpu_offload"] else 2
     return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
 
 
@@ -59,7 +66,37 @@ def test_as_few_checkpoints_as_will_do():
     counts = [chosen(card, **asked).options.get("gradient_checkpointing_blocks") for card in (740, 739, 566, 560)]
     assert counts == [None, 11, 39, 40], "more than was asked for, up to all, where that is too much"
     all_asked = {**ASKED, "gradient_checkpointing": True}
-    assert all("gradient_checkpointing_blocks" not in options for options in training_rows(all_asked, blocks=BLOCKS))
+    assert all(
+        "gradient_checkpointing_blocks" not in options for options in each(training_rows(all_asked, blocks=BLOCKS))
+    )
+
+
+@pytest.mark.parametrize("main", [None, 500, 230, 60])
+@pytest.mark.parametrize("asked", [{}, {"gradient_checkpointing": True}, {"fp8_scaled": True}])
+def test_it_is_the_one_that_measuring_all_of_them_finds(main, asked):
+    for card in range(40, 820, 3):
+        limits, choice = Limits(card=card, main=main), chosen(card, main, **asked)
+        every = each(training_rows({**ASKED, **asked}, blocks=BLOCKS))
+        fitting = (options for options in every if limits.allow(measure({**asked, **options})))
+        assert (choice.options if choice.fits else None) == next(fitting, None)
+
+
+def test_what_the_optimizer_needs_goes_before_numbers_are_changed():
+    assert "optimizer_cpu_offload" not in chosen(62).options
+    assert chosen(60).options["optimizer_cpu_offload"] and "fp8_scaled" not in chosen(60).options
+    assert all(
+        "optimizer_cpu_offload" not in o
+        for o in each(training_rows({**ASKED, "optimizer_cpu_offload": True}, blocks=4))
+    )
+
+
+def test_few_settings_are_measured():
+    """Each takes a millisecond and more, and there are hundreds."""
+    asked = []
+    choose(
+        lambda options: asked.append(options) or measure(options), training_rows(ASKED, blocks=BLOCKS), Limits(card=10)
+    )
+    assert len(asked) < 0.2 * len(each(training_rows(ASKED, blocks=BLOCKS)))
 
 
 def test_as_few_pieces_as_will_do():
@@ -76,8 +113,8 @@ def test_attention_is_kept_as_long_as_anything_else_will_do():
         kept = 3 * (now["gradient_checkpointing_attention"] == "keep")
         return Needs(card=measure(options).card + kept, main=0)
 
-    rows = [options for options in training_rows(ASKED, blocks=BLOCKS) if "block_swap_ring_size" not in options]
-    found = [choose(dear, iter(rows), Limits(card=card)).options for card in range(400, 43, -1)]
+    rows = [row for row in training_rows(ASKED, blocks=BLOCKS) if "block_swap_ring_size" not in row[0]]
+    found = [choose(dear, rows, Limits(card=card)).options for card in range(400, 43, -1)]
     kept = [one["gradient_checkpointing_attention"] == "keep" for one in found]
     assert True in kept and False in kept and kept == sorted(kept, reverse=True)
     pieces = {one.get("ffn_chunks", 1) for one, keeps in zip(found, kept, strict=True) if keeps}
@@ -97,29 +134,33 @@ def test_little_main_memory_is_kept_to():
 
 def test_what_does_not_fit_gives_the_least():
     choice = chosen(10)
-    assert not choice.fits and choice.needs.card == min(measure(o).card for o in training_rows(ASKED, blocks=BLOCKS))
+    assert not choice.fits and choice.needs.card == min(
+        measure(o).card for o in each(training_rows(ASKED, blocks=BLOCKS))
+    )
     assert measure(choice.options) == choice.needs
 
 
 def test_what_was_asked_for_is_not_taken_back():
     asked = {"blocks_to_swap": 20, "gradient_checkpointing_attention": "recompute", "fp8_scaled": True}
-    for options in training_rows({**ASKED, **asked}, blocks=BLOCKS):
+    for options in each(training_rows({**ASKED, **asked}, blocks=BLOCKS)):
         assert options.get("blocks_to_swap", 20) >= 20
         assert not {"fp8_scaled", "gradient_checkpointing_attention"} & options.keys()
 
 
 def test_a_base_that_is_shared_out_is_not_streamed_as_well():
-    rows = list(training_rows({**ASKED, "shard_base": True}, blocks=BLOCKS))
+    rows = each(training_rows({**ASKED, "shard_base": True}, blocks=BLOCKS))
     assert not any("blocks_to_swap" in options for options in rows)
     assert {"block_swap_ring_size", "fp8_scaled"} <= {name for options in rows for name in options}
 
 
 def test_nothing_is_added_that_is_there_already():
     asked = {**ASKED, "gradient_checkpointing": True, "use_pinned_memory_for_block_swap": True}
-    assert all("gradient_checkpointing" not in options for options in training_rows(asked, blocks=BLOCKS))
-    assert all("use_pinned_memory_for_block_swap" not in options for options in generation_rows(asked, blocks=BLOCKS))
+    assert all("gradient_checkpointing" not in options for options in each(training_rows(asked, blocks=BLOCKS)))
+    assert all(
+        "use_pinned_memory_for_block_swap" not in options for options in each(generation_rows(asked, blocks=BLOCKS))
+    )
 
 
 def test_a_file_in_plain_fp8_is_not_rounded_again():
-    rows = [*training_rows(ASKED, blocks=4, may_fp8=False), *generation_rows(ASKED, blocks=4, may_fp8=False)]
+    rows = each([*training_rows(ASKED, blocks=4, may_fp8=False), *generation_rows(ASKED, blocks=4, may_fp8=False)])
     assert rows and all("fp8_scaled" not in options for options in rows)

@@ -10,8 +10,10 @@ import itertools
 
 import pytest
 
+from engine.memory.activations import BLOCKS
 from engine.memory.estimate import CONTEXT, GIB, How, VaeWork, Weights, denoising, largest, training, vae_stage
 from engine.parts.workload import BlockRun, Work
+from tests.memory.measured import WIDE
 
 BLOCK_NUMBERS = 351_288_320
 ROW_SCALES = 4 * (8 * 5120 + 13824 + 5120)
@@ -44,7 +46,9 @@ def work(tokens=F33, blocks=6):
 
 
 @pytest.mark.parametrize(("tokens", "numbers", "how", "measured"), MEASURED)
-def test_a_step_takes_what_was_measured(tokens, numbers, how, measured):
+def test_a_step_takes_what_was_measured(monkeypatch, tokens, numbers, how, measured):
+    for kind, then in WIDE.items():  # as blocks were
+        monkeypatch.setitem(BLOCKS, kind, then)
     stage = training(weights(fp8=numbers == "fp8"), work(tokens), How(optimizer_bytes=0, **how))
     assert stage.device_bytes / GIB == pytest.approx(measured, rel=0.03)
 
@@ -91,6 +95,16 @@ def test_gradients_add_up_while_inputs_go():
     assert fused["gradients"] == GRADIENTS
     added_up = training(weights(40), work(blocks=40), How(gradient_accumulation_steps=2)).device
     assert added_up["gradients"] == 40 * GRADIENTS
+
+
+def test_what_the_optimizer_needs_waits_in_main_memory_and_comes_back_for_its_step():
+    plain, away = (training(weights(40), work(blocks=40), How(**OFFLOAD, optimizer_cpu_offload=on)) for on in (0, 1))
+    state = 2 * 40 * GRADIENTS
+    assert plain.device["optimizer state"] == state and away.device["gradients"] == GRADIENTS
+    assert plain.device_bytes - away.device_bytes == state + 38 * GRADIENTS
+    assert away.main_bytes - plain.main_bytes == state + 40 * GRADIENTS
+    few = training(weights(40), work(80, blocks=40), How(**OFFLOAD, optimizer_cpu_offload=True)).device
+    assert few["optimizer state"] == state and few["gradients"] == 40 * GRADIENTS, "then the step takes most"
 
 
 def test_whole_tiles_are_copied_where_there_is_room_and_need_none_to_spare():

@@ -18,3 +18,22 @@ def test_factors_come_before_the_scale():
     rows, factors = torch.randn(3, 32), torch.rand(32) * 100
     for ours, theirs in zip(quantize_rows(rows, factors), quantize_rows(rows * factors), strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0)
+
+
+def test_a_compiler_cannot_look_into_it_where_there_are_factors():
+    """It would write their product in float32."""
+    rows, factors = torch.randn(5, 48, dtype=torch.bfloat16), torch.rand(48)
+    seen = []
+
+    def look(graph, inputs):
+        seen.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    compiled = torch.compile(
+        lambda: (*quantize_rows(rows, factors), *quantize_rows(rows)), backend=look, fullgraph=True
+    )
+    expected = (*quantize_rows(rows, factors), *quantize_rows(rows))
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(compiled(), expected, strict=True))
+    (targets,) = seen
+    assert sum("musubi.quantize_rows" in str(target) for target in targets) == 1
+    torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (rows, factors))

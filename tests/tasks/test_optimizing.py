@@ -77,3 +77,14 @@ def test_the_fused_backward_pass_makes_the_same_lora(train, tmp_path) -> None:
     assert all(plain[name].equal(value) for name, value in fused.items())
     refused = train("prodigy", *FUSED, "--optimizer_type", "Prodigy")
     assert refused.status == 2 and "one parameter at a time" in refused.err
+
+
+def test_an_optimizer_in_main_memory_makes_the_same_lora_and_goes_on_from_any_state(train, tmp_path) -> None:
+    assert train("plain", "--seed", 3).status == 0
+    half = ("--max_train_steps", 2, "--save_state", "--seed", 3, "--lr_scheduler", "constant")
+    assert train("away", "--optimizer_cpu_offload", *half).status == 0
+    state = tmp_path / "away" / "demo-lora-state"
+    result = train("rest", "--optimizer_cpu_offload", "--resume", state, "--seed", 3, "--lr_scheduler", "constant")
+    assert result.status == 0, result.err
+    plain, rest = (load_file(tmp_path / name / "demo-lora.safetensors") for name in ("plain", "rest"))
+    assert all(plain[name].equal(value) for name, value in rest.items())

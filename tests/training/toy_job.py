@@ -105,6 +105,7 @@ def job(
     optimizer: str = "AdamW",
     optimizer_args: tuple[str, ...] = (),
     full_bf16: bool = False,
+    cpu_offload: bool = False,
     schedule: Schedule | None = None,
     keep: Keep | None = None,
     sampling: SigmaSampling | None = None,
@@ -127,7 +128,11 @@ def job(
     )
     settings = {"max_steps": 10, "accumulation": 1, **settings}
     groups = network.parameter_groups(lr)
-    built = choose_optimizer(optimizer, optimizer_args, lr=lr, full_bf16=full_bf16).build(groups)
+    fused = bool(settings.get("fused_backward_pass"))
+    chosen = choose_optimizer(
+        optimizer, optimizer_args, lr=lr, full_bf16=full_bf16, cpu_offload=cpu_offload, fused=fused
+    )
+    built = chosen.build(groups)
     scheduler = create_scheduler(
         schedule
         or (Schedule(name=built.forced_schedule) if built.forced_schedule else Schedule(name="cosine", warmup=2)),
@@ -163,8 +168,8 @@ def job(
         "say": events.append,
         "control": control or Control(),
     }
-    chosen = Settings(seed=seed, sampling=sampling or SigmaSampling(mode="uniform"), **settings)
-    return Job(Setup(**{**parts, **(setup or {})}), chosen, network, dit, built, events)
+    numbers = Settings(seed=seed, sampling=sampling or SigmaSampling(mode="uniform"), **settings)
+    return Job(Setup(**{**parts, **(setup or {})}), numbers, network, dit, built, events)
 
 
 def parts_of(some: Job) -> StateParts:

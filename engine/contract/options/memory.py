@@ -108,6 +108,11 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
         "their forward pass, for much memory. Needs --gradient_checkpointing. Default: all.", low=1, unit="blocks",
         advanced=True,
     )  # fmt: skip
+    optimizer_cpu_offload: bool = opt(
+        False, "Keep the optimizer's state and the gradients in main memory but for the moment of its step: with AdamW "
+        "12 bytes of the GPU less for each parameter of the LoRA, same numbers, some hundredths of a second a step.",
+        advanced=True,
+    )  # fmt: skip
     block_swap_h2d_only: bool = opt(
         False, "Stream blocks one way only, since frozen weights need no copy back: faster. Needs "
         "--gradient_checkpointing.", advanced=True,

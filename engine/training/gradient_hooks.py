@@ -1,0 +1,23 @@
+"""Being told when gradients are ready, one parameter at a time, within `backward()`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+
+def call_with_gradients(parameters: Iterable[Tensor], act: Callable[[Tensor], None]) -> None:
+    """Have the method `act(parameter)` called whenever the gradient of one of these is ready, as long as its object
+    lives: a hook is never collected with its parameter, so it must not hold that."""
+    method = weakref.WeakMethod(act)
+
+    def hook(parameter: Tensor) -> None:
+        if (alive := method()) is not None:
+            alive(parameter)
+
+    for parameter in parameters:
+        learns = parameter.requires_grad  # an expert's that waits does not, yet
+        parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)  # type: ignore[attr-defined]
+        parameter.requires_grad_(learns)

@@ -1,0 +1,159 @@
+"""`--optimizer_cpu_offload`: an optimizer's state, and gradients, wait in main memory until all take their step.
+
+While a step's loss is computed nobody looks at the state, and of gradients only one block's are made at a time: both
+leave the GPU to the blocks, and come back when little else is there. The numbers are the same bit for bit. Works with
+every optimizer that keeps its tensors in `state`; what bitsandbytes pages by itself stays where it is. Given up: a step
+that the CPU computes, which would take longer than the copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..memory.host import host_bytes
+from .gradient_hooks import call_with_gradients
+
+FLAG = "--optimizer_cpu_offload"
+SMALLEST = 1 << 12
+"""Bytes: smaller tensors are not worth a copy."""
+_CHUNK = 1 << 25
+"""Bytes of main memory that are locked at a time: each call takes the system long."""
+
+
+class OptimizerOffload:
+    """Keeps what an optimizer needs in main memory, beside the one step for which it is fetched.
+
+    Its state goes back by itself, after each step and after loading. With `gradients`, those leave the device as soon
+    as each is whole, and `gather` has them back before anybody asks for them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, gradients: bool) -> None:
+        self._optimizer = optimizer
+        self._away: dict[Tensor, dict[str, Tensor]] = {}  # of a parameter: name -> the host's, which is in its state
+        self._gradients: dict[Tensor, Tensor] = {}
+        self._places: dict[tuple[Tensor, str], Tensor] = {}
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._side: torch.cuda.Stream | None = None
+        optimizer.register_step_pre_hook(lambda *_: self._fetch(with_gradient=True))
+        optimizer.register_step_post_hook(lambda *_: self._rest())
+        # not by hooks, which bitsandbytes' loading does not call
+        load, read = optimizer.load_state_dict, optimizer.state_dict
+        optimizer.load_state_dict = self._loading(load)  # type: ignore[method-assign]
+        optimizer.state_dict = self._reading(read)  # type: ignore[method-assign]
+        if gradients:
+            call_with_gradients(self._parameters(), self._hold)
+
+    def gather(self) -> None:
+        """Every parameter has its gradient again."""
+        self._wait()
+        for parameter, host in self._gradients.items():
+            parameter.grad = host.to(parameter.device, non_blocking=True, copy=True)
+        self._gradients.clear()
+
+    def on_the_device(self, change: Callable[..., None]) -> Callable[..., None]:
+        """What does `change` while the whole state is on the device."""
+
+        def changed(*arguments: Any) -> None:
+            self._fetch()
+            change(*arguments)
+            self._rest()
+
+        return changed
+
+    def _parameters(self) -> Iterator[Tensor]:
+        """Of a step: within backward (fused_backward.py) one."""
+        return (parameter for group in self._optimizer.param_groups for parameter in group["params"])
+
+    def _loading(self, load: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(state: dict[str, Any]) -> None:
+            self._wait()
+            self._away.clear()
+            load(state)
+            self._rest()
+
+        return loaded
+
+    def _reading(self, read: Callable[..., Any]) -> Callable[..., Any]:
+        def found() -> dict[str, Any]:
+            if self._side is not None:
+                self._side.synchronize()  # the CPU reads what is copied to it
+            found = read()
+            # copies: to save a part of a large piece of memory is to save all of it
+            return {**found, "state": {key: tree_map(_copied, state) for key, state in found["state"].items()}}
+
+        return found
+
+    @torch.no_grad()
+    def _hold(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if gradient.nbytes < SMALLEST:
+            return
+        if parameter in self._gradients:  # of another micro-batch
+            self._wait()
+            gradient = self._gradients[parameter].to(parameter.device, non_blocking=True).add_(gradient)
+        self._gradients[parameter] = self._send(parameter, "", gradient)
+        parameter.grad = None
+
+    @torch.no_grad()
+    def _rest(self) -> None:
+        for parameter in self._parameters():
+            state, away = self._optimizer.state.get(parameter, {}), self._away.setdefault(parameter, {})
+            for name, value in state.items():
+                if name not in away and _is_worth_it(value, parameter):
+                    away[name] = state[name] = self._send(parameter, name, value)
+
+    def _fetch(self, *, with_gradient: bool = False) -> None:
+        self._wait()
+        for parameter in self._parameters():
+            if with_gradient and parameter.grad is None:
+                continue  # an expert that waits
+            away = self._away.pop(parameter, {})
+            for name, host in away.items():
+                self._optimizer.state[parameter][name] = host.to(parameter.device, non_blocking=True, copy=True)
+
+    def _send(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
+        """A copy in main memory, whole when `_wait` was called. The same place each time."""
+        host = self._place(parameter, name, value)
+        if not value.is_cuda:
+            return host.copy_(value)
+        if self._side is None:
+            self._side = torch.cuda.Stream(value.device)
+        self._side.wait_stream(torch.cuda.current_stream(value.device))
+        with torch.cuda.stream(self._side):
+            host.copy_(value, non_blocking=True)
+        value.record_stream(self._side)  # so it is not there longer, should nobody call `_wait` soon
+        return host
+
+    def _wait(self) -> None:
+        """Let the device compute only what comes after the copies to main memory."""
+        if self._side is not None:
+            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+
+    def _place(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
+        found = self._places.get((parameter, name))
+        if found is None or found.shape != value.shape or found.dtype != value.dtype:
+            found = self._bytes(value.nbytes, pinned=value.is_cuda).view(value.dtype).view(value.shape)
+            self._places[parameter, name] = found
+        return found
+
+    def _bytes(self, count: int, *, pinned: bool) -> Tensor:
+        if count > len(self._chunk):
+            self._chunk = host_bytes(max(count, _CHUNK), pinned=pinned, advice=f"Leave out {FLAG}")
+        found, self._chunk = self._chunk[:count], self._chunk[-(-count // 64) * 64 :]
+        return found
+
+
+def _is_worth_it(value: Any, parameter: Tensor) -> bool:
+    if not isinstance(value, Tensor) or value.device != parameter.device or getattr(value, "is_paged", False):
+        return False
+    return value.nbytes >= SMALLEST
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.device.type == "cpu" else value

@@ -1,0 +1,117 @@
+"""An optimizer whose state and gradients wait in main memory: the same numbers, and nothing on the device between."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.training import optimizer_offload
+from engine.training.checkpoints import Keep
+from tests.training.toy_job import job
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """The toy's tensors are worth a copy."""
+    monkeypatch.setattr(optimizer_offload, "SMALLEST", 1)
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(value, one.network.state()[key]) for key, value in other.network.state().items())
+
+
+def waiting(some) -> list[torch.Tensor]:
+    """What of the state is in memory that is copied from: parts of a larger piece."""
+    tensors = [value for state in some.built.optimizer.state.values() for value in state.values()]
+    return [value for value in tensors if isinstance(value, torch.Tensor) and value._base is not None]
+
+
+WAYS = {
+    "clipped": {},
+    "accumulated": {"accumulation": 2},
+    "fused": {"fused_backward_pass": True, "max_grad_norm": 0.0},
+    "bf16": {"full_bf16": True, "mixed_precision": "bf16"},
+    "averaged": {"ema": 0.9},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_training_is_the_same_bit_for_bit(tmp_path: Path, way: str) -> None:
+    plain = job(tmp_path / "plain", **WAYS[way])
+    away = job(tmp_path / "away", cpu_offload=True, **WAYS[way])
+    plain.run()
+    away.run()
+    assert away.losses == plain.losses and same(away, plain)
+    assert len(waiting(away)) >= 2 * len(away.built.parameters) and not waiting(plain)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adafactor", "CAME", "Lion", "Muon", "Prodigy", "AdamWScheduleFree"])
+def test_any_optimizer(tmp_path: Path, name: str) -> None:
+    plain, away = (job(tmp_path / str(on), optimizer=name, cpu_offload=on) for on in (False, True))
+    plain.run()
+    away.run()
+    assert away.losses == plain.losses and same(away, plain)
+
+
+def test_no_gradient_stays_while_others_are_made(tmp_path: Path) -> None:
+    some, seen = job(tmp_path, max_steps=2, cpu_offload=True), []
+    parameters = some.built.parameters
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(lambda _: seen.append(sum(p.grad is not None for p in parameters)))
+    some.run()
+    assert seen == [0] * (2 * len(parameters))
+
+
+def test_it_goes_on_bit_for_bit_also_without(tmp_path: Path) -> None:
+    whole = job(tmp_path / "whole", cpu_offload=True)
+    whole.run()
+    job(tmp_path / "parts", keep=Keep(save_every_n_steps=4, save_state=True), cpu_offload=True).run()
+    state = tmp_path / "parts" / "toy-step00000004-state"
+    for on in (True, False):
+        rest = job(tmp_path / f"rest{on}", cpu_offload=on)
+        rest.resume(state)
+        assert same(rest, whole) and bool(waiting(rest)) == on
+
+
+def test_a_state_that_is_loaded_waits_at_once(tmp_path: Path) -> None:
+    some = job(tmp_path / "some", cpu_offload=True)
+    some.run()
+    other = job(tmp_path / "other", cpu_offload=True)
+    other.built.optimizer.load_state_dict(some.built.optimizer.state_dict())
+    assert len(waiting(other)) == len(waiting(some)) > 0
+
+
+def test_a_saved_state_is_no_larger(tmp_path: Path) -> None:
+    sizes = []
+    for on in (False, True):
+        some = job(tmp_path / str(on), cpu_offload=on)
+        some.run()
+        torch.save(some.built.optimizer.state_dict(), tmp_path / "state.pt")
+        sizes.append((tmp_path / "state.pt").stat().st_size)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_a_step_that_is_left_out_leaves_no_gradient_behind(tmp_path: Path) -> None:
+    def broken_once(model):
+        first = iter([float("nan")])
+        return lambda x_BCTHW, timestep_B, cond: model(x_BCTHW, timestep_B, cond) * next(first, 1.0)
+
+    plain, away = (job(tmp_path / str(on), cpu_offload=on) for on in (False, True))
+    for some in (plain, away):
+        some.setup = replace(some.setup, velocity=broken_once(some.dit))
+        some.run()
+    assert away.losses == plain.losses and len(plain.losses) == 9 and same(away, plain)
+
+
+def test_nothing_lives_on(tmp_path: Path) -> None:
+    some = job(tmp_path, max_steps=1, cpu_offload=True)
+    some.run()
+    watched = weakref.ref(some.built.parameters[0])
+    del some
+    gc.collect()
+    assert watched() is None
