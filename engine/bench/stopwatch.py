@@ -92,11 +92,6 @@ def timed(seconds: list[float], *, averaged: bool = False) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def reset_peaks(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def peaks(device: torch.device) -> dict[str, float]:
     """The most memory that this process has had so far, of the GPU and of the machine, GiB."""
     found = {"peak_ram_gib": round(peak_ram_bytes() / GIB, 2)}

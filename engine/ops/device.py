@@ -64,6 +64,12 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def forget_peaks(device: torch.device) -> None:
+    """The most memory that was in use counts from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_in_use(device: torch.device) -> dict[str, float]:
     """What this process holds, in MiB: `ram_mib`, and on a CUDA device `vram_mib`, its peak, and the reserved peak."""
     mib = 1 << 20

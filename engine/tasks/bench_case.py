@@ -38,7 +38,7 @@ from ..data.pipeline import ClipBatch
 from ..families import part
 from ..media.latents import load_latent
 from ..memory.estimate import largest
-from ..ops.device import choose_device, free_memory
+from ..ops.device import choose_device, forget_peaks, free_memory
 from .cache_latents import sample_maker
 from .encoders import Encoders
 from .fitting import plan, wanted
@@ -198,7 +198,7 @@ def _repeated(order: Order, call: Callable[[], Any]) -> dict[str, Any]:
         call()
     stopwatch.synchronize(device)
     first_s = time.time() - order.started
-    stopwatch.reset_peaks(device)  # of what cuDNN tries out when it first sees a shape
+    forget_peaks(device)  # of what cuDNN tries out when it first sees a shape
     seconds = stopwatch.repeated(call, device, times=order.times, warm_up=order.warm_up)
     return {
         "tflop": counter.get_total_flops() / 1e12, **stopwatch.timed(seconds), "first_step_after_s": round(first_s, 1),

@@ -20,7 +20,7 @@ from ..contract.job import Job
 from ..contract.options import Run
 from ..memory.choosing import Limits
 from ..memory.estimate import CONTEXT
-from ..ops.device import choose_device, free_memory, limit_memory
+from ..ops.device import choose_device, forget_peaks, free_memory, limit_memory
 from .fitting import Plan, asked_size, limits_of, plan, smaller, wanted
 from .plan import event_of, verdict
 
@@ -54,6 +54,7 @@ def within_memory(
     # here the exception is gone, and with it the frames that held tensors
     gc.collect()
     free_memory(device)
+    forget_peaks(device)  # what is told of the job is what it took in the end
     say(Warning_(message=f"{told} Going on with less: {less.flags}"))
     try:
         return task(go_on(less.job), say, control)

@@ -73,10 +73,12 @@ def test_the_plan_is_followed_and_said():
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_once_more_with_less():
-    task = Task(1)
+def test_once_more_with_less(monkeypatch):
+    task, forgotten = Task(1), []
+    monkeypatch.setattr(within_memory, "forget_peaks", lambda device: forgotten.append(len(task.streamed)))
     done, said = run(task, "--memory", "auto")
     assert done == "done" and task.streamed == [2, 4]
+    assert forgotten == [1], "the peak that is told is that of the second attempt"
     (warning,) = [event.message for event in said if isinstance(event, Warning_)]
     assert OUT_OF_MEMORY in warning and "--blocks_to_swap 4" in warning
 
