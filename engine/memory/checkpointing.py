@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from ..contract.errors import OptionError
 from ..ops.device import free_bytes
+from ..ops.host import host_bytes
 from ..ops.kept_attention import KEEP_FROM, Shelf
-from .host import host_bytes
 from .recomputing import ROOT, Call, Root, for_each, gradients, learning_now, recomputed, taken_apart, wanting
 from .rules import keeps_attention
 from .slots import CHECKPOINTED

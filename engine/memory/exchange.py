@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError, WeightsError
-from .host import host_bytes
+from ..ops.host import host_bytes
 from .slots import COMPILED_WITH_GRAPHS
 from .streaming import BlockStream
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
-from .host import host_bytes
+from ..ops.host import host_bytes
 from .rules import spread as spread
 from .slots import BlockSlots, Piece, check_block, lay_out
 

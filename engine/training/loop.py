@@ -221,13 +221,7 @@ class _Training:
             loss = self._loss(batch, number)
             if self.fused is None or self._may_be_taken(loss):
                 self.accelerator.backward(loss / count)
-        if self.fused is None:
-            self.setup.optimizer.gather()
-            self.group.add_up_gradients(self.parameters)
-            norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
-        else:
-            norm = self.fused.take_norm()
-        measured = self.tally.take(self.group, norm, count=count)
+        measured = self.tally.take(self.group, self._clip_gradients(), count=count)
         # With a loss scaler an overflow of the gradients is ordinary: the scaler skips the step and scales down.
         scaled = self.accelerator.scaler is not None
         fault = self.guard.fault(measured, scaled=scaled)
@@ -248,6 +242,14 @@ class _Training:
             if self.setup.ema is not None and not self.optimizer.step_was_skipped:
                 self.setup.ema.update()
         self.meter.advance()
+
+    def _clip_gradients(self) -> Tensor:
+        """The norm that all of them had together. With a fused backward pass they are gone already."""
+        if self.fused is not None:
+            return self.fused.take_norm()
+        self.setup.optimizer.gather()
+        self.group.add_up_gradients(self.parameters)
+        return self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
 
     def _take_turn(self, batch: Batch | None) -> None:
         """Of several experts, bring in the one that trains in this step: the same in all processes."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..memory.host import host_bytes
+from ..ops.host import host_bytes
 from .gradient_hooks import call_with_gradients
 
 FLAG = "--optimizer_cpu_offload"

@@ -12,8 +12,8 @@ from torch import nn
 from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.compile import compile_blocks
 from engine.memory.fp8 import Fp8Linear, dequantize, has_fp8_products, quantize_model
-from engine.memory.host import host_bytes
 from engine.memory.streaming import stream_blocks
+from engine.ops.host import host_bytes
 from tests.memory.toy import Stack, inputs, train_steps
 
 pytestmark = [
