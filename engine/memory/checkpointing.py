@@ -189,8 +189,9 @@ class Offload:
         due = self._due_after(kept)
         for parked in due:
             self._start(parked)
-        if not due:  # it was the last of a backward pass
+        if all(parked.run != kept.run for parked in due):  # what is free now, nobody will ask for
             self._places.clear()
+        if not due:
             self._lent.clear()
         return tensor
 
@@ -201,12 +202,13 @@ class Offload:
             self._lane(parked.device).copy(parked.arriving, parked.on_host)
 
     def _take_back(self, run: int) -> None:
-        """Blocks are differentiated one after the other: as one begins, nobody looks at what others were lent. The same
-        places again and again leave the rest of the device's memory as it was, so that what a block computes finds
-        room where that of the one before was, also when hardly any is left."""
+        """Blocks are differentiated one after the other: as one begins, what others were lent is free again, unless
+        somebody made something else of it. The same places again and again leave the rest of the device's memory as it
+        was, so that what a block computes finds room where that of the one before was, also when hardly any is left."""
         for number in [number for number in self._lent if number != run]:
             for place in self._lent.pop(number):
-                self._places.setdefault((place.device, place.nbytes), []).append(place)
+                if _is_alone(place):
+                    self._places.setdefault((place.device, place.nbytes), []).append(place)
 
     def _due_after(self, kept: _Parked) -> list[_Parked]:
         """What of the same run was not taken yet, else what of the run before. Forgets runs that are over."""
@@ -259,6 +261,15 @@ class _Parked:
 
     def as_its_tensor(self, place: Tensor) -> Tensor:
         return place.view(self.dtype).view(self.shape)
+
+
+def _is_alone(place: Tensor) -> bool:
+    """Whether no other tensor lies in its memory: a compiler may have put a result there."""
+    return _holders(place) == _holders(torch.empty(0))
+
+
+def _holders(tensor: Tensor) -> int:
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 def _identity(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:

@@ -108,13 +108,13 @@ def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True
             "gradient_checkpointing": True, "gradient_checkpointing_blocks": every,
             "gradient_checkpointing_attention": keep, **away, **fp8, **pieces, **slots,
         }  # fmt: skip
-        yield list(_streamed(asked, wanted, blocks))
+        yield from _streamed(asked, wanted, blocks)
 
 
 def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Row]:
     """Settings of a generation."""
     for fp8 in _fp8(asked, may_fp8):
-        yield list(_streamed(asked, fp8, blocks))
+        yield from _streamed(asked, fp8, blocks)
 
 
 def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
@@ -133,10 +133,14 @@ def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
 
 
 def _away(asked: Mapping[str, Any]) -> list[Options]:
-    """What waits in main memory; the larger and cheaper first."""
+    """What waits in main memory; the larger and cheaper first. Within backward each parameter's step would wait for
+    copies of its own."""
     names = ("gradient_checkpointing_cpu_offload", "optimizer_cpu_offload")
-    ways = [dict(zip(names, way, strict=True)) for way in ((False, False), (True, False), (False, True), (True, True))]
-    return [way for way in ways if all(way[name] or not asked[name] for name in names)]
+    ways = [(False, False), (True, False)]
+    if asked["optimizer_cpu_offload"] or not asked["fused_backward_pass"]:
+        ways += [(False, True), (True, True)]
+    found = [dict(zip(names, way, strict=True)) for way in ways]
+    return [way for way in found if all(way[name] or not asked[name] for name in names)]
 
 
 def _fp8(asked: Mapping[str, Any], may: bool) -> list[Options]:
@@ -151,17 +155,19 @@ def _slots(asked: Mapping[str, Any]) -> list[Options]:
     return [{}, {"block_swap_ring_size": 1}] if asked["block_swap_ring_size"] > 1 else [{}]
 
 
-def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Options]:
-    """`wanted`, with more and more streamed blocks. One or two make nothing smaller: they have as many buffers.
+def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Row]:
+    """`wanted`, and with more and more streamed blocks. Few make nothing smaller, since there are as many buffers, each
+    for the largest block: so `wanted` is a row of its own.
 
     None where processes share out the blocks, which does the same from GPU to GPU.
     """
-    yield _differing(asked, wanted)
+    yield [_differing(asked, wanted)]
     if asked.get("shard_base"):
         return
-    for count in range(max((asked["blocks_to_swap"] or 0) + 1, 3), blocks + 1):
-        streamed = {**wanted, "blocks_to_swap": count, "use_pinned_memory_for_block_swap": True}
-        yield _differing(asked, streamed)
+    pinned = {"use_pinned_memory_for_block_swap": True}
+    counts = range(max((asked["blocks_to_swap"] or 0) + 1, 3), blocks + 1)
+    if counts:
+        yield [_differing(asked, {**wanted, "blocks_to_swap": count, **pinned}) for count in counts]
 
 
 def _differing(asked: Mapping[str, Any], wanted: Options) -> Options:

@@ -125,9 +125,10 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
     worst = worst_moment(work, how, weights.adapters, free)
     moved = 0 if how.fused_backward_pass else parameters
     step = {"gradients": how.parameter_bytes * moved, "optimizer step": OPTIMIZER_STEP_BYTES * moved}
-    waiting = {"optimizer state": _state_bytes(weights, how), "gradients": step["gradients"]}
+    state = _state_bytes(weights, how)
+    waiting = {"optimizer state": 2 * state, "gradients": step["gradients"]}  # once more while it is saved
     if how.optimizer_cpu_offload and moved:
-        step["optimizer state"] = waiting["optimizer state"]
+        step["optimizer state"] = state
     in_blocks = worst.total > sum(step.values())
     passing = worst.device if in_blocks else step
     return Stage(

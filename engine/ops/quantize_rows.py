@@ -48,7 +48,7 @@ def formula(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, T
 
 @torch.library.custom_op("musubi::quantize_rows", mutates_args=())
 def _with_factors(rows_MK: Tensor, factors_K: Tensor) -> tuple[Tensor, Tensor]:
-    return quantize_rows(rows_MK, factors_K)
+    return quantize_rows(rows_MK.contiguous(), factors_K)
 
 
 @_with_factors.register_fake

@@ -105,7 +105,7 @@ class OptimizerOffload:
         for parameter in self._parameters():
             state, away = self._optimizer.state.get(parameter, {}), self._away.setdefault(parameter, {})
             for name, value in state.items():
-                if name not in away and _is_worth_it(value, parameter):
+                if value is not away.get(name) and _is_worth_it(value, parameter):
                     away[name] = state[name] = self._send(parameter, name, value)
 
     def _fetch(self, *, with_gradient: bool = False) -> None:
@@ -113,9 +113,10 @@ class OptimizerOffload:
         for parameter in self._parameters():
             if with_gradient and parameter.grad is None:
                 continue  # an expert that waits
-            away = self._away.pop(parameter, {})
-            for name, host in away.items():
+            away = self._away.get(parameter, {})
+            for name, host in list(away.items()):
                 self._optimizer.state[parameter][name] = host.to(parameter.device, non_blocking=True, copy=True)
+                del away[name]  # one by one: memory may run out in between
 
     def _send(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
         """A copy in main memory, whole when `_wait` was called. The same place each time."""
@@ -127,7 +128,7 @@ class OptimizerOffload:
         self._side.wait_stream(torch.cuda.current_stream(value.device))
         with torch.cuda.stream(self._side):
             host.copy_(value, non_blocking=True)
-        value.record_stream(self._side)  # so it is not there longer, should nobody call `_wait` soon
+        value.record_stream(self._side)  # freed by and by, which does here: it is little, or little else is there
         return host
 
     def _wait(self) -> None:

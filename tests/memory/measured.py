@@ -51,12 +51,12 @@ BEFORE_WHOLE_TILES: frozenset[Key] = frozenset({
 """Gradients of attention took tokens as they came; these rows are predicted so. (Some are also of before blocks were
 computed again for their gradients alone, which changed no peak: benchmarks/h200_recomputing.json.)"""
 
-SINCE_NARROW: frozenset[Key] = frozenset({
+BETWEEN: frozenset[Key] = frozenset({
     (H100, "train-wan-14b-480x832x33", "free"), (H100, "train-wan-14b-480x832x33", "least"),
     (H100, "train-hunyuan-13b-544x960x33", "least"),
 })  # fmt: skip
-"""Before these rows a LoRA's scale multiplied what is as wide as its layer, and compiled blocks wrote gradients in
-float32: trainings of then are predicted with `WIDE`."""
+"""Compiled blocks wrote no gradients in float32 any more, but a LoRA's scale multiplied what is as wide as its layer:
+predicted as it is today. All other trainings are of before both, and predicted with `WIDE`."""
 WIDE: Mapping[Kind, Activations] = {
     "cross": replace(BLOCKS["cross"], backward=(20.95, 4.1), last=(5, 1), piece=(7.1, 4.36)),
     "double": replace(BLOCKS["double"], backward=(15.2, 4.0), last=(6.2, 1), piece=(1.8, 4.0)),
@@ -123,7 +123,7 @@ class Predictions:
         with (
             mock.patch.object(planned_weights, "has_triton", lambda: True),
             mock.patch.object(planned_weights, "WHOLE_TILES", tiles),
-            mock.patch.dict(BLOCKS, {} if key in SINCE_NARROW else WIDE),
+            mock.patch.dict(BLOCKS, {} if key in BETWEEN else WIDE),
         ):
             job = parse(self._words(CASES[row["case"]], row))
             assert job is not None

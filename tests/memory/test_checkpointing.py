@@ -136,7 +136,13 @@ def test_the_same_places_serve_all_blocks_and_are_gone_afterwards(monkeypatch, t
     """Two for each tensor of a block: while one block is at work that of the block before it arrives."""
     lent = []
     take = checkpointing.Offload.take
-    monkeypatch.setattr(checkpointing.Offload, "take", lambda store, kept: lent.append(take(store, kept)) or lent[-1])
+
+    def watched(store, kept):
+        tensor = take(store, kept)
+        lent.append((tensor.data_ptr(), tensor.nbytes))
+        return tensor
+
+    monkeypatch.setattr(checkpointing.Offload, "take", watched)
     blocks = nn.ModuleList(Attending() for _ in range(6))
     if told:
         tell_what_learns(blocks, lambda block: list(block.parameters()))
@@ -147,9 +153,48 @@ def test_the_same_places_serve_all_blocks_and_are_gone_afterwards(monkeypatch, t
         for block in blocks:
             x = block(x)
         x.sum().backward()
-        tokens = {tensor.data_ptr() for tensor in lent if tensor.nbytes == 4 * 2 * length * 32}
+        tokens = {place for place, size in lent if size == 4 * 2 * length * 32}
         assert len(lent) == 18 and len(tokens) == 4  # a block's input, and what attention gave
         assert not store._places and not store._lent
+
+
+def test_a_place_in_which_something_else_lies_is_not_used_again(monkeypatch):
+    """Compiled code may write a result over what it has no use for any more."""
+    taken = []
+    take = checkpointing.Offload.take
+    monkeypatch.setattr(checkpointing.Offload, "take", lambda store, kept: taken.append(take(store, kept)) or taken[-1])
+    blocks = nn.ModuleList(Attending() for _ in range(6))
+    tell_what_learns(blocks, lambda block: list(block.parameters()))
+    checkpoint_blocks(blocks, offload=True, smallest_offload=0, keep_from=40)
+    x = torch.randn(2, 40, 32, requires_grad=True)
+    for block in blocks:
+        x = block(x)
+    x.sum().backward()
+    assert len({tensor.data_ptr() for tensor in taken}) == len(taken) == 18
+
+
+@pytest.mark.parametrize("sizes", [(40, 40, 48, 48, 48), (48, 48, 48, 40, 40)])
+def test_no_place_lies_idle_between_blocks(monkeypatch, sizes):
+    """What double-stream blocks see is smaller than what single-stream ones do."""
+    idle = []
+    take = checkpointing.Offload.take
+
+    def watched(store, kept):
+        tensor = take(store, kept)
+        rest = store._due_after(kept)
+        if all(parked.run != kept.run for parked in rest):
+            idle.append(sum(map(len, store._places.values())))
+        return tensor
+
+    monkeypatch.setattr(checkpointing.Offload, "take", watched)
+    blocks = nn.ModuleList(Attending() for _ in sizes)
+    tell_what_learns(blocks, lambda block: list(block.parameters()))
+    checkpoint_blocks(blocks, offload=True, smallest_offload=0, keep_from=40)
+    x = torch.randn(2, sizes[0], 32, requires_grad=True)
+    for block, length in zip(blocks, sizes, strict=True):
+        x = block(torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[1])))
+    x.sum().backward()
+    assert len(idle) == len(sizes) and not any(idle)
 
 
 def test_no_copy_keeps_the_next_one_of_its_kind_waiting(monkeypatch):

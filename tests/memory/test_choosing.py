@@ -10,7 +10,7 @@ ASKED = {
     "gradient_checkpointing": False, "gradient_checkpointing_blocks": None, "gradient_checkpointing_cpu_offload": False,
     "gradient_checkpointing_attention": "auto", "compile": False, "fp8_scaled": False, "blocks_to_swap": None,
     "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2, "ffn_chunks": 1,
-    "optimizer_cpu_offload": False,
+    "optimizer_cpu_offload": False, "fused_backward_pass": False,
 }  # fmt: skip
 BLOCKS = 40
 
@@ -88,6 +88,25 @@ def test_what_the_optimizer_needs_goes_before_numbers_are_changed():
         "optimizer_cpu_offload" not in o
         for o in each(training_rows({**ASKED, "optimizer_cpu_offload": True}, blocks=4))
     )
+
+
+def test_it_stays_where_each_step_is_taken_within_backward():
+    rows = each(training_rows({**ASKED, "fused_backward_pass": True}, blocks=4))
+    assert not any(options.get("optimizer_cpu_offload") for options in rows)
+
+
+def test_few_streamed_blocks_may_take_more_than_none():
+    """Buffers are for the largest block: HunyuanVideo's first three would take 108 MiB more than they leave."""
+
+    def measure_unequal(options):
+        streamed = options.get("blocks_to_swap", 0)
+        return Needs(card=100 - 2 * streamed + (8 if streamed else 0), main=30 * bool(streamed))
+
+    for rows in (training_rows(ASKED, blocks=BLOCKS), generation_rows(ASKED, blocks=BLOCKS)):
+        choice = choose(measure_unequal, rows, Limits(card=100))
+        assert choice.fits and choice.options == {}
+    fewer = choose(measure_unequal, generation_rows(ASKED, blocks=BLOCKS), Limits(card=99))
+    assert fewer.options["blocks_to_swap"] == 5
 
 
 def test_few_settings_are_measured():

@@ -36,4 +36,5 @@ def test_a_compiler_cannot_look_into_it_where_there_are_factors():
     assert all(torch.equal(a.float(), b.float()) for a, b in zip(compiled(), expected, strict=True))
     (targets,) = seen
     assert sum("musubi.quantize_rows" in str(target) for target in targets) == 1
-    torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (rows, factors))
+    for laid_out in (rows, torch.randn(48, 5).t(), rows[:0], rows.expand(5, 48)):
+        torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (laid_out, factors))

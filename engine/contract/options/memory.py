@@ -110,7 +110,7 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
     )  # fmt: skip
     optimizer_cpu_offload: bool = opt(
         False, "Keep the optimizer's state and the gradients in main memory but for the moment of its step: with AdamW "
-        "12 bytes of the GPU less for each parameter of the LoRA, same numbers, some hundredths of a second a step.",
+        "up to 12 bytes of the GPU less for each parameter of the LoRA, same numbers, some 0.03 seconds a step.",
         advanced=True,
     )  # fmt: skip
     block_swap_h2d_only: bool = opt(
