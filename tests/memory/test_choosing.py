@@ -74,9 +74,9 @@ def test_as_few_checkpoints_as_will_do():
 @pytest.mark.parametrize("main", [None, 500, 230, 60])
 @pytest.mark.parametrize("asked", [{}, {"gradient_checkpointing": True}, {"fp8_scaled": True}])
 def test_it_is_the_one_that_measuring_all_of_them_finds(main, asked):
-    for card in range(40, 820, 3):
+    every = each(training_rows({**ASKED, **asked}, blocks=BLOCKS))
+    for card in range(40, 820, 13):
         limits, choice = Limits(card=card, main=main), chosen(card, main, **asked)
-        every = each(training_rows({**ASKED, **asked}, blocks=BLOCKS))
         fitting = (options for options in every if limits.allow(measure({**asked, **options})))
         assert (choice.options if choice.fits else None) == next(fitting, None)
 
