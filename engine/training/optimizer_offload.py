@@ -79,14 +79,14 @@ class OptimizerOffload:
         return loaded
 
     def _reading(self, read: Callable[..., Any]) -> Callable[..., Any]:
-        def found() -> dict[str, Any]:
+        def copied() -> dict[str, Any]:
             if self._side is not None:
                 self._side.synchronize()  # the CPU reads what is copied to it
             found = read()
-            # copies: to save a part of a large piece of memory is to save all of it
+            # to save a part of a large piece of memory would be to save all of it
             return {**found, "state": {key: tree_map(_copied, state) for key, state in found["state"].items()}}
 
-        return found
+        return copied
 
     @torch.no_grad()
     def _hold(self, parameter: Tensor) -> None:
