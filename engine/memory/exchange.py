@@ -92,12 +92,8 @@ class WeightSets:
     def _put(self, tensor: Tensor) -> Tensor:
         if not self._pinned or tensor.device.type != "cpu":
             return tensor.data
-        place = (
-            host_bytes(tensor.nbytes, pinned=True, advice=f"Leave out {FLAG}")[: tensor.nbytes]
-            .view(tensor.dtype)
-            .view(tensor.shape)
-        )
-        return place.copy_(tensor.data)
+        place = host_bytes(tensor.nbytes, pinned=True, advice=f"Leave out {FLAG}")[: tensor.nbytes]
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor.data)
 
     def _resident(self, model: nn.Module, blocks: nn.ModuleList) -> dict[str, Tensor]:
         """The weights that are not streamed, by their names."""

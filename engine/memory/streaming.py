@@ -119,7 +119,7 @@ class BlockStream(BlockSlots):
 
 def _to_host(pieces: list[Piece], size: int, *, pinned: bool) -> Tensor:
     """Move a block's parameters into one buffer in main memory."""
-    advice = f"Lower {FLAG}, stream from unlocked memory (slower)" if pinned else f"Lower {FLAG}"
+    advice = f"Lower {FLAG} or stream from unlocked memory (slower)" if pinned else f"Lower {FLAG}"
     master = host_bytes(size, pinned=pinned, advice=advice)
     for piece in pieces:
         place = piece.view(master)

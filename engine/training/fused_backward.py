@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .gradient_hooks import call_with_gradients
+from .parameters import call_with_gradients
 
 
 class FusedBackward:

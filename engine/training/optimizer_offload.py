@@ -8,7 +8,7 @@ that the CPU computes, which would take longer than the copies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..ops.host import host_bytes
-from .gradient_hooks import call_with_gradients
+from .parameters import call_with_gradients, parameters_of
 
 FLAG = "--optimizer_cpu_offload"
 SMALLEST = 1 << 12
@@ -34,9 +34,8 @@ class OptimizerOffload:
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, gradients: bool) -> None:
         self._optimizer = optimizer
-        self._away: dict[Tensor, dict[str, Tensor]] = {}  # of a parameter: name -> the host's, which is in its state
         self._gradients: dict[Tensor, Tensor] = {}
-        self._places: dict[tuple[Tensor, str], Tensor] = {}
+        self._places: dict[tuple[Tensor, str], Tensor] = {}  # in main memory; what of a state waits is one of them
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._side: torch.cuda.Stream | None = None
         optimizer.register_step_pre_hook(lambda *_: self._fetch(with_gradient=True))
@@ -46,7 +45,7 @@ class OptimizerOffload:
         optimizer.load_state_dict = self._loading(load)  # type: ignore[method-assign]
         optimizer.state_dict = self._reading(read)  # type: ignore[method-assign]
         if gradients:
-            call_with_gradients(self._parameters(), self._hold)
+            call_with_gradients(parameters_of(optimizer), self._hold)
 
     def gather(self) -> None:
         """Every parameter has its gradient again."""
@@ -65,14 +64,8 @@ class OptimizerOffload:
 
         return changed
 
-    def _parameters(self) -> Iterator[Tensor]:
-        """Of a step: within backward (fused_backward.py) one."""
-        return (parameter for group in self._optimizer.param_groups for parameter in group["params"])
-
     def _loading(self, load: Callable[..., Any]) -> Callable[..., Any]:
         def loaded(state: dict[str, Any]) -> None:
-            self._wait()
-            self._away.clear()
             load(state)
             self._rest()
 
@@ -102,21 +95,24 @@ class OptimizerOffload:
 
     @torch.no_grad()
     def _rest(self) -> None:
-        for parameter in self._parameters():
-            state, away = self._optimizer.state.get(parameter, {}), self._away.setdefault(parameter, {})
+        for parameter in parameters_of(self._optimizer):
+            state = self._optimizer.state.get(parameter, {})
             for name, value in state.items():
-                if value is not away.get(name) and _is_worth_it(value, parameter):
-                    away[name] = state[name] = self._send(parameter, name, value)
+                if not self._waits(parameter, name, value) and _is_worth_it(value, parameter):
+                    state[name] = self._send(parameter, name, value)
 
     def _fetch(self, *, with_gradient: bool = False) -> None:
         self._wait()
-        for parameter in self._parameters():
+        for parameter in parameters_of(self._optimizer):
             if with_gradient and parameter.grad is None:
                 continue  # an expert that waits
-            away = self._away.get(parameter, {})
-            for name, host in list(away.items()):
-                self._optimizer.state[parameter][name] = host.to(parameter.device, non_blocking=True, copy=True)
-                del away[name]  # one by one: memory may run out in between
+            state = self._optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if self._waits(parameter, name, value):
+                    state[name] = value.to(parameter.device, non_blocking=True, copy=True)
+
+    def _waits(self, parameter: Tensor, name: str, value: Any) -> bool:
+        return value is not None and value is self._places.get((parameter, name))
 
     def _send(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
         """A copy in main memory, whole when `_wait` was called. The same place each time."""

@@ -29,6 +29,7 @@ from .arguments import check_names, find_class, parse_arguments
 from .came import CAME
 from .lion import Lion
 from .optimizer_offload import OptimizerOffload
+from .parameters import parameters_of
 from .prodigy import Prodigy
 from .rounding import Bf16Weights
 from .schedule_free import AdamWScheduleFree
@@ -85,7 +86,7 @@ class BuiltOptimizer:
     @property
     def parameters(self) -> list[torch.Tensor]:
         """What it moves, in the order of the groups."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return list(parameters_of(self.optimizer))
 
     @property
     def description(self) -> str:

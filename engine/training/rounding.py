@@ -9,11 +9,13 @@ summation, which needs as much memory as float32 weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .parameters import parameters_of
 
 _COUNTS = "rounded"  # in an optimizer's groups, which its state keeps: place of a parameter -> how often it was rounded
 
@@ -40,7 +42,7 @@ class Bf16Weights:
         self._optimizer = optimizer
         self._places: dict[Tensor, int] = {}
         self._narrow: dict[Tensor, Tensor] = {}  # the bf16 storage of each parameter that is float32 just now
-        for parameter in self._parameters():
+        for parameter in parameters_of(self._optimizer):
             parameter.data = parameter.data.to(torch.bfloat16)
             self._places[parameter] = len(self._places)
         optimizer.register_step_pre_hook(lambda *_: self._widen(with_gradient=True))
@@ -58,11 +60,8 @@ class Bf16Weights:
 
         return changed
 
-    def _parameters(self) -> Iterator[Tensor]:
-        return (parameter for group in self._optimizer.param_groups for parameter in group["params"])
-
     def _widen(self, *, with_gradient: bool = False) -> None:
-        for parameter in self._parameters():
+        for parameter in parameters_of(self._optimizer):
             gradient = parameter.grad
             if with_gradient and gradient is None:
                 continue
