@@ -96,6 +96,7 @@ def optimizer_choice(job: Job, group: Group, device: torch.device, say: Say) -> 
         fused=options.fused_backward_pass,
         full_bf16=options.full_bf16,
         cpu_offload=job[TrainingMemory].optimizer_cpu_offload,
+        loss_scaler=job[TrainingPrecision].mixed_precision == "fp16",
     )
     if chosen.schedule_free and job[Network].use_ema:
         raise OptionError(

@@ -16,6 +16,7 @@ for the engine's own optimizer of that name, which is said.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,8 @@ _ELSEWHERE = {
     "radamschedulefree": "schedulefree.RAdamScheduleFree",
     "sgdschedulefree": "schedulefree.SGDScheduleFree",
 }
+_WAYS = frozenset({"fused", "foreach", "capturable", "differentiable"})
+"""Arguments of PyTorch's that say how a step is computed."""
 _BITSANDBYTES = re.compile(r"paged\w+|\w+(8|32)bit")
 
 
@@ -100,6 +103,7 @@ class OptimizerChoice:
 
     `forced_schedule` and `notes` as in BuiltOptimizer. `full_bf16` makes the parameters bf16, with stochastic rounding.
     `fused`: it takes its steps within backward. `cpu_offload`: what it needs waits in main memory between its steps.
+    `loss_scaler`: one decides whether it takes them.
     """
 
     wanted: type
@@ -110,6 +114,7 @@ class OptimizerChoice:
     full_bf16: bool = False
     fused: bool = False
     cpu_offload: bool = False
+    loss_scaler: bool = False
 
     @property
     def schedule_free(self) -> bool:
@@ -120,7 +125,7 @@ class OptimizerChoice:
         own = {"lr"} if self.lr is None else set()
         given = [{key: value for key, value in group.items() if key not in own} for group in groups]
         try:
-            optimizer = self.wanted(given, lr=self.lr, **self.arguments)
+            optimizer = self.wanted(given, lr=self.lr, **self.arguments, **self._in_one_kernel(given))
         except (TypeError, ValueError, AssertionError) as error:
             raise OptionError(
                 f"--optimizer_type {self.wanted.__name__} refuses this: {_said(error)}.", _ADVICE
@@ -144,6 +149,17 @@ class OptimizerChoice:
             notes=self.notes,
             **modes,
         )
+
+    def _in_one_kernel(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """PyTorch's optimizers on a GPU, unless told how: without tensors as large as all weights for a moment.
+
+        Not with a loss scaler, which would no longer see that a step was left out.
+        """
+        told = self.loss_scaler or not _WAYS.isdisjoint(self.arguments)
+        torchs = self.wanted.__module__.startswith("torch.optim")
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        can = torchs and on_gpu and "fused" in inspect.signature(self.wanted).parameters
+        return {"fused": True} if can and not told else {}
 
     def trial(self, rates: Sequence[float] | None = None) -> BuiltOptimizer:
         """The optimizer for four numbers at each of these rates: only the class itself knows which values it takes."""
@@ -188,11 +204,13 @@ def choose_optimizer(
     fused: bool = False,
     full_bf16: bool = False,
     cpu_offload: bool = False,
+    loss_scaler: bool = False,
 ) -> OptimizerChoice:
     """Find the class, check its arguments, and let it take a step on `device`.
 
     `rates` are those of the groups to come, where they are several. `fused`: it shall do one parameter at a time.
-    `full_bf16`, `cpu_offload` as in OptimizerChoice. `lr_scheduler` and `max_grad_norm` are looked at for advice only.
+    `full_bf16`, `cpu_offload` and `loss_scaler` as in OptimizerChoice. `lr_scheduler` and `max_grad_norm` are looked at
+    for advice only.
     """
     chosen = _choice(name, parse_arguments(_FLAG, arguments), lr=lr, lr_scheduler=lr_scheduler, max_norm=max_grad_norm)
     check_names(_FLAG, chosen.arguments, chosen.wanted, own=("params", "lr"))
@@ -202,7 +220,7 @@ def choose_optimizer(
             "computes its weights back from rounded ones.",
             "Choose --optimizer_type AdamWScheduleFree, or leave out --full_bf16.",
         )
-    chosen = replace(chosen, full_bf16=full_bf16, fused=fused, cpu_offload=cpu_offload)
+    chosen = replace(chosen, full_bf16=full_bf16, fused=fused, cpu_offload=cpu_offload, loss_scaler=loss_scaler)
     chosen.trial(rates)
     if not chosen.step_alone(torch.device(device)) and fused:
         raise OptionError(

@@ -40,6 +40,24 @@ def test_rows_of_a_part_of_a_matrix():
     torch.testing.assert_close(codes.float(), quantize_rows.formula(values)[0].float(), rtol=0.13, atol=1)
 
 
+def test_a_compiled_function_takes_the_kernel_where_there_are_factors():
+    torch.manual_seed(0)
+    values, factors = torch.randn(333, 5120, device="cuda").bfloat16(), torch.rand(5120, device="cuda")
+
+    def halved(values):
+        return quantize_rows.quantize_rows(values * 0.5, factors)
+
+    torch.cuda.synchronize()
+    compiled = torch.compile(halved)
+    compiled(values)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    codes, scale = compiled(values)
+    assert torch.cuda.max_memory_allocated() - before < 3.5 * values.numel(), "the product was written in float32"
+    wanted_codes, wanted_scale = halved(values)
+    assert torch.equal(codes.view(torch.uint8), wanted_codes.view(torch.uint8)) and torch.equal(scale, wanted_scale)
+
+
 @pytest.mark.parametrize("channels", [96, 192, 384, 16])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("with_offset", [False, True])
@@ -101,13 +119,13 @@ LENGTHS = [(2048, 2048), (2049, 2049), (2112, 2112), (3000, 2051), (2051, 120), 
 
 
 @pytest.mark.parametrize(("queries", "keys"), LENGTHS)
-@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize(("samples", "heads"), [(1, 1), (1, 3), (1, 8), (2, 3)])
 @pytest.mark.parametrize(("backend", "room"), [("auto", None), ("auto", 0), ("sdpa", None)])
-def test_gradients_of_attention_of_any_length(monkeypatch, queries, keys, heads, backend, room):
+def test_gradients_of_attention_of_any_length(monkeypatch, queries, keys, samples, heads, backend, room):
     """cuDNN's backward pass must be given whole tiles: of all heads, or of some at a time where room is short."""
     monkeypatch.setattr(kept_attention, "free_bytes", lambda device: room)
     torch.manual_seed(0)
-    parts = [torch.randn(1, length, heads, 128, device="cuda").bfloat16() for length in (queries, keys, keys)]
+    parts = [torch.randn(samples, length, heads, 128, device="cuda").bfloat16() for length in (queries, keys, keys)]
     grad = torch.randn_like(parts[0]) * 1e-3
     found = _gradients(lambda *parts: attention(*parts, backend=backend), parts, grad)
     expected = _gradients(
@@ -115,6 +133,17 @@ def test_gradients_of_attention_of_any_length(monkeypatch, queries, keys, heads,
     )
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.float() - theirs).norm() / theirs.norm() < 0.01
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="cuDNN is asked from Hopper on"
+)
+def test_gradients_of_one_sample_are_cut_without_a_copy():
+    q, k, v, grad, out = (torch.randn(1, 2049, 3, 128, device="cuda").bfloat16() for _ in range(5))
+    statistics = torch.randn(1, 3, 2049, device="cuda")
+    parts = (part.transpose(1, 2) for part in (grad, q, k, v, out))
+    for found in kept_attention._cudnn_backward(*parts, statistics):
+        assert found.shape == (1, 3, 2049, 128) and found.transpose(1, 2).is_contiguous()
 
 
 def _gradients(function, parts, grad):

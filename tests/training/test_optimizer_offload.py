@@ -67,6 +67,58 @@ def test_no_gradient_stays_while_others_are_made(tmp_path: Path) -> None:
     assert seen == [0] * (2 * len(parameters))
 
 
+class Rebinding(torch.optim.AdamW):
+    """Keeps new tensors in its state instead of changing those that it had."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state["exp_avg"] = state["exp_avg"].clone()
+
+
+def test_tensors_that_an_optimizer_puts_in_place_of_others_are_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.optim, "Rebinding", Rebinding, raising=False)
+    plain, away = (job(tmp_path / str(on), optimizer="Rebinding", cpu_offload=on) for on in (False, True))
+    plain.run()
+    away.run()
+    assert away.losses == plain.losses and same(away, plain)
+    assert len(waiting(away)) >= 2 * len(away.built.parameters)
+
+
+def test_small_tensors_come_together(tmp_path: Path) -> None:
+    some, seen = job(tmp_path, max_steps=3, cpu_offload=True), []
+    parameters, optimizer = some.built.parameters, some.built.optimizer
+
+    def look(*_) -> None:
+        state = [value for one in optimizer.state.values() for value in one.values() if value.ndim]
+        for tensors in ([parameter.grad for parameter in parameters], state):
+            seen.append((len(tensors), len({tensor.untyped_storage().data_ptr() for tensor in tensors})))
+
+    optimizer.register_step_pre_hook(look)
+    some.run()
+    assert len(parameters) > 4
+    assert seen[2:] == [(len(parameters), 1), (2 * len(parameters), 1)] * 2, "one copy for all"
+
+
+def test_a_step_that_breaks_off_loses_no_state(tmp_path: Path) -> None:
+    some = job(tmp_path, max_steps=2, cpu_offload=True)
+    some.run()
+    optimizer, (parameter, *_) = some.built.optimizer, some.built.parameters
+    before = [value.clone() for value in waiting(some)]
+
+    def broken(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = optimizer.register_step_pre_hook(broken)
+    parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    handle.remove()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(waiting(some), before, strict=True))
+
+
 def test_it_goes_on_bit_for_bit_also_without(tmp_path: Path) -> None:
     whole = job(tmp_path / "whole", cpu_offload=True)
     whole.run()
