@@ -69,17 +69,14 @@ IMAGE_ATTENTION = 2.1
 TEXT_WIDTHS = 5.4
 """What "cross" blocks make of the text tokens they look at, in text tokens x width."""
 COMPILED: dict[Kind, tuple[Sizes, float]] = {
-    "cross": ((-3, 1.63), 5.8),
+    "cross": ((-2.6, -0.75), 1.4),
     "double": ((5, 0), 3),
     "single": ((5, 0), 3),
 }
 """What a compiled block takes more in training: whole, and of one piece where it runs in pieces, in tokens x width.
 What a compiler computes together it does not write (copies of norms in 32 bits), or holds together (feed-forward rows
-and their gradients). H100: with these numbers 0.7 and 2 % too much for Wan 14B's 14,040 tokens, 1 % too little for
-HunyuanVideo, while a LoRA's scale still was wide (lora/adapters.py). Before gradients were no longer written in 32 bits
-(ops/quantize_rows.py): Wan 14B 1.57 of width at 14,040 tokens, 1.25 at 32,760; HunyuanVideo 9.2, FramePack 4.0 at
-19,000. H200, then: Wan 1.3B, whose rows are wider beside its tokens, 9.9, with inputs in main memory 5.9; in two pieces
-Wan 14B 3.0 at 14,040 and 2.9 at 32,760 tokens, in four 1.3 and 1.0, HunyuanVideo 1.5."""
+and their gradients). H100: with these numbers five trainings of Wan 14B and 1.3B, whole and in two pieces, and two of
+HunyuanVideo are predicted within 1 %."""
 COMPILED_FORWARD = -1
 """The same without gradients: in a graph the result of attention goes as soon as it was used, which a caller in Python
 may hold. H200: Wan 14B at 32,760 tokens takes 1.5 sizes less."""

@@ -24,7 +24,7 @@ from engine.bench.files import CAPTION, Input, decoding_options, write_caches, w
 from engine.contract.cli import parse
 from engine.contract.job import changed
 from engine.families import names, part
-from engine.memory.activations import BLOCKS, Activations
+from engine.memory.activations import BLOCKS, COMPILED, Activations, Sizes
 from engine.memory.estimate import GIB, largest
 from engine.parts.workload import Kind
 from engine.tasks import planned_weights
@@ -51,16 +51,24 @@ BEFORE_WHOLE_TILES: frozenset[Key] = frozenset({
 """Gradients of attention took tokens as they came; these rows are predicted so. (Some are also of before blocks were
 computed again for their gradients alone, which changed no peak: benchmarks/h200_recomputing.json.)"""
 
-BETWEEN: frozenset[Key] = frozenset({
+SINCE_NARROW: frozenset[Key] = frozenset({
     (H100, "train-wan-14b-480x832x33", "free"), (H100, "train-wan-14b-480x832x33", "least"),
+    (H100, "train-wan-14b-480x832x81", "plain"), (H100, "train-wan-14b-480x832x81", "free"),
+    (H100, "train-wan-14b-480x832x81", "least"), (H100, "train-wan-1.3b-480x832x81", "least"),
+    (H100, "train-hunyuan-13b-544x960x33", "plain"), (H100, "train-hunyuan-13b-544x960x33", "free"),
     (H100, "train-hunyuan-13b-544x960x33", "least"),
 })  # fmt: skip
-"""Compiled blocks wrote no gradients in float32 any more, but a LoRA's scale multiplied what is as wide as its layer:
-predicted as it is today. All other trainings are of before both, and predicted with `WIDE`."""
+"""Trainings since a LoRA's scale multiplies what is narrow and compiled blocks write no gradients in float32. All
+others are of before, and predicted with `WIDE` and `WRITTEN_OUT`."""
 WIDE: Mapping[Kind, Activations] = {
     "cross": replace(BLOCKS["cross"], backward=(20.95, 4.1), last=(5, 1), piece=(7.1, 4.36)),
     "double": replace(BLOCKS["double"], backward=(15.2, 4.0), last=(6.2, 1), piece=(1.8, 4.0)),
     "single": replace(BLOCKS["single"], backward=(17.1, 4.0), last=(7.5, 2.0), whole=(15.2, 0), piece=(6.1, 3.0)),
+}
+WRITTEN_OUT: Mapping[Kind, tuple[Sizes, float]] = {
+    "cross": ((-3, 1.63), 5.8),
+    "double": ((5, 0), 3),
+    "single": ((5, 0), 3),
 }
 
 _OFFLOADED = {"gradient_checkpointing_cpu_offload": True, "gradient_checkpointing_attention": "keep"}
@@ -120,10 +128,12 @@ class Predictions:
     def of(self, key: Key, row: Row) -> Compared:
         """What is predicted today. KeyError for a plan of --memory auto that nobody wrote down."""
         tiles = {} if key in BEFORE_WHOLE_TILES else planned_weights.WHOLE_TILES
+        before = key not in SINCE_NARROW
         with (
             mock.patch.object(planned_weights, "has_triton", lambda: True),
             mock.patch.object(planned_weights, "WHOLE_TILES", tiles),
-            mock.patch.dict(BLOCKS, {} if key in BETWEEN else WIDE),
+            mock.patch.dict(BLOCKS, WIDE if before else {}),
+            mock.patch.dict(COMPILED, WRITTEN_OUT if before else {}),
         ):
             job = parse(self._words(CASES[row["case"]], row))
             assert job is not None

@@ -10,10 +10,10 @@ import itertools
 
 import pytest
 
-from engine.memory.activations import BLOCKS
+from engine.memory.activations import BLOCKS, COMPILED
 from engine.memory.estimate import CONTEXT, GIB, How, VaeWork, Weights, denoising, largest, training, vae_stage
 from engine.parts.workload import BlockRun, Work
-from tests.memory.measured import WIDE
+from tests.memory.measured import WIDE, WRITTEN_OUT
 
 BLOCK_NUMBERS = 351_288_320
 ROW_SCALES = 4 * (8 * 5120 + 13824 + 5120)
@@ -47,8 +47,9 @@ def work(tokens=F33, blocks=6):
 
 @pytest.mark.parametrize(("tokens", "numbers", "how", "measured"), MEASURED)
 def test_a_step_takes_what_was_measured(monkeypatch, tokens, numbers, how, measured):
-    for kind, then in WIDE.items():  # as blocks were
-        monkeypatch.setitem(BLOCKS, kind, then)
+    for numbers_of, then in ((BLOCKS, WIDE), (COMPILED, WRITTEN_OUT)):  # as blocks were
+        for kind in then:
+            monkeypatch.setitem(numbers_of, kind, then[kind])
     stage = training(weights(fp8=numbers == "fp8"), work(tokens), How(optimizer_bytes=0, **how))
     assert stage.device_bytes / GIB == pytest.approx(measured, rel=0.03)
 
@@ -73,7 +74,7 @@ def test_more_streamed_blocks_never_need_more(how):
     (How(shared_by=4), How(shared_by=2)),
     (How(shared_by=2, block_swap_ring_size=1), How(shared_by=2)),
     (How(), How(batch=2)),
-    (How(), How(compile=True)),
+    (How(compile=True), How()),
     (How(), How(gradient_accumulation_steps=2)),
     (How(optimizer_bytes=2), How()),
     (How(), How(plain_quantizing=True)),
