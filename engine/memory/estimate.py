@@ -56,15 +56,15 @@ OPTIMIZER_BYTES: dict[str, float] = {
 """State of an optimizer for each parameter, in bytes. Prodigy's are four float32 numbers, AdamW's two."""
 OTHER_OPTIMIZER_BYTES = 8
 OPTIMIZER_STEP_BYTES = 8
-"""For each parameter, for a moment, while all are changed at once. PyTorch's AdamW needs none on a GPU, where it is one
-kernel; other optimizers do."""
+"""For each parameter, for a moment, while all are changed at once. AdamW, which mostly is one kernel on a GPU, is
+counted as all others are."""
 
 CONTEXT = int(0.55 * GIB)
 """What CUDA and its libraries take before the first tensor; torch does not count it."""
 SLACK = 0.25
 """Gaps between tensors, as a share of what comes and goes. H100: 0.1 to 0.5 unhurried; the allocator closes most of
-them when the card is full, in one flush that takes 6 to 60 ms: with 0.1 to 0.16 once in each block, with 0.2 in some
-steps (HunyuanVideo, 2 to 3 % of its time), with 0.3 in none (Wan 14B)."""
+them when the card is full, in a flush of 6 to 60 ms: with 0.1 to 0.16 once in each block. Wan 14B held 0.3 without
+one."""
 PROGRAM = int(3.0 * GIB)
 """Main memory of Python, torch and CUDA's libraries."""
 TEXT_ACTIVATIONS = int(0.35 * GIB)

@@ -26,7 +26,7 @@ FLAG = "--optimizer_cpu_offload"
 SMALLEST = 1 << 12
 """Bytes: smaller tensors are not worth a copy."""
 _PIECE = 1 << 25
-"""Bytes that are locked at a time, which takes the system long each time, and at most copied at once."""
+"""Bytes that are locked, which takes the system long, and copied at a time: more only where one tensor is larger."""
 
 Key = tuple[Tensor, str]
 """A parameter, and the name of a tensor in its state; "" is its gradient."""
@@ -43,7 +43,7 @@ class OptimizerOffload:
         self._optimizer = optimizer
         self._gradients: dict[Tensor, Tensor] = {}
         self._places: dict[Key, Tensor] = {}  # in main memory; what of a state waits is one of them
-        self._fetched: dict[Key, Tensor] = {}  # what of a state is on the device for now
+        self._fetched: dict[Key, tuple[Tensor, int]] = {}  # what of a state is on the device for now, and its address
         self._pieces: list[tuple[Tensor, Tensor]] = []  # where that lies: bytes in main memory, and on the device
         self._piece = torch.empty(0, dtype=torch.uint8)  # in main memory, not given away yet
         self._side: torch.cuda.Stream | None = None
@@ -107,18 +107,21 @@ class OptimizerOffload:
     def _rest(self) -> None:
         for host, piece in self._pieces:
             self._copy(host, piece)
+        for (parameter, name), (value, address) in self._fetched.items():
+            state = self._optimizer.state.get(parameter, {})
+            if state.get(name) is value and value.data_ptr() == address:  # went back with its piece
+                state[name] = self._places[parameter, name]
         for parameter in parameters_of(self._optimizer):
             state = self._optimizer.state.get(parameter, {})
             for name, value in state.items():
-                key = (parameter, name)
-                if value is not None and value is self._fetched.get(key):
-                    state[name] = self._places[key]
-                elif not self._waits(key, value) and _is_worth_it(value, parameter):
-                    state[name] = self._send(key, value)
+                if not self._waits((parameter, name), value) and _is_worth_it(value, parameter):
+                    state[name] = self._send((parameter, name), value)
         self._fetched.clear()
         self._pieces.clear()
 
     def _fetch(self, *, with_gradient: bool = False) -> None:
+        if self._pieces:  # of a step that broke off
+            self._rest()
         self._wait()
         wanted = {}
         for parameter in parameters_of(self._optimizer):
@@ -127,11 +130,10 @@ class OptimizerOffload:
             for name, value in self._optimizer.state.get(parameter, {}).items():
                 if self._waits((parameter, name), value):
                     wanted[parameter, name] = value
-        found, pieces = _on_the_device(wanted)
+        found, self._pieces = _on_the_device(wanted)
         for (parameter, name), value in found.items():
             self._optimizer.state[parameter][name] = value
-        self._fetched |= found
-        self._pieces += pieces
+            self._fetched[parameter, name] = value, value.data_ptr()
 
     def _waits(self, key: Key, value: Any) -> bool:
         return value is not None and value is self._places.get(key)
@@ -179,7 +181,8 @@ def _on_the_device(places: dict[Key, Tensor]) -> tuple[dict[Key, Tensor], list[t
     found, pieces = {}, []
     for keys in together.values():
         first, end = _span(places[key] for key in keys)
-        host = torch.empty(0, dtype=torch.uint8).set_(places[keys[0]].untyped_storage(), first, (end - first,))
+        storage = places[keys[0]].untyped_storage()
+        host = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage, first, (end - first,))
         piece = host.to(keys[0][0].device, non_blocking=True, copy=True)
         pieces.append((host, piece))
         for key in keys:

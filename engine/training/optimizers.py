@@ -16,7 +16,6 @@ for the engine's own optimizer of that name, which is said.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -151,14 +150,13 @@ class OptimizerChoice:
         )
 
     def _in_one_kernel(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """PyTorch's optimizers on a GPU, unless told how: without tensors as large as all weights for a moment.
+        """AdamW on a GPU, unless told how: without tensors as large as all weights for a moment.
 
-        Not with a loss scaler, which would no longer see that a step was left out.
+        Not with a loss scaler: accelerate would no longer see that a step was left out.
         """
         told = self.loss_scaler or not _WAYS.isdisjoint(self.arguments)
-        torchs = self.wanted.__module__.startswith("torch.optim")
         on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        can = torchs and on_gpu and "fused" in inspect.signature(self.wanted).parameters
+        can = on_gpu and self.wanted in (torch.optim.Adam, torch.optim.AdamW)
         return {"fused": True} if can and not told else {}
 
     def trial(self, rates: Sequence[float] | None = None) -> BuiltOptimizer:

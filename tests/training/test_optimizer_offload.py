@@ -67,13 +67,20 @@ def test_no_gradient_stays_while_others_are_made(tmp_path: Path) -> None:
     assert seen == [0] * (2 * len(parameters))
 
 
-class Rebinding(torch.optim.AdamW):
-    """Keeps new tensors in its state instead of changing those that it had."""
+class Rebinding(torch.optim.Optimizer):
+    """Keeps new tensors in its state, or new numbers in those that it had, instead of changing these."""
 
-    def step(self, closure=None):
-        super().step(closure)
-        for state in self.state.values():
-            state["exp_avg"] = state["exp_avg"].clone()
+    def __init__(self, params, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["new"] = state.get("new", parameter.grad) * 0.9 + parameter.grad
+            inside = state.setdefault("inside", parameter.grad.clone())
+            inside.data = inside * 0.5 + parameter.grad
+            parameter -= self.param_groups[0]["lr"] * (state["new"] + inside)
 
 
 def test_tensors_that_an_optimizer_puts_in_place_of_others_are_kept(tmp_path: Path, monkeypatch) -> None:
@@ -101,22 +108,31 @@ def test_small_tensors_come_together(tmp_path: Path) -> None:
 
 
 def test_a_step_that_breaks_off_loses_no_state(tmp_path: Path) -> None:
-    some = job(tmp_path, max_steps=2, cpu_offload=True)
-    some.run()
-    optimizer, (parameter, *_) = some.built.optimizer, some.built.parameters
-    before = [value.clone() for value in waiting(some)]
-
-    def broken(*_) -> None:
-        raise RuntimeError("out of memory")
-
-    handle = optimizer.register_step_pre_hook(broken)
-    parameter.grad = torch.zeros_like(parameter)
-    with pytest.raises(RuntimeError):
+    """Of a part of the parameters, and the next one is of all: their state lies in the same piece."""
+    plain, away = (job(tmp_path / str(on), max_steps=2, cpu_offload=on) for on in (False, True))
+    for some in (plain, away):
+        some.run()
+        optimizer, parameters = some.built.optimizer, some.built.parameters
+        _differentiated(parameters[1:2])
+        handle = optimizer.register_step_post_hook(_broken)
+        optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # before the state went back
+        with pytest.raises(RuntimeError):
+            optimizer.step()
+        handle.remove()
+        _differentiated(parameters)
         optimizer.step()
-    handle.remove()
-    optimizer.zero_grad()
-    optimizer.step()
-    assert all(torch.equal(one, other) for one, other in zip(waiting(some), before, strict=True))
+    assert same(away, plain)
+    states = ([one["exp_avg"] for one in some.built.optimizer.state.values()] for some in (plain, away))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def _broken(*_) -> None:
+    raise RuntimeError("out of memory")
+
+
+def _differentiated(parameters) -> None:
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, 0.01 * (1 + number))
 
 
 def test_it_goes_on_bit_for_bit_also_without(tmp_path: Path) -> None:
