@@ -227,8 +227,6 @@ def _is_room_for(*copies: Tensor) -> bool:
 def _whole_tiles(part_BHLD: Tensor) -> Tensor:
     """With zeros at the end. Laid out as BLHD, as the gradients then are: of one sample they are cut without a copy."""
     batch, heads, length, width = part_BHLD.shape
-    if length % TILE == 0:
-        return part_BHLD
     whole_BLHD = part_BHLD.new_empty((batch, -(-length // TILE) * TILE, heads, width))
     whole_BLHD[:, :length] = part_BHLD.transpose(1, 2)
     whole_BLHD[:, length:] = 0
