@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 
 from ..contract.errors import OptionError
 from .pieces import IN_PIECES
@@ -45,6 +46,7 @@ def compile_blocks(
         )
     if cache_size_limit is not None:
         torch._dynamo.config.cache_size_limit = cache_size_limit
+    _find_graphs_again()
     # other backends take no mode
     options = {"mode": mode} if backend == "inductor" else {}
     compiled = partial(torch.compile, backend=backend, dynamic=dynamic, fullgraph=fullgraph, **options)
@@ -63,3 +65,10 @@ def compile_blocks(
             setattr(block, ROOT, partial(compiled(root_named(type(block).__name__)), plain))
         if recorded:
             setattr(block, COMPILED_WITH_GRAPHS, True)
+
+
+def _find_graphs_again() -> None:
+    """PyTorch leaves graphs with autograd functions of one's own out of its cache, unless it is told that what they
+    compute follows from their code, which the cache knows. Without, most of a block is traced anew at every start."""
+    if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):  # PyTorch 2.9 on
+        functorch.autograd_cache_allow_custom_autograd_functions = True

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
-from .kept_attention import can_compute, is_kept, own_attention
+from .kept_attention import can_compute, compute_dtype, is_kept, own_attention
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
 
@@ -191,10 +191,30 @@ def _learns(*parts: torch.Tensor) -> bool:
 def _auto(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     if not q_BLHD.is_cuda or is_kept(q_BLHD, k_BLHD):
         return _sdpa(q_BLHD, k_BLHD, v_BLHD)
-    if _learns(q_BLHD, k_BLHD, v_BLHD) and can_compute(q_BLHD):
-        return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=False)
+    if _learns(q_BLHD, k_BLHD, v_BLHD):
+        if can_compute(q_BLHD):
+            return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=False)
+    elif torch.compiler.is_compiling():
+        dtype = compute_dtype(q_BLHD)
+        return _fastest_unseen(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))
+    return _fastest(q_BLHD, k_BLHD, v_BLHD)
+
+
+def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     with sdpa_kernel(_CUDA_ORDER, set_priority=True):
         return _pytorch(q_BLHD, k_BLHD, v_BLHD)
+
+
+@torch.library.custom_op("musubi::fastest_attention", mutates_args=())
+def _fastest_unseen(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+    """`_fastest` without gradients, as an operator that a compiler does not look into: a graph in which kernels are
+    chosen is compiled anew at every start."""
+    return _fastest(q_BLHD, k_BLHD, v_BLHD).contiguous()
+
+
+@_fastest_unseen.register_fake
+def _(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+    return v_BLHD.new_empty(q_BLHD.shape)
 
 
 def _math(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:

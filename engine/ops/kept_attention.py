@@ -109,18 +109,19 @@ def can_compute(q_BLHD: Tensor) -> bool:
         return True
     if q_BLHD.device.type != "cuda" or torch.cuda.get_device_capability(q_BLHD.device) < (8, 0):
         return False
-    half = _compute_dtype(q_BLHD) in (torch.float16, torch.bfloat16)
+    half = compute_dtype(q_BLHD) in (torch.float16, torch.bfloat16)
     return _HAS_FLASH and half and q_BLHD.shape[-1] % 8 == 0 and q_BLHD.shape[-1] <= 256
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What attention computes in: autocast's type where that is on."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: kept on the open shelf, or taken from it."""
-    dtype = _compute_dtype(q_BLHD)
+    dtype = compute_dtype(q_BLHD)
     return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep)[0]
 
 

@@ -2,8 +2,9 @@
 
 Three ways to the same codes: the formula; on CUDA a Triton kernel that reads and writes each number once, where the
 formula makes five passes; under torch.compile the formula again, which Inductor fuses into what comes before it. But
-not with factors: Inductor would write the product of both in float32, twice the size of the rows, and read it again,
-so there the kernel comes as an operator that it cannot look into.
+not with factors: Inductor would write the product of both in float32, twice the size of the rows, and read it again.
+And not for long rows: it goes through a row twice, and computes what comes before it (an activation, a LoRA's sum) both
+times, though it has written it down for a LoRA anyway. There the kernel comes as an operator that it cannot look into.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ LARGEST = torch.finfo(CODES).max
 SMALLEST_SCALE = 1e-12
 LONGEST_ROW = 65536
 """Numbers: the kernel holds a row in registers and shared memory."""
+LONGEST_FUSED_ROW = 8192
+"""Numbers. Between the widths of the models and of their feed-forward layers."""
 
 Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -32,7 +35,8 @@ def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Ten
     The scale is the row's largest magnitude / 448, at least 1e-12.
     """
     if torch.compiler.is_compiling():
-        return formula(rows_MK) if factors_K is None else _with_factors(rows_MK, factors_K)
+        fused = factors_K is None and rows_MK.shape[1] <= LONGEST_FUSED_ROW
+        return formula(rows_MK) if fused else _unseen(rows_MK, factors_K)
     kernel = None
     if rows_MK.is_cuda and rows_MK.shape[1] <= LONGEST_ROW:
         kernel = _kernel(rows_MK.device.index or 0)
@@ -47,12 +51,12 @@ def formula(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, T
 
 
 @torch.library.custom_op("musubi::quantize_rows", mutates_args=())
-def _with_factors(rows_MK: Tensor, factors_K: Tensor) -> tuple[Tensor, Tensor]:
+def _unseen(rows_MK: Tensor, factors_K: Tensor | None) -> tuple[Tensor, Tensor]:
     return quantize_rows(rows_MK.contiguous(), factors_K)
 
 
-@_with_factors.register_fake
-def _(rows_MK: Tensor, factors_K: Tensor) -> tuple[Tensor, Tensor]:
+@_unseen.register_fake
+def _(rows_MK: Tensor, factors_K: Tensor | None) -> tuple[Tensor, Tensor]:
     scale_M1 = rows_MK.new_empty((rows_MK.shape[0], 1), dtype=torch.float32)
     return torch.empty_like(rows_MK, dtype=CODES, memory_format=torch.contiguous_format), scale_M1
 

@@ -58,6 +58,26 @@ def test_a_compiled_function_takes_the_kernel_where_there_are_factors():
     assert torch.equal(codes.view(torch.uint8), wanted_codes.view(torch.uint8)) and torch.equal(scale, wanted_scale)
 
 
+def test_a_compiled_function_takes_the_kernel_for_long_rows():
+    torch.manual_seed(0)
+    values = torch.randn(333, quantize_rows.LONGEST_FUSED_ROW + 16, device="cuda").bfloat16()
+
+    def halved(values):
+        return quantize_rows.quantize_rows(values * 0.5)
+
+    for ours, theirs in zip(torch.compile(halved)(values), halved(values), strict=True):
+        assert torch.equal(ours.float(), theirs.float())
+
+
+def test_compiled_attention_without_gradients_is_the_same_and_its_graph_can_be_kept():
+    torch.manual_seed(0)
+    qkv = [torch.randn(1, length, 4, 128, device="cuda").bfloat16() for length in (1000, 512, 512)]
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(attention, fullgraph=True)(*qkv), attention(*qkv))
+    assert not torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_bypass"]
+
+
 @pytest.mark.parametrize("channels", [96, 192, 384, 16])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("with_offset", [False, True])

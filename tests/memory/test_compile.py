@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from engine.contract.errors import OptionError
 from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.compile import compile_blocks
 from tests.memory.toy import Stack, inputs, train_steps
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +42,52 @@ def test_blocks_are_compiled():
     counted = torch._dynamo.utils.counters["frames"]["ok"]
     stack(*inputs())
     assert torch._dynamo.utils.counters["frames"]["ok"] > counted
+
+
+def test_graphs_are_found_again_at_the_next_start(tmp_path):
+    """Those too whose parts have gradients of their own, as frozen fp8 layers and blocks computed again do; and only
+    where the gradients are the same."""
+    code = "from tests.memory import test_compile; test_compile.start(gradient={})"
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+
+    def started(gradient):
+        command = [sys.executable, "-c", code.format(gradient)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert started(3) == {"gradient": 3, "found": 0, "left_out": 0}
+    assert started(3) == {"gradient": 3, "found": 1, "left_out": 0}
+    assert started(5) == {"gradient": 5, "found": 0, "left_out": 0}
+
+
+def start(gradient):
+    """A block compiled in a process of its own: its gradient, and whether its graph was found."""
+    block = OwnGradient(gradient)
+    compile_blocks(nn.ModuleList([block]))
+    x = torch.ones(4, requires_grad=True)
+    block(x).sum().backward()
+    counted = torch._dynamo.utils.counters["aot_autograd"]
+    told = {"found": counted["autograd_cache_hit"], "left_out": counted["autograd_cache_bypass"]}
+    print(json.dumps({"gradient": int(x.grad[0]), **told}))
+
+
+class OwnGradient(nn.Module):
+    def __init__(self, gradient):
+        super().__init__()
+
+        class Product(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * 2
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad * gradient
+
+        self.product = Product
+
+    def forward(self, x):
+        return self.product.apply(x)
 
 
 def test_the_number_of_versions_can_be_set():

@@ -44,6 +44,11 @@ def test_equals_a_plain_softmax(qkv, backend, lengths):
     assert (out - plain(*qkv, lengths)).abs().max() < 1e-6
 
 
+def test_what_a_compiler_does_not_look_into_is_the_same(qkv):
+    torch.testing.assert_close(module._fastest_unseen(*qkv), attention(*qkv))
+    torch.library.opcheck(torch.ops.musubi.fastest_attention.default, qkv)
+
+
 def test_ignored_keys_may_hold_anything(qkv):
     """Padding must not reach the result, not even NaN: a mask that multiplies by zero would let it."""
     q, k, v = qkv

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.ops.quantize_rows import LARGEST, quantize_rows
+from engine.ops.quantize_rows import LARGEST, LONGEST_FUSED_ROW, quantize_rows
 
 
 def test_each_row_uses_the_whole_range_of_its_format():
@@ -20,21 +20,23 @@ def test_factors_come_before_the_scale():
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=0)
 
 
-def test_a_compiler_cannot_look_into_it_where_there_are_factors():
-    """It would write their product in float32."""
+def test_a_compiler_cannot_look_into_it_where_there_are_factors_or_long_rows():
+    """It would write the product with factors in float32, and go through long rows twice."""
     rows, factors = torch.randn(5, 48, dtype=torch.bfloat16), torch.rand(48)
+    long = torch.randn(2, LONGEST_FUSED_ROW + 16, dtype=torch.bfloat16)
     seen = []
 
     def look(graph, inputs):
         seen.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
         return graph
 
-    compiled = torch.compile(
-        lambda: (*quantize_rows(rows, factors), *quantize_rows(rows)), backend=look, fullgraph=True
-    )
-    expected = (*quantize_rows(rows, factors), *quantize_rows(rows))
-    assert all(torch.equal(a.float(), b.float()) for a, b in zip(compiled(), expected, strict=True))
+    def all_ways():
+        return (*quantize_rows(rows, factors), *quantize_rows(rows), *quantize_rows(long))
+
+    compiled = torch.compile(all_ways, backend=look, fullgraph=True)
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(compiled(), all_ways(), strict=True))
     (targets,) = seen
-    assert sum("musubi.quantize_rows" in str(target) for target in targets) == 1
+    assert sum("musubi.quantize_rows" in str(target) for target in targets) == 2
     for laid_out in (rows, torch.randn(48, 5).t(), rows[:0], rows.expand(5, 48)):
-        torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (laid_out, factors))
+        for given in (factors, None):
+            torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (laid_out, given))

@@ -208,12 +208,15 @@ def test_frame_indices_place_frames_in_time():
         velocity(model, x_BCTHW, timestep_B, {**cond, "frame_indices": [[0, 1], [0, 1]]})
 
 
-def test_rotation_has_the_gradient_of_its_formula():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rotation_has_the_gradient_of_its_formula(compiled):
+    turn = torch.compile(rotate, backend="aot_eager", fullgraph=True) if compiled else rotate
     cos, sin = wan_table((2, 2, 2), head_dim=12)
     x = torch.randn(2, 8, 3, 12, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 8, 3, 12, dtype=torch.float64)
-    (rotate(x, cos, sin) * weight).sum().backward()
+    (turn(x, cos, sin) * weight).sum().backward()
     found, x.grad = x.grad, None
+    assert (turn(x, cos, sin) - rotate(x, cos, sin)).abs().max() < 1e-6
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(cos, sin)[:, None]
     (torch.view_as_real(pairs).flatten(-2) * weight).sum().backward()
     assert (found - x.grad).abs().max() < 1e-6
