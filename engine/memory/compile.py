@@ -7,7 +7,10 @@ streaming and checkpointing.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from .pieces import IN_PIECES
 from .recomputing import ROOT, root_named, tell_what_learns
 from .slots import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
 
+ENGINE = Path(__file__).resolve().parents[1]
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ADDRESSES = ("reduce-overhead", "max-autotune")
 """Modes that record CUDA graphs, which need every weight to stay at its address."""
@@ -68,7 +72,23 @@ def compile_blocks(
 
 
 def _find_graphs_again() -> None:
-    """PyTorch leaves graphs with autograd functions of one's own out of its cache, unless it is told that what they
-    compute follows from their code, which the cache knows. Without, most of a block is traced anew at every start."""
+    """Let PyTorch keep graphs with autograd functions of one's own in its cache, which it leaves out unless told:
+    most of a block would be traced anew at every start.
+
+    Its cache knows their code, but operators by their name alone, whose gradients and shapes are in a graph too. So
+    what is found again is of this very engine: every change of its sources compiles anew.
+    """
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):  # PyTorch 2.9 on
         functorch.autograd_cache_allow_custom_autograd_functions = True
+        settings = torch.compiler.config
+        if sources() not in settings.cache_key_tag:
+            settings.cache_key_tag = " ".join(filter(None, (settings.cache_key_tag, sources())))
+
+
+@functools.cache
+def sources() -> str:
+    """A hash of the engine's sources."""
+    found = hashlib.sha256()
+    for path in sorted(ENGINE.rglob("*.py")):
+        found.update(path.read_bytes())
+    return f"musubi-{found.hexdigest()[:16]}"

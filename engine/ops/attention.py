@@ -1,8 +1,9 @@
 """Attention: one function, many backends.
 
-`auto` lets PyTorch choose among its own kernels, with those that are fastest on CUDA asked first. The other names
-pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need their package, which is imported when first used;
-`8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in float8.
+`auto` takes the fastest of those that round no more than PyTorch's: on CUDA the one that `choose_kernel` found, before
+that in an order that was measured. The other names pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need
+their package, which is imported when first used; `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in
+float8.
 Keys of different lengths in a batch never become a dense mask: keys are cut off, sample by sample where they differ.
 Knows nothing of models. Given up: attention masks other than key lengths and a repeated last key, dropout, causal
 attention.
@@ -15,6 +16,8 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +25,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
+from .attention_choice import Asked, Choice, choose, taken
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
-from .kept_attention import can_compute, compute_dtype, is_kept, own_attention
+from .kept_attention import can_compute, compute_dtype, is_kept, own_attention, trials
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
 
-_CUDA_ORDER = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+_CUDA_KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 """Fastest first, as measured on an H100 in bf16 with 32 760 tokens and 40 heads: cuDNN 37 ms, flash 59, efficient 120.
+What `choose_kernel` finds on the GPU at hand goes before that.
 
 PyTorch's own order starts with flash. Forward and backward of both agree with float32 to bf16's rounding.
 """
+_EXACT_PACKAGES = ("flash2", "flash3", "xformers")
+_TRIED_TOKENS, _TRIED_HEADS = 4096, 8
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
 _PACKAGES = {
     "flash2": ("flash_attn", "flash_attn_func", "flash-attn"),
@@ -148,7 +155,9 @@ def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
     if is_kept(q_BLHD, k_BLHD):
         return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=True)
     if q_BLHD.is_cuda and _learns(q_BLHD, k_BLHD, v_BLHD):
-        with sdpa_kernel(_CUDA_ORDER[1:], set_priority=True):  # not cuDNN, whose backward pass wants whole tiles
+        with sdpa_kernel(
+            list(_CUDA_KERNELS.values())[1:], set_priority=True
+        ):  # not cuDNN, whose backward pass wants whole tiles
             return _pytorch(q_BLHD, k_BLHD, v_BLHD)
     if _is_short_on_a_cpu(q_BLHD, k_BLHD) and _learns(q_BLHD, k_BLHD, v_BLHD):
         return _pytorch(q_BLHD.float(), k_BLHD.float(), v_BLHD.float()).to(v_BLHD.dtype)
@@ -191,18 +200,59 @@ def _learns(*parts: torch.Tensor) -> bool:
 def _auto(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     if not q_BLHD.is_cuda or is_kept(q_BLHD, k_BLHD):
         return _sdpa(q_BLHD, k_BLHD, v_BLHD)
-    if _learns(q_BLHD, k_BLHD, v_BLHD):
-        if can_compute(q_BLHD):
-            return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=False)
-    elif torch.compiler.is_compiling():
-        dtype = compute_dtype(q_BLHD)
-        return _fastest_unseen(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))
+    if not _learns(q_BLHD, k_BLHD, v_BLHD):
+        return _for_results_alone(q_BLHD, k_BLHD, v_BLHD)
+    if can_compute(q_BLHD):
+        return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=False)
     return _fastest(q_BLHD, k_BLHD, v_BLHD)
 
 
+def _for_results_alone(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
+    if not torch.compiler.is_compiling():
+        return _fastest(q_BLHD, k_BLHD, v_BLHD)
+    return _fastest_unseen(*(part.to(compute_dtype(part)) for part in (q_BLHD, k_BLHD, v_BLHD)))
+
+
 def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    with sdpa_kernel(_CUDA_ORDER, set_priority=True):
+    dtype = compute_dtype(q_BLHD)
+    chosen = taken(q_BLHD.device, dtype, q_BLHD.shape[-1], learning=False)
+    if chosen in _PACKAGES:
+        kernel = _kernels.get(chosen) or _find_kernel(chosen)
+        return kernel(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))
+    order = sorted(_CUDA_KERNELS, key=lambda name: name != chosen)  # the others stay as they are
+    with sdpa_kernel([_CUDA_KERNELS[name] for name in order], set_priority=True):
         return _pytorch(q_BLHD, k_BLHD, v_BLHD)
+
+
+def choose_kernel(
+    device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path | None
+) -> Choice | None:
+    """Have `auto` take the fastest kernel for such tokens on this GPU from now on: those of PyTorch, and for tokens
+    that do not learn those of installed packages that round nothing more. None where there is no choice.
+
+    Takes a second or two, once: `file` remembers it.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    own = torch.Generator(device).manual_seed(0)  # a job's random numbers stay as they are
+    shape = 1, _TRIED_TOKENS, _TRIED_HEADS, head_dim
+    qkv = [torch.randn(shape, generator=own, device=device).to(dtype) for _ in range(3)]
+    if learning:
+        kernels = trials(*qkv) if can_compute(qkv[0]) else {}
+    else:
+        packages = [name for name in _EXACT_PACKAGES if name in available_backends()]
+        kernels = {name: partial(_run, name, *qkv) for name in ("cudnn", "flash", "efficient", *packages)}
+    gpu = torch.cuda.get_device_properties(device)
+    asked = Asked(device, f"{gpu.name} {gpu.major}.{gpu.minor}", dtype, head_dim, learning)
+    return choose(asked, kernels, file=file) if len(kernels) > 1 else None
+
+
+@torch.no_grad()
+def _run(name: str, *qkv: torch.Tensor) -> torch.Tensor:
+    if name in _PACKAGES:
+        return _find_kernel(name)(*qkv)
+    with sdpa_kernel(_CUDA_KERNELS[name]):
+        return _pytorch(*qkv)
 
 
 @torch.library.custom_op("musubi::fastest_attention", mutates_args=())
@@ -214,7 +264,7 @@ def _fastest_unseen(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Te
 
 @_fastest_unseen.register_fake
 def _(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    return v_BLHD.new_empty(q_BLHD.shape)
+    return v_BLHD.new_empty((*q_BLHD.shape[:-1], v_BLHD.shape[-1]))
 
 
 def _math(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:

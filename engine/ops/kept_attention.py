@@ -5,20 +5,23 @@ is open for writing, `own_attention` puts its output and softmax statistics ther
 takes them back in the same order and computes nothing. The gradient comes from the ordinary kernels, which need only
 those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
 
-PyTorch's kernels are called by name: cuDNN where it can (fastest on Hopper), FlashAttention 2 elsewhere on CUDA, the
-CPU's for tests. All training on CUDA goes through here, also where nothing is kept (`own_attention`), since cuDNN's
-backward pass must be given whole tiles. Given up: masks, dropout, GPUs older than Ampere (`can_compute` says no).
+PyTorch's kernels are called by name: cuDNN from Hopper on, unless FlashAttention 2 was faster when both were tried
+(ops/attention_choice.py), FlashAttention 2 elsewhere on CUDA, the CPU's for tests. All training on CUDA goes through
+here, also where nothing is kept (`own_attention`), since cuDNN's backward pass must be given whole tiles. Given up:
+masks, dropout, GPUs older than Ampere (`can_compute` says no).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_choice import taken
 from .attention_sizes import COPIES, GROUPS, TILE, is_room
 from .device import free_bytes
 
@@ -28,6 +31,8 @@ KEEP_FROM = 2048
 _HAS_FLASH = torch.backends.cuda.is_flash_attention_available()  # not in every build of torch
 
 Pair = tuple[Tensor, Tensor]
+Kernels = tuple[Callable[..., Pair], Callable[..., Any]]
+"""Forward (out and statistics) and backward, of BHLD tensors."""
 _aten = torch.ops.aten
 
 
@@ -114,9 +119,10 @@ def can_compute(q_BLHD: Tensor) -> bool:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What attention computes in: autocast's type where that is on."""
+    """What attention computes in: autocast's type where that is on, which leaves float64 as it is."""
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    cast = torch.is_autocast_enabled(kind) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if cast else tensor.dtype
 
 
 def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool) -> Tensor:
@@ -177,17 +183,36 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 # --------------------------------------------------------------------------------------------- PyTorch's kernels
 
 
-def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(forward, backward) on BHLD tensors for this device; the same for the two calls of one shape."""
+def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Kernels:
+    """For BLHD tensors on this device; the same for the two calls of one shape."""
     if q_BLHD.device.type == "cpu":
         return _cpu_forward, _cpu_backward
+    possible = _possible(q_BLHD, k_BLHD, v_BLHD)
+    chosen = taken(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1], learning=True)
+    return _KERNELS[chosen if chosen in possible else possible[0]]
+
+
+def trials(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> dict[str, Callable[[], object]]:
+    """Each kernel that there is a choice of on this GPU, forward and back; the usual one first."""
+    return {name: partial(_there_and_back, name, q_BLHD, k_BLHD, v_BLHD) for name in _possible(q_BLHD, k_BLHD, v_BLHD)}
+
+
+def _there_and_back(name: str, *parts_BLHD: Tensor) -> object:
+    forward, backward = _KERNELS[name]
+    parts_BHLD = [part.transpose(1, 2) for part in parts_BLHD]
+    out, statistics = forward(*parts_BHLD)
+    out = out.transpose(1, 2).contiguous().transpose(1, 2)
+    return backward(out, *parts_BHLD, out, statistics.reshape(out.shape[:3]).contiguous())
+
+
+def _possible(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> list[str]:
     parts = (part.detach().transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     asked = torch.backends.cuda.SDPAParams(*parts, None, 0.0, False, False)
     hopper = torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9
     # not float16: a key of zeros, which fills a tile up, weighs e^-logsumexp, soon more than float16 holds
     if hopper and q_BLHD.dtype == torch.bfloat16 and torch.backends.cuda.can_use_cudnn_attention(asked):
-        return _cudnn_forward, _cudnn_backward
-    return _flash_forward, _flash_backward
+        return ["cudnn", "flash"]
+    return ["flash"]
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
@@ -252,6 +277,12 @@ def _flash_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
     return _aten._scaled_dot_product_flash_attention_backward(
         grad, q, k, v, out, statistics, None, None, q.shape[2], k.shape[2], 0.0, False, state, unused
     )
+
+
+_KERNELS: dict[str, Kernels] = {
+    "cudnn": (_cudnn_forward, _cudnn_backward),
+    "flash": (_flash_forward, _flash_backward),
+}
 
 
 def _no_seed(device: torch.device) -> Tensor:

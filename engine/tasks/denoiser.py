@@ -36,6 +36,7 @@ def tune_backends(memory: Memory) -> None:
     torch.backends.cuda.matmul.allow_tf32 = memory.cuda_allow_tf32
     torch.backends.cudnn.allow_tf32 = memory.cuda_allow_tf32
     torch.backends.cudnn.benchmark = memory.cuda_cudnn_benchmark
+    torch.backends.cuda.matmul.allow_fp16_accumulation = memory.fp16_accumulation
 
 
 def meta_dit(job: Job, dit_path: str, *, role: str = "--dit") -> nn.Module:

@@ -19,6 +19,7 @@ from ..media.latents import load_latent
 from .kept import Kept
 from .lora_merge import write_merged
 from .needs import needed
+from .optimized import optimized
 from .requests import requests_of, typed_request
 from .results import Result, folder_of, write_pictures
 from .studio import Studio
@@ -36,7 +37,8 @@ def run(job: Job, say: Say, control: Control, *, kept: Kept | None = None) -> st
     task = partial(_generate, kept=kept)
     if not generates(job):
         return task(job, say, control)
-    return within_memory(job, say, control, task, held=0 if kept is None else kept.host_bytes)
+    quick = optimized(job, say)
+    return within_memory(quick, say, control, task, held=0 if kept is None else kept.host_bytes)
 
 
 def _generate(job: Job, say: Say, control: Control, *, kept: Kept | None) -> str:

@@ -65,6 +65,7 @@ def _switches() -> dict[str, Any]:
         "gradients": torch.is_grad_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "fp16_accumulation": torch.backends.cuda.matmul.allow_fp16_accumulation,
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "graphs": None if dynamo is None else dynamo.config.cache_size_limit,
@@ -78,6 +79,7 @@ def _set(switches: dict[str, Any]) -> None:
     torch.set_grad_enabled(switches["gradients"])
     torch.use_deterministic_algorithms(switches["deterministic"])
     torch.backends.cuda.matmul.allow_tf32 = switches["tf32"]
+    torch.backends.cuda.matmul.allow_fp16_accumulation = switches["fp16_accumulation"]
     torch.backends.cudnn.allow_tf32 = switches["cudnn_tf32"]
     torch.backends.cudnn.benchmark = switches["cudnn_benchmark"]
     if switches["graphs"] is not None:

@@ -35,6 +35,7 @@ from ..parts.step_caching import StepCacheSettings
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
 from ..sampling.samplers import Step, sample, schedule_of
 from ..sampling.schedules import TRAIN_TIMESTEPS
+from .attention_kernels import settle_attention
 from .denoiser import tune_backends
 from .encoders import Encoders
 from .experts import Experts
@@ -88,7 +89,9 @@ class Studio:
         else:
             self.experts = kept
             kept.go_on(self.job, self.say)
-        return self.experts.dit
+        dit, backend = self.experts.dit, self.job[AttentionMode].backend
+        settle_attention(dit, self.device, dtype=dit.dtype, backend=backend, learning=False, say=self.say)
+        return dit
 
     def check_files(self) -> None:
         """A file that is missing, damaged or of another kind is refused now, not when it is reached; and attention that

@@ -16,7 +16,7 @@ from ..contract.job import Job
 from ..contract.locks import only_one
 from ..contract.options import Attention, Launch, Run, Samples, Saving, Timesteps, Training, TrainingPrecision
 from ..families import part
-from ..ops.device import choose_device, device_of_process
+from ..ops.device import DTYPES, choose_device, device_of_process
 from ..training.checkpoints import Checkpoints, Keep
 from ..training.ema import ENDING, Ema
 from ..training.group import Group, is_first_process
@@ -27,6 +27,7 @@ from ..training.sigmas import SigmaSampling
 from ..training.states import Position, read_owner, read_state
 from . import noise_levels, resuming
 from . import training_choices as choices
+from .attention_kernels import settle_attention
 from .experts import Experts
 from .recorder import Recorder
 from .resuming import Record, Start
@@ -111,9 +112,12 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
         attention_backend=job[Attention].backend,
         say=say,
     )
-    check_networks(job, experts, experts.check())
+    bare_dit = experts.check()
+    check_networks(job, experts, bare_dit)
     samples = _samples(job, say, control)
     accelerator = choices.create_accelerator(job, device)
+    dtype = DTYPES[accelerator.mixed_precision]
+    settle_attention(bare_dit, device, dtype=dtype, backend=job[Attention].backend, learning=True, say=say)
     group = Group(accelerator)
     if group.count > 1:
         each = job[Training].gradient_accumulation_steps

@@ -59,7 +59,7 @@ def test_what_is_named_instead_exists() -> None:
         ("train wan --dit d --dataset_config c --noise_offset 0.1", "noise with an offset"),
         ("wan_train_network.py --dit d --dataset_config c --simple_modulation", "--force_v2_1_time_embedding"),
         ("generate wan --nag-scale 9", "normalized attention guidance"),
-        ("hv_generate_video.py --optimized", "--memory auto"),
+        ("hv_generate_video.py --optimized_compile", "--compile"),
     ],
 )
 def test_it_is_answered_without_a_guess_at_a_misspelling(line: str, told: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ def test_the_same_numbers_and_no_state_between_steps(name, accumulation):
     assert not any(value.is_cuda for value in away["state"]) and any(value.is_cuda for value in plain["state"])
     one = WIDTH * WIDTH * 4
     assert away["held"] <= (LAYERS + 1) * one, "more than the weights stays on the GPU while gradients are made"
-    assert plain["held"] >= (3 * LAYERS - 1) * one
+    assert plain["held"] > (3 * LAYERS - 1) * one
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam"])
@@ -42,6 +44,7 @@ def test_a_step_is_one_kernel_unless_told_otherwise(name):
 
 def _trained(name, accumulation, *, cpu_offload):
     """Weights and state after a few steps, and the bytes on the GPU when the last step's gradients have been made."""
+    gc.collect()  # what a test before left would be counted, or missed
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.contract.errors import OptionError
+from engine.memory import compile
 from engine.memory.checkpointing import checkpoint_blocks
 from engine.memory.compile import compile_blocks
 from tests.memory.toy import Stack, inputs, train_steps
@@ -46,23 +47,32 @@ def test_blocks_are_compiled():
 
 def test_graphs_are_found_again_at_the_next_start(tmp_path):
     """Those too whose parts have gradients of their own, as frozen fp8 layers and blocks computed again do; and only
-    where the gradients are the same."""
-    code = "from tests.memory import test_compile; test_compile.start(gradient={})"
+    where the gradients are the same, and the engine, whose operators the cache knows by name alone."""
+    code = "from tests.memory import test_compile; test_compile.start(gradient={}, operators={}, version={!r})"
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
 
-    def started(gradient):
-        command = [sys.executable, "-c", code.format(gradient)]
+    def started(gradient, operators=1, version="engine 1"):
+        command = [sys.executable, "-c", code.format(gradient, operators, version)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
     assert started(3) == {"gradient": 3, "found": 0, "left_out": 0}
     assert started(3) == {"gradient": 3, "found": 1, "left_out": 0}
     assert started(5) == {"gradient": 5, "found": 0, "left_out": 0}
+    assert started(3, operators=7, version="engine 2") == {"gradient": 21, "found": 0, "left_out": 0}
 
 
-def start(gradient):
+def start(gradient, operators, version):
     """A block compiled in a process of its own: its gradient, and whether its graph was found."""
-    block = OwnGradient(gradient)
+
+    @torch.library.custom_op("musubi_tests::same", mutates_args=())
+    def same(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    same.register_fake(torch.empty_like)
+    same.register_autograd(lambda ctx, grad: grad * operators)
+    compile.sources = lambda: version
+    block = OwnGradient(gradient, same)
     compile_blocks(nn.ModuleList([block]))
     x = torch.ones(4, requires_grad=True)
     block(x).sum().backward()
@@ -71,9 +81,27 @@ def start(gradient):
     print(json.dumps({"gradient": int(x.grad[0]), **told}))
 
 
+def test_sources_are_those_of_the_engine(monkeypatch, tmp_path):
+    (tmp_path / "ops").mkdir()
+    file = tmp_path / "ops" / "attention.py"
+    file.write_text("backward = 1")
+    monkeypatch.setattr(compile, "ENGINE", tmp_path)
+    one = compile.sources.__wrapped__()
+    file.write_text("backward = 2")
+    assert compile.sources.__wrapped__() != one != compile.sources()
+
+
+def test_a_tag_of_ones_own_stays():
+    with torch.compiler.config.patch(cache_key_tag="mine"):
+        for _ in range(2):
+            compile_blocks(Stack().blocks, backend="eager")
+        assert torch.compiler.config.cache_key_tag == f"mine {compile.sources()}"
+
+
 class OwnGradient(nn.Module):
-    def __init__(self, gradient):
+    def __init__(self, gradient, operator):
         super().__init__()
+        self.operator = operator
 
         class Product(torch.autograd.Function):
             @staticmethod
@@ -87,7 +115,7 @@ class OwnGradient(nn.Module):
         self.product = Product
 
     def forward(self, x):
-        return self.product.apply(x)
+        return self.product.apply(self.operator(x))
 
 
 def test_the_number_of_versions_can_be_set():

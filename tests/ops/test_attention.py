@@ -44,9 +44,16 @@ def test_equals_a_plain_softmax(qkv, backend, lengths):
     assert (out - plain(*qkv, lengths)).abs().max() < 1e-6
 
 
-def test_what_a_compiler_does_not_look_into_is_the_same(qkv):
-    torch.testing.assert_close(module._fastest_unseen(*qkv), attention(*qkv))
-    torch.library.opcheck(torch.ops.musubi.fastest_attention.default, qkv)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_a_compiler_does_not_look_into_is_the_same(autocast):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3 * length, 2, 8)[:, ::3] for length in (5, 7, 7))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        ours = torch.compile(module._for_results_alone, backend="aot_eager", fullgraph=True)(q, k, v)
+        theirs = attention(q, k, v, backend="math")
+    assert ours.dtype == theirs.dtype == (torch.bfloat16 if autocast else torch.float32)
+    torch.testing.assert_close(ours, theirs, rtol=0.02 if autocast else 1e-5, atol=0.02 if autocast else 1e-6)
+    torch.library.opcheck(torch.ops.musubi.fastest_attention.default, (q, k, torch.randn(2, 7, 2, 8)))
 
 
 def test_ignored_keys_may_hold_anything(qkv):

@@ -174,6 +174,10 @@ class GenerationMemory(Memory, title="Memory and speed"):
     )  # fmt: skip
     memory: Literal["off", "auto"] = redefault(MemoryPlan, "memory", "off")
     vram: str | None = redefault(MemoryPlan, "vram", None)
+    optimized: bool = opt(
+        False, "All that makes a GPU faster and rounds more: --fp8_scaled, --compile, --fp16_accumulation, and for "
+        "--attn_mode auto 8bit or sageattn, as far as this machine has them.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_vram(self.vram)

@@ -86,6 +86,10 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
     cuda_cudnn_benchmark: bool = opt(
         False, "Let cuDNN try its algorithms for each new shape and keep the fastest.", advanced=True
     )
+    fp16_accumulation: bool = opt(
+        False, "Let fp16 products add up in fp16: faster on GeForce cards, less exact. It changes nothing in a model "
+        "that computes in another format.", advanced=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

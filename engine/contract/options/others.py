@@ -11,7 +11,6 @@ _HERE = {
     "disable_linear_for_compile": "--compile",
     "optimized_compile": "--compile",
     "compile_args": "--compile_backend, --compile_mode, --compile_dynamic and --compile_fullgraph",
-    "optimized": "--memory auto, which chooses what the GPU needs",
     "simple_modulation": "--force_v2_1_time_embedding",
     "denoise_strength": "--strength, with --video_path",
     "v2v_denoise": "--strength, with --video_path",
@@ -25,7 +24,6 @@ _HERE = {
     "image_flow_shift": "--discrete_flow_shift, for images and videos alike",
 }
 _NOT_HERE = {
-    "fp16_accumulation": "sums in half precision",
     "multires_noise_iterations": "noise of several resolutions",
     "multires_noise_discount": "noise of several resolutions",
     "noise_offset": "noise with an offset",

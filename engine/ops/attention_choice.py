@@ -1,0 +1,128 @@
+"""Which of several attention kernels is the fastest on this GPU: tried out once, and remembered in a file.
+
+That follows from the GPU, PyTorch and cuDNN together, and lists of it disagree: against FlashAttention people measured
+cuDNN's kernel at 0.82 of its speed on an A100 and the same on an L40S (huggingface/transformers#48163), at 1.2 times on
+the architecture of both RTX 30 and RTX 40 (pytorch/pytorch#192799). Knows no kernel and no model. Given up: a choice
+for each number of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..contract.errors import DiskError, OptionError
+from ..contract.files import write_bytes
+
+MARGIN = 0.95
+"""Another kernel than the usual one takes at most so much of its time: what comes out differs in the last bits, and is
+not to follow from how busy the GPU was."""
+WARM_UP, RUNS = 3, 10
+
+Kernels = Mapping[str, Callable[[], object]]
+Clock = Callable[[Callable[[], object]], float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a choice is for: tokens of this type and head size on this GPU, with or without gradients."""
+
+    device: torch.device
+    gpu: str
+    dtype: torch.dtype
+    head_dim: int
+    learning: bool
+
+    def key(self, kernels: Kernels) -> str:
+        """All that the times follow from."""
+        versions = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        way = "with gradients" if self.learning else "without gradients"
+        return f"{self.gpu}; {versions}; {dtype}, heads of {self.head_dim}, {way}; {' '.join(kernels)}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel that is taken, and what each took for the same tokens, in milliseconds."""
+
+    name: str
+    milliseconds: Mapping[str, float]
+    remembered: bool
+
+
+_taken: dict[tuple[int, torch.dtype, int, bool], str] = {}  # a plain dict, which torch.compile sees through
+
+
+def taken(device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool) -> str | None:
+    """The kernel that was chosen for these; None where none was."""
+    return _taken.get((device.index or 0, dtype, head_dim, learning))
+
+
+def choose(asked: Asked, kernels: Kernels, *, file: Path | None, clock: Clock | None = None) -> Choice | None:
+    """Take the fastest of the kernels from now on; the usual one comes first.
+
+    Those that fail here are left out; None where no two are left. `file` remembers the times (a damaged one is made
+    anew). `clock`: milliseconds of a run; by default the GPU's.
+    """
+    key = asked.key(kernels)
+    told = _read(file)
+    times = _times(told.get(key), kernels)
+    remembered = times is not None
+    if times is None:
+        times = _try_out(kernels, clock or (lambda run: milliseconds(run, asked.device)))
+        if file is not None:
+            with suppress(DiskError):  # tried out again next time
+                write_bytes(file, (json.dumps({**told, key: times}, indent=1) + "\n").encode())
+    if len(times) < 2:
+        return None
+    usual = next(name for name in kernels if name in times)
+    fastest = min(times, key=times.__getitem__)
+    name = fastest if times[fastest] < MARGIN * times[usual] else usual
+    _taken[asked.device.index or 0, asked.dtype, asked.head_dim, asked.learning] = name
+    return Choice(name, times, remembered)
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """What a run takes the GPU, the average of some after warming up."""
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(WARM_UP):
+            run()
+        begin.record()
+        for _ in range(RUNS):
+            run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / RUNS
+
+
+def _try_out(kernels: Kernels, clock: Clock) -> dict[str, float]:
+    times = {}
+    for name, run in kernels.items():
+        with suppress(RuntimeError, ValueError, OptionError):  # not for this GPU, type or size; or not importable
+            times[name] = round(clock(run), 4)
+    return times
+
+
+def _read(file: Path | None) -> dict[str, object]:
+    if file is None:
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _times(found: object, kernels: Kernels) -> dict[str, float] | None:
+    """What the file remembers, if it is what would be written there."""
+    if not isinstance(found, dict) or not all(
+        name in kernels and isinstance(time, float) and time > 0 for name, time in found.items()
+    ):
+        return None
+    return found

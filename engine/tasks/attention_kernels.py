@@ -1,0 +1,49 @@
+"""Which kernels compute a job's attention: tried out on this GPU, remembered beside the engine's environment, told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..contract.events import Log, Say
+from ..ops.attention import choose_kernel
+
+NAMES = {
+    "cudnn": "cuDNN",
+    "flash": "PyTorch's FlashAttention",
+    "efficient": "PyTorch's memory-efficient attention",
+    "flash2": "flash-attn 2",
+    "flash3": "flash-attn 3",
+    "xformers": "xformers",
+}
+
+
+def settle_attention(
+    dit: nn.Module, device: torch.device, *, dtype: torch.dtype, backend: str, learning: bool, say: Say
+) -> None:
+    """Choose where the job leaves it open (`backend` "auto"), and tell what is taken. On a CPU there is no choice.
+
+    `dit` may be without weights. `dtype`: what attention is computed in. `learning`: gradients will be computed.
+    """
+    if device.type != "cuda":
+        return
+    if backend != "auto":
+        say(Log(message=f"Attention: {backend}, as asked for."))
+        return
+    for gradients in (False, True) if learning else (False,):
+        choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, file=_remembered())
+        if choice is not None:
+            what = "Attention and its gradients" if gradients else "Attention"
+            others = sorted((time, name) for name, time in choice.milliseconds.items() if name != choice.name)
+            times = ", ".join(f"{NAMES[name]} {time:.2f}" for time, name in others)
+            when = "as tried here before" if choice.remembered else "as just tried"
+            own = choice.milliseconds[choice.name]
+            say(Log(message=f"{what}: {NAMES[choice.name]}, {when} ({own:.2f} ms; {times})."))
+
+
+def _remembered() -> Path | None:
+    home = os.environ.get("MUSUBI_HOME")
+    return Path(home) / "attention.json" if home else None
