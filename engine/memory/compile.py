@@ -7,7 +7,6 @@ streaming and checkpointing.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from .pieces import IN_PIECES
 from .recomputing import ROOT, root_named, tell_what_learns
 from .slots import CHECKPOINTED, COMPILED_WITH_GRAPHS, STREAMED
 
-ENGINE = Path(__file__).resolve().parents[1]
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ADDRESSES = ("reduce-overhead", "max-autotune")
 """Modes that record CUDA graphs, which need every weight to stay at its address."""
@@ -81,14 +79,17 @@ def _find_graphs_again() -> None:
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):  # PyTorch 2.9 on
         functorch.autograd_cache_allow_custom_autograd_functions = True
         settings = torch.compiler.config
-        if sources() not in settings.cache_key_tag:
-            settings.cache_key_tag = " ".join(filter(None, (settings.cache_key_tag, sources())))
+        if SOURCES not in settings.cache_key_tag:
+            settings.cache_key_tag = " ".join(filter(None, (settings.cache_key_tag, SOURCES)))
 
 
-@functools.cache
-def sources() -> str:
-    """A hash of the engine's sources."""
+def sources(folder: Path) -> str:
+    """A hash of the Python files in a folder."""
     found = hashlib.sha256()
-    for path in sorted(ENGINE.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         found.update(path.read_bytes())
     return f"musubi-{found.hexdigest()[:16]}"
+
+
+SOURCES = sources(Path(__file__).resolve().parents[1])
+"""Of the engine, as it is when this is imported: a process goes on with what it has loaded when files are renewed."""

@@ -43,7 +43,7 @@ What `choose_kernel` finds on the GPU at hand goes before that.
 PyTorch's own order starts with flash. Forward and backward of both agree with float32 to bf16's rounding.
 """
 _EXACT_PACKAGES = ("flash2", "flash3", "xformers")
-_TRIED_TOKENS, _TRIED_HEADS = 4096, 8
+_TRIED_TOKENS, _TRIED_HEADS = 16384, 8  # a millisecond or more on the fastest GPU, where Python takes a twentieth
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
 _PACKAGES = {
     "flash2": ("flash_attn", "flash_attn_func", "flash-attn"),
@@ -225,12 +225,12 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
 
 
 def choose_kernel(
-    device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path | None
+    device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path
 ) -> Choice | None:
     """Have `auto` take the fastest kernel for such tokens on this GPU from now on: those of PyTorch, and for tokens
     that do not learn those of installed packages that round nothing more. None where there is no choice.
 
-    Takes a second or two, once: `file` remembers it.
+    Takes a few seconds, once: `file` remembers it.
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
@@ -240,11 +240,26 @@ def choose_kernel(
     if learning:
         kernels = trials(*qkv) if can_compute(qkv[0]) else {}
     else:
-        packages = [name for name in _EXACT_PACKAGES if name in available_backends()]
+        packages = [name for name in _EXACT_PACKAGES if name in available_backends() and _can_import(name)]
         kernels = {name: partial(_run, name, *qkv) for name in ("cudnn", "flash", "efficient", *packages)}
     gpu = torch.cuda.get_device_properties(device)
-    asked = Asked(device, f"{gpu.name} {gpu.major}.{gpu.minor}", dtype, head_dim, learning)
+    machine = " ".join([f"{gpu.name} {gpu.major}.{gpu.minor}", *_versions()])
+    asked = Asked(device, machine, dtype, head_dim, learning)
     return choose(asked, kernels, file=file) if len(kernels) > 1 else None
+
+
+def _can_import(name: str) -> bool:
+    try:
+        _find_kernel(name)
+    except Exception:  # what a package does when it is imported is its own
+        return False
+    return True
+
+
+def _versions() -> list[str]:
+    """Of the packages that may be tried, as far as they are imported."""
+    modules = {name: sys.modules.get(_PACKAGES[name][0].split(".")[0]) for name in _EXACT_PACKAGES}
+    return [f"{name} {getattr(module, '__version__', '?')}" for name, module in modules.items() if module is not None]
 
 
 @torch.no_grad()

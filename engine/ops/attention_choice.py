@@ -9,6 +9,7 @@ for each number of tokens.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,34 +17,36 @@ from pathlib import Path
 
 import torch
 
-from ..contract.errors import DiskError, OptionError
+from ..contract.errors import DiskError
 from ..contract.files import write_bytes
 
 MARGIN = 0.95
 """Another kernel than the usual one takes at most so much of its time: what comes out differs in the last bits, and is
 not to follow from how busy the GPU was."""
-WARM_UP, RUNS = 3, 10
+WARM_UP, RUNS = 2, 5
 
+_log = logging.getLogger(__name__)
 Kernels = Mapping[str, Callable[[], object]]
 Clock = Callable[[Callable[[], object]], float]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a choice is for: tokens of this type and head size on this GPU, with or without gradients."""
+    """What a choice is for: tokens of this type and head size on this GPU (`machine`: its name, and versions of what
+    may be taken there), with or without gradients."""
 
     device: torch.device
-    gpu: str
+    machine: str
     dtype: torch.dtype
     head_dim: int
     learning: bool
 
     def key(self, kernels: Kernels) -> str:
-        """All that the times follow from."""
+        """What the times follow from."""
         versions = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
         dtype = str(self.dtype).removeprefix("torch.")
         way = "with gradients" if self.learning else "without gradients"
-        return f"{self.gpu}; {versions}; {dtype}, heads of {self.head_dim}, {way}; {' '.join(kernels)}"
+        return f"{self.machine}; {versions}; {dtype}, heads of {self.head_dim}, {way}; {' '.join(kernels)}"
 
 
 @dataclass(frozen=True)
@@ -63,28 +66,35 @@ def taken(device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: 
     return _taken.get((device.index or 0, dtype, head_dim, learning))
 
 
-def choose(asked: Asked, kernels: Kernels, *, file: Path | None, clock: Clock | None = None) -> Choice | None:
+def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock | None = None) -> Choice | None:
     """Take the fastest of the kernels from now on; the usual one comes first.
 
-    Those that fail here are left out; None where no two are left. `file` remembers the times (a damaged one is made
-    anew). `clock`: milliseconds of a run; by default the GPU's.
+    Those that fail here are left out; None where no two are left, or memory ran out, and then the file learns nothing.
+    `file` remembers the times (a damaged one is made anew). `clock`: milliseconds of a run; by default the GPU's.
     """
     key = asked.key(kernels)
     told = _read(file)
     times = _times(told.get(key), kernels)
     remembered = times is not None
     if times is None:
-        times = _try_out(kernels, clock or (lambda run: milliseconds(run, asked.device)))
-        if file is not None:
-            with suppress(DiskError):  # tried out again next time
-                write_bytes(file, (json.dumps({**told, key: times}, indent=1) + "\n").encode())
-    if len(times) < 2:
-        return None
+        try:
+            times = _try_out(kernels, clock or (lambda run: milliseconds(run, asked.device)))
+        except torch.OutOfMemoryError:
+            return None
+        if len(times) < 2:
+            return None
+        with suppress(DiskError):  # tried out again next time
+            write_bytes(file, (json.dumps({**told, key: times}, indent=1) + "\n").encode())
     usual = next(name for name in kernels if name in times)
     fastest = min(times, key=times.__getitem__)
     name = fastest if times[fastest] < MARGIN * times[usual] else usual
     _taken[asked.device.index or 0, asked.dtype, asked.head_dim, asked.learning] = name
     return Choice(name, times, remembered)
+
+
+def forget() -> None:
+    """As in a process that has chosen nothing."""
+    _taken.clear()
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
@@ -104,14 +114,16 @@ def milliseconds(run: Callable[[], object], device: torch.device) -> float:
 def _try_out(kernels: Kernels, clock: Clock) -> dict[str, float]:
     times = {}
     for name, run in kernels.items():
-        with suppress(RuntimeError, ValueError, OptionError):  # not for this GPU, type or size; or not importable
+        try:
             times[name] = round(clock(run), 4)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # packages and compilers fail in ways of their own; nobody asked for this kernel
+            _log.debug("attention by %s fails here: %s", name, error)
     return times
 
 
-def _read(file: Path | None) -> dict[str, object]:
-    if file is None:
-        return {}
+def _read(file: Path) -> dict[str, object]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -121,8 +133,10 @@ def _read(file: Path | None) -> dict[str, object]:
 
 def _times(found: object, kernels: Kernels) -> dict[str, float] | None:
     """What the file remembers, if it is what would be written there."""
-    if not isinstance(found, dict) or not all(
-        name in kernels and isinstance(time, float) and time > 0 for name, time in found.items()
+    if (
+        not isinstance(found, dict)
+        or len(found) < 2
+        or not all(name in kernels and isinstance(time, float) and time > 0 for name, time in found.items())
     ):
         return None
     return found

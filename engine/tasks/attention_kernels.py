@@ -24,26 +24,26 @@ NAMES = {
 def settle_attention(
     dit: nn.Module, device: torch.device, *, dtype: torch.dtype, backend: str, learning: bool, say: Say
 ) -> None:
-    """Choose where the job leaves it open (`backend` "auto"), and tell what is taken. On a CPU there is no choice.
+    """Choose what "auto" is, which "8bit" falls back to for short texts, and tell what is taken. On a CPU there is no
+    choice; without MUSUBI_HOME, where it would be remembered, the usual kernel stays.
 
     `dit` may be without weights. `dtype`: what attention is computed in. `learning`: gradients will be computed.
     """
     if device.type != "cuda":
         return
     if backend != "auto":
-        say(Log(message=f"Attention: {backend}, as asked for."))
+        say(Log(message=f"Attention: {backend}."))
+    home = os.environ.get("MUSUBI_HOME")
+    if backend not in ("auto", "8bit") or not home:
         return
     for gradients in (False, True) if learning else (False,):
-        choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, file=_remembered())
+        file = Path(home) / "attention.json"
+        choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, file=file)
         if choice is not None:
             what = "Attention and its gradients" if gradients else "Attention"
+            what += " to short texts" if backend == "8bit" else ""
             others = sorted((time, name) for name, time in choice.milliseconds.items() if name != choice.name)
             times = ", ".join(f"{NAMES[name]} {time:.2f}" for time, name in others)
             when = "as tried here before" if choice.remembered else "as just tried"
             own = choice.milliseconds[choice.name]
             say(Log(message=f"{what}: {NAMES[choice.name]}, {when} ({own:.2f} ms; {times})."))
-
-
-def _remembered() -> Path | None:
-    home = os.environ.get("MUSUBI_HOME")
-    return Path(home) / "attention.json" if home else None

@@ -7,7 +7,6 @@ is loaded. Each latent is a file as soon as it is finished: whatever happens the
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from ..contract.errors import DataError, OptionError, Stopped
@@ -19,7 +18,7 @@ from ..media.latents import load_latent
 from .kept import Kept
 from .lora_merge import write_merged
 from .needs import needed
-from .optimized import optimized
+from .optimized import optimized, possible
 from .requests import requests_of, typed_request
 from .results import Result, folder_of, write_pictures
 from .studio import Studio
@@ -34,11 +33,13 @@ def home(job: Job) -> Path:
 
 
 def run(job: Job, say: Say, control: Control, *, kept: Kept | None = None) -> str:
-    task = partial(_generate, kept=kept)
     if not generates(job):
-        return task(job, say, control)
-    quick = optimized(job, say)
-    return within_memory(quick, say, control, task, held=0 if kept is None else kept.host_bytes)
+        return _generate(job, say, control, kept=kept)
+
+    def task(fitted: Job, say: Say, control: Control) -> str:
+        return _generate(possible(job, fitted, say), say, control, kept=kept)
+
+    return within_memory(optimized(job), say, control, task, held=0 if kept is None else kept.host_bytes)
 
 
 def _generate(job: Job, say: Say, control: Control, *, kept: Kept | None) -> str:

@@ -16,7 +16,7 @@ from ..contract.job import Job
 from ..contract.options import Run
 from ..memory.estimate import GIB, Stage, largest
 from .fitting import PLANNED, Plan, plan
-from .optimized import quick_weights
+from .optimized import optimized
 from .planning import Survey, described
 
 MIB = 1 << 20
@@ -27,7 +27,7 @@ def run(job: Job, say: Say, control: Control) -> str:
     if job.command.verb not in PLANNED:
         verbs = " or ".join(f"plan {verb} wan" for verb in PLANNED[:3])
         raise OptionError("plan needs the command that is to be planned.", hint=f"Write {verbs}, with its options.")
-    job = quick_weights(job)
+    job = optimized(job)
     survey = Survey(job)
     found = plan(job, survey=survey)
     if job[Run].events:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..ops import attention_choice
 from ..ops.device import lift_limits
 from .kept import Kept
 
@@ -48,6 +49,7 @@ def like_a_process_of_its_own() -> Iterator[None]:
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
         _set(switches)
+        attention_choice.forget()
         random.seed()
         np.random.seed()
         torch.set_rng_state(drawn)

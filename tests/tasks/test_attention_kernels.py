@@ -5,8 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine.bench.files import Input, command_line, config_of, training_options
+from engine.contract.cli import parse
+from engine.contract.events import Control
+from engine.families import names, part
+from engine.families.values import BenchSize
 from engine.ops.attention_choice import Choice
-from engine.tasks import attention_kernels
+from engine.tasks import attention_kernels, generate, studio, train
 from engine.tasks.attention_kernels import settle_attention
 
 DIT = SimpleNamespace(config=SimpleNamespace(head_dim=128))
@@ -33,27 +38,87 @@ def told(monkeypatch):
     return tell
 
 
-def test_a_training_hears_of_both_ways(told, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
     monkeypatch.setenv("MUSUBI_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_training_hears_of_both_ways(told, home):
     said, asked = told(learning=True)
     assert said == [
         "Attention: cuDNN, as just tried (0.40 ms; PyTorch's FlashAttention 0.60, "
         "PyTorch's memory-efficient attention 1.20).",
         "Attention and its gradients: PyTorch's FlashAttention, as tried here before (1.00 ms; cuDNN 2.00).",
     ]
-    file = tmp_path / "attention.json"
+    file = home / "attention.json"
     assert asked == [(torch.bfloat16, 128, False, file), (torch.bfloat16, 128, True, file)]
 
 
-def test_a_generation_needs_no_gradients(told, monkeypatch):
-    monkeypatch.delenv("MUSUBI_HOME", raising=False)
+def test_a_generation_needs_no_gradients(told):
     said, asked = told()
-    assert len(said) == 1 and asked == [(torch.bfloat16, 128, False, None)]
+    assert len(said) == len(asked) == 1
 
 
 def test_a_kernel_that_was_asked_for_is_named_and_not_tried_out(told):
-    assert told(backend="8bit", learning=True) == (["Attention: 8bit, as asked for."], [])
+    assert told(backend="flash2", learning=True) == (["Attention: flash2."], [])
+
+
+def test_8_bits_leave_short_texts_to_the_others(told):
+    said, _ = told(backend="8bit")
+    assert said[0] == "Attention: 8bit." and said[1].startswith("Attention to short texts: cuDNN")
 
 
 def test_a_cpu_has_no_choice(told):
     assert told(device=torch.device("cpu")) == ([], [])
+
+
+def test_where_nothing_can_be_remembered_the_usual_kernel_stays(told, monkeypatch):
+    monkeypatch.delenv("MUSUBI_HOME")
+    assert told(learning=True) == ([], [])
+
+
+@pytest.mark.parametrize("family", names(extra=False))
+def test_trainings_and_generations_settle_it_before_their_first_step(family, tmp_path, monkeypatch):
+    asked = []
+
+    def settle(dit, device, *, dtype, backend, learning, say):
+        asked.append((type(dit).__name__, dit.config.head_dim > 0, device.type, dtype, backend, learning))
+
+    for module in (studio, train):
+        monkeypatch.setattr(module, "settle_attention", settle)
+    tiny = part(family, "tiny")
+    tiny.write_tiny_models(tmp_path / "models")
+    models, given = (
+        tiny.tiny_model_options(tmp_path / "models"),
+        Input(BenchSize(height=48, width=64, frames=9), window=2),
+    )
+    config = config_of(family, models["train"]["dit"])
+    options = training_options(family, tmp_path / "training", given, config, steps=1, on_gpu=False)
+    bf16 = ("--mixed_precision", "bf16", "--sdpa", "--device", "cpu")
+    run(train, command_line("train", family, {**options, **models["train"]}, bf16))
+    own = (
+        "--prompt",
+        "a",
+        "--video_size",
+        "48",
+        "64",
+        "--infer_steps",
+        "1",
+        "--output_type",
+        "latent",
+        "--device",
+        "cpu",
+    )
+    run(generate, command_line("generate", family, {**models["generate"], "save_path": tmp_path / "out"}, own))
+    name = asked[0][0]
+    assert asked == [
+        (name, True, "cpu", torch.bfloat16, "sdpa", True),
+        (name, True, "cpu", torch.float32, "auto", False),
+    ]
+
+
+def run(task, words):
+    job = parse([*map(str, words)])
+    assert job is not None
+    task.run(job, lambda event: None, Control())

@@ -1,104 +1,107 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 from engine.contract import cli
 from engine.contract.options import AttentionMode, GenerationMemory, GenerationPrecision
 from engine.ops import eight_bit_attention
+from engine.tasks import generate, plan
 from engine.tasks import optimized as module
 from engine.tasks.denoiser import tune_backends
-from engine.tasks.optimized import optimized, quick_weights
+from engine.tasks.optimized import optimized, possible
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Makes a GPU of this capability, with these packages."""
+    """Makes a GPU of this capability, with Triton or without."""
 
-    def make(capability=(8, 9), *, packages=(), eight_bit=True, device="cuda"):
+    def make(capability=(8, 9), *, triton=True, eight_bit=True, device="cuda"):
         monkeypatch.setattr("engine.ops.device.choose_device", lambda name: torch.device(device))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(eight_bit_attention, "missing", lambda device: None if eight_bit else "too old")
-        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object() if name in packages else None)
-        monkeypatch.setattr(module, "has_triton", lambda: "triton" in packages)
+        monkeypatch.setattr(eight_bit_attention, "missing", lambda device: None if eight_bit else "no compiler")
+        monkeypatch.setattr(module, "has_triton", lambda: triton)
 
     return make
 
 
-def parsed(*words):
-    return cli.parse(
-        [
-            "generate",
-            "wan",
-            "--prompt",
-            "a",
-            "--save_path",
-            "out",
-            "--dit",
-            "dit",
-            "--output_type",
-            "latent",
-            "--t5",
-            "t5",
-            *words,
-        ]
-    )
+class _Seen(Exception):
+    pass
+
+
+def parsed(*words, verb=("generate",)):
+    files = ("--dit", "dit", "--t5", "t5", "--save_path", "out", "--output_type", "latent")
+    return cli.parse([*verb, "wan", "--prompt", "a", *files, *words])
 
 
 def run(*words):
-    said = []
-    job = optimized(parsed(*words), said.append)
+    said, asked = [], parsed(*words)
+    job = possible(asked, optimized(asked), said.append)
     return job, [event.message for event in said]
 
 
+def facts(job):
+    return job[GenerationPrecision].weight_format, job[GenerationMemory].compile, job[AttentionMode].backend
+
+
 def test_all_that_the_machine_has(machine):
-    machine(packages=("triton", "sageattention"))
+    machine()
     job, said = run("--optimized")
-    memory = job[GenerationMemory]
-    assert memory.compile and memory.fp16_accumulation and job[GenerationPrecision].weight_format == "fp8_scaled"
-    assert job[AttentionMode].backend == "sageattn"
-    assert said == ["--optimized: --fp8_scaled --compile --fp16_accumulation --attn_mode sageattn."]
+    assert facts(job) == ("fp8_scaled", True, "8bit") and job[GenerationMemory].fp16_accumulation
+    assert said == ["--optimized: --fp8_scaled --compile --attn_mode 8bit --fp16_accumulation."]
 
 
-@pytest.mark.parametrize(
-    ("capability", "packages", "eight_bit", "backend"),
-    [
-        ((9, 0), ("triton", "sageattention"), True, "8bit"),
-        ((8, 9), ("triton",), True, "8bit"),
-        ((8, 6), ("triton", "sageattention"), False, "sageattn"),
-        ((8, 6), ("triton",), False, "auto"),
-    ],
-)
-def test_attention_is_what_was_measured_or_installed(machine, capability, packages, eight_bit, backend):
-    machine(capability, packages=packages, eight_bit=eight_bit)
-    assert run("--optimized")[0][AttentionMode].backend == backend
+def test_an_older_gpu_has_no_attention_in_8_bits(machine):
+    machine((8, 6), eight_bit=False)
+    job, said = run("--optimized")
+    assert facts(job) == ("fp8_scaled", True, "auto") and len(said) == 1
 
 
-def test_what_the_job_sets_by_itself_stays(machine):
-    machine(packages=("triton", "sageattention"))
-    job, _ = run("--optimized", "--attn_mode", "torch", "--fp8")
-    assert job[AttentionMode].backend == "torch" and job[GenerationPrecision].weight_format == "fp8"
-    plain = parsed()
-    assert optimized(plain, pytest.fail) is plain and quick_weights(plain) is plain
+def test_where_triton_compiles_nothing_here_nothing_is_compiled(machine):
+    machine(eight_bit=False)
+    job, said = run("--optimized")
+    assert facts(job) == ("fp8_scaled", False, "auto") and "no compiler" in said[0]
+    assert facts(run("--optimized", "--compile")[0])[1], "who asks for it hears of it"
 
 
 def test_without_triton_nothing_is_compiled_and_that_is_told(machine):
-    machine(eight_bit=False)
+    machine(triton=False, eight_bit=False)
     job, said = run("--optimized")
-    assert not job[GenerationMemory].compile and "Triton" in said[-1]
+    assert facts(job) == ("fp8_scaled", False, "auto") and "Triton" in said[0]
+
+
+def test_what_the_job_sets_by_itself_stays(machine):
+    machine()
+    assert facts(run("--optimized", "--attn_mode", "torch", "--fp8")[0]) == ("fp8", True, "torch")
+    plain = parsed()
+    assert optimized(plain) is plain and possible(plain, plain, pytest.fail) is plain
 
 
 def test_on_a_cpu_it_changes_nothing_and_says_so(machine):
     machine(device="cpu")
     job, said = run("--optimized")
-    assert not job[GenerationMemory].compile and job[GenerationPrecision].weight_format == "stored"
+    assert facts(job) == facts(parsed()) and not job[GenerationMemory].fp16_accumulation
     assert said == ["--optimized changes nothing on cpu: it is for GPUs."]
 
 
-def test_the_planner_knows_the_weights(monkeypatch):
-    monkeypatch.setattr(module, "has_triton", lambda: True)
-    job = quick_weights(parsed("--optimized"))
-    assert job[GenerationMemory].compile and job[GenerationPrecision].weight_format == "fp8_scaled"
+def test_a_generation_and_its_plan_know_it(machine, monkeypatch):
+    """Through the commands themselves, as far as the task and the plan."""
+    machine()
+    seen = []
+
+    def survey(job):
+        seen.append(facts(job))
+        raise _Seen
+
+    monkeypatch.setattr(generate, "within_memory", lambda job, say, control, task, held: task(job, say, control))
+    monkeypatch.setattr(generate, "_generate", lambda job, *_, kept: seen.append(facts(job)))
+    generate.run(parsed("--optimized"), lambda event: None, None)
+    monkeypatch.setattr(plan, "Survey", survey)
+    with contextlib.suppress(_Seen):
+        plan.run(parsed("--optimized", verb=("plan", "generate")), lambda event: None, None)
+    assert seen == [("fp8_scaled", True, "8bit")] * 2
 
 
 @pytest.mark.parametrize("flag", [(), ("--fp16_accumulation",)])

@@ -175,8 +175,8 @@ class GenerationMemory(Memory, title="Memory and speed"):
     memory: Literal["off", "auto"] = redefault(MemoryPlan, "memory", "off")
     vram: str | None = redefault(MemoryPlan, "vram", None)
     optimized: bool = opt(
-        False, "All that makes a GPU faster and rounds more: --fp8_scaled, --compile, --fp16_accumulation, and for "
-        "--attn_mode auto 8bit or sageattn, as far as this machine has them.",
+        False, "What makes generating on a GPU faster or smaller and rounds more, as far as this machine has it: "
+        "--fp8_scaled, --compile, --fp16_accumulation, --attn_mode 8bit. What is set otherwise stays.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
