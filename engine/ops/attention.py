@@ -155,9 +155,8 @@ def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
     if is_kept(q_BLHD, k_BLHD):
         return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=True)
     if q_BLHD.is_cuda and _learns(q_BLHD, k_BLHD, v_BLHD):
-        with sdpa_kernel(
-            list(_CUDA_KERNELS.values())[1:], set_priority=True
-        ):  # not cuDNN, whose backward pass wants whole tiles
+        # not cuDNN, whose backward pass wants whole tiles
+        with sdpa_kernel([_CUDA_KERNELS[name] for name in ("flash", "efficient", "math")], set_priority=True):
             return _pytorch(q_BLHD, k_BLHD, v_BLHD)
     if _is_short_on_a_cpu(q_BLHD, k_BLHD) and _learns(q_BLHD, k_BLHD, v_BLHD):
         return _pytorch(q_BLHD.float(), k_BLHD.float(), v_BLHD.float()).to(v_BLHD.dtype)

@@ -1,9 +1,9 @@
 """Which of several attention kernels is the fastest on this GPU: tried out once, and remembered in a file.
 
 That follows from the GPU, PyTorch and cuDNN together, and lists of it disagree: against FlashAttention people measured
-cuDNN's kernel at 0.82 of its speed on an A100 and the same on an L40S (huggingface/transformers#48163), at 1.2 times on
-the architecture of both RTX 30 and RTX 40 (pytorch/pytorch#192799). Knows no kernel and no model. Given up: a choice
-for each number of tokens.
+cuDNN's kernel at 0.82 of its speed on an A100 and 1.0 on an L40S (huggingface/transformers#48163), and at 1.2 on the
+architectures of RTX 30 and RTX 40, which is the L40S's too (pytorch/pytorch#192799). Knows no kernel and no model. Given
+up: a choice for each number of tokens.
 """
 
 from __future__ import annotations
