@@ -2,8 +2,8 @@
 
 That follows from the GPU, PyTorch and cuDNN together, and lists of it disagree: against FlashAttention people measured
 cuDNN's kernel at 0.82 of its speed on an A100 and 1.0 on an L40S (huggingface/transformers#48163), and at 1.2 on the
-architectures of RTX 30 and RTX 40, which is the L40S's too (pytorch/pytorch#192799). Knows no kernel and no model. Given
-up: a choice for each number of tokens.
+architectures of RTX 30 and RTX 40, which is the L40S's too (pytorch/pytorch#192799). Knows no kernel and no model.
+Given up: a choice for each number of tokens.
 """
 
 from __future__ import annotations
