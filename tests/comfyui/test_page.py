@@ -91,8 +91,8 @@ def test_the_panel_never_makes_its_node_grow(playing: Server, browser: Browser, 
     before = browser.run("app.graph.nodes[0].size[1]")
     queue(browser)
     browser.wait_for("document.querySelector('.musubi-badge.done')", seconds=30, what="the end")
-    time.sleep(1.5)  # the log arrives after that
-    assert browser.run("document.querySelectorAll('.musubi-line').length") > 100
+    browser.wait_for("document.querySelectorAll('.musubi-line').length > 100", what="the log, which arrives after that")
+    time.sleep(0.5)
     assert browser.run("app.graph.nodes[0].size[1]") == before
 
 
