@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
-from .attention_choice import Asked, Choice, choose, taken
+from .attention_choice import Asked, Choice, Clock, choose, taken
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
 from .kept_attention import can_compute, compute_dtype, is_kept, own_attention, trials
 
@@ -216,20 +216,19 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
     dtype = compute_dtype(q_BLHD)
     chosen = taken(q_BLHD.device, dtype, q_BLHD.shape[-1], learning=False)
     if chosen in _PACKAGES:
-        kernel = _kernels.get(chosen) or _find_kernel(chosen)
-        return kernel(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))
+        return attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), backend=chosen)
     order = sorted(_CUDA_KERNELS, key=lambda name: name != chosen)  # the others stay as they are
     with sdpa_kernel([_CUDA_KERNELS[name] for name in order], set_priority=True):
         return _pytorch(q_BLHD, k_BLHD, v_BLHD)
 
 
 def choose_kernel(
-    device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path
+    device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path, clock: Clock
 ) -> Choice | None:
     """Have `auto` take the fastest kernel for such tokens on this GPU from now on: those of PyTorch, and for tokens
     that do not learn those of installed packages that round nothing more. None where there is no choice.
 
-    Takes a few seconds, once: `file` remembers it.
+    Takes a few seconds, once: `file` remembers it. `clock`: milliseconds of a run on the device.
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
@@ -244,7 +243,7 @@ def choose_kernel(
     gpu = torch.cuda.get_device_properties(device)
     machine = " ".join([f"{gpu.name} {gpu.major}.{gpu.minor}", *_versions()])
     asked = Asked(device, machine, dtype, head_dim, learning)
-    return choose(asked, kernels, file=file) if len(kernels) > 1 else None
+    return choose(asked, kernels, file=file, clock=clock) if len(kernels) > 1 else None
 
 
 def _can_import(name: str) -> bool:
@@ -264,7 +263,7 @@ def _versions() -> list[str]:
 @torch.no_grad()
 def _run(name: str, *qkv: torch.Tensor) -> torch.Tensor:
     if name in _PACKAGES:
-        return _find_kernel(name)(*qkv)
+        return attention(*qkv, backend=name)
     with sdpa_kernel(_CUDA_KERNELS[name]):
         return _pytorch(*qkv)
 

@@ -23,7 +23,6 @@ from ..contract.files import write_bytes
 MARGIN = 0.95
 """Another kernel than the usual one takes at most so much of its time: what comes out differs in the last bits, and is
 not to follow from how busy the GPU was."""
-WARM_UP, RUNS = 2, 5
 
 _log = logging.getLogger(__name__)
 Kernels = Mapping[str, Callable[[], object]]
@@ -66,11 +65,11 @@ def taken(device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: 
     return _taken.get((device.index or 0, dtype, head_dim, learning))
 
 
-def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock | None = None) -> Choice | None:
+def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock) -> Choice | None:
     """Take the fastest of the kernels from now on; the usual one comes first.
 
     Those that fail here are left out; None where no two are left, or memory ran out, and then the file learns nothing.
-    `file` remembers the times (a damaged one is made anew). `clock`: milliseconds of a run; by default the GPU's.
+    `file` remembers the times (a damaged one is made anew). `clock`: milliseconds of a run.
     """
     key = asked.key(kernels)
     told = _read(file)
@@ -78,7 +77,7 @@ def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock | None = 
     remembered = times is not None
     if times is None:
         try:
-            times = _try_out(kernels, clock or (lambda run: milliseconds(run, asked.device)))
+            times = _try_out(kernels, clock)
         except torch.OutOfMemoryError:
             return None
         if len(times) < 2:
@@ -95,20 +94,6 @@ def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock | None = 
 def forget() -> None:
     """As in a process that has chosen nothing."""
     _taken.clear()
-
-
-def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """What a run takes the GPU, the average of some after warming up."""
-    with torch.cuda.device(device):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(WARM_UP):
-            run()
-        begin.record()
-        for _ in range(RUNS):
-            run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / RUNS
 
 
 def _try_out(kernels: Kernels, clock: Clock) -> dict[str, float]:

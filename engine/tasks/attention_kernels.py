@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
 
+from ..bench.stopwatch import repeated
 from ..contract.events import Log, Say
 from ..ops.attention import choose_kernel
 
+RUNS = 5
 NAMES = {
     "cudnn": "cuDNN",
     "flash": "PyTorch's FlashAttention",
@@ -36,9 +41,9 @@ def settle_attention(
     home = os.environ.get("MUSUBI_HOME")
     if backend not in ("auto", "8bit") or not home:
         return
+    remembered = {"file": Path(home) / "attention.json", "clock": partial(milliseconds, device=device)}
     for gradients in (False, True) if learning else (False,):
-        file = Path(home) / "attention.json"
-        choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, file=file)
+        choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, **remembered)
         if choice is not None:
             what = "Attention and its gradients" if gradients else "Attention"
             what += " to short texts" if backend == "8bit" else ""
@@ -47,3 +52,8 @@ def settle_attention(
             when = "as tried here before" if choice.remembered else "as just tried"
             own = choice.milliseconds[choice.name]
             say(Log(message=f"{what}: {NAMES[choice.name]}, {when} ({own:.2f} ms; {times})."))
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """The median of some runs, after warming up."""
+    return 1000 * median(repeated(run, device, times=RUNS))

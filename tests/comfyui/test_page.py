@@ -92,7 +92,7 @@ def test_the_panel_never_makes_its_node_grow(playing: Server, browser: Browser, 
     queue(browser)
     browser.wait_for("document.querySelector('.musubi-badge.done')", seconds=30, what="the end")
     browser.wait_for("document.querySelectorAll('.musubi-line').length > 100", what="the log, which arrives after that")
-    time.sleep(0.5)
+    time.sleep(1.5)
     assert browser.run("app.graph.nodes[0].size[1]") == before
 
 

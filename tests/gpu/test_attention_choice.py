@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from engine.ops import attention, attention_choice
+from engine.tasks.attention_kernels import milliseconds
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,16 +26,17 @@ def nothing_chosen():
 @pytest.mark.parametrize("learning", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_choice_is_made_remembered_and_changes_no_random_number(tmp_path, learning, dtype):
-    device, file = torch.device("cuda"), tmp_path / "attention.json"
+    device = torch.device("cuda")
+    remembered = {"file": tmp_path / "attention.json", "clock": partial(milliseconds, device=device)}
     before, held = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()
-    choice = attention.choose_kernel(device, dtype, 128, learning=learning, file=file)
+    choice = attention.choose_kernel(device, dtype, 128, learning=learning, **remembered)
     assert torch.equal(torch.cuda.get_rng_state(), before) and torch.cuda.memory_allocated() <= held + (1 << 20)
     hopper = torch.cuda.get_device_capability()[0] == 9
     if learning and (dtype == torch.float16 or torch.cuda.get_device_capability()[0] < 9):
         assert choice is None  # FlashAttention's gradients are the only ones
         return
     assert not choice.remembered and not (hopper and choice.name != "cudnn")
-    again = attention.choose_kernel(device, dtype, 128, learning=learning, file=file)
+    again = attention.choose_kernel(device, dtype, 128, learning=learning, **remembered)
     assert again.remembered and again.name == choice.name and again.milliseconds == choice.milliseconds
 
 

@@ -28,7 +28,7 @@ def test_the_same_numbers_and_no_state_between_steps(name, accumulation):
     assert not any(value.is_cuda for value in away["state"]) and any(value.is_cuda for value in plain["state"])
     one = WIDTH * WIDTH * 4
     assert away["held"] <= (LAYERS + 1) * one, "more than the weights stays on the GPU while gradients are made"
-    assert plain["held"] > (3 * LAYERS - 1) * one
+    assert plain["held"] >= 3 * LAYERS * one
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ def told(monkeypatch):
     asked = []
     times = {False: {"cudnn": 0.4, "flash": 0.6, "efficient": 1.2}, True: {"cudnn": 2.0, "flash": 1.0}}
 
-    def choose_kernel(device, dtype, head_dim, *, learning, file):
+    def choose_kernel(device, dtype, head_dim, *, learning, file, clock):
         asked.append((dtype, head_dim, learning, file))
         return Choice("flash" if learning else "cudnn", times[learning], remembered=learning)
 
@@ -69,6 +70,10 @@ def test_8_bits_leave_short_texts_to_the_others(told):
     assert said[0] == "Attention: 8bit." and said[1].startswith("Attention to short texts: cuDNN")
 
 
+def test_a_run_is_timed_in_milliseconds():
+    assert 10 <= attention_kernels.milliseconds(lambda: time.sleep(0.01), torch.device("cpu")) < 1000
+
+
 def test_a_cpu_has_no_choice(told):
     assert told(device=torch.device("cpu")) == ([], [])
 
@@ -89,27 +94,13 @@ def test_trainings_and_generations_settle_it_before_their_first_step(family, tmp
         monkeypatch.setattr(module, "settle_attention", settle)
     tiny = part(family, "tiny")
     tiny.write_tiny_models(tmp_path / "models")
-    models, given = (
-        tiny.tiny_model_options(tmp_path / "models"),
-        Input(BenchSize(height=48, width=64, frames=9), window=2),
-    )
+    models = tiny.tiny_model_options(tmp_path / "models")
+    given = Input(BenchSize(height=48, width=64, frames=9), window=2)
     config = config_of(family, models["train"]["dit"])
     options = training_options(family, tmp_path / "training", given, config, steps=1, on_gpu=False)
     bf16 = ("--mixed_precision", "bf16", "--sdpa", "--device", "cpu")
     run(train, command_line("train", family, {**options, **models["train"]}, bf16))
-    own = (
-        "--prompt",
-        "a",
-        "--video_size",
-        "48",
-        "64",
-        "--infer_steps",
-        "1",
-        "--output_type",
-        "latent",
-        "--device",
-        "cpu",
-    )
+    own = "--prompt a --video_size 48 64 --infer_steps 1 --output_type latent --device cpu".split()
     run(generate, command_line("generate", family, {**models["generate"], "save_path": tmp_path / "out"}, own))
     name = asked[0][0]
     assert asked == [
