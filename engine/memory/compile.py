@@ -8,6 +8,7 @@ streaming and checkpointing.
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -74,13 +75,15 @@ def _find_graphs_again() -> None:
     most of a block would be traced anew at every start.
 
     Its cache knows their code, but operators by their name alone, whose gradients and shapes are in a graph too. So
-    what is found again is of this very engine: every change of its sources compiles anew.
+    what is found again is of this very engine: every change of its sources compiles anew. The processes that compile
+    kernels are told by the environment, since the fastest form of each is remembered under the same tag.
     """
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):  # PyTorch 2.9 on
         functorch.autograd_cache_allow_custom_autograd_functions = True
         settings = torch.compiler.config
         if SOURCES not in settings.cache_key_tag:
             settings.cache_key_tag = " ".join(filter(None, (settings.cache_key_tag, SOURCES)))
+        os.environ["TORCH_COMPILE_CACHE_KEY_TAG"] = settings.cache_key_tag
 
 
 def sources(folder: Path) -> str:

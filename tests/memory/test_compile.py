@@ -92,11 +92,16 @@ def test_sources_are_those_of_the_engine(tmp_path):
     assert compile.SOURCES == compile.sources(Path(engine.__file__).parent)
 
 
-def test_a_tag_of_ones_own_stays():
+def test_a_tag_of_ones_own_stays_and_compiling_processes_have_it(monkeypatch):
+    monkeypatch.delenv("TORCH_COMPILE_CACHE_KEY_TAG", raising=False)
     with torch.compiler.config.patch(cache_key_tag="mine"):
         for _ in range(2):
             compile_blocks(Stack().blocks, backend="eager")
         assert torch.compiler.config.cache_key_tag == f"mine {compile.SOURCES}"
+    command = [sys.executable, "-c", "import torch; print(torch.compiler.config.cache_key_tag)"]
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == f"mine {compile.SOURCES}"
+    )
 
 
 class OwnGradient(nn.Module):
