@@ -82,6 +82,11 @@ def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str
     return replace(file, modules=modules, differences=differences)
 
 
+def changed_by(file: LoraFile) -> set[str]:
+    """The parameters that merging a LoRA changes."""
+    return {f"{path}.weight" for path in file.modules} | set(file.differences)
+
+
 def merger(loras: Sequence[tuple[LoraFile, float]], *, device: torch.device | str | None = None) -> Transform:
     """A transform for `load_into` that adds every LoRA to the parameter that it changes, in float32.
 
@@ -91,7 +96,7 @@ def merger(loras: Sequence[tuple[LoraFile, float]], *, device: torch.device | st
     """
     changes: dict[str, list[tuple[LoraFile, float]]] = {}
     for file, multiplier in loras:
-        for name in {f"{path}.weight" for path in file.modules} | set(file.differences):
+        for name in changed_by(file):
             changes.setdefault(name, []).append((file, multiplier))
 
     def transform(name: str, tensor: Tensor) -> Tensor:

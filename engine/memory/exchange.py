@@ -3,8 +3,8 @@
 The model is built, adapted, compiled and streamed once; a turn only changes which numbers its parameters hold. Sets
 that are not in use wait beside it on the device (a turn costs nothing), in main memory (a turn is a copy each way, and
 the device holds one set and one tensor more), or in their files (a turn loads one, after the other is gone).
-Streamed blocks always wait in main memory, where a turn is a change of pointers. Knows no family and no noise level.
-Given up: copying both ways at once, sets of different shapes or number formats.
+Streamed blocks wait where streaming keeps them, in main memory or on disk: a turn is a change of pointers. Knows no
+family and no noise level. Given up: copying both ways at once, sets of different shapes or number formats.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from ..contract.errors import OptionError, WeightsError
 from ..ops.host import host_bytes
 from .slots import COMPILED_WITH_GRAPHS
 from .streaming import BlockStream
+from .waiting import Kept
 
 FLAG = "--offload_inactive_dit"
 
 
 @dataclass
 class _Waiting:
-    """A set that is not in use: tensors by name, and the streamed blocks' weights."""
+    """A set that is not in use: tensors by name, and the streamed blocks."""
 
     tensors: dict[str, Tensor]
-    masters: list[Tensor]
+    blocks: list[Kept]
 
 
 class WeightSets:
@@ -71,7 +72,7 @@ class WeightSets:
         for name, tensor in self._resident(self.model, self._blocks).items():
             coming.tensors[name] = trade(tensor, coming.tensors[name])
         if self._stream is not None:
-            coming.masters = self._stream.trade(coming.masters)
+            coming.blocks = self._stream.trade(coming.blocks)
         if self.keep:
             self._waiting[self.current] = coming
         self.current = number
@@ -86,8 +87,8 @@ class WeightSets:
         theirs, ours = self._resident(model, blocks), self._resident(self.model, self._blocks)
         if [(name, t.dtype) for name, t in theirs.items()] != [(name, t.dtype) for name, t in ours.items()]:
             raise WeightsError("Weights that take turns in one model are of different kinds.", "Convert one of them.")
-        masters = self._stream.pack_blocks(blocks) if self._stream is not None else []
-        return _Waiting({name: self._put(tensor) for name, tensor in theirs.items()}, masters)
+        packed = self._stream.pack_blocks(blocks) if self._stream is not None else []
+        return _Waiting({name: self._put(tensor) for name, tensor in theirs.items()}, packed)
 
     def _put(self, tensor: Tensor) -> Tensor:
         if not self._pinned or tensor.device.type != "cpu":

@@ -176,6 +176,11 @@ class QuantizeOnLoad:
         codes, self.scales[path] = quantize(tensor, self.mode, scale_dtype=torch.float32)
         return codes
 
+    @property
+    def changed(self) -> set[str]:
+        """The weights that become codes."""
+        return {f"{path}.weight" for path in self.names}
+
     def install(self, model: nn.Module) -> list[str]:
         """Turn the layers that were loaded as codes into Fp8Linear. Returns their paths."""
         for path, scale in self.scales.items():

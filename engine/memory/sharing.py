@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
+from ..parts.weights import Stored
 from .fp8 import SCALE, QuantizeOnLoad
 from .slots import ALIGNMENT, BlockSlots, Piece, check_block, lay_out
 
@@ -137,7 +138,7 @@ class ShareOnLoad:
             self._quantizer.scales[path] = self._shares.take(scale, self._quantizer.scales[path])
         return self._shares.take(name, whole)
 
-    def instead(self, name: str, own: Tensor) -> Tensor | None:
+    def instead(self, name: str, own: Tensor, stored: Stored | None) -> Tensor | None:
         """What stands for a tensor that need not be read; None for one that must be."""
         path = self._quantized(name)
         scale = f"{path}.{SCALE}"

@@ -147,6 +147,7 @@ class BlockSlots:
             self.waits += 1
             self._fetch(position, {position})
         slot = self._held.index(position)
+        self._arrive(slot)
         if self._side is not None:
             torch.cuda.current_stream(self.device).wait_event(self._copied[slot])
         for index, following in enumerate(ahead):
@@ -172,15 +173,22 @@ class BlockSlots:
         if leaving is not None:
             for piece, tensor in zip(self._pieces[leaving], self._elsewhere(leaving), strict=True):
                 piece.parameter.data = tensor
-        with self._beside():
-            if self._side is not None and leaving is not None:
-                self._side.wait_event(self._used[slot])
-            self._fill(position, slot)
-            self._record(self._copied[slot])
+        self._send(position, slot)
         for piece, view in zip(self._pieces[position], self._views[slot][position], strict=True):
             piece.parameter.data = view
         self._held[slot] = position
         self.copies += 1
+
+    def _send(self, position: int, slot: int) -> None:
+        """Queue what brings the block's bytes into the slot, once nothing reads what was there."""
+        with self._beside():
+            if self._side is not None:
+                self._side.wait_event(self._used[slot])
+            self._fill(position, slot)
+            self._record(self._copied[slot])
+
+    def _arrive(self, slot: int) -> None:
+        """Called before a slot is waited for. A subclass may queue here what it could not in `_send`."""
 
     def _beside(self) -> AbstractContextManager[Any]:
         """What is queued in here neither waits for the computing nor keeps it waiting."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from .arrangement import Arrangement, arranged_shapes
-from .weights import WeightFile
+from .weights import Stored, WeightFile
 
 
 class ArrangedWeights(WeightFile):
@@ -32,6 +32,10 @@ class ArrangedWeights(WeightFile):
             return self._file.read(parts[0].name, device=device, dtype=dtype)
         tensors = [self._file.read(part.name, device=device, dtype=dtype)[part.start : part.stop] for part in parts]
         return torch.cat([tensor.to(tensors[0].dtype) for tensor in tensors])
+
+    def stored(self, name: str) -> Stored | None:
+        parts = self._arrangement[name]
+        return self._file.stored(parts[0].name) if len(parts) == 1 and parts[0].whole else None
 
     def identity(self) -> str:
         return self._file.identity()

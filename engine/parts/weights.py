@@ -34,6 +34,7 @@ from .weight_files import (
 from .weight_headers import FP8_NOTES, SCALES
 from .weight_paths import find_files
 
+Stored = tuple[Path, TensorEntry]
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -70,6 +71,10 @@ class WeightFile:
         if name in self._scales:
             tensor = dequantize(tensor, self._raw(self._scales[name], device)).to(dtype or torch.bfloat16)
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    def stored(self, name: str) -> Stored | None:
+        """Where a safetensors file has what `read` gives, number for number; None where it is nowhere so."""
+        return None if name in self._scales else self._entries.get(name)
 
     def identity(self) -> str:
         """16 hex digits that follow the content, not the path or the date; reads a quarter of a megabyte a file."""
@@ -145,10 +150,17 @@ def metadata_number(file: WeightFile, key: str, *, default: int) -> int:
 class Choosing(Protocol):
     """A transform that need not see every tensor: what `instead` gives is taken, and nothing is read.
 
-    It gets the module's own tensor, of the shape and the type that are wanted.
+    It gets the module's own tensor, of the shape and the type that are wanted, and where a file stores such a one.
     """
 
-    def instead(self, name: str, own: torch.Tensor) -> torch.Tensor | None: ...
+    def instead(self, name: str, own: torch.Tensor, stored: Stored | None) -> torch.Tensor | None: ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A transform that has a place of its own for some tensors: what `keep` gives is taken, None leaves it be."""
+
+    def keep(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None: ...
 
 
 class Unread:
@@ -157,7 +169,7 @@ class Unread:
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
-    def instead(self, name: str, own: torch.Tensor) -> torch.Tensor:
+    def instead(self, name: str, own: torch.Tensor, stored: Stored | None) -> torch.Tensor:
         return own
 
 
@@ -189,7 +201,7 @@ def load_into(
     twice) must agree in shape; the first is used. `transform(name, tensor)` gets the module's name and the tensor
     on `device` as stored (scaled fp8 multiplied out); the result is then cast to `dtype`, unless the transform
     returned another dtype than it got, which is its choice. It may choose what is read (`Choosing`) and where
-    (`WorkedOn`).
+    (`WorkedOn`), and where it stays (`Keeping`).
     dtype None keeps the file's types.
     Raises WeightsError that lists the first missing, unexpected and misshapen names.
     """
@@ -197,7 +209,7 @@ def load_into(
     sources = _match(slots, file, rename)
     if isinstance(transform, Choosing):
         for ours in list(sources):
-            given = transform.instead(ours, _own(slots[ours]))
+            given = transform.instead(ours, _own(slots[ours]), file.stored(sources[ours]))
             if given is not None:
                 _assign(slots[ours], given)
                 del sources[ours]
@@ -208,7 +220,8 @@ def load_into(
         changed = tensor if transform is None else transform(ours, tensor)
         if dtype is not None and changed.dtype == tensor.dtype and changed.is_floating_point():
             changed = changed.to(dtype)
-        _assign(slots[ours], changed if place == device else changed.to(device))
+        kept = transform.keep(ours, changed) if isinstance(transform, Keeping) else None
+        _assign(slots[ours], kept if kept is not None else changed if place == device else changed.to(device))
     for part in module.modules():
         for name in part._non_persistent_buffers_set:
             buffer = part._buffers[name]

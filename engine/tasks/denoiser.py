@@ -17,14 +17,17 @@ from ..contract.job import Job
 from ..contract.options import Memory
 from ..families import part
 from ..lora.files import LoraFile
-from ..lora.merge import load_loras, merger, select
+from ..lora.merge import changed_by, load_loras, merger, select
 from ..memory.checkpointing import checkpoint_blocks
 from ..memory.compile import compile_blocks
+from ..memory.disk_loading import LeaveOnDisk
+from ..memory.estimate import GIB
 from ..memory.fp8 import QuantizeOnLoad, has_fp8_products, quantize_model
 from ..memory.pieces import run_in_pieces
 from ..memory.recomputing import tell_what_learns
 from ..memory.sharing import ShareOnLoad, Shares, share_blocks
-from ..memory.streaming import stream_blocks
+from ..memory.streaming import spread, stream_blocks
+from ..parts.mapped_files import scratch_folder
 from ..parts.weights import Unread, WorkedOn, open_weights
 from .lora_targets import lora_target
 
@@ -88,7 +91,8 @@ def load_dit(
     role: str = "--dit",
     shares: Shares | None = None,
 ) -> nn.Module:
-    """The frozen DiT on `device`, or in main memory where blocks are to be streamed (see `arrange_blocks`).
+    """The frozen DiT on `device`, or in main memory where blocks are to be streamed from there (see `arrange_blocks`);
+    where they are to be streamed from disk, they stay there.
 
     `weight_format`: "stored", "fp8" or "fp8_scaled". LoRAs are merged before weights become fp8. `dtype` None: the
     file's. `waiting`: for use on `device`, but in main memory for now. `role` is the flag that names the file.
@@ -107,7 +111,9 @@ def load_dit(
             mode=_fp8_mode(weight_format, device),
             before=transform,
         )
-    home = torch.device("cpu") if waiting or job[Memory].blocks_to_swap else device
+    memory = job[Memory]
+    from_disk = memory.block_swap_from_disk
+    home = torch.device("cpu") if waiting or (memory.blocks_to_swap and not from_disk) else device
     load = partial(
         model.load,
         path,
@@ -118,20 +124,33 @@ def load_dit(
         **part(job.family, "options").dit_arguments(job),
     )
     wanted = quantizer or transform
-    if shares is not None:
+    if shares is not None or from_disk:
         sketch = load(transform=Unread())
         if quantizer is not None:
             quantize_model(sketch, wanted=quantizer.names.__contains__, mode=quantizer.mode)
-        shares.plan(sketch, model.blocks(sketch))
+        blocks = model.blocks(sketch)
+    if shares is not None:
+        shares.plan(sketch, blocks)
         wanted = ShareOnLoad(shares, wanted)
+    elif from_disk:
+        streamed = [blocks[index] for index in spread(memory.blocks_to_swap or 0, len(blocks))]
+        changed = {name for file, _ in loras for name in changed_by(file)} | (quantizer.changed if quantizer else set())
+        wanted = left = LeaveOnDisk(sketch, streamed, wanted, changed=changed, device=device)
     elif wanted is not None and home != device:
         wanted = WorkedOn(wanted, device)
     dit = load(transform=wanted)
+    if from_disk:
+        say(Log(message=f"{len(streamed)} blocks wait on disk: {_waits_where(left)}."))
     say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, weights in {_word(dit.dtype)}."))
     if quantizer is not None:
         count = len(quantizer.install(dit))
         say(Log(message=f"{count} layers are kept in fp8, scaled by {quantizer.mode}."))
     return dit
+
+
+def _waits_where(left: LeaveOnDisk) -> str:
+    written = f", {left.scratch_bytes / GIB:.2f} GiB in {scratch_folder()}" if left.scratch_bytes else ""
+    return f"{left.mapped_bytes / GIB:.2f} GiB in the checkpoint{written}"
 
 
 def _fp8_mode(weight_format: str, device: torch.device) -> str:
@@ -183,7 +202,14 @@ def arrange_blocks(
             if not inside & {id(parameter) for parameter in child.parameters()}:
                 child.to(device)
         pinned = pinned or memory.use_pinned_memory_for_block_swap
-        stream = stream_blocks(blocks, memory.blocks_to_swap, device=device, slots=slots, pinned=pinned)
+        stream = stream_blocks(
+            blocks,
+            memory.blocks_to_swap,
+            device=device,
+            slots=slots,
+            pinned=pinned,
+            from_disk=memory.block_swap_from_disk,
+        )
     if shares is not None:
         stream = share_blocks(blocks, shares, slots=slots)
     if checkpointing:

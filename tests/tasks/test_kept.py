@@ -93,7 +93,13 @@ def test_the_first_and_the_second_video_are_those_of_the_command_line(family, mo
 
 
 @pytest.mark.parametrize(
-    "more", [("--blocks_to_swap", 1), ("--fp8_scaled",), ("--compile", "--compile_backend", "eager")]
+    "more",
+    [
+        ("--blocks_to_swap", 1),
+        ("--blocks_to_swap", 2, "--block_swap_from_disk"),
+        ("--fp8_scaled",),
+        ("--compile", "--compile_backend", "eager"),
+    ],
 )
 def test_however_the_dit_is_arranged(more, models, engine, server, tmp_path):
     width = wan.DIT_CONFIG.dim

@@ -180,6 +180,7 @@ class GenerationMemory(Memory, title="Memory and speed"):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_vram(self.vram)
         if self.compile_args is None:
             return

@@ -67,6 +67,12 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         False, "Pin the streamed blocks in main memory: faster copies; on Windows it uses shared GPU memory.",
         advanced=True,
     )  # fmt: skip
+    block_swap_from_disk: bool = opt(
+        False, "Leave the streamed blocks on disk and read each shortly before it runs: main memory holds one for each "
+        "GPU buffer, but steps are as slow as the disk where the system's cache has no room for the model. Weights "
+        "that are not used as they are stored (fp8, merged LoRAs) wait in a temporary file: in the folder that the "
+        "environment variable MUSUBI_SCRATCH names, else in MUSUBI_HOME.", advanced=True,
+    )  # fmt: skip
     disable_numpy_memmap: bool = opt(
         False, "Read model files instead of mapping them into memory: more main memory, sometimes faster.",
         advanced=True,
@@ -90,6 +96,14 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         False, "Let fp16 products add up in fp16: faster on GeForce cards, less exact. It changes nothing in a model "
         "that computes in another format.", advanced=True,
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.block_swap_from_disk and not self.blocks_to_swap:
+            raise OptionError(
+                "--block_swap_from_disk says where streamed blocks wait, but none is streamed.",
+                hint="Add --blocks_to_swap with a number of blocks.",
+                names=("block_swap_from_disk", "blocks_to_swap"),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +168,7 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
         }  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_vram(self.vram)
         for name in ("block_swap_h2d_only", "gradient_checkpointing_cpu_offload", "gradient_checkpointing_blocks"):
             if getattr(self, name) and not self.gradient_checkpointing:

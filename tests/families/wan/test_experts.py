@@ -107,7 +107,9 @@ def test_denoising_equals_diffusers_two_stage_pipeline(pipeline):
 @pytest.mark.parametrize(
     "words",
     ["--offload_inactive_dit", "--lazy_loading", "--blocks_to_swap 2", "--blocks_to_swap 3 --lazy_loading",
-     "--blocks_to_swap 1 --offload_inactive_dit"],
+     "--blocks_to_swap 1 --offload_inactive_dit", "--blocks_to_swap 2 --block_swap_from_disk",
+     "--blocks_to_swap 2 --block_swap_from_disk --lazy_loading",
+     "--blocks_to_swap 1 --block_swap_from_disk --offload_inactive_dit"],
 )  # fmt: skip
 def test_where_the_other_expert_waits_changes_nothing(pipeline, words):
     folder, *_ = pipeline
@@ -118,6 +120,7 @@ def test_both_waiting_places_work_with_fp8(pipeline):
     folder, *_ = pipeline
     wanted = made_by(folder, "--fp8_scaled")
     assert torch.equal(made_by(folder, "--fp8_scaled --offload_inactive_dit"), wanted)
+    assert torch.equal(made_by(folder, "--fp8_scaled --blocks_to_swap 2 --block_swap_from_disk --lazy_loading"), wanted)
     assert (wanted - made_by(folder)).abs().max() > 1e-4
 
 

@@ -1,0 +1,73 @@
+"""Loading a model whose streamed blocks wait on disk: of these nothing is in main memory longer than its turn.
+
+A tensor that is used exactly as a safetensors file has it is mapped there: neither read nor written. What was changed
+on its way (cast, merged, in fp8) goes to a scratch file, one for each model that is loaded, whose size is known from
+headers before anything is read. Everything else is loaded to the device, or where its module waits.
+Knows nothing of how blocks are read again (`waiting.py`). Given up: keeping what was changed for the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..parts.mapped_files import Scratch, aligned, map_file
+from ..parts.weights import Stored, WorkedOn
+from .fp8 import SCALE, QuantizeOnLoad
+from .slots import lay_out
+
+
+class LeaveOnDisk(WorkedOn):
+    """A transform for `load_into` (parts/weights.py) that leaves some blocks' tensors on disk, after `inner`.
+
+    Where `inner` quantises, its scales stay there too. Once all is loaded, `mapped_bytes` are used as the checkpoint
+    has them, and `scratch_bytes` are the scratch file's.
+    """
+
+    def __init__(
+        self, model: nn.Module, blocks: Iterable[nn.Module], inner: Callable[[str, Tensor], Tensor] | None, *,
+        changed: Collection[str], device: torch.device,
+    ) -> None:  # fmt: skip
+        """`model`, which may be on "meta", is like the one to be loaded in names, shapes and formats, `blocks` are
+        those of its blocks that stay on disk. `changed`: names that `inner` may change. `device`: where it works."""
+        super().__init__(inner or _as_it_is, device)
+        self._quantizer = inner if isinstance(inner, QuantizeOnLoad) else None
+        self._changed = changed
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        pieces = [piece for block in blocks for piece in lay_out(block)[0]]
+        self._due = {names[id(piece.parameter)]: aligned(piece.parameter.nbytes) for piece in pieces}
+        self._scratch: Scratch | None = None
+        self.mapped_bytes = self.scratch_bytes = 0
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        whole = super().__call__(name, tensor)
+        path = name.removesuffix(".weight")
+        if self._quantizer is not None and (scale := f"{path}.{SCALE}") in self._due:
+            self._quantizer.scales[path] = self._put(scale, self._quantizer.scales[path])
+        return whole
+
+    def instead(self, name: str, own: Tensor, stored: Stored | None) -> Tensor | None:
+        """The tensor where the checkpoint has it; None where it has to be read."""
+        if name not in self._due or name in self._changed or stored is None or not own.numel():
+            return None
+        file, entry = stored
+        if entry.dtype != own.dtype:
+            return None
+        self.mapped_bytes += self._due.pop(name)
+        return map_file(file).tensor(entry.start, entry.dtype, entry.shape)
+
+    def keep(self, name: str, tensor: Tensor) -> Tensor | None:
+        return self._put(name, tensor) if name in self._due else None
+
+    def _put(self, name: str, tensor: Tensor) -> Tensor:
+        if self._scratch is None:
+            self.scratch_bytes = sum(self._due.values())
+            self._scratch = Scratch(self.scratch_bytes)
+        del self._due[name]
+        return self._scratch.put(tensor)
+
+
+def _as_it_is(name: str, tensor: Tensor) -> Tensor:
+    return tensor

@@ -1,0 +1,166 @@
+"""Files as memory: tensors whose bytes lie in a file, which the system reads when they are looked at and may forget.
+
+A checkpoint is mapped read-only. `Scratch` is a file for what is in no other: reserved whole, mapped read-only too, and
+without a name where the system allows it, so that it is gone with the last tensor in it, or with the process, whatever
+ended that. `holder` tells which file a tensor lies in, for who wants its bytes by reading: that fails with an error,
+where looking at the memory would kill the process. Knows nothing of models and names.
+Given up: reading past the system's cache (O_DIRECT), which would spare memory a copy and cost whoever has room for it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..contract.errors import DiskError, is_full
+from ..contract.files import disk_error
+
+FOLDER = "MUSUBI_SCRATCH"
+_AT_ONCE = 1 << 30  # systems move less than 2 GiB a call
+_GIB = 1 << 30
+
+
+class MappedFile(mmap.mmap):
+    """The bytes of a file that is open for reading; it lives as long as any of its tensors."""
+
+    stream: io.FileIO
+    address: int
+
+    def __new__(cls, stream: io.FileIO) -> MappedFile:
+        mapped = super().__new__(cls, stream.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.stream = stream
+        mapped.address = mapped.tensor(0, torch.uint8, (1,)).data_ptr()
+        mapped._turn = threading.Lock()
+        weakref.finalize(mapped, stream.close)
+        _mapped.add(mapped)
+        return mapped
+
+    def __init__(self, stream: io.FileIO) -> None:
+        """`stream` is the mapping's from now on. OSError, ValueError for an empty file."""
+
+    _turn: threading.Lock
+
+    def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """The numbers from byte `start` on. Nothing is read, and nobody may write to it: the system would object."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(self, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+
+    def fill(self, view: memoryview, start: int) -> None:
+        """Read into `view` from byte `start` on, from any thread. OSError; EOFError when the file has got shorter."""
+        done = 0
+        while done < len(view):
+            part = view[done : done + _AT_ONCE]
+            if hasattr(os, "preadv"):
+                count = os.preadv(self.stream.fileno(), [part], start + done)
+            else:
+                with self._turn:
+                    self.stream.seek(start + done)
+                    count = self.stream.readinto(part)
+            if not count:
+                raise EOFError(f"{self.stream.name} ended while it was read")
+            done += count
+
+
+_mapped: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+
+
+def map_file(path: Path) -> MappedFile:
+    """The bytes of this file as it is now; the same mapping for who asks again while it lives."""
+    stream = io.FileIO(path)
+    found = os.fstat(stream.fileno())
+    for mapped in _mapped:
+        other = os.fstat(mapped.stream.fileno())
+        if found.st_ino and (found.st_dev, found.st_ino, found.st_size) == (other.st_dev, other.st_ino, other.st_size):
+            stream.close()
+            return mapped
+    return MappedFile(stream)
+
+
+def holder(tensor: Tensor) -> tuple[MappedFile, int] | None:
+    """The file that a contiguous tensor's bytes lie in, and where; None: in none."""
+    for mapped in _mapped:
+        if 0 <= (start := tensor.data_ptr() - mapped.address) < len(mapped):
+            return mapped, start
+    return None
+
+
+class Scratch:
+    """A file of `size` bytes for tensors. DiskError when there is no room for it."""
+
+    def __init__(self, size: int) -> None:
+        folder = scratch_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < size:
+                raise _no_room(folder, size, free)
+            # without a name, or removed by the system when it is closed (Windows)
+            stream = tempfile.TemporaryFile(dir=folder, prefix=".scratch-", buffering=0)  # noqa: SIM115
+            _reserve(stream.fileno(), size)
+        except OSError as error:
+            if is_full(error):
+                raise _no_room(folder, size, shutil.disk_usage(folder).free) from error
+            raise disk_error(folder, error, advice=_advice()) from error
+        self._file = MappedFile(stream)  # type: ignore[arg-type]  # on Windows a wrapper, which behaves alike
+        self._end = 0
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The same tensor, its bytes in the file. DiskError."""
+        values = tensor.detach().cpu().contiguous()
+        data = memoryview(values.reshape(-1).view(torch.uint8).numpy())
+        if self._end + len(data) > len(self._file):
+            raise ValueError("more was put into a scratch file than it was made for")
+        start = self._end
+        try:
+            self._file.stream.seek(start)
+            done = 0
+            while done < len(data):
+                done += self._file.stream.write(data[done : done + _AT_ONCE]) or 0
+        except OSError as error:
+            raise disk_error(scratch_folder(), error, advice=_advice()) from error
+        self._end += aligned(len(data))
+        return self._file.tensor(start, values.dtype, tuple(values.shape))
+
+
+def aligned(size: int) -> int:
+    """What a tensor of so many bytes takes in a scratch file."""
+    return -(-size // 64) * 64
+
+
+def scratch_folder() -> Path:
+    """Where scratch files go: MUSUBI_SCRATCH, else beside what else the engine keeps, else the system's place."""
+    home = os.environ.get("MUSUBI_HOME")
+    told = os.environ.get(FOLDER) or (os.path.join(home, "scratch") if home else tempfile.gettempdir())
+    return Path(told).expanduser()
+
+
+def _reserve(file: int, size: int) -> None:
+    """Have the whole file now, so that a full disk is not found out half-way."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
+
+
+def _no_room(folder: Path, size: int, free: int) -> DiskError:
+    return DiskError(
+        f"Weights that were changed while they were loaded take {size / _GIB:.1f} GiB on disk, but {folder} has "
+        f"{free / _GIB:.1f} GiB free.",
+        _advice(),
+    )
+
+
+def _advice() -> str:
+    return f"Free some space, or set the environment variable {FOLDER} to a folder on a larger disk."
