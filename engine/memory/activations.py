@@ -94,6 +94,7 @@ class How:
 
     blocks_to_swap: int = 0
     block_swap_ring_size: int = 2
+    block_swap_from_disk: bool = False
     shared_by: int = 1  # processes that share out the blocks
     gradient_checkpointing: bool = True
     gradient_checkpointing_blocks: int | None = None

@@ -7,6 +7,7 @@ knows models or formulas. Order of the rows: results stay bit for bit the same u
                  memory; what the optimizer needs too; the same in fp8; what is token by token in pieces; all of it with
                  attention computed again (slower); one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
+    both         then all of that once more with the streamed blocks on disk (slower by far), for little main memory
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Choice:
 
 Measure = Callable[[Options], Needs]
 Row = Sequence[Options]
-"""Settings, each of which takes no more of the card than the one before it, and no less of main memory."""
+"""Settings, each of which takes no more of the card than the one before it. Main memory rises along a row, or falls:
+where streamed blocks are on disk and an expert that waits is streamed too, more of them leave less of it to wait."""
 
 
 def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
@@ -82,7 +84,9 @@ def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
     """As `choose`; of a row few need to be measured."""
     needs = cache(lambda place: measure(row[place]))
     place = bisect_left(range(len(row)), True, key=lambda place: limits.card_allows(needs(place)))
-    fits = place < len(row) and limits.main_allows(needs(place))
+    if place < len(row) and not limits.main_allows(needs(place)):  # then only where main memory falls
+        place = bisect_left(range(len(row)), True, lo=place, key=lambda place: limits.main_allows(needs(place)))
+    fits = place < len(row)
     if not fits:
         allowed = bisect_left(range(len(row)), True, key=lambda place: not limits.main_allows(needs(place)))
         place = (allowed or len(row)) - 1
@@ -102,19 +106,21 @@ def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True
     attention = asked["gradient_checkpointing_attention"]
     kept = [attention] if attention != "auto" else ["keep", "recompute"]
     every = blocks if asked["gradient_checkpointing_blocks"] else None
-    rows = product(_slots(asked), kept, _pieces(asked), _fp8(asked, may_fp8), _away(asked))
-    for slots, keep, pieces, fp8, away in rows:
-        wanted = {
-            "gradient_checkpointing": True, "gradient_checkpointing_blocks": every,
-            "gradient_checkpointing_attention": keep, **away, **fp8, **pieces, **slots,
-        }  # fmt: skip
-        yield from _streamed(asked, wanted, blocks)
+    rows = list(product(_slots(asked), kept, _pieces(asked), _fp8(asked, may_fp8), _away(asked)))
+    for streamed in (_streamed, _from_disk):
+        for slots, keep, pieces, fp8, away in rows:
+            wanted = {
+                "gradient_checkpointing": True, "gradient_checkpointing_blocks": every,
+                "gradient_checkpointing_attention": keep, **away, **fp8, **pieces, **slots,
+            }  # fmt: skip
+            yield from streamed(asked, wanted, blocks)
 
 
 def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Row]:
     """Settings of a generation."""
-    for fp8 in _fp8(asked, may_fp8):
-        yield from _streamed(asked, fp8, blocks)
+    for streamed in (_streamed, _from_disk):
+        for fp8 in _fp8(asked, may_fp8):
+            yield from streamed(asked, fp8, blocks)
 
 
 def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
@@ -168,6 +174,15 @@ def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterato
     counts = range(max((asked["blocks_to_swap"] or 0) + 1, 3), blocks + 1)
     if counts:
         yield [_differing(asked, {**wanted, "blocks_to_swap": count, **pinned}) for count in counts]
+
+
+def _from_disk(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Row]:
+    """`wanted` with streamed blocks on disk. What was asked to be there is so in all other rows."""
+    if asked.get("shard_base") or asked["block_swap_from_disk"]:
+        return
+    counts = range(max(asked["blocks_to_swap"] or 0, 3), blocks + 1)
+    if counts:
+        yield [_differing(asked, {**wanted, "blocks_to_swap": count, "block_swap_from_disk": True}) for count in counts]
 
 
 def _differing(asked: Mapping[str, Any], wanted: Options) -> Options:

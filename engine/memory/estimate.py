@@ -178,10 +178,15 @@ def _resident(weights: Weights, how: How) -> Parts:
 
 
 def _streamed(weights: Weights, how: How) -> Parts:
-    """Main memory: weights are read there whole, then streamed blocks get a place of their own, one by one."""
+    """Main memory: weights are read there whole, then streamed blocks get a place of their own, one by one. Of those on
+    disk as many are there as there are buffers on the card, each of which has one in main memory too."""
     waiting = {"idle expert": weights.waiting} if weights.waiting else {}
+    largest_block = max(weights.blocks, default=0)
     if not how.blocks_to_swap:
-        return {"reading weights": 2 * max(weights.blocks, default=0), **waiting}
+        return {"reading weights": 2 * largest_block, **waiting}
+    if how.block_swap_from_disk:
+        buffers = min(how.block_swap_ring_size, how.blocks_to_swap)
+        return {"reading weights": 2 * largest_block, "buffers of streamed blocks": buffers * largest_block, **waiting}
     return {"weights of streamed blocks": weights.total + max(weights.blocks), **waiting}
 
 

@@ -74,9 +74,15 @@ def verdict(found: Plan) -> str:
         return f"{needed} are needed on the GPU. --vram 12GB plans for a GPU of that size."
     room = f"{gib(found.limits.card)} GiB"
     if found.fits:
-        return f"{needed} of {room}: it fits{f' with {found.flags}' if found.options else ''}."
+        fits = f"{needed} of {room}: it fits{f' with {found.flags}' if found.options else ''}."
+        return f"{fits} {_FROM_DISK}" if "block_swap_from_disk" in found.options else fits
     least = f"It does not fit: {largest(found.planned).name} needs at least {needed} of {room}"
     return " ".join([f"{least}{f', with {found.flags}' if found.options else ''}.", *_ways_out(found)])
+
+
+_FROM_DISK = (
+    "Main memory has no room for the streamed blocks, so they are read from disk: steps may be as slow as that."
+)
 
 
 def _ways_out(found: Plan) -> Iterator[str]:

@@ -184,13 +184,16 @@ def _experts(job: Job) -> tuple[Any, ...]:
 
 
 def _further(job: Job, one: Weights) -> dict[str, int]:
-    """What DiTs beside the first take: those that wait on the device are resident but for their streamed blocks."""
+    """What DiTs beside the first take: those that wait on the device are resident but for their streamed blocks, which
+    are in main memory unless they are on disk."""
     count = {"device": 0, "memory": 0, "file": 0}
     for expert in _experts(job):
         count[expert.waits] += 1
     streamed = (job[Memory].blocks_to_swap or 0) / max(1, len(one.blocks))
     inside = int(sum(one.blocks) * streamed)
     waiting = count["memory"] * one.total + count["device"] * inside
+    if job[Memory].block_swap_from_disk:
+        waiting = count["memory"] * (one.total - inside)
     return {"others": count["device"] * (one.total - inside), "waiting": waiting}
 
 
@@ -214,6 +217,7 @@ def how_trained(job: Job, batch: int) -> How:
     return How(
         blocks_to_swap=memory.blocks_to_swap or 0,
         block_swap_ring_size=memory.block_swap_ring_size,
+        block_swap_from_disk=memory.block_swap_from_disk,
         shared_by=shared_by(job),
         gradient_checkpointing=memory.gradient_checkpointing,
         gradient_checkpointing_blocks=memory.gradient_checkpointing_blocks,
@@ -239,6 +243,7 @@ def how_generated(job: Job) -> How:
     slots = {"block_swap_ring_size": job[TrainingMemory].block_swap_ring_size} if TrainingMemory in job else {}
     return How(
         blocks_to_swap=job[Memory].blocks_to_swap or 0,
+        block_swap_from_disk=job[Memory].block_swap_from_disk,
         shared_by=shared_by(job),
         **slots,
         compile=job[Memory].compile,

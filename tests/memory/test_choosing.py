@@ -10,7 +10,7 @@ ASKED = {
     "gradient_checkpointing": False, "gradient_checkpointing_blocks": None, "gradient_checkpointing_cpu_offload": False,
     "gradient_checkpointing_attention": "auto", "compile": False, "fp8_scaled": False, "blocks_to_swap": None,
     "use_pinned_memory_for_block_swap": False, "block_swap_ring_size": 2, "ffn_chunks": 1,
-    "optimizer_cpu_offload": False, "fused_backward_pass": False,
+    "optimizer_cpu_offload": False, "fused_backward_pass": False, "block_swap_from_disk": False,
 }  # fmt: skip
 BLOCKS = 40
 
@@ -33,7 +33,8 @@ def measure(options):
     offload, keep = now["gradient_checkpointing_cpu_offload"], now["gradient_checkpointing_attention"] != "recompute"
     card += (40 if offload else 100 + 50 * keep) - {1: 0, 2: 4, 4: 5, 8: 6}[now["ffn_chunks"]]
     card += 0 if now["optimizer_cpu_offload"] else 2
-    return Needs(card=card, main=block * streamed + offload * (60 + 60 * keep))
+    waits = 20 if now["block_swap_from_disk"] else block * streamed
+    return Needs(card=card, main=waits + offload * (60 + 60 * keep))
 
 
 def chosen(card, main=None, **asked):
@@ -149,6 +150,34 @@ def test_little_main_memory_is_kept_to():
     choice = chosen(100, main=400)
     assert not choice.fits or choice.needs.main <= 400
     assert chosen(170, main=230).options.get("fp8_scaled"), "streamed in 16 bits it would take 400"
+
+
+def test_what_main_memory_has_no_room_for_stays_on_disk():
+    assert not any("block_swap_from_disk" in chosen(card, main=400).options for card in range(100, 800, 20))
+    choice = chosen(100, main=90)
+    assert choice.fits and choice.options["block_swap_from_disk"] and choice.needs.main <= 90
+    assert "use_pinned_memory_for_block_swap" not in choice.options and "fp8_scaled" not in choice.options
+    asked = {
+        "blocks_to_swap": 38, "gradient_checkpointing": True, "gradient_checkpointing_attention": "recompute",
+        "fp8_scaled": True,
+    }  # fmt: skip
+    assert chosen(170, main=90, **asked).options == {"block_swap_from_disk": True}
+    rows = each(training_rows({**ASKED, **asked, "block_swap_from_disk": True}, blocks=BLOCKS))
+    assert not any("block_swap_from_disk" in options for options in rows)
+
+
+def test_where_more_streamed_blocks_leave_less_to_wait_enough_of_them_are_streamed():
+    """An expert that waits in main memory leaves its streamed blocks on disk too."""
+
+    def two_experts(options):
+        streamed = options.get("blocks_to_swap", 0)
+        on_disk = bool(options.get("block_swap_from_disk"))
+        return Needs(card=10 * (BLOCKS - streamed), main=10 * (BLOCKS - streamed) + 20 if on_disk else 1000)
+
+    rows = list(generation_rows(ASKED, blocks=BLOCKS))
+    for main, streamed in ((320, 20), (200, 22), (20, 40)):
+        assert choose(two_experts, rows, Limits(card=200, main=main)).options["blocks_to_swap"] == streamed
+    assert not choose(two_experts, rows, Limits(card=200, main=19)).fits
 
 
 def test_what_does_not_fit_gives_the_least():

@@ -65,6 +65,20 @@ def test_more_streamed_blocks_never_need_more(how):
     assert all(after.main_bytes >= before.main_bytes for before, after in itertools.pairwise(found))
 
 
+def test_main_memory_holds_as_many_of_the_blocks_on_disk_as_the_card_has_buffers():
+    found = [
+        training(weights(40), work(blocks=40), How(blocks_to_swap=count, block_swap_from_disk=True, **slots))
+        for count in range(1, 41)
+        for slots in ({}, {"block_swap_ring_size": 1})
+    ]
+    block = 2 * BLOCK_NUMBERS
+    buffers = {stage.main["buffers of streamed blocks"] for stage in found}
+    assert buffers == {block, 2 * block} and max(stage.main_bytes for stage in found) < 6 * GIB
+    in_main_memory = training(weights(40), work(blocks=40), How(blocks_to_swap=20))
+    on_disk = training(weights(40), work(blocks=40), How(blocks_to_swap=20, block_swap_from_disk=True))
+    assert on_disk.device == in_main_memory.device
+
+
 @pytest.mark.parametrize(("less", "more"), [
     (How(), How(**KEEP)),
     (How(**OFFLOAD), How(**KEEP)),

@@ -189,9 +189,34 @@ def test_what_does_not_fit_is_said_with_what_would(models, tmp_path):
 
 
 def test_too_little_main_memory_is_said(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "main_memory", lambda: 16 * GIB)
+    monkeypatch.setattr(fitting, "main_memory", lambda: 3.5 * GIB)
     found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
     assert not found.fits and "GiB of main memory free it would fit" in plan.verdict(found)
+
+
+@pytest.mark.parametrize("main", [32, 16, 8])
+def test_where_main_memory_is_short_streamed_blocks_stay_on_disk(models, tmp_path, monkeypatch, main):
+    """A 14B in 16 bits takes 27 GiB there, in fp8 14."""
+    line = [*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
+    much = planned(line).options
+    monkeypatch.setattr(fitting, "main_memory", lambda: main * GIB)
+    found = planned(line)
+    assert found.fits and max(stage.main_bytes for stage in found.planned) <= main * GIB
+    assert ("block_swap_from_disk" in found.options) == (main < 17) == ("read from disk" in plan.verdict(found))
+    assert "block_swap_from_disk" not in much and (found.options == much) == (main == 32)
+    videos = planned([*generation_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "6GB"])
+    assert videos.fits and ("block_swap_from_disk" in videos.options) == (main < 17)
+
+
+def test_an_expert_that_waits_leaves_its_streamed_blocks_on_disk(models, tmp_path):
+    line = training_line(
+        models, tmp_path, "wan-14b", (480, 832, 33), "--blocks_to_swap", "20", "--block_swap_from_disk"
+    )
+    line[line.index("t2v-14B")] = "t2v-A14B"
+    line += ["--dit_high_noise", f"{models}/wan21_t2v_14b.safetensors"]
+    both, one = worst(line), worst([*line, "--offload_inactive_dit"])
+    assert "idle expert" not in both.main and one.main["idle expert"] == both.device["idle expert"] < 14 * GIB
+    assert both.main["buffers of streamed blocks"] == pytest.approx(2 * 0.65 * GIB, rel=0.02)
 
 
 def test_vae_and_text_encoder_get_lighter_where_they_are_too_large(models, tmp_path):
