@@ -207,7 +207,12 @@ def test_a_lora_is_trained_resumed_and_says_where_it_comes_from(cached: Prepared
 
 @pytest.mark.parametrize(
     "flags",
-    ["--gradient_checkpointing", "--fp8_base --fp8_scaled", "--blocks_to_swap 1 --gradient_checkpointing"],
+    [
+        "--gradient_checkpointing",
+        "--fp8_base --fp8_scaled",
+        "--blocks_to_swap 1 --gradient_checkpointing",
+        "--blocks_to_swap 1 --gradient_checkpointing --block_swap_from_disk",
+    ],
 )
 def test_what_acts_on_blocks_acts_on_its_blocks(cached: Prepared, engine, tmp_path: Path, flags: str) -> None:
     assert train(engine, cached, tmp_path, *flags.split()).status == 0

@@ -16,7 +16,7 @@ GIVEN = Input(BenchSize(height=48, width=64, frames=9), window=2)
 WAYS = {
     "in pieces": ("--gradient_checkpointing", "--ffn_chunks", "3"),
     "half checkpointed": ("--gradient_checkpointing", "--gradient_checkpointing_blocks", "1"),
-    "from disk": ("--gradient_checkpointing", "--blocks_to_swap", "2", "--block_swap_from_disk"),
+    "from disk": ("--gradient_checkpointing", "--blocks_to_swap", "2", "--block_swap_from_disk", "--ffn_chunks", "3"),
     "streamed": ("--gradient_checkpointing", "--blocks_to_swap", "1", "--block_swap_h2d_only"),
 }
 
