@@ -1,10 +1,10 @@
 """Files and folders that come into being whole or not at all: a temporary name beside them, then one rename.
 
-Everything that the engine writes goes through here, so that whatever ends a process (`kill -9`, a full disk, a power
-cut) leaves the old file or the new one under the final name, never a part. A failed write removes what it had; a
-killed one leaves a hidden `.part-…` file or folder, which `clean_leftovers` removes. What the disk refuses becomes a
-DiskError. Knows no format. Given up: replacing a non-empty folder in one step, which only Linux could do; the old one
-waits under `previous_name` for that moment.
+Everything that the engine writes goes through here, scratch files aside, which have no name. So whatever ends a process
+(`kill -9`, a full disk, a power cut) leaves the old file or the new one under the final name, never a part. A failed
+write removes what it had; a killed one leaves a hidden `.part-…` file or folder, which `clean_leftovers` removes. What
+the disk refuses becomes a DiskError. Knows no format. Given up: replacing a non-empty folder in one step, which only
+Linux could do; the old one waits under `previous_name` for that moment.
 """
 
 from __future__ import annotations

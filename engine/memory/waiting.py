@@ -1,19 +1,20 @@
 """Where the weights of streamed blocks wait: in main memory, or in files on disk.
 
 A block that is kept can be asked for ("its bytes will be wanted for this slot"); the answer is its bytes in main
-memory, from which they are copied to the slot. What waits there is there at once. From disk one thread reads, in the
-order in which it was asked, into a buffer of the slot's own, while earlier blocks are copied and compute: main memory
-holds as many blocks as there are slots, whatever the model's size. What the system's cache has of the files comes at
-its speed, the rest at the disk's; the cache is memory that the system takes back when somebody wants it.
+memory, from which they are copied to the slot. What waits there is there at once. From disk they are read, one block
+after the other as they were asked for, into a buffer of the slot's own, while earlier blocks are copied and compute:
+main memory holds as many blocks as there are slots, whatever the model's size. Of one block several parts are read at a
+time, which fast disks want, and the system's cache more than one core. What that cache has of the files it may forget
+whenever somebody wants the memory.
 Knows nothing of the order of blocks (`slots.py`), nor of how weights come into files (`disk_loading.py`).
-Given up: several threads reading one block; telling the system which blocks to forget.
+Given up: telling the system which blocks to forget first, though going round and round it forgets the wrong ones.
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,9 @@ from ..contract.errors import DiskError, WeightsError
 from ..ops.host import host_bytes
 from ..parts.mapped_files import MappedFile, Scratch, aligned, holder
 from .slots import Piece
+
+READERS = 4
+PART_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,26 @@ class InOneBuffer(Kept):
 class OnDisk:
     """Each block where it lies in files, and a buffer for each slot, page-locked for a GPU.
 
-    Parameters that lie in no file yet are brought to a scratch file. A thread ends with this object.
+    Parameters that lie in no file yet are brought to a scratch file. The threads end with this object.
     """
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
         self._largest = 0
         self._buffers: dict[int, Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="streamed-blocks")
+        self._order = ThreadPoolExecutor(1, thread_name_prefix="streamed-blocks")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="parts-of-blocks")
         self._read_bytes, self._read_s = 0, 0.0
-        weakref.finalize(self, self._thread.shutdown, wait=False, cancel_futures=True)
+        for threads in (self._order, self._readers):
+            weakref.finalize(self, threads.shutdown, wait=False, cancel_futures=True)
 
     @property
     def host_bytes(self) -> int:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
-    @property
     def speed(self) -> float:
-        """Bytes a second, of what has been read so far."""
+        """Bytes a second, of all that was asked for so far; waits for that."""
+        self._order.submit(int).result()
         return self._read_bytes / self._read_s if self._read_s else 0.0
 
     def keep(self, pieces: list[Piece], size: int) -> InFiles:
@@ -110,42 +116,58 @@ class OnDisk:
             scratch = Scratch(sum(aligned(piece.parameter.nbytes) for piece in strangers))
             for piece in strangers:
                 piece.parameter.data = scratch.put(piece.parameter.data)
-        places = [(piece.start, piece.stop, *_found(piece.parameter.data)) for piece in pieces]
         self._largest = max(self._largest, size)
-        return InFiles([piece.parameter.data for piece in pieces], size, 0, places)
+        parts = [part for piece in pieces for part in _parts(piece)]
+        return InFiles([piece.parameter.data for piece in pieces], size, 0, parts)
 
     def ask(self, kept: Kept, slot: int, after: torch.cuda.Event | None) -> Future[Tensor]:
         assert isinstance(kept, InFiles)
         if slot not in self._buffers:
             advice = "Lower --block_swap_ring_size"
             self._buffers[slot] = host_bytes(self._largest, pinned=self._pinned, advice=advice)
-        return self._thread.submit(self._read, kept, self._buffers[slot], after)
+        return self._order.submit(self._read, kept, self._buffers[slot], after)
 
     def _read(self, kept: InFiles, buffer: Tensor, after: torch.cuda.Event | None) -> Tensor:
         if after is not None:
             after.synchronize()
         begun_s = time.perf_counter()
-        bytes_there = memoryview(buffer.numpy())
-        for start, stop, file, place in kept.places:
-            try:
-                file.fill(bytes_there[start:stop], place)
-            except EOFError as error:
-                raise WeightsError(f"{error}.", "Is the file changing? Start again when it is whole.") from error
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise DiskError(f"{file.stream.name} could not be read: {reason}.", "Check the disk.") from error
-            self._read_bytes += stop - start
+        there = memoryview(buffer.numpy())
+        parts = [self._readers.submit(part.read, there) for part in kept.parts]
+        for error in [part.exception() for part in parts]:  # of all: none may go on reading when this has failed
+            if error is not None:
+                raise error
         self._read_s += time.perf_counter() - begun_s
+        self._read_bytes += sum(part.stop - part.start for part in kept.parts)
         return buffer[: kept.size]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Bytes `start` to `stop` of a block, which are those from `place` on in a file."""
+
+    start: int
+    stop: int
+    file: MappedFile
+    place: int
+
+    def read(self, block: memoryview) -> None:
+        try:
+            self.file.fill(block[self.start : self.stop], self.place)
+        except EOFError as error:
+            raise WeightsError(f"{error}.", "Is the file changing? Start again when it is whole.") from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DiskError(f"{self.file.stream.name} could not be read: {reason}.", "Check the disk.") from error
+
+
+@dataclass(frozen=True)
 class InFiles(Kept):
-    places: list[tuple[int, int, MappedFile, int]]
-    """Of each piece: its first and last byte in the block, its file and its first byte there."""
+    parts: list[Part]
 
 
-def _found(tensor: Tensor) -> tuple[MappedFile, int]:
-    found = holder(tensor)
+def _parts(piece: Piece) -> Iterator[Part]:
+    found = holder(piece.parameter.data)
     assert found is not None
-    return found
+    file, place = found
+    for start in range(piece.start, piece.stop, PART_BYTES):
+        yield Part(start, min(start + PART_BYTES, piece.stop), file, place + start - piece.start)

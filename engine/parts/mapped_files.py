@@ -9,11 +9,14 @@ Given up: reading past the system's cache (O_DIRECT), which would spare memory a
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import math
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -28,6 +31,8 @@ from ..contract.files import disk_error
 
 FOLDER = "MUSUBI_SCRATCH"
 _AT_ONCE = 1 << 30  # systems move less than 2 GiB a call
+_STAGE = 32 << 20  # from a GPU through so much main memory
+_TRIMMED = 16 << 20
 _GIB = 1 << 30
 
 
@@ -114,24 +119,33 @@ class Scratch:
                 raise _no_room(folder, size, shutil.disk_usage(folder).free) from error
             raise disk_error(folder, error, advice=_advice()) from error
         self._file = MappedFile(stream)  # type: ignore[arg-type]  # on Windows a wrapper, which behaves alike
+        self._stage = torch.empty(0, dtype=torch.uint8)
         self._end = 0
 
     def put(self, tensor: Tensor) -> Tensor:
         """The same tensor, its bytes in the file. DiskError."""
-        values = tensor.detach().cpu().contiguous()
-        data = memoryview(values.reshape(-1).view(torch.uint8).numpy())
-        if self._end + len(data) > len(self._file):
+        start, end = self._end, self._end + tensor.nbytes
+        if end > len(self._file):
             raise ValueError("more was put into a scratch file than it was made for")
-        start = self._end
         try:
             self._file.stream.seek(start)
-            done = 0
-            while done < len(data):
-                done += self._file.stream.write(data[done : done + _AT_ONCE]) or 0
+            for part in tensor.detach().contiguous().reshape(-1).view(torch.uint8).split(_STAGE):
+                self._write(part)
         except OSError as error:
             raise disk_error(scratch_folder(), error, advice=_advice()) from error
-        self._end += aligned(len(data))
-        return self._file.tensor(start, values.dtype, tuple(values.shape))
+        self._end = start + aligned(tensor.nbytes)
+        if end // _TRIMMED > start // _TRIMMED:
+            _trim()
+        return self._file.tensor(start, tensor.dtype, tuple(tensor.shape))
+
+    def _write(self, part: Tensor) -> None:
+        if part.device.type != "cpu":
+            if not len(self._stage):
+                self._stage = torch.empty(_STAGE, dtype=torch.uint8)
+            part = self._stage[: len(part)].copy_(part)
+        data, done = memoryview(part.numpy()), 0
+        while done < len(data):
+            done += self._file.stream.write(data[done:]) or 0
 
 
 def aligned(size: int) -> int:
@@ -152,6 +166,14 @@ def _reserve(file: int, size: int) -> None:
         os.posix_fallocate(file, 0, size)
     else:
         os.ftruncate(file, size)
+
+
+def _trim() -> None:
+    """Give back what glibc keeps of memory that was let go of: between large tensors that come and go, small ones that
+    stay would make it grow by nearly all that passed through."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _no_room(folder: Path, size: int, free: int) -> DiskError:

@@ -27,6 +27,7 @@ from ..memory.resting import weights_in
 from ..memory.sharing import Company, SharedBlocks, Shares
 from ..memory.slots import COMPILED_WITH_GRAPHS
 from ..memory.streaming import BlockStream
+from ..memory.waiting import OnDisk
 from ..ops.device import free_memory
 from ..parts.weights import open_weights
 from ..training.experts import TrainedExperts
@@ -177,6 +178,8 @@ class Experts:
         if memory.compile:
             self._say(Log(message=f"The blocks are compiled by {memory.compile_backend}: the first step takes longer."))
         self._stream = arrange_blocks(self._job, self.dit, device=self._device, shares=self._shares, **how)
+        if isinstance(self._stream, BlockStream) and isinstance(self._stream.home, OnDisk):
+            self._say(Log(message=f"The first of them are read at {self._stream.home.speed() / 1e9:.1f} GB/s."))
         if self._shares is not None:
             kept = self._shares.device_bytes + self._shares.outside_bytes(self.dit)
             many = self._shares.company.count

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,13 @@ from engine.contract.errors import OptionError
 from engine.families import names, part
 from engine.families.wan import tiny as wan
 from engine.parts import mapped_files
+from engine.parts.weights import write_weights
 from tests.tasks.conftest import FAMILIES
 from tests.tasks.test_generate import write_lora
 from tests.tasks.test_prior import values_of
 from tests.tasks.test_step_caching import SMALL
 
+ROOT = Path(__file__).parents[2]
 STREAMED = ("--blocks_to_swap", "2")
 ON_DISK = (*STREAMED, "--block_swap_from_disk")
 
@@ -86,6 +91,52 @@ def test_a_disk_that_is_full_is_one_clear_error(models, engine, tmp_path, monkey
     assert result.status == 4 and "MUSUBI_SCRATCH" in result.err and "Traceback" not in result.err
     assert not list(Path(tmp_path / "scratch").iterdir())
     assert json.loads((tmp_path / "job" / "events.jsonl").read_text().splitlines()[-1])["kind"] == "disk"
+
+
+LOADING = """
+import sys, threading, time, torch
+from engine.contract.cli import parse
+from engine.tasks.denoiser import arrange_blocks, load_dit
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) >> 10 for line in status if line.startswith("RssAnon"))
+
+def watch():
+    while not done:
+        seen.append(anonymous())
+        time.sleep(0.002)
+
+path, weight_format, *words = sys.argv[1:]
+cpu, done, seen = torch.device("cpu"), False, [anonymous()]
+job = parse(["train", "wan", "--dit", path, "--dataset_config", "x", *words])
+watcher = threading.Thread(target=watch)
+watcher.start()
+dit = load_dit(job, path, device=cpu, weight_format=weight_format, say=lambda event: None)
+stream = arrange_blocks(job, dit, device=cpu)
+done = True
+watcher.join()
+print(max(seen) - seen[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("weight_format", ["stored", "fp8_scaled"])
+def test_main_memory_is_not_filled_while_loading(weight_format, tmp_path):
+    """A model of 270 MiB. In fp8 it passes through main memory on a CPU, bit by bit; on a GPU it would not."""
+    config = dataclasses.replace(wan.DIT_CONFIG, dim=512, ffn_dim=2048, num_layers=32, num_heads=4)
+    dit = part("wan", "model").build(config, device="cpu", dtype=torch.bfloat16)
+    for parameter in dit.parameters():
+        parameter.data.normal_(std=0.02)
+    write_weights(tmp_path / "dit.safetensors", dit.state_dict(), metadata={"head_dim": "128"})
+    taken = {}
+    for how in ((), ("--block_swap_from_disk",)):
+        words = [str(tmp_path / "dit.safetensors"), weight_format, "--blocks_to_swap", "32", *how]
+        child = subprocess.run([sys.executable, "-c", LOADING, *words], capture_output=True, text=True, cwd=ROOT)
+        assert child.returncode == 0, child.stderr
+        taken[bool(how)] = int(child.stdout)
+    print(f"MiB of main memory while loading {weight_format}: {taken[False]}, from disk {taken[True]}")
+    assert taken[True] < (60 if weight_format == "stored" else 200) < taken[False]
 
 
 @pytest.mark.parametrize("words", [("train", "wan", "--dataset_config", "x"), ("generate", "wan")])
