@@ -62,7 +62,8 @@ class InMainMemory:
     def __init__(self, *, pinned: bool, flag: str) -> None:
         """`flag` is the option that says how many blocks wait."""
         self._pinned = pinned
-        self._advice = f"Lower {flag} or stream from unlocked memory (slower)" if pinned else f"Lower {flag}"
+        slower = "from unlocked memory or from disk" if pinned else "from disk"
+        self._advice = f"Lower {flag} or stream {slower} (slower: --block_swap_from_disk)"
         self.host_bytes = 0
 
     def keep(self, pieces: list[Piece], size: int) -> InOneBuffer:

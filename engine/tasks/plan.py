@@ -20,6 +20,7 @@ from .optimized import optimized
 from .planning import Survey, described
 
 MIB = 1 << 20
+FROM_DISK = "Main memory has no room for the streamed blocks, so they are read from disk: steps may be as slow as it."
 SHOWN_FROM = GIB // 20  # what would be 0.0 in the tables is left out of them
 
 
@@ -75,14 +76,9 @@ def verdict(found: Plan) -> str:
     room = f"{gib(found.limits.card)} GiB"
     if found.fits:
         fits = f"{needed} of {room}: it fits{f' with {found.flags}' if found.options else ''}."
-        return f"{fits} {_FROM_DISK}" if "block_swap_from_disk" in found.options else fits
+        return f"{fits} {FROM_DISK}" if "block_swap_from_disk" in found.options else fits
     least = f"It does not fit: {largest(found.planned).name} needs at least {needed} of {room}"
     return " ".join([f"{least}{f', with {found.flags}' if found.options else ''}.", *_ways_out(found)])
-
-
-_FROM_DISK = (
-    "Main memory has no room for the streamed blocks, so they are read from disk: steps may be as slow as that."
-)
 
 
 def _ways_out(found: Plan) -> Iterator[str]:
