@@ -41,8 +41,10 @@ class MappedFile(mmap.mmap):
 
     stream: io.FileIO
     address: int
+    _turn: threading.Lock  # where reading moves the file's one position
 
     def __new__(cls, stream: io.FileIO) -> MappedFile:
+        """`stream` is the mapping's from now on. OSError, ValueError for an empty file."""
         mapped = super().__new__(cls, stream.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.stream = stream
         mapped.address = mapped.tensor(0, torch.uint8, (1,)).data_ptr()
@@ -50,11 +52,6 @@ class MappedFile(mmap.mmap):
         weakref.finalize(mapped, stream.close)
         _mapped.add(mapped)
         return mapped
-
-    def __init__(self, stream: io.FileIO) -> None:
-        """`stream` is the mapping's from now on. OSError, ValueError for an empty file."""
-
-    _turn: threading.Lock
 
     def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """The numbers from byte `start` on. Nothing is read, and nobody may write to it: the system would object."""

@@ -6,8 +6,11 @@ import errno
 import gc
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +88,18 @@ def test_what_is_put_into_a_scratch_file_is_there_and_has_no_name(folder):
     del scratch, kept, ours
     gc.collect()
     assert file() is None and not list(folder.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills by a signal")
+def test_a_killed_process_leaves_nothing(folder):
+    code = """
+import os, signal, torch
+from engine.parts.mapped_files import Scratch
+kept = Scratch(1 << 20).put(torch.ones(1 << 18))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    assert child.returncode == -signal.SIGKILL and folder.is_dir() and not list(folder.iterdir())
 
 
 def test_too_little_room_is_one_clear_error_beforehand(folder, monkeypatch):
