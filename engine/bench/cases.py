@@ -40,7 +40,9 @@ _CHECKPOINTS = ("--gradient_checkpointing",)
 _FREE = (*_CHECKPOINTS, "--fp8_scaled", "--compile")
 _FP8 = ("--fp8_scaled", "--compile")
 _FAST = (*_FP8, "--attn_mode", "8bit")
-_ALL_STREAMED = ("--use_pinned_memory_for_block_swap", "--blocks_to_swap", "{blocks}")
+_ALL = ("--blocks_to_swap", "{blocks}")
+_ALL_STREAMED = ("--use_pinned_memory_for_block_swap", *_ALL)
+_ALL_FROM_DISK = (*_ALL, "--block_swap_from_disk")
 
 TRAIN: Mapping[str, Mode] = {
     "plain": Mode((*_CHECKPOINTS, "--gradient_checkpointing_attention", "recompute", "--sdpa")),
@@ -64,8 +66,8 @@ DENOISE: Mapping[str, Mode] = {
     "streamed": Mode(("--fp8_scaled", *_ALL_STREAMED), usual=False),
 }
 STREAM: Mapping[str, Mapping[str, Mode]] = {
-    "train": {"none": Mode(_FREE), "all": Mode((*_FREE, *_ALL_STREAMED))},
-    "denoise": {"none": Mode(_FP8), "all": Mode((*_FP8, *_ALL_STREAMED))},
+    kind: {"none": Mode(flags), "all": Mode((*flags, *_ALL_STREAMED)), "disk": Mode((*flags, *_ALL_FROM_DISK))}
+    for kind, flags in (("train", _FREE), ("denoise", _FP8))
 }
 CODERS: Mapping[str, Mapping[str, Mode]] = {
     "encode": {"diffusers": Mode(diffusers=True), "engine": Mode(), "pipeline": Mode(whole=True)},

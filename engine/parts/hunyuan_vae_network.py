@@ -26,8 +26,8 @@ from ..ops.convolution import conv3d
 from .causal_conv import batch_to_frames, empty_like_order, frames_to_batch
 from .doubled_convolution import doubled_convolution
 
-SLICE_ELEMENTS = 1 << 26
-"""A convolution's input is made in slices of about so many numbers: 128 MiB in 16 bits."""
+SLICE_ELEMENTS = 1 << 25
+"""A convolution's input is made in slices of about so many numbers: 64 MiB in 16 bits."""
 
 NORM_EPS = 1e-6
 TIME_LEVELS = 2  # the last two resamplers of an encoder or a decoder halve or double the frames too

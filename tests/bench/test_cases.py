@@ -55,7 +55,7 @@ def test_cases_of_one_model_follow_each_other(cases):
 def test_groups_families_and_beginnings_of_names_choose(cases):
     found = chosen(cases, what=["stream", "hunyuan-video"], names=[], modes=[])
     assert found and all(case.group == "stream" and case.family == "hunyuan_video" for case, _ in found)
-    assert all(asked == ("none", "all") for _, asked in found)
+    assert all(asked == ("none", "all", "disk") for _, asked in found)
     ((case, asked),) = chosen(cases, what=[], names=["train-wan-1.3b-480x832x8"], modes=["fp8", "plain"])
     assert case.name == "train-wan-1.3b-480x832x81" and asked == ("plain", "fp8")
     usual = chosen(cases, what=["train", "framepack"], names=[], modes=[])
