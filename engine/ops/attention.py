@@ -3,7 +3,7 @@
 `auto` takes the fastest of those that round no more than PyTorch's: on CUDA the one that `choose_kernel` found, before
 that in an order that was measured. The other names pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need
 their package, which is imported when first used; `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in
-float8.
+float8. Our own kernel for Hopper (ops/hopper_attention.py) has no name to pin it by.
 Keys of different lengths in a batch never become a dense mask: keys are cut off, sample by sample where they differ.
 Knows nothing of models. Given up: attention masks other than key lengths and a repeated last key, dropout, causal
 attention.
@@ -27,6 +27,7 @@ from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
 from .attention_choice import Asked, Choice, Clock, choose, taken
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
+from .hopper_attention import can_run, hopper_attention
 from .kept_attention import can_compute, compute_dtype, is_kept, own_attention, trials
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
@@ -217,6 +218,8 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
     chosen = taken(q_BLHD.device, dtype, q_BLHD.shape[-1], learning=False)
     if chosen in _PACKAGES:
         return attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), backend=chosen)
+    if chosen == "hopper" and v_BLHD.shape == k_BLHD.shape and not _learns(q_BLHD, k_BLHD, v_BLHD):
+        return hopper_attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))[0]
     order = sorted(_CUDA_KERNELS, key=lambda name: name != chosen)  # the others stay as they are
     with sdpa_kernel([_CUDA_KERNELS[name] for name in order], set_priority=True):
         return _pytorch(q_BLHD, k_BLHD, v_BLHD)
@@ -225,8 +228,8 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
 def choose_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path, clock: Clock
 ) -> Choice | None:
-    """Have `auto` take the fastest kernel for such tokens on this GPU from now on: those of PyTorch, and for tokens
-    that do not learn those of installed packages that round nothing more. None where there is no choice.
+    """Have `auto` take the fastest kernel for such tokens on this GPU from now on: PyTorch's, our own for Hopper, and
+    for tokens that do not learn those of installed packages that round nothing more. None where there is no choice.
 
     Takes a few seconds, once: `file` remembers it. `clock`: milliseconds of a run on the device.
     """
@@ -239,7 +242,9 @@ def choose_kernel(
         kernels = trials(*qkv) if can_compute(qkv[0]) else {}
     else:
         packages = [name for name in _EXACT_PACKAGES if name in available_backends() and _can_import(name)]
-        kernels = {name: partial(_run, name, *qkv) for name in ("cudnn", "flash", "efficient", *packages)}
+        hopper = ["hopper"] if can_run(qkv[0].device, dtype, head_dim) else []
+        names = ("cudnn", "flash", "efficient", *hopper, *packages)
+        kernels = {name: partial(_run, name, *qkv) for name in names}
     gpu = torch.cuda.get_device_properties(device)
     machine = " ".join([f"{gpu.name} {gpu.major}.{gpu.minor}", *_versions()])
     asked = Asked(device, machine, dtype, head_dim, learning)
@@ -264,6 +269,8 @@ def _versions() -> list[str]:
 def _run(name: str, *qkv: torch.Tensor) -> torch.Tensor:
     if name in _PACKAGES:
         return attention(*qkv, backend=name)
+    if name == "hopper":
+        return hopper_attention(*qkv)[0]
     with sdpa_kernel(_CUDA_KERNELS[name]):
         return _pytorch(*qkv)
 

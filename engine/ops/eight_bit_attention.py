@@ -5,7 +5,8 @@ with a scale each and of keys less their mean with a scale for each block (the m
 which softmax does not see); weights in float8, times values in float8 with a scale for each channel, less their mean,
 which is added again. Softmax and sums are float32. The ideas are theirs, the kernels ours.
 
-On CUDA Triton kernels; on a CPU the formula: as accurate, and no faster than attention. Has no gradient.
+On CUDA Triton kernels, on Hopper with that of ops/hopper_attention_gluon.py; on a CPU the formula: as accurate, and no
+faster than attention. Has no gradient.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class Statistics(NamedTuple):
 def score_factor(width: int) -> float:
     """What scores are multiplied by so that 2 to the power of them is e to the power of q·k / sqrt(D)."""
     return math.log2(math.e) / math.sqrt(width)
+
+
+def key_at(place: int) -> int:
+    """The key whose values lie at this place of a row for Hopper's kernel (ops/hopper_attention_gluon.py); the kernel
+    that writes them there is compiled from this. Of 16 keys: 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15."""
+    return place - place % 16 + place % 4 // 2 * 8 + place % 16 // 4 * 2 + place % 2
 
 
 def statistics(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:

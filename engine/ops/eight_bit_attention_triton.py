@@ -19,15 +19,19 @@ from .eight_bit_attention import (
     SMALLEST_SCALE,
     WEIGHT_BITS,
     Statistics,
+    key_at,
     score_factor,
     value_scale,
 )
 from .fp8 import CODES
+from .hopper_attention import can_run
 
 _QUERIES, _WARPS, _STAGES = 64, 4, 2
 """Of a program of `_attend`: three of them share a multiprocessor of an H100, and one's softmax runs beside another's
 products. Fastest of eight such choices (benchmarks/h200_eight_bit_attention.json)."""
 _MEASURED = 1024  # tokens of a program of `_measure`
+
+_key_at = triton.jit(key_at)
 
 
 @triton.jit
@@ -99,10 +103,10 @@ def _quantize(
     keys, values, key_means, value_means, value_scales, key_codes, key_scales, value_codes, length, heads,
     k_sample, k_token, k_head, v_sample, v_token, v_head,
     largest: tl.constexpr, largest_value: tl.constexpr, smallest: tl.constexpr,
-    block: tl.constexpr, width: tl.constexpr,
+    block: tl.constexpr, width: tl.constexpr, ordered: tl.constexpr,
 ):  # fmt: skip
     """Of a block of a head: int8 codes of keys [B, L, H, D] with a scale [B·H, blocks], float8 codes of values, across
-    [B·H, D, blocks · block]. Past the last token values are 0."""
+    [B·H, D, blocks · block], `ordered` as `key_at` says. Past the last token values are 0."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
     token = number * block + tl.arange(0, block)
@@ -116,6 +120,9 @@ def _quantize(
     tl.store(key_scales + sample_head * tl.num_programs(0) + number, scale)
     tl.store(key_codes + _place(sample, head, row, length, heads, width), _rounded(key / scale), mask=inside)
 
+    if ordered:
+        row = (number * block + _key_at(tl.arange(0, block))).to(tl.int64)[:, None]
+        inside = row < length
     value = _tokens(values, sample, head, row, length, v_sample, v_token, v_head, width)
     value = (value - tl.load(value_means + at)[None, :]) / tl.load(value_scales + at)[None, :]
     value = tl.minimum(tl.maximum(tl.where(inside, value, 0.0), -largest_value), largest_value)
@@ -173,12 +180,14 @@ def _attend(
     tl.store(out + place, found_MD.to(out.dtype.element_ty), mask=row < q_length)
 
 
-def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    """As `eight_bit_attention`, on the CUDA device of q."""
+def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | None = None) -> Tensor:
+    """As `eight_bit_attention`, on the CUDA device of q. `hopper`: by Hopper's kernel; None: where that can run."""
     q_BLHD, k_BLHD, v_BLHD = (part if part.stride(-1) == 1 else part.contiguous() for part in (q_BLHD, k_BLHD, v_BLHD))
     samples, q_length, heads, width = q_BLHD.shape
     k_length = k_BLHD.shape[1]
     blocks, each = triton.cdiv(k_length, BLOCK), samples * heads
+    if hopper is None:
+        hopper = can_run(q_BLHD.device, torch.int8, width)
     with torch.cuda.device(q_BLHD.device):
         measured = _measured(k_BLHD, v_BLHD)
         q_codes = torch.empty(q_BLHD.shape, device=q_BLHD.device, dtype=torch.int8)
@@ -194,11 +203,17 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
             k_BLHD, v_BLHD, *measured, k_codes, k_scales, v_codes, k_length, heads,
             *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
             largest=LARGEST_CODE, largest_value=LARGEST_VALUE, smallest=SMALLEST_SCALE, block=BLOCK, width=width,
+            ordered=hopper,
         )  # fmt: skip
         out = torch.empty(q_BLHD.shape, device=q_BLHD.device, dtype=v_BLHD.dtype)
+        q_rows, k_rows = q_codes.view(-1, heads * width), k_codes.view(-1, heads * width)
+        if hopper:
+            from .hopper_attention_gluon import attend_codes
+
+            attend_codes(q_rows, k_rows, v_codes, q_scales, k_scales, measured, out, k_length)
+            return out
         _attend[(triton.cdiv(q_length, _QUERIES), each)](
-            _tiles(q_codes.view(-1, heads * width), _QUERIES, width),
-            _tiles(k_codes.view(-1, heads * width), BLOCK, width), _tiles(v_codes, width, BLOCK),
+            _tiles(q_rows, _QUERIES, width), _tiles(k_rows, BLOCK, width), _tiles(v_codes, width, BLOCK),
             q_scales, k_scales, measured.value_scale, measured.value_mean, out, q_length, k_length, heads,
             bits=WEIGHT_BITS, tokens=_QUERIES, block=BLOCK, width=width, stages=_STAGES, num_warps=_WARPS,
         )  # fmt: skip

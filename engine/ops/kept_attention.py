@@ -5,8 +5,9 @@ is open for writing, `own_attention` puts its output and softmax statistics ther
 takes them back in the same order and computes nothing. The gradient comes from the ordinary kernels, which need only
 those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
 
-PyTorch's kernels are called by name: cuDNN from Hopper on, unless FlashAttention 2 was faster when both were tried
-(ops/attention_choice.py), FlashAttention 2 elsewhere on CUDA, the CPU's for tests. All training on CUDA goes through
+PyTorch's kernels are called by name: cuDNN from Hopper on, unless another was faster when all were tried there
+(ops/attention_choice.py), FlashAttention 2 elsewhere on CUDA, the CPU's for tests. Our own for Hopper
+(ops/hopper_attention.py) has cuDNN's backward pass, which takes the same statistics. All training on CUDA goes through
 here, also where nothing is kept (`own_attention`), since cuDNN's backward pass must be given whole tiles. Given up:
 masks, dropout, GPUs older than Ampere (`can_compute` says no).
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from .attention_choice import taken
 from .attention_sizes import COPIES, GROUPS, TILE, is_room
 from .device import free_bytes
+from .hopper_attention import can_run, hopper_attention, may_run
 
 KEEP_FROM = 2048
 """Keys: attention to fewer (to a text) costs less than the memory of its result is worth."""
@@ -194,7 +196,10 @@ def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Kernels:
 
 def trials(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> dict[str, Callable[[], object]]:
     """Each kernel that there is a choice of on this GPU, forward and back; the usual one first."""
-    return {name: partial(_there_and_back, name, q_BLHD, k_BLHD, v_BLHD) for name in _possible(q_BLHD, k_BLHD, v_BLHD)}
+    names = _possible(q_BLHD, k_BLHD, v_BLHD)
+    if "hopper" in names and not can_run(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]):
+        names.remove("hopper")
+    return {name: partial(_there_and_back, name, q_BLHD, k_BLHD, v_BLHD) for name in names}
 
 
 def _there_and_back(name: str, *parts_BLHD: Tensor) -> object:
@@ -206,12 +211,15 @@ def _there_and_back(name: str, *parts_BLHD: Tensor) -> object:
 
 
 def _possible(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> list[str]:
+    """The usual one first. Whether our own can run is asked where kernels are tried, not at every call."""
     parts = (part.detach().transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     asked = torch.backends.cuda.SDPAParams(*parts, None, 0.0, False, False)
     hopper = torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9
     # not float16: a key of zeros, which fills a tile up, weighs e^-logsumexp, soon more than float16 holds
     if hopper and q_BLHD.dtype == torch.bfloat16 and torch.backends.cuda.can_use_cudnn_attention(asked):
-        return ["cudnn", "flash"]
+        same = v_BLHD.shape == k_BLHD.shape
+        own = ["hopper"] if same and may_run(q_BLHD.device, q_BLHD.shape[-1]) else []
+        return ["cudnn", "flash", *own]
     return ["flash"]
 
 
@@ -266,6 +274,11 @@ def _cudnn_backward_of_tiles(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out:
     )
 
 
+def _hopper_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    out_BLHD, statistics = hopper_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+    return out_BLHD.transpose(1, 2), statistics
+
+
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     result = _aten._scaled_dot_product_flash_attention(q, k, v)
     return result[0], result[1]
@@ -282,6 +295,7 @@ def _flash_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
 _KERNELS: dict[str, Kernels] = {
     "cudnn": (_cudnn_forward, _cudnn_backward),
     "flash": (_flash_forward, _flash_backward),
+    "hopper": (_hopper_forward, _cudnn_backward),
 }
 
 

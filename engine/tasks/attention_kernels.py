@@ -20,6 +20,7 @@ NAMES = {
     "cudnn": "cuDNN",
     "flash": "PyTorch's FlashAttention",
     "efficient": "PyTorch's memory-efficient attention",
+    "hopper": "our kernel for Hopper",
     "flash2": "flash-attn 2",
     "flash3": "flash-attn 3",
     "xformers": "xformers",

@@ -133,8 +133,8 @@ def test_auto_takes_what_was_chosen(monkeypatch):
     assert torch.equal(attention._fastest(*parts), parts[0] + 1)
 
 
-@pytest.mark.parametrize("possible", [["cudnn", "flash"], ["flash"]])
-@pytest.mark.parametrize("chosen", [None, "cudnn", "flash"])
+@pytest.mark.parametrize("possible", [["cudnn", "flash", "hopper"], ["cudnn", "flash"], ["flash"]])
+@pytest.mark.parametrize("chosen", [None, "cudnn", "flash", "hopper"])
 def test_gradients_take_what_was_chosen_where_it_can_be(monkeypatch, possible, chosen):
     monkeypatch.setattr(kept_attention, "_possible", lambda *_: possible)
     monkeypatch.setattr(kept_attention, "taken", lambda *_, **__: chosen)

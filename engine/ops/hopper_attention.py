@@ -1,0 +1,102 @@
+"""Attention in 16 bits by a kernel of our own for Hopper (H100, H200), where it takes 0.8 to 0.9 of cuDNN's time.
+
+It rounds no more than cuDNN's, and tells what cuDNN's backward pass wants to know. Written in Gluon, which Triton calls
+experimental and changes between versions: `can_run` tries the kernel out before anybody relies on it.
+Knows nothing of choices (ops/attention_choice.py). Given up: other heads than of 64 and 128, a backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+WIDTHS = (64, 128)
+"""Channels of a head that the kernel knows."""
+
+_ALIGNMENT = 16  # bytes: where the copy engine can begin to read
+_LARGEST_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.01, torch.int8: 0.1}
+_log = logging.getLogger(__name__)
+
+
+def may_run(device: torch.device, width: int) -> bool:
+    """Whether `can_run` is worth asking. Takes no time."""
+    return device.type == "cuda" and width in WIDTHS and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
+def can_run(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the kernel can be compiled for this device, and is right there. Takes seconds the first time.
+
+    `dtype`: bfloat16, float16, or int8 for that of ops/eight_bit_attention.py.
+    """
+    if dtype not in _LARGEST_ERROR or not may_run(device, width):
+        return False
+    try:
+        error = _try_out(device, dtype, width)
+    except Exception as failure:  # of Triton, its compilers, or a version of it that lacks Gluon
+        _log.debug("the attention kernel for Hopper fails here: %s", failure)
+        return False
+    if not error < _LARGEST_ERROR[dtype]:
+        _log.debug("the attention kernel for Hopper is wrong here, by %s in %s, heads of %d", error, dtype, width)
+        return False
+    return True
+
+
+@torch.no_grad()
+def _try_out(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Its distance from float32's results, as a share of them: two samples and heads, blocks that are not whole."""
+    own = torch.Generator(device).manual_seed(0)  # a job's random numbers stay as they are
+    half = torch.bfloat16 if dtype == torch.int8 else dtype
+    q_BLHD, k_BLHD, v_BLHD = (
+        torch.randn(2, length, 2, width, generator=own, device=device).to(half) for length in (200, 300, 300)
+    )
+    with torch.autocast(device.type, enabled=False):
+        score_BHMN = torch.einsum("bmhd,bnhd->bhmn", q_BLHD.float(), k_BLHD.float()) / math.sqrt(width)
+        wanted_BLHD = torch.einsum("bhmn,bnhd->bmhd", score_BHMN.softmax(-1), v_BLHD.float())
+    if dtype == torch.int8:
+        from .eight_bit_attention_triton import attend
+
+        found_BLHD = attend(q_BLHD, k_BLHD, v_BLHD, hopper=True)
+        return _distance(found_BLHD, wanted_BLHD)
+    found_BLHD, found_BHL = hopper_attention(q_BLHD, k_BLHD, v_BLHD)
+    return max(_distance(found_BLHD, wanted_BLHD), _distance(found_BHL, score_BHMN.logsumexp(-1)))
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def hopper_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+    """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], logsumexp of the scores [B, H, L of q] float32), without gaps.
+
+    To be asked for only where it `can_run`; q, k and v are of one type, their numbers of heads and channels equal.
+    Has no gradient.
+    """
+    from .hopper_attention_gluon import attend
+
+    samples, length, heads, _ = q_BLHD.shape
+    out_BLHD = q_BLHD.new_empty(q_BLHD.shape)
+    logsumexp_BHL = q_BLHD.new_empty((samples, heads, length), dtype=torch.float32)
+    attend(*map(token_rows, (q_BLHD, k_BLHD, v_BLHD)), out_BLHD, logsumexp_BHL, k_BLHD.shape[1])
+    return out_BLHD, logsumexp_BHL
+
+
+def token_rows(part_BLHD: Tensor) -> Tensor:
+    """[B·L, H·D]: as it lies, where the copy engine can read it so, or else copied."""
+    samples, length, heads, width = part_BLHD.shape
+    of_sample, of_token, of_head, of_channel = part_BLHD.stride()
+    if not (
+        of_channel == 1
+        and (of_head == width or heads == 1)
+        and of_token >= heads * width
+        and of_token * part_BLHD.element_size() % _ALIGNMENT == 0
+        and part_BLHD.data_ptr() % _ALIGNMENT == 0
+        and (of_sample == length * of_token or samples == 1)
+    ):
+        part_BLHD = part_BLHD.clone(memory_format=torch.contiguous_format)
+        of_token = heads * width
+    return part_BLHD.as_strided((samples * length, heads * width), (of_token, 1))
