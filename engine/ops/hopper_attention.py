@@ -48,26 +48,25 @@ def can_run(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 
 @torch.no_grad()
 def _try_out(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Its distance from float32's results, as a share of them: two samples and heads, blocks that are not whole."""
-    own = torch.Generator(device).manual_seed(0)  # a job's random numbers stay as they are
+    """Its distance from float32's results on the CPU, as a share of them: two samples, blocks that are not whole."""
+    own = torch.Generator("cpu").manual_seed(0)  # a job's random numbers stay as they are
     half = torch.bfloat16 if dtype == torch.int8 else dtype
-    q_BLHD, k_BLHD, v_BLHD = (
-        torch.randn(2, length, 2, width, generator=own, device=device).to(half) for length in (200, 300, 300)
-    )
-    with torch.autocast(device.type, enabled=False):
-        score_BHMN = torch.einsum("bmhd,bnhd->bhmn", q_BLHD.float(), k_BLHD.float()) / math.sqrt(width)
-        wanted_BLHD = torch.einsum("bhmn,bnhd->bmhd", score_BHMN.softmax(-1), v_BLHD.float())
+    parts = [torch.randn(2, length, 2, width, generator=own, device="cpu").to(half) for length in (200, 300, 300)]
+    q_BLHD, k_BLHD, v_BLHD = (part.to(device) for part in parts)
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = (part.float() for part in parts)
+        score_BHMN = torch.einsum("bmhd,bnhd->bhmn", q, k) / math.sqrt(width)
+        wanted_BLHD = torch.einsum("bhmn,bnhd->bmhd", score_BHMN.softmax(-1), v)
     if dtype == torch.int8:
         from .eight_bit_attention_triton import attend
 
-        found_BLHD = attend(q_BLHD, k_BLHD, v_BLHD, hopper=True)
-        return _distance(found_BLHD, wanted_BLHD)
+        return _distance(attend(q_BLHD, k_BLHD, v_BLHD, hopper=True), wanted_BLHD)
     found_BLHD, found_BHL = hopper_attention(q_BLHD, k_BLHD, v_BLHD)
     return max(_distance(found_BLHD, wanted_BLHD), _distance(found_BHL, score_BHMN.logsumexp(-1)))
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float() - wanted).norm() / wanted.norm())
+    return float((found.cpu().float() - wanted).norm() / wanted.norm())
 
 
 def hopper_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
