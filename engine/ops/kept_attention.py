@@ -195,10 +195,13 @@ def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Kernels:
 
 
 def trials(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> dict[str, Callable[[], object]]:
-    """Each kernel that there is a choice of on this GPU, forward and back; the usual one first."""
+    """Each kernel that there is a choice of on this GPU, forward and back; the usual one first. Where our own can run
+    it is that: beside cuDNN's backward pass, which it has, what it gains is a small part of the whole."""
     names = _possible(q_BLHD, k_BLHD, v_BLHD)
-    if "hopper" in names and not can_run(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]):
+    if "hopper" in names:
         names.remove("hopper")
+        if can_run(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1]):
+            names.insert(0, "hopper")
     return {name: partial(_there_and_back, name, q_BLHD, k_BLHD, v_BLHD) for name in names}
 
 
