@@ -27,7 +27,7 @@ from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
 from .attention_choice import Asked, Choice, Clock, choose, taken
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
-from .hopper_attention import can_run, hopper_attention
+from .hopper_attention import can_run, hopper_attention, is_worth_more
 from .kept_attention import can_compute, compute_dtype, is_kept, own_attention, trials
 
 BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
@@ -44,7 +44,9 @@ What `choose_kernel` finds on the GPU at hand goes before that.
 PyTorch's own order starts with flash. Forward and backward of both agree with float32 to bf16's rounding.
 """
 _EXACT_PACKAGES = ("flash2", "flash3", "xformers")
-_TRIED_TOKENS, _TRIED_HEADS = 16384, 8  # a millisecond or more on the fastest GPU, where Python takes a twentieth
+_TRIED_TOKENS, _TRIED_HEADS = 16384, 24
+"""So many programs that the last ones, which leave most of the GPU idle, do not decide: with 8 heads our kernel, of 5.2
+rounds on an H100, lost to cuDNN's, and won with 40."""
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
 _PACKAGES = {
     "flash2": ("flash_attn", "flash_attn_func", "flash-attn"),
@@ -218,7 +220,7 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
     chosen = taken(q_BLHD.device, dtype, q_BLHD.shape[-1], learning=False)
     if chosen in _PACKAGES:
         return attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), backend=chosen)
-    if chosen == "hopper" and v_BLHD.shape == k_BLHD.shape and not _learns(q_BLHD, k_BLHD, v_BLHD):
+    if chosen == "hopper" and is_worth_more(k_BLHD, v_BLHD) and not _learns(q_BLHD, k_BLHD, v_BLHD):
         return hopper_attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))[0]
     order = sorted(_CUDA_KERNELS, key=lambda name: name != chosen)  # the others stay as they are
     with sdpa_kernel([_CUDA_KERNELS[name] for name in order], set_priority=True):

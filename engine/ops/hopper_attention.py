@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from .attention_sizes import SHORTEST
+
 WIDTHS = (64, 128)
 """Channels of a head that the kernel knows."""
 
@@ -25,6 +27,12 @@ _log = logging.getLogger(__name__)
 def may_run(device: torch.device, width: int) -> bool:
     """Whether `can_run` is worth asking. Takes no time."""
     return device.type == "cuda" and width in WIDTHS and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def is_worth_more(k_BLHD: Tensor, v_BLHD: Tensor) -> bool:
+    """Whether the kernel knows such keys and values, and there are enough: to a text's 512 it takes 1.4 times as long
+    as cuDNN's."""
+    return v_BLHD.shape == k_BLHD.shape and k_BLHD.shape[1] >= SHORTEST
 
 
 @functools.cache

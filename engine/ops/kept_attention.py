@@ -25,7 +25,7 @@ from torch import Tensor
 from .attention_choice import taken
 from .attention_sizes import COPIES, GROUPS, TILE, is_room
 from .device import free_bytes
-from .hopper_attention import can_run, hopper_attention, may_run
+from .hopper_attention import can_run, hopper_attention, is_worth_more, may_run
 
 KEEP_FROM = 2048
 """Keys: attention to fewer (to a text) costs less than the memory of its result is worth."""
@@ -220,8 +220,7 @@ def _possible(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> list[str]:
     hopper = torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9
     # not float16: a key of zeros, which fills a tile up, weighs e^-logsumexp, soon more than float16 holds
     if hopper and q_BLHD.dtype == torch.bfloat16 and torch.backends.cuda.can_use_cudnn_attention(asked):
-        same = v_BLHD.shape == k_BLHD.shape
-        own = ["hopper"] if same and may_run(q_BLHD.device, q_BLHD.shape[-1]) else []
+        own = ["hopper"] if is_worth_more(k_BLHD, v_BLHD) and may_run(q_BLHD.device, q_BLHD.shape[-1]) else []
         return ["cudnn", "flash", *own]
     return ["flash"]
 

@@ -86,7 +86,7 @@ def test_parts_of_other_tensors(number):
     assert _error(found, _exact(q, k, v)[0]) < 0.01
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(2048, 2048), (2049, 2049), (3000, 2051), (2051, 120), (14040, 512)])
+@pytest.mark.parametrize(("queries", "keys"), [(2048, 2048), (2049, 2049), (3000, 2051), (120, 2051), (14040, 2100)])
 @pytest.mark.parametrize(("samples", "heads"), [(1, 1), (1, 8), (2, 3)])
 def test_gradients_with_its_result(monkeypatch, queries, keys, samples, heads):
     monkeypatch.setattr(kept_attention, "taken", lambda *_, **__: "hopper")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.ops import attention, hopper_attention, kept_attention
+from engine.ops.attention_sizes import SHORTEST
 from engine.ops.eight_bit_attention import key_at
 from engine.ops.hopper_attention import can_run, may_run, token_rows
 
@@ -104,18 +105,22 @@ def called(monkeypatch):
     return calls
 
 
-def test_auto_takes_it_where_it_was_chosen(called):
-    parts = [torch.randn(1, 5, 2, 64) for _ in range(3)]
-    assert torch.equal(attention._fastest(*parts), parts[0] + 1)
-    assert torch.equal(attention._run("hopper", *parts), parts[0] + 1)
+def test_auto_takes_it_where_it_was_chosen_and_there_are_enough_keys(called):
+    q, k, v = (torch.randn(1, length, 2, 64) for length in (5, SHORTEST, SHORTEST))
+    assert torch.equal(attention._fastest(q, k, v), q + 1)
+    assert torch.equal(attention._run("hopper", q, k, v), q + 1)
+    assert len(called) == 2
+    few = q, k[:, 1:], v[:, 1:]
+    torch.testing.assert_close(attention._fastest(*few), attention.attention(*few))
+    assert len(called) == 2
 
 
 def test_auto_leaves_it_where_it_would_lose_gradients_or_values_are_wider(called):
-    parts = [torch.randn(1, 5, 2, 64, requires_grad=True) for _ in range(3)]
+    parts = [torch.randn(1, SHORTEST, 2, 64, requires_grad=True) for _ in range(3)]
     attention._fastest(*parts).sum().backward()
     assert not called and parts[2].grad is not None
-    q, k, v = (torch.randn(1, 5, 2, width) for width in (64, 64, 72))
-    assert attention._fastest(q, k, v).shape == (1, 5, 2, 72) and not called
+    q, k, v = (torch.randn(1, SHORTEST, 2, width) for width in (64, 64, 72))
+    assert attention._fastest(q, k, v).shape == (1, SHORTEST, 2, 72) and not called
 
 
 def test_gradients_take_its_result_as_it_lies(called):
