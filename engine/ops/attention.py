@@ -44,9 +44,10 @@ What `choose_kernel` finds on the GPU at hand goes before that.
 PyTorch's own order starts with flash. Forward and backward of both agree with float32 to bf16's rounding.
 """
 _EXACT_PACKAGES = ("flash2", "flash3", "xformers")
-_TRIED_TOKENS, _TRIED_HEADS = 16384, 24
-"""So many programs that the last ones, which leave most of the GPU idle, do not decide: with 8 heads our kernel, of 5.2
-rounds on an H100, lost to cuDNN's, and won with 40."""
+_TRIED_TOKENS, _TRIED_HEADS = 32768, 12
+"""As many as a video has, since kernels differ by what a card can keep up; and so many programs that the last ones,
+which leave most of the GPU idle, do not decide. Of ours and cuDNN's on an H100, 16,384 tokens say 1.07 with 8 heads and
+0.93 with 24, 32,768 with 12 say 0.84, and Wan's attention 0.83."""
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
 _PACKAGES = {
     "flash2": ("flash_attn", "flash_attn_func", "flash-attn"),
