@@ -46,7 +46,7 @@ VAES: dict[str, VaeNumbers] = {
     "chunks": VaeNumbers(encode=6_692 + 384, decode=8_672 + 384, past=(2_808, 4_729)),
     # HunyuanVideo's: all frames of a tile at once, three maps of 128 channels, or two and one of 256; besides what
     # convolutions, in slices of SLICE_ELEMENTS, have for a moment
-    "tiles": VaeNumbers(encode=768, decode=1_024, besides=(int(0.45 * GIB), int(0.18 * GIB)), result=24),
+    "tiles": VaeNumbers(encode=768, decode=1_024, besides=(int(0.26 * GIB), int(0.18 * GIB)), result=24),
 }
 
 OPTIMIZER_BYTES: dict[str, float] = {
