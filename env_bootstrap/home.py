@@ -49,6 +49,16 @@ class Home:
         return self.path / "cache" / "bootstrap"
 
     @property
+    def scratch(self) -> Path:
+        """Where the engine's temporary files are (engine/parts/mapped_files.py)."""
+        return self.path / "scratch"
+
+    @property
+    def attention(self) -> Path:
+        """What the engine remembers of the GPU's kernels (engine/tasks/attention_kernels.py)."""
+        return self.path / "attention.json"
+
+    @property
     def temporary(self) -> Path:
         """Where installers unpack: the same disk as the environment, because /tmp is often small or in memory."""
         return self.cache / "tmp"

@@ -101,7 +101,9 @@ def remove(home: Home, wish: Wish, *, report: Report) -> bool:
         found = home.env.exists() or home.stamp.exists() or home.cache.exists()
         discard(home)
         _bury(home)
-        shutil.rmtree(home.cache, ignore_errors=True)
+        for folder in (home.cache, home.scratch):
+            shutil.rmtree(folder, ignore_errors=True)
+        home.attention.unlink(missing_ok=True)
         if home.logs.is_dir():
             for log in home.logs.iterdir():
                 if OUR_LOG.fullmatch(log.name):

@@ -170,7 +170,7 @@ def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterato
     yield [_differing(asked, wanted)]
     if asked.get("shard_base"):
         return
-    pinned = {"use_pinned_memory_for_block_swap": True}
+    pinned = {} if asked["block_swap_from_disk"] else {"use_pinned_memory_for_block_swap": True}
     counts = range(max((asked["blocks_to_swap"] or 0) + 1, 3), blocks + 1)
     if counts:
         yield [_differing(asked, {**wanted, "blocks_to_swap": count, **pinned}) for count in counts]

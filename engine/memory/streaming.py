@@ -50,7 +50,7 @@ def stream_blocks(
         if index not in chosen:
             block.to(device)
     on_gpu = device.type == "cuda"
-    home = OnDisk(pinned=on_gpu) if from_disk else InMainMemory(pinned=pinned and on_gpu, flag=FLAG)
+    home = OnDisk(device) if from_disk else InMainMemory(pinned=pinned and on_gpu, flag=FLAG)
     stream = BlockStream([blocks[index] for index in chosen], device=device, slots=slots, home=home)
     stream.indices = chosen
     return stream

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -62,8 +63,8 @@ class InMainMemory:
     def __init__(self, *, pinned: bool, flag: str) -> None:
         """`flag` is the option that says how many blocks wait."""
         self._pinned = pinned
-        slower = "from unlocked memory or from disk" if pinned else "from disk"
-        self._advice = f"Lower {flag} or stream {slower} (slower: --block_swap_from_disk)"
+        unlocked = "leave out --use_pinned_memory_for_block_swap, " if pinned else ""
+        self._advice = f"Lower {flag}, {unlocked}or give --block_swap_from_disk (slower)"
         self.host_bytes = 0
 
     def keep(self, pieces: list[Piece], size: int) -> InOneBuffer:
@@ -92,11 +93,14 @@ class OnDisk:
     Parameters that lie in no file yet are brought to a scratch file. The threads end with this object.
     """
 
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
+    def __init__(self, device: torch.device) -> None:
+        """`device` is where the slots are."""
+        self._pinned = device.type == "cuda"
         self._largest = 0
         self._buffers: dict[int, Tensor] = {}
-        self._order = ThreadPoolExecutor(1, thread_name_prefix="streamed-blocks")
+        begin = partial(torch.cuda.set_device, device) if device.index is not None and self._pinned else None
+        # which waits for events: without a device of its own it would take memory of the first GPU
+        self._order = ThreadPoolExecutor(1, thread_name_prefix="streamed-blocks", initializer=begin)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="parts-of-blocks")
         self._read_bytes, self._read_s = 0, 0.0
         for threads in (self._order, self._readers):
@@ -124,7 +128,7 @@ class OnDisk:
     def ask(self, kept: Kept, slot: int, after: torch.cuda.Event | None) -> Future[Tensor]:
         assert isinstance(kept, InFiles)
         if slot not in self._buffers:
-            advice = "Lower --block_swap_ring_size"
+            advice = "Leave out --block_swap_from_disk if there is room for the streamed blocks"
             self._buffers[slot] = host_bytes(self._largest, pinned=self._pinned, advice=advice)
         return self._order.submit(self._read, kept, self._buffers[slot], after)
 
@@ -158,7 +162,7 @@ class Part:
             raise WeightsError(f"{error}.", "Is the file changing? Start again when it is whole.") from error
         except OSError as error:
             reason = error.strerror or str(error)
-            raise DiskError(f"{self.file.stream.name} could not be read: {reason}.", "Check the disk.") from error
+            raise DiskError(f"{self.file.name} could not be read: {reason}.", "Check the disk.") from error
 
 
 @dataclass(frozen=True)

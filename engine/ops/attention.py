@@ -234,13 +234,17 @@ def choose_kernel(
     """Have `auto` take the fastest kernel for such tokens on this GPU from now on: PyTorch's, our own for Hopper, and
     for tokens that do not learn those of installed packages that round nothing more. None where there is no choice.
 
-    Takes a few seconds, once: `file` remembers it. `clock`: milliseconds of a run on the device.
+    Takes seconds, on small cards half a minute, once: `file` remembers it. `clock`: milliseconds of a run on the
+    device.
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
     own = torch.Generator(device).manual_seed(0)  # a job's random numbers stay as they are
     shape = 1, _TRIED_TOKENS, _TRIED_HEADS, head_dim
-    qkv = [torch.randn(shape, generator=own, device=device).to(dtype) for _ in range(3)]
+    try:
+        qkv = [torch.randn(shape, generator=own, device=device, dtype=dtype) for _ in range(3)]
+    except torch.OutOfMemoryError:
+        return None
     if learning:
         kernels = trials(*qkv) if can_compute(qkv[0]) else {}
     else:
@@ -249,7 +253,8 @@ def choose_kernel(
         names = ("cudnn", "flash", "efficient", *hopper, *packages)
         kernels = {name: partial(_run, name, *qkv) for name in names}
     gpu = torch.cuda.get_device_properties(device)
-    machine = " ".join([f"{gpu.name} {gpu.major}.{gpu.minor}", *_versions()])
+    tried = f"{_TRIED_TOKENS} tokens of {_TRIED_HEADS} heads"
+    machine = " ".join([f"{gpu.name} {gpu.major}.{gpu.minor}", *_versions(), tried])
     asked = Asked(device, machine, dtype, head_dim, learning)
     return choose(asked, kernels, file=file, clock=clock) if len(kernels) > 1 else None
 
@@ -265,6 +270,7 @@ def _can_import(name: str) -> bool:
 def _versions() -> list[str]:
     """Of the packages that may be tried, as far as they are imported."""
     modules = {name: sys.modules.get(_PACKAGES[name][0].split(".")[0]) for name in _EXACT_PACKAGES}
+    modules["triton"] = sys.modules.get("triton")  # which our own is compiled by
     return [f"{name} {getattr(module, '__version__', '?')}" for name, module in modules.items() if module is not None]
 
 

@@ -23,7 +23,8 @@ GAPS = 1.25
 between tensors cannot be used (H100, Wan 14B with 81 frames in 12 GB)."""
 
 SHORTEST = 2048
-"""Keys: attention in 8 bits to fewer, as to a text, takes little time, and quantising them would be most of it."""
+"""Keys: attention to fewer, as to a text, takes little time. In 8 bits quantising them would be most of it; our kernel
+for Hopper loses to cuDNN's."""
 CODES = 1.5
 """Attention in 8 bits: q and k in int8, v in float8. (Scales are a number for each row of q and each 128 keys.)"""
 

@@ -31,7 +31,7 @@ def may_run(device: torch.device, width: int) -> bool:
 
 def is_worth_more(k_BLHD: Tensor, v_BLHD: Tensor) -> bool:
     """Whether the kernel knows such keys and values, and there are enough: to a text's 512 it takes 1.4 times as long
-    as cuDNN's."""
+    as cuDNN's (benchmarks/README.md)."""
     return v_BLHD.shape == k_BLHD.shape and k_BLHD.shape[1] >= SHORTEST
 
 
@@ -59,7 +59,7 @@ def _try_out(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Its distance from float32's results on the CPU, as a share of them: two samples, blocks that are not whole."""
     own = torch.Generator("cpu").manual_seed(0)  # a job's random numbers stay as they are
     half = torch.bfloat16 if dtype == torch.int8 else dtype
-    parts = [torch.randn(2, length, 2, width, generator=own, device="cpu").to(half) for length in (200, 300, 300)]
+    parts = [torch.randn(2, length, 2, width, generator=own, device="cpu").to(half) for length in (200, 1000, 1000)]
     q_BLHD, k_BLHD, v_BLHD = (part.to(device) for part in parts)
     with torch.autocast("cpu", enabled=False):
         q, k, v = (part.float() for part in parts)
@@ -81,7 +81,8 @@ def hopper_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Te
     """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], logsumexp of the scores [B, H, L of q] float32), without gaps.
 
     To be asked for only where it `can_run`; q, k and v are of one type, their numbers of heads and channels equal.
-    Has no gradient.
+    Has no gradient. A NaN in a sample's first values reaches the sample before it, whose last keys it is multiplied
+    beside, by 0.
     """
     from .hopper_attention_gluon import attend
 

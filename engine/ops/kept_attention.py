@@ -5,9 +5,9 @@ is open for writing, `own_attention` puts its output and softmax statistics ther
 takes them back in the same order and computes nothing. The gradient comes from the ordinary kernels, which need only
 those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
 
-PyTorch's kernels are called by name: cuDNN from Hopper on, unless another was faster when all were tried there
-(ops/attention_choice.py), FlashAttention 2 elsewhere on CUDA, the CPU's for tests. Our own for Hopper
-(ops/hopper_attention.py) has cuDNN's backward pass, which takes the same statistics. All training on CUDA goes through
+PyTorch's kernels are called by name: cuDNN from Hopper on, FlashAttention 2 elsewhere on CUDA, the CPU's for tests.
+Where they were tried (ops/attention_choice.py) our own for Hopper (ops/hopper_attention.py) comes first, unless another
+was clearly faster; it has cuDNN's backward pass, which takes the same statistics. All training on CUDA goes through
 here, also where nothing is kept (`own_attention`), since cuDNN's backward pass must be given whole tiles. Given up:
 masks, dropout, GPUs older than Ampere (`can_compute` says no).
 """

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..contract.errors import DiskError, is_full
 from ..contract.files import disk_error
+from ..contract.home import engine_home
 
 FOLDER = "MUSUBI_SCRATCH"
 _AT_ONCE = 1 << 30  # systems move less than 2 GiB a call
@@ -40,13 +41,22 @@ class MappedFile(mmap.mmap):
     """The bytes of a file that is open for reading; it lives as long as any of its tensors."""
 
     stream: io.FileIO
+    name: str
+    """For people."""
     address: int
     _turn: threading.Lock  # where reading moves the file's one position
 
-    def __new__(cls, stream: io.FileIO) -> MappedFile:
-        """`stream` is the mapping's from now on. OSError, ValueError for an empty file."""
-        mapped = super().__new__(cls, stream.fileno(), 0, access=mmap.ACCESS_READ)
-        mapped.stream = stream
+    def __new__(cls, stream: io.FileIO, name: str) -> MappedFile:
+        """`stream` is the mapping's from now on. ValueError for an empty file, DiskError where its disk maps none."""
+        try:
+            mapped = super().__new__(cls, stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            stream.close()
+            raise DiskError(
+                f"{name} cannot be mapped into memory: {error.strerror or error}.",
+                "Copy it to a local disk, or leave out --block_swap_from_disk.",
+            ) from error
+        mapped.stream, mapped.name = stream, name
         mapped.address = mapped.tensor(0, torch.uint8, (1,)).data_ptr()
         mapped._turn = threading.Lock()
         weakref.finalize(mapped, stream.close)
@@ -71,7 +81,7 @@ class MappedFile(mmap.mmap):
                     self.stream.seek(start + done)
                     count = self.stream.readinto(part)
             if not count:
-                raise EOFError(f"{self.stream.name} ended while it was read")
+                raise EOFError(f"{self.name} ended while it was read")
             done += count
 
 
@@ -87,7 +97,7 @@ def map_file(path: Path) -> MappedFile:
         if found.st_ino and (found.st_dev, found.st_ino, found.st_size) == (other.st_dev, other.st_ino, other.st_size):
             stream.close()
             return mapped
-    return MappedFile(stream)
+    return MappedFile(stream, str(path))
 
 
 def holder(tensor: Tensor) -> tuple[MappedFile, int] | None:
@@ -110,12 +120,13 @@ class Scratch:
                 raise _no_room(folder, size, free)
             # without a name, or removed by the system when it is closed (Windows)
             stream = tempfile.TemporaryFile(dir=folder, prefix=".scratch-", buffering=0)  # noqa: SIM115
-            _reserve(stream.fileno(), size)
+            _reserve(stream.fileno(), max(size, 1))
         except OSError as error:
             if is_full(error):
                 raise _no_room(folder, size, shutil.disk_usage(folder).free) from error
             raise disk_error(folder, error, advice=_advice()) from error
-        self._file = MappedFile(stream)  # type: ignore[arg-type]  # on Windows a wrapper, which behaves alike
+        name = f"a scratch file in {folder}"
+        self._file = MappedFile(stream, name)  # type: ignore[arg-type]  # on Windows a wrapper, which behaves alike
         self._stage = torch.empty(0, dtype=torch.uint8)
         self._end = 0
 
@@ -152,9 +163,9 @@ def aligned(size: int) -> int:
 
 def scratch_folder() -> Path:
     """Where scratch files go: MUSUBI_SCRATCH, else beside what else the engine keeps, else the system's place."""
-    home = os.environ.get("MUSUBI_HOME")
-    told = os.environ.get(FOLDER) or (os.path.join(home, "scratch") if home else tempfile.gettempdir())
-    return Path(told).expanduser()
+    home = engine_home()
+    kept = Path(tempfile.gettempdir()) if home is None else home / "scratch"
+    return Path(os.environ.get(FOLDER) or kept).expanduser()
 
 
 def _reserve(file: int, size: int) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 
 from ..bench.stopwatch import repeated
 from ..contract.events import Log, Say
+from ..contract.home import engine_home
 from ..ops.attention import choose_kernel
 
 RUNS = 5
@@ -31,7 +30,7 @@ def settle_attention(
     dit: nn.Module, device: torch.device, *, dtype: torch.dtype, backend: str, learning: bool, say: Say
 ) -> None:
     """Choose what "auto" is, which "8bit" falls back to for short texts, and tell what is taken. On a CPU there is no
-    choice; without MUSUBI_HOME, where it would be remembered, the usual kernel stays.
+    choice; without a home of the engine, where it would be remembered, the usual kernel stays.
 
     `dit` may be without weights. `dtype`: what attention is computed in. `learning`: gradients will be computed.
     """
@@ -39,10 +38,10 @@ def settle_attention(
         return
     if backend != "auto":
         say(Log(message=f"Attention: {backend}."))
-    home = os.environ.get("MUSUBI_HOME")
-    if backend not in ("auto", "8bit") or not home:
+    home = engine_home()
+    if backend not in ("auto", "8bit") or home is None:
         return
-    remembered = {"file": Path(home) / "attention.json", "clock": partial(milliseconds, device=device)}
+    remembered = {"file": home / "attention.json", "clock": partial(milliseconds, device=device)}
     for gradients in (False, True) if learning else (False,):
         choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, **remembered)
         if choice is not None:

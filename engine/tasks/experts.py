@@ -179,7 +179,7 @@ class Experts:
             self._say(Log(message=f"The blocks are compiled by {memory.compile_backend}: the first step takes longer."))
         self._stream = arrange_blocks(self._job, self.dit, device=self._device, shares=self._shares, **how)
         if isinstance(self._stream, BlockStream) and isinstance(self._stream.home, OnDisk):
-            self._say(Log(message=f"The first of them are read at {self._stream.home.speed() / 1e9:.1f} GB/s."))
+            self._say(Log(message=f"Streamed blocks are read from disk at {self._stream.home.speed() / 1e9:.1f} GB/s."))
         if self._shares is not None:
             kept = self._shares.device_bytes + self._shares.outside_bytes(self.dit)
             many = self._shares.company.count

@@ -76,5 +76,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text("500000\n")
     monkeypatch.setattr(machine, "_CONTAINER", tmp_path)
     assert machine.main_memory() == 1_500_000
+    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 300000\nactive_file 100000\n")
+    assert machine.main_memory() == 1_800_000
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.main_memory() > 1_500_000

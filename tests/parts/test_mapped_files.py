@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import torch
 
 from engine.contract.errors import DiskError
 from engine.parts import mapped_files
-from engine.parts.mapped_files import Scratch, holder, map_file, scratch_folder
+from engine.parts.mapped_files import MappedFile, Scratch, holder, map_file, scratch_folder
 
 
 @pytest.fixture
@@ -127,6 +128,16 @@ def test_a_folder_that_cannot_be_made(folder):
     folder.write_text("in the way")
     with pytest.raises(DiskError, match="could not be written"):
         Scratch(1000)
+
+
+def test_a_file_that_cannot_be_mapped_is_named_and_closed(tmp_path):
+    """As those of some shared folders; here one that may only be written."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"0" * 64)
+    stream = io.FileIO(os.open(path, os.O_WRONLY), "w")
+    with pytest.raises(DiskError, match="weights.safetensors cannot be mapped") as found:
+        MappedFile(stream, str(path))
+    assert "--block_swap_from_disk" in found.value.hint and stream.closed
 
 
 def test_where_scratch_files_go(monkeypatch, tmp_path):

@@ -101,7 +101,8 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         if self.block_swap_from_disk and not self.blocks_to_swap:
             raise OptionError(
                 "--block_swap_from_disk says where streamed blocks wait, but none is streamed.",
-                hint="Add --blocks_to_swap with a number of blocks.",
+                hint="Add --blocks_to_swap with a number of blocks; or leave it out, and --memory auto chooses both "
+                "where main memory is short.",
                 names=("block_swap_from_disk", "blocks_to_swap"),
             )
 
