@@ -17,3 +17,9 @@ def engine_home() -> Path | None:
     if told:
         return Path(told).expanduser()
     return around if (around / "env.json").is_file() else None
+
+
+def results_folder(name: str) -> Path:
+    """Where results go that nobody gave a place: beside the engine's environment, else in the current folder."""
+    home = engine_home()
+    return Path(f"musubi-{name}") if home is None else home / name

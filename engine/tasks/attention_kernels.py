@@ -15,6 +15,7 @@ from ..contract.home import engine_home
 from ..ops.attention import choose_kernel
 
 RUNS = 5
+REMEMBERED = "attention.json"
 NAMES = {
     "cudnn": "cuDNN",
     "flash": "PyTorch's FlashAttention",
@@ -41,7 +42,7 @@ def settle_attention(
     home = engine_home()
     if backend not in ("auto", "8bit") or home is None:
         return
-    remembered = {"file": home / "attention.json", "clock": partial(milliseconds, device=device)}
+    remembered = {"file": home / REMEMBERED, "clock": partial(milliseconds, device=device)}
     for gradients in (False, True) if learning else (False,):
         choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, **remembered)
         if choice is not None:

@@ -39,6 +39,7 @@ from ..contract.cli import write_result
 from ..contract.errors import EngineError, OptionError, Stopped
 from ..contract.events import Artifact, Control, Log, Progress, Say, Stage, Warning_, read
 from ..contract.files import write_text
+from ..contract.home import results_folder
 from ..contract.job import Job
 from ..contract.options import Bench, Run
 from ..families import names, part
@@ -55,14 +56,8 @@ COMPARED_WITH = "sdpa"
 LOG = "measurements.log"
 
 
-def default_folder() -> Path:
-    """Beside the engine's environment where there is one, else in the current folder."""
-    home = os.environ.get("MUSUBI_HOME")
-    return Path(home) / "bench" if home else Path("musubi-bench")
-
-
 def home(job: Job) -> Path | None:
-    return None if job[Bench].list else Path(job[Bench].out or default_folder())
+    return None if job[Bench].list else Path(job[Bench].out or results_folder("bench"))
 
 
 def run(job: Job, say: Say, control: Control) -> str:

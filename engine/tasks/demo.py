@@ -18,6 +18,7 @@ from pathlib import Path
 from ..contract.errors import DataError, DiskError, EngineError, OutOfMemoryError, Stopped
 from ..contract.events import STOP_WITH_STDIN, Artifact, Control, Log, Say, Stage
 from ..contract.files import write_text
+from ..contract.home import results_folder
 from ..contract.job import Job
 from ..contract.options import Demo
 from ..contract.packages import RUN
@@ -30,18 +31,12 @@ from ..training.states import find_latest_state
 PACK = Path(__file__).resolve().parents[2]
 
 
-def default_folder() -> Path:
-    """Beside the engine's environment where there is one, else in the current folder."""
-    home = os.environ.get("MUSUBI_HOME")
-    return Path(home) / "demo" if home else Path("musubi-demo")
-
-
 HOME = "out"  # the option that says where results go
 _OF_STATUS = {error.exit_status: error for error in (DataError, OutOfMemoryError, DiskError)}
 
 
 def home(job: Job) -> Path:
-    return Path(job[Demo].prepare_only or job[Demo].out or default_folder())
+    return Path(job[Demo].prepare_only or job[Demo].out or results_folder("demo"))
 
 
 class Progressed:

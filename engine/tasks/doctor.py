@@ -14,6 +14,7 @@ from torch import distributed
 
 from .. import __version__
 from ..contract.events import Control, Log, Say, Stage
+from ..contract.home import engine_home
 from ..contract.job import Job
 from ..contract.packages import OPTIONAL, how_to_install
 from ..families import names
@@ -61,10 +62,10 @@ def _exchange() -> str:
 
 
 def run(job: Job, say: Say, control: Control) -> str:
-    home = os.environ.get("MUSUBI_HOME")
+    home = engine_home()
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(home or os.getcwd())
     sections = {
-        "Engine": [f"version {__version__}, families: {', '.join(names())}", f"MUSUBI_HOME: {home or 'not set'}"],
+        "Engine": [f"version {__version__}, families: {', '.join(names())}", f"MUSUBI_HOME: {home or 'none'}"],
         "Machine": [
             f"{platform.platform()}, Python {platform.python_version()} ({sys.executable})",
             f"{os.cpu_count()} CPU cores, {memory.total / GIB:.1f} GiB RAM ({memory.available / GIB:.1f} free), "

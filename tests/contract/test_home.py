@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.contract.home import engine_home
+from engine.contract.home import engine_home, results_folder
+from engine.parts.mapped_files import scratch_folder
+from engine.tasks import attention_kernels
 
 
 @pytest.fixture
@@ -33,8 +35,17 @@ def test_what_is_told_counts_first(around: Path, told: str, monkeypatch: pytest.
     assert engine_home() == around
 
 
-def test_its_names_are_those_of_the_environments_maker(around: Path) -> None:
+def test_its_names_are_those_of_the_environments_maker(around: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from env_bootstrap.home import Home
 
     made = Home(around)
     assert made.stamp == around / "env.json" and made.env == Path(sys.prefix)
+    monkeypatch.delenv("MUSUBI_SCRATCH", raising=False)
+    made.stamp.write_text("{}")
+    assert made.scratch == scratch_folder() and made.attention == around / attention_kernels.REMEMBERED
+
+
+def test_results_go_there_too_or_into_the_current_folder(around: Path) -> None:
+    assert results_folder("demo") == Path("musubi-demo")
+    (around / "env.json").write_text("{}")
+    assert results_folder("demo") == around / "demo"

@@ -168,6 +168,9 @@ def test_remove_takes_what_was_made_and_no_more(world: World) -> None:
 
 def test_remove_leaves_nothing_when_nothing_else_is_there(world: World) -> None:
     world.main("create")
+    world.home.attention.write_text("{}")
+    world.home.scratch.mkdir()
+    (world.home.scratch / ".scratch-left").write_text("by a process that was killed where such files have names")
     assert world.main("remove", "--yes") == 0
     assert not world.home.path.exists()
     assert world.main("remove", "--yes") == 0

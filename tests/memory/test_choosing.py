@@ -209,6 +209,14 @@ def test_nothing_is_added_that_is_there_already():
     )
 
 
+def test_blocks_on_disk_are_not_pinned():
+    asked = {**ASKED, "blocks_to_swap": 4, "block_swap_from_disk": True}
+    for rows in (training_rows, generation_rows):
+        found = each(rows(asked, blocks=BLOCKS))
+        assert any("blocks_to_swap" in options for options in found)
+        assert not any("use_pinned_memory_for_block_swap" in options for options in found)
+
+
 def test_a_file_in_plain_fp8_is_not_rounded_again():
     rows = each([*training_rows(ASKED, blocks=4, may_fp8=False), *generation_rows(ASKED, blocks=4, may_fp8=False)])
     assert rows and all("fp8_scaled" not in options for options in rows)
