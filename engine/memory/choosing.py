@@ -124,10 +124,9 @@ def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = Tr
 
 
 def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
-    """More and more blocks checkpointed. Not where they are compiled: to leave one out saves little there, 10 ms for
-    2.5 GiB of Wan 14B (benchmarks/README.md)."""
+    """More and more blocks checkpointed."""
     told = asked["gradient_checkpointing_blocks"]
-    if asked["compile"] or asked["gradient_checkpointing"] and not told:
+    if asked["gradient_checkpointing"] and not told:
         return
     attention = asked["gradient_checkpointing_attention"]
     for count in range((told or 0) + 1, blocks):

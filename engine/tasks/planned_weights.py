@@ -36,7 +36,7 @@ from ..parts.arrangement import arranged_shapes
 from ..parts.weight_headers import Headers, read_headers
 from ..parts.workload import Work
 
-WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "sdpa": "kept"}
+WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "8bit": "always", "sdpa": "kept"}
 """By --sdpa and the like: where gradients of attention go through ops/kept_attention.py."""
 Shapes = Mapping[str, tuple[int, ...]]
 ROW_SCALE = 4  # bytes: each row of an fp8 weight has one
@@ -248,7 +248,7 @@ def how_generated(job: Job) -> How:
         **slots,
         compile=job[Memory].compile,
         plain_quantizing=_quantizes_plainly(precision.weight_format),
-        eight_bit=AttentionMode in job and job[AttentionMode].backend == "8bit",
+        eight_bit=job[AttentionMode if AttentionMode in job else Attention].backend == "8bit",
     )
 
 
