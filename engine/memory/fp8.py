@@ -4,12 +4,15 @@ The format of codes and scales is ops/fp8.py's. `Fp8Linear` computes y = x·Wᵀ
 backward gives the gradient of the input only, since the weight is frozen. On CUDA with compute capability 8.9 or
 newer, bf16 activations and a scale for the row or the tensor, both directions are `torch._scaled_mm` products with
 activations scaled row by row; otherwise the weight is multiplied out for the moment of the product, never kept.
+Without gradients such a layer can take the GELU before it upon itself (ops/activated.py), where no adapter needs what
+comes of it: nobody writes the activated values then, the widest that there are.
 Norms, biases and modulation are left alone. Given up: training the weights, fp8 for convolutions and embeddings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from torch.nn import functional
 
 from ..contract.errors import WeightsError
 from ..ops.fp8 import CODES, dequantize, quantize
-from ..ops.quantize_rows import quantize_rows
+from ..ops.quantize_rows import quantize_rows, spares_gelu
 
 Transform = Callable[[str, Tensor], Tensor]
 SCALE = "scale_weight"
@@ -47,10 +50,26 @@ class Fp8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out] in the dtype of x (or of autocast)."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = x.to(_computing_dtype(x))
         real_fp8 = x.dtype == torch.bfloat16 and self._multiplies_on(x.device)
         return _FrozenProduct.apply(x, self.weight, self.scale_weight, self.bias, real_fp8)
+
+    def activating(self, activation: Callable[[Tensor], Tensor], hidden: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """For ops/activated.py: what gives forward(activation(hidden)) of hidden, without writing activation(hidden).
+
+        None where it is to be written: another activation than GELU by tanh, an adapter or a gradient that needs it, a
+        product that is none of fp8, and where it would save nothing.
+        """
+        is_gelu = isinstance(activation, nn.GELU) and activation.approximate == "tanh"
+        is_own = isinstance(self.forward, MethodType) and self.forward.__func__ is Fp8Linear.forward
+        if not is_gelu or not is_own or torch.is_grad_enabled():
+            return None
+        is_bf16 = hidden.dtype == _computing_dtype(hidden) == torch.bfloat16
+        real_fp8 = is_bf16 and self._multiplies_on(hidden.device)
+        return self._of_gelu if real_fp8 and spares_gelu(hidden.device, hidden.shape[-1]) else None
+
+    def _of_gelu(self, hidden: Tensor) -> Tensor:
+        return _real_product(hidden, self.weight, self.scale_weight, self.bias, gelu=True)
 
     def _multiplies_on(self, device: torch.device) -> bool:
         """Whether fp8 products are possible: the GPU, a scale per row at most, sizes in steps of 16."""
@@ -70,6 +89,11 @@ class Fp8Linear(nn.Linear):
         return f"{super().extra_repr()}, scale={list(self.scale_weight.shape)}"
 
 
+def _computing_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def has_fp8_products(device: torch.device) -> bool:
     """Whether this device multiplies fp8 matrices (compute capability 8.9, Ada, or newer)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
@@ -82,12 +106,10 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, real_fp8: bool) -> Tensor:
         ctx.save_for_backward(codes, scale)
         ctx.real_fp8 = real_fp8
+        if real_fp8:
+            return _real_product(x, codes, scale, bias)
         bias = None if bias is None else bias.to(x.dtype)
-        if not real_fp8:
-            return functional.linear(x, dequantize(codes, scale, x.dtype), bias)
-        scale_1N = scale.reshape(1, -1).expand(1, codes.shape[0])
-        y = _fp8_product(x.reshape(-1, x.shape[-1]), None, codes.t(), scale_1N, bias)
-        return y.view(*x.shape[:-1], codes.shape[0])
+        return functional.linear(x, dequantize(codes, scale, x.dtype), bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
@@ -104,11 +126,25 @@ class _FrozenProduct(torch.autograd.Function):
         return x_grad.view(*grad.shape[:-1], codes.shape[1]), None, None, None, None
 
 
+def _real_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """x·Wᵀ + b by an fp8 product, or that of GELU(x); bf16."""
+    bias = None if bias is None else bias.to(x.dtype)
+    scale_1N = scale.reshape(1, -1).expand(1, codes.shape[0])
+    y = _fp8_product(x.reshape(-1, x.shape[-1]), None, codes.t(), scale_1N, bias, gelu=gelu)
+    return y.view(*x.shape[:-1], codes.shape[0])
+
+
 def _fp8_product(
-    rows_MK: Tensor, factors_K: Tensor | None, codes_KN: Tensor, scale_1N: Tensor, bias: Tensor | None
+    rows_MK: Tensor,
+    factors_K: Tensor | None,
+    codes_KN: Tensor,
+    scale_1N: Tensor,
+    bias: Tensor | None,
+    *,
+    gelu: bool = False,
 ) -> Tensor:
-    """bf16 [M, N] = (rows·factors)·codes·scale, the rows quantised with a scale each."""
-    quantized, scale_M1 = quantize_rows(rows_MK, factors_K)
+    """bf16 [M, N] = (rows·factors)·codes·scale, the rows (or their GELU) quantised with a scale each."""
+    quantized, scale_M1 = quantize_rows(rows_MK, factors_K, gelu)
     added_later = bias is not None and rows_MK.shape[0] < BIAS_FROM_ROWS
     product = torch._scaled_mm(
         quantized,

@@ -5,6 +5,7 @@ formula makes five passes; under torch.compile the formula again, which Inductor
 not with factors: Inductor would write the product of both in float32, twice the size of the rows, and read it again.
 And not for long rows: it goes through a row twice, and computes what comes before it (an activation, a LoRA's sum) both
 times, though it has written it down for a LoRA anyway. There the kernel comes as an operator that it cannot look into.
+Of a feed-forward layer's hidden values it computes the GELU too (`gelu`), which nobody has to write down then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .fp8 import CODES
 
@@ -26,39 +28,51 @@ LONGEST_ROW = 65536
 LONGEST_FUSED_ROW = 8192
 """Numbers. Between the widths of the models and of their feed-forward layers."""
 
-Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Quantize = Callable[[Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 
 
-def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None, gelu: bool = False) -> tuple[Tensor, Tensor]:
     """(codes [M, K] float8 e4m3, scale [M, 1] float32) with codes·scale ≈ rows·factors; rows in any float format.
 
-    The scale is the row's largest magnitude / 448, at least 1e-12.
+    The scale is the row's largest magnitude / 448, at least 1e-12. With `gelu` it is about the GELU of the rows (by
+    tanh), rounded to their format: the kernel's is PyTorch's but for a last bit here and there.
     """
     if torch.compiler.is_compiling():
         fused = factors_K is None and rows_MK.shape[1] <= LONGEST_FUSED_ROW
-        return formula(rows_MK) if fused else _unseen(rows_MK, factors_K)
-    kernel = None
-    if rows_MK.is_cuda and rows_MK.shape[1] <= LONGEST_ROW:
-        kernel = _kernel(rows_MK.device.index or 0)
-    return (kernel or formula)(rows_MK, factors_K)
+        return formula(rows_MK, None, gelu) if fused else _unseen(rows_MK, factors_K, gelu)
+    return (_kernel_for(rows_MK.device, rows_MK.shape[1]) or formula)(rows_MK, factors_K, gelu)
 
 
-def formula(rows_MK: Tensor, factors_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def spares_gelu(device: torch.device, width: int) -> bool:
+    """Whether with `gelu` nobody writes the activated rows of this width. By the formula they are written on a GPU all
+    the same, and where a compiler fuses it, it does so with the GELU before too."""
+    if torch.compiler.is_compiling():
+        return width > LONGEST_FUSED_ROW
+    return device.type != "cuda" or _kernel_for(device, width) is not None
+
+
+def formula(rows_MK: Tensor, factors_K: Tensor | None = None, gelu: bool = False) -> tuple[Tensor, Tensor]:
     """What `quantize_rows` computes, in PyTorch's own operations."""
+    if gelu:
+        rows_MK = functional.gelu(rows_MK, approximate="tanh")
     values = rows_MK.float() if factors_K is None else rows_MK.float() * factors_K
     scale_M1 = (values.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
     return (values * scale_M1.reciprocal()).clamp(-LARGEST, LARGEST).to(CODES), scale_M1
 
 
 @torch.library.custom_op("musubi::quantize_rows", mutates_args=())
-def _unseen(rows_MK: Tensor, factors_K: Tensor | None) -> tuple[Tensor, Tensor]:
-    return quantize_rows(rows_MK.contiguous(), factors_K)
+def _unseen(rows_MK: Tensor, factors_K: Tensor | None, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    return quantize_rows(rows_MK.contiguous(), factors_K, gelu)
 
 
 @_unseen.register_fake
-def _(rows_MK: Tensor, factors_K: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(rows_MK: Tensor, factors_K: Tensor | None, gelu: bool = False) -> tuple[Tensor, Tensor]:
     scale_M1 = rows_MK.new_empty((rows_MK.shape[0], 1), dtype=torch.float32)
     return torch.empty_like(rows_MK, dtype=CODES, memory_format=torch.contiguous_format), scale_M1
+
+
+def _kernel_for(device: torch.device, width: int) -> Quantize | None:
+    return _kernel(device.index or 0) if device.type == "cuda" and width <= LONGEST_ROW else None
 
 
 @functools.cache
@@ -69,7 +83,7 @@ def _kernel(device_index: int) -> Quantize | None:
     try:
         from .quantize_rows_triton import quantize
 
-        quantize(torch.ones(1, 16, device=f"cuda:{device_index}", dtype=torch.bfloat16), None)
+        quantize(torch.ones(1, 16, device=f"cuda:{device_index}", dtype=torch.bfloat16), None, False)
     except (RuntimeError, OSError, ImportError) as error:
         warnings.warn(
             f"Triton cannot compile kernels here, so fp8 layers quantise their inputs slowly: {error}", stacklevel=2

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
+from engine.memory.fp8 import Fp8Linear, has_fp8_products
 from engine.ops import eight_bit_attention, kept_attention, norm_pad, norm_silu, quantize_rows
+from engine.ops.activated import activated
 from engine.ops.attention import attention
 
 pytestmark = [
@@ -29,9 +33,58 @@ def test_quantized_rows_are_those_of_the_formula(rows, width, dtype, factored):
     assert (near.abs() <= expected_codes.float().abs() / 8 + 2**-9).all(), "a code is off by more than one step"
 
 
+@pytest.mark.parametrize("width", [8960, 12288, 13824, 48, 333, 4999, 65536])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quantized_gelus_of_rows_are_those_of_the_formula(width, dtype):
+    """But for the last bit of some: a row's scale may differ by it too."""
+    torch.manual_seed(0)
+    values = (torch.randn(200, width, device="cuda") * torch.rand(200, 1, device="cuda") * 10).to(dtype)
+    codes, scale = quantize_rows.quantize_rows(values, None, True)
+    expected_codes, expected_scale = quantize_rows.formula(values, None, True)
+    torch.testing.assert_close(scale, expected_scale, rtol=2**-7, atol=1e-9)
+    near = codes.float() - expected_codes.float()
+    assert (near == 0).float().mean() > 0.98, "more than rounding ties differ"
+    assert (near.abs() <= expected_codes.float().abs() / 8 + 2**-9).all(), "a code is off by more than one step"
+
+
+def test_gelus_of_numbers_far_out():
+    far = torch.tensor([[0.0, -0.0, 1e4, -1e4, 3e38, -3e38, 40.0, -40.0] * 2], device="cuda").bfloat16()
+    for rows in (far[:, 6:8], far[:, :4], far):
+        codes, scale = quantize_rows.quantize_rows(rows, None, True)
+        expected_codes, expected_scale = quantize_rows.formula(rows, None, True)
+        assert torch.equal(codes.float(), expected_codes.float()) and torch.equal(scale, expected_scale)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_layer_does_the_gelu_before_it_and_nobody_writes_it(compiled):
+    if not has_fp8_products(torch.device("cuda")):
+        pytest.skip("this GPU has no fp8 products")
+    torch.manual_seed(0)
+    x = torch.randn(1, 16384, 256, device="cuda").bfloat16()
+    wide = torch.randn(13824, 256, device="cuda").bfloat16()
+    last = Fp8Linear.from_linear(nn.Linear(13824, 512, device="cuda", dtype=torch.bfloat16), "channel")
+    gelu = nn.GELU(approximate="tanh")
+
+    def product(x):
+        layer, left = activated(last, gelu, functional.linear(x, wide))
+        return layer(left)
+
+    measured = torch.compile(product, fullgraph=True) if compiled else product
+    with torch.no_grad():
+        expected = last(gelu(functional.linear(x, wide)))
+        measured(x)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found = measured(x)
+    assert torch.cuda.max_memory_allocated() - before < 3.5 * 16384 * 13824, "the activated values were written"
+    assert (found - expected).float().norm() / expected.float().norm() < 2e-3
+
+
 def test_rows_of_zeros_become_zeros():
-    codes, scale = quantize_rows.quantize_rows(torch.zeros(3, 64, device="cuda", dtype=torch.bfloat16))
-    assert (codes.float() == 0).all() and (scale == quantize_rows.SMALLEST_SCALE).all()
+    for gelu in (False, True):
+        codes, scale = quantize_rows.quantize_rows(torch.zeros(3, 64, device="cuda", dtype=torch.bfloat16), None, gelu)
+        assert (codes.float() == 0).all() and (scale == quantize_rows.SMALLEST_SCALE).all()
 
 
 def test_rows_of_a_part_of_a_matrix():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import gelu
 
 from engine.ops.quantize_rows import LARGEST, LONGEST_FUSED_ROW, quantize_rows
 
@@ -38,5 +39,11 @@ def test_a_compiler_cannot_look_into_it_where_there_are_factors_or_long_rows():
     (targets,) = seen
     assert sum("musubi.quantize_rows" in str(target) for target in targets) == 2
     for laid_out in (rows, torch.randn(48, 5).t(), rows[:0], rows.expand(5, 48)):
-        for given in (factors, None):
-            torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (laid_out, given))
+        for given in ((factors,), (None,), (None, True)):
+            torch.library.opcheck(torch.ops.musubi.quantize_rows.default, (laid_out, *given))
+
+
+def test_the_gelu_of_rows_is_rounded_to_their_format_first():
+    rows = torch.randn(5, 48, generator=torch.Generator().manual_seed(0)).mul(3).bfloat16()
+    for ours, theirs in zip(quantize_rows(rows, gelu=True), quantize_rows(gelu(rows, approximate="tanh")), strict=True):
+        assert torch.equal(ours.float(), theirs.float())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ...ops.activated import activated
 from ...parts.embeddings import Float32LayerNorm, RmsNorm, gated_result
 from ...parts.mmdit import (
     EPS,
@@ -35,7 +36,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BLD: torch.Tensor, normed_BLD: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """The tokens after it: x + gate * feed-forward(normed)."""
         first, activation, last = self.net
-        return gated_result(x_BLD, last, activation(first["proj"](normed_BLD)), gate)
+        return gated_result(x_BLD, *activated(last, activation, first["proj"](normed_BLD)), gate)
 
 
 class SelfAttention(nn.Module):

@@ -7,11 +7,11 @@ they can be streamed, checkpointed and compiled on their own. What computes in f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.activated import activated
 from ...parts import mmdit
 from ...parts.embeddings import Float32LayerNorm, Float32Linear, PatchConv3d, RmsNorm, gated_result, modulated_norm
 from ...parts.mmdit import Heads, Layer, Modulation, Stream
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: Tensor, normed_BLD: Tensor, gate: Tensor) -> Tensor:
         """The tokens after it: x + gate * feed-forward(normed)."""
-        return gated_result(x_BLD, self.fc2, self.activation(self.fc1(normed_BLD)), gate)
+        return gated_result(x_BLD, *activated(self.fc2, self.activation, self.fc1(normed_BLD)), gate)
 
 
 class ValueEmbedder(nn.Module):
@@ -145,7 +145,7 @@ class MMDoubleStreamBlock(mmdit.DoubleStreamBlock):
     def __init__(self, config: HunyuanVideoConfig, *, backend: str):
         super().__init__()
         self.head_dim, self.backend = config.head_dim, backend
-        gelu = partial(F.gelu, approximate="tanh")
+        gelu = nn.GELU(approximate="tanh")
         self.img_mod = Modulation(config.dim, 6)
         self.img_attn_qkv = nn.Linear(config.dim, 3 * config.dim)
         self.img_attn_q_norm = RmsNorm(config.head_dim, eps=mmdit.EPS)

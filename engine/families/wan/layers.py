@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...ops.activated import activated
 from ...ops.attention import attention, padded_attention
 from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, gated_result, gated_sum, modulated_norm
 from ...parts.rope import rotate
@@ -142,7 +143,8 @@ class WanAttentionBlock(nn.Module):
         del found_BLD  # not needed while the widest layer runs
         x_BLD = x_BLD + self.cross_attn(self.norm3(x_BLD), seen)
         first, activation, last = self.ffn
-        hidden = activation(first(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype)))
+        hidden = first(modulated_norm(x_BLD, ffn_shift, ffn_scale, eps=self.eps).to(x_BLD.dtype))
+        last, hidden = activated(last, activation, hidden)
         if "after_attention" in self.LAST:
             return gated_result(x_BLD, last, hidden, ffn_gate)
         return gated_sum(x_BLD, last(hidden), ffn_gate)
