@@ -77,6 +77,9 @@ COMPILED: dict[Kind, tuple[Sizes, float]] = {
 What a compiler computes together it does not write (copies of norms in 32 bits), or holds together (feed-forward rows
 and their gradients). H100: with these numbers five trainings of Wan 14B and 1.3B, whole and in two pieces, and two of
 HunyuanVideo are predicted within 1 %."""
+COMPILED_KEPT: dict[Kind, float] = {"cross": -2.5, "double": 0, "single": -1.3}
+"""What it keeps more where nothing is run again, in tokens x width. H100: Wan 14B with 13 of 40 blocks so, HunyuanVideo
+with 15 of 60, its last ones."""
 COMPILED_FORWARD = -1
 """The same without gradients: in a graph the result of attention goes as soon as it was used, which a caller in Python
 may hold. H200: Wan 14B at 32,760 tokens takes 1.5 sizes less."""
@@ -126,11 +129,12 @@ class How:
 @dataclass(frozen=True, kw_only=True)
 class Moment:
     """What is there at a moment of a step: by name on the device, in main memory; and how much of the former is only
-    taken where there is room."""
+    taken where there is room, and how much comes in the same order in each step."""
 
     device: dict[str, int]
     main: dict[str, int]
     spare: int = 0
+    settled: int = 0
 
     @property
     def total(self) -> int:
@@ -174,7 +178,7 @@ def _moment(
     main: dict[str, int] = {}
     device = {"gradients": _gradients(how, adapters, place)}
     checkpointed = how.checkpointed(sum(one.count for one in work.runs))
-    again = place < checkpointed
+    again, settled = place < checkpointed, 0
     if not again:
         name = "activations of the last blocks" if checkpointed else "activations of all blocks"
         device[name] = how.batch * sum(
@@ -182,6 +186,7 @@ def _moment(
         )
         if how.ffn_chunks > 1:  # its own, but for its input, are a part of what is there while it is differentiated
             device[name] -= how.batch * _kept(work, run, how) - unit
+        settled = device[name] if how.compile else 0
     inputs, results = min(place + 1, checkpointed), min(place, checkpointed)
     if how.gradient_checkpointing_cpu_offload:
         inputs = min(ON_THE_WAY, inputs)
@@ -192,7 +197,7 @@ def _moment(
     left = None if free is None else free - sum(device.values())
     inside, spare = _differentiated(work, run, how, left, again=again)
     device["one block forward and back"] = inside
-    return Moment(device=device, main=main, spare=spare)
+    return Moment(device=device, main=main, spare=spare, settled=settled)
 
 
 def _gradients(how: How, adapters: Sequence[int], place: int) -> int:
@@ -208,7 +213,8 @@ def _gradients(how: How, adapters: Sequence[int], place: int) -> int:
 def _kept(work: Work, run: BlockRun, how: How) -> int:
     """Bytes of one sample that one block keeps where nothing but pieces is run again."""
     numbers = BLOCKS[run.kind]
-    return _block(work, run, numbers.kept_between if how.ffn_chunks > 1 else numbers.kept)
+    compiled = _bytes(work, run, (COMPILED_KEPT[run.kind], 0)) if how.compile and how.ffn_chunks == 1 else 0
+    return compiled + _block(work, run, numbers.kept_between if how.ffn_chunks > 1 else numbers.kept)
 
 
 def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, again: bool) -> tuple[int, int]:

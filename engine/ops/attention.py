@@ -252,7 +252,7 @@ def choose_kernel(
         names = ("cudnn", "flash", "efficient", *hopper, *packages)
         kernels = {name: partial(_run, name, *qkv) for name in names}
     gpu = torch.cuda.get_device_properties(device)
-    tried = f"{_TRIED_TOKENS} tokens of {_TRIED_HEADS} heads"
+    tried = f"{_TRIED_TOKENS} tokens of {_TRIED_HEADS} heads by turns"
     machine = " ".join([f"{gpu.name} {gpu.major}.{gpu.minor}", *_versions(), tried])
     asked = Asked(device, machine, dtype, head_dim, learning)
     return choose(asked, kernels, file=file, clock=clock) if len(kernels) > 1 else None

@@ -52,7 +52,8 @@ def test_gelus_of_numbers_far_out():
     for rows in (far[:, 6:8], far[:, :4], far):
         codes, scale = quantize_rows.quantize_rows(rows, None, True)
         expected_codes, expected_scale = quantize_rows.formula(rows, None, True)
-        assert torch.equal(codes.float(), expected_codes.float()) and torch.equal(scale, expected_scale)
+        assert torch.equal(codes.float(), expected_codes.float())
+        torch.testing.assert_close(scale, expected_scale, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -95,7 +96,7 @@ def test_rows_of_a_part_of_a_matrix():
 
 def test_a_compiled_function_takes_the_kernel_where_there_are_factors():
     torch.manual_seed(0)
-    values, factors = torch.randn(333, 5120, device="cuda").bfloat16(), torch.rand(5120, device="cuda")
+    values, factors = torch.randn(3333, 5120, device="cuda").bfloat16(), torch.rand(5120, device="cuda")
 
     def halved(values):
         return quantize_rows.quantize_rows(values * 0.5, factors)

@@ -13,7 +13,8 @@ ASKED = Asked(GPU, "A card 9.0", torch.bfloat16, 128, learning=False)
 
 
 @pytest.fixture(autouse=True)
-def nothing_chosen():
+def nothing_chosen(monkeypatch):
+    monkeypatch.setattr(attention_choice, "WARM_SECONDS", 0)
     attention_choice.forget()
     yield
     attention_choice.forget()
@@ -47,6 +48,26 @@ def test_the_fastest_is_taken_and_the_file_remembers_it(tmp_path):
     attention_choice.forget()
     again = choose(ASKED, runs, file=file, clock=clock)
     assert again.remembered and again.milliseconds == choice.milliseconds and len(tried) == 3 and chosen() == "flash"
+
+
+def test_those_that_are_close_are_timed_by_turns_on_a_warm_card(tmp_path, monkeypatch):
+    """On a cold one the first would seem faster than it is for long."""
+    now, tried = [0.0], []
+    monkeypatch.setattr(attention_choice, "WARM_SECONDS", 2)
+    monkeypatch.setattr(attention_choice, "monotonic", lambda: now[0])
+
+    def run(name, cold, warm):
+        tried.append(name)
+        now[0] += 0.1
+        return cold if now[0] < 1 else warm
+
+    runs = {
+        "cudnn": lambda: run("cudnn", 1.0, 1.2), "hopper": lambda: run("hopper", 0.97, 1.0),
+        "efficient": lambda: run("efficient", 4.0, 4.0),
+    }  # fmt: skip
+    choice = choose(ASKED, runs, file=tmp_path / "a.json", clock=lambda run: run())
+    assert choice.name == "hopper" and choice.milliseconds == {"cudnn": 1.2, "hopper": 1.0, "efficient": 4.0}
+    assert tried == ["cudnn", "hopper", "efficient", *["cudnn", "hopper"] * 10]
 
 
 @pytest.mark.parametrize(("time", "name"), [(0.97, "cudnn"), (0.9, "flash")])
