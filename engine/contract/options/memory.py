@@ -97,6 +97,11 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         "that computes in another format.", advanced=True,
     )  # fmt: skip
 
+    @property
+    def streams_from_disk(self) -> bool:
+        """Whether there are streamed blocks that wait on disk."""
+        return self.block_swap_from_disk and bool(self.blocks_to_swap)
+
     def __post_init__(self) -> None:
         if self.block_swap_from_disk and not self.blocks_to_swap:
             raise OptionError(
