@@ -71,8 +71,9 @@ def train(job: Job) -> None:
         )
     a_gpu_for_each_process(job)
     if job[Launch].shard_base and job[Memory].blocks_to_swap:
+        where = "on disk" if job[Memory].streams_from_disk else "in main memory"
         raise OptionError(
-            f"--shard_base keeps the blocks on the GPUs, --blocks_to_swap {job[Memory].blocks_to_swap} in main memory.",
+            f"--shard_base keeps the blocks on the GPUs, --blocks_to_swap {job[Memory].blocks_to_swap} {where}.",
             hint="Leave out one of them.",
             names=("shard_base", "blocks_to_swap"),
         )

@@ -24,8 +24,9 @@ class MemoryPlan(Section, title="Memory and speed"):
 
     memory: Literal["off", "auto"] = opt(
         "off", "auto: before anything is loaded, choose what makes the job fit the GPU (--blocks_to_swap, "
-        "--gradient_checkpointing, --fp8_scaled, VAE tiles …) on top of what is asked for, and after running out of "
-        "memory go on once with less. `plan` shows what it would choose.",
+        "--gradient_checkpointing, --fp8_scaled, VAE tiles …, and --block_swap_from_disk where main memory is short) "
+        "on top of what is asked for, and after running out of memory go on once with less. `plan` shows what it would "
+        "choose.",
     )  # fmt: skip
     vram: str | None = opt(
         None, "Plan for a GPU of this size, such as 12GB, and with --memory auto take no more. Default: what is free.",
@@ -60,8 +61,8 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     blocks_to_swap: int | None = opt(
-        None, "Keep so many of the model's blocks in main memory and stream them to the GPU when they are due.", low=0,
-        unit="blocks",
+        None, "Keep so many of the model's blocks in main memory, or with --block_swap_from_disk on disk, and stream "
+        "them to the GPU when they are due.", low=0, unit="blocks",
     )  # fmt: skip
     use_pinned_memory_for_block_swap: bool = opt(
         False, "Pin the streamed blocks in main memory: faster copies; on Windows it uses shared GPU memory.",
