@@ -184,7 +184,8 @@ def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterato
 
 
 def _from_disk(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Row]:
-    """`wanted` with streamed blocks on disk. What was asked to be there is so in all other rows."""
+    """`wanted` with streamed blocks on disk. Where that was asked for, with or without a number of them, it is so in
+    all other rows."""
     if asked.get("shard_base") or asked["block_swap_from_disk"]:
         return
     counts = range(max(asked["blocks_to_swap"] or 0, 3), blocks + 1)

@@ -61,6 +61,7 @@ MISTAKES = [
     (f"{TRAIN} --block_swap_h2d_only --gradient_checkpointing", "says how blocks are streamed", "--blocks_to_swap"),
     (f"{TRAIN} --shard_base --blocks_to_swap 2", "--blocks_to_swap 2 in main memory", "Leave out one"),
     (f"{TRAIN} --shard_base --blocks_to_swap 2 --block_swap_from_disk", "--blocks_to_swap 2 on disk", "Leave out one"),
+    (f"{TRAIN} --shard_base --memory auto --block_swap_from_disk", "--block_swap_from_disk on disk", "Leave out one"),
     (f"{TRAIN} --compile --compile_fullgraph --split_attn", "--split_attn cannot be compiled", "Leave out"),
     (f"{TRAIN} --dim_from_weights", "--network_weights, which is not given", "Add --network_weights"),
     (f"{TRAIN} --network_module networks.lora", "does not train this family; its LoRA is networks.lora_wan", "Leave"),

@@ -16,6 +16,7 @@ import pytest
 from engine.contract import cli
 from engine.contract.errors import OptionError, WeightsError
 from engine.contract.events import Control, Plan
+from engine.contract.options import Memory
 from engine.memory.estimate import GIB, largest
 from engine.parts.scratch_place import scratch_free
 from engine.tasks import fitting, plan, planned_weights
@@ -386,6 +387,17 @@ def test_a_size_that_is_none(vram):
     with pytest.raises(OptionError, match="--vram"):
         cli.parse(["generate", "wan", "--dit", "d", "--vae", "v", "--t5", "t", "--prompt", "x", "--save_path", "s",
                    f"--vram={vram}"])  # fmt: skip
+
+
+def test_from_disk_without_a_number_of_blocks(models, tmp_path):
+    """The plan chooses how many, without main memory being short; none where all fits."""
+    for line in (training_line, generation_line):
+        words = [*line(models, tmp_path, "wan-14b", (480, 832, 33)), "--block_swap_from_disk", "--memory", "auto"]
+        found = planned([*words, "--vram", "12GB"])
+        assert found.fits and found.options["blocks_to_swap"] and found.job[Memory].streams_from_disk
+        assert not {"block_swap_from_disk", "use_pinned_memory_for_block_swap"} & found.options.keys()
+        assert not any("weights of streamed blocks" in stage.main for stage in found.planned)
+        assert not planned([*words, "--vram", "80GB"]).job[Memory].streams_from_disk
 
 
 # ---------------------------------------------------------------------------------------------------- the scratch file
