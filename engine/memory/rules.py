@@ -1,9 +1,11 @@
 """Rules that streaming and checkpointing go by, and that the planner must know: what it predicts is what they do.
 
-Standard library only.
+Standard library and the contract only.
 """
 
 from __future__ import annotations
+
+from ..contract.errors import OptionError
 
 WORKING_SET = 40
 """What the backward pass of one block needs at its peak, in sizes of the block's input: 33 to 38 with Wan 14B."""
@@ -17,6 +19,16 @@ FP8_PRODUCTS = (8, 9)
 def spread(count: int, total: int) -> list[int]:
     """`count` of the indices 0..total-1, evenly spread, ascending: the blocks that are streamed."""
     return [(2 * step + 1) * total // (2 * count) for step in range(count)]
+
+
+def check_streamed(count: int, total: int) -> None:
+    """OptionError unless a model of `total` blocks has so many to be streamed."""
+    if not 0 <= count <= total:
+        raise OptionError(
+            f"--blocks_to_swap {count}: this model has {total} blocks.",
+            hint=f"Give --blocks_to_swap a number from 0 to {total}.",
+            names=("blocks_to_swap",),
+        )
 
 
 def keeps_attention(token_bytes: int, *, blocks: int, free: int, others: int = 0) -> bool:
