@@ -111,3 +111,25 @@ def test_in_8_bits_it_is_the_kernel_for_other_gpus(shape, dtype):
 
     parts = _tokens(*shape, dtype)
     assert _error(attend(*parts, hopper=True), attend(*parts, hopper=False).double()) < 0.005
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no Gluon"), 0.5])
+def test_in_8_bits_the_kernel_for_other_gpus_is_taken_where_it_fails(monkeypatch, failure):
+    from engine.ops import eight_bit_attention
+    from engine.ops.eight_bit_attention_triton import attend
+
+    def try_out(*_):
+        if isinstance(failure, Exception):
+            raise failure
+        return failure
+
+    parts = _tokens(1, 3000, 4097, 2, 128, torch.bfloat16)
+    wanted, by_hopper = attend(*parts, hopper=False), attend(*parts, hopper=True)
+    compiled = torch.compile(lambda *given: eight_bit_attention.eight_bit_attention(*given) + 0)
+    assert torch.equal(attend(*parts), by_hopper) and torch.equal(compiled(*parts), by_hopper)
+    monkeypatch.setattr(hopper_attention, "_try_out", try_out)
+    can_run.cache_clear()
+    try:
+        assert torch.equal(attend(*parts), wanted) and torch.equal(compiled(*parts), wanted)
+    finally:
+        can_run.cache_clear()
