@@ -98,6 +98,7 @@ PlannedStage = dict[str, Any]
 class Plan:
     """What a job will take, before it runs. `needed_mib` has to be free on the GPU with `options` added to the job's,
     `asked_mib` without; `limit_mib` is what there is, None where that is not known. `ram_mib`: of main memory.
+    `scratch_mib` are written to `scratch_folder`, whose disk has `scratch_free_mib`, None where that is not known.
     """
 
     stages: list[PlannedStage]
@@ -108,6 +109,9 @@ class Plan:
     fits: bool
     options: dict[str, Any]
     message: str = ""
+    scratch_mib: float = 0.0
+    scratch_folder: str = ""
+    scratch_free_mib: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

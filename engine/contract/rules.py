@@ -70,12 +70,8 @@ def train(job: Job) -> None:
             names=("split_attn", "compile_fullgraph"),
         )
     a_gpu_for_each_process(job)
-    if job[Launch].shard_base and job[Memory].blocks_to_swap:
-        raise OptionError(
-            f"--shard_base keeps the blocks on the GPUs, --blocks_to_swap {job[Memory].blocks_to_swap} in main memory.",
-            hint="Leave out one of them.",
-            names=("shard_base", "blocks_to_swap"),
-        )
+    if job[Launch].shard_base:
+        _blocks_in_one_place(job[Memory])
     if job[Optimizer].fused_backward_pass:
         _fused_backward_pass(job)
     precision = job[TrainingPrecision].mixed_precision
@@ -93,6 +89,23 @@ def train(job: Job) -> None:
             hint="Add --resume owner/name/path-of-the-state.",
             names=("resume_from_huggingface", "resume"),
         )
+
+
+def _blocks_in_one_place(memory: Memory) -> None:
+    """With --shard_base the blocks are on the GPUs."""
+    if memory.blocks_to_swap:
+        name = "blocks_to_swap"
+        other = f"--{name} {memory.blocks_to_swap} {'on disk' if memory.streams_from_disk else 'in main memory'}"
+    elif memory.block_swap_from_disk:
+        name = "block_swap_from_disk"
+        other = f"--{name} on disk"
+    else:
+        return
+    raise OptionError(
+        f"--shard_base keeps the blocks on the GPUs, {other}.",
+        hint="Leave out one of them.",
+        names=("shard_base", name),
+    )
 
 
 def _fused_backward_pass(job: Job) -> None:

@@ -7,7 +7,8 @@ knows models or formulas. Order of the rows: results stay bit for bit the same u
                  memory; what the optimizer needs too; the same in fp8; what is token by token in pieces; all of it with
                  attention computed again (slower); one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
-    both         then all of that once more with the streamed blocks on disk (slower by far), for little main memory
+    both         then all of that once more with the streamed blocks on disk (slower by far), for little main memory;
+                 what is not used as the checkpoint has it needs room there too, in a scratch file
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Bytes that settings take: of the card and of main memory."""
+    """Bytes that settings take: of the card, of main memory and of the disk for scratch files."""
 
     card: int
     main: int
+    disk: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +43,19 @@ class Limits:
 
     card: int | None = None
     main: int | None = None
+    disk: int | None = None
 
     def allow(self, needs: Needs) -> bool:
-        return self.card_allows(needs) and self.main_allows(needs)
+        return self.card_allows(needs) and self.main_allows(needs) and self.disk_allows(needs)
 
     def card_allows(self, needs: Needs) -> bool:
         return self.card is None or needs.card <= self.card
 
     def main_allows(self, needs: Needs) -> bool:
         return self.main is None or needs.main <= self.main
+
+    def disk_allows(self, needs: Needs) -> bool:
+        return self.disk is None or needs.disk <= self.disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,8 @@ class Choice:
 Measure = Callable[[Options], Needs]
 Row = Sequence[Options]
 """Settings, each of which takes no more of the card than the one before it. Main memory rises along a row, or falls:
-where streamed blocks are on disk and an expert that waits is streamed too, more of them leave less of it to wait."""
+where streamed blocks are on disk and an expert that waits is streamed too, more of them leave less of it to wait.
+A scratch file grows along it."""
 
 
 def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
@@ -86,7 +93,7 @@ def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
     place = bisect_left(range(len(row)), True, key=lambda place: limits.card_allows(needs(place)))
     if place < len(row) and not limits.main_allows(needs(place)):  # then only where main memory falls
         place = bisect_left(range(len(row)), True, lo=place, key=lambda place: limits.main_allows(needs(place)))
-    fits = place < len(row)
+    fits = place < len(row) and limits.disk_allows(needs(place))
     if not fits:
         allowed = bisect_left(range(len(row)), True, key=lambda place: not limits.main_allows(needs(place)))
         place = (allowed or len(row)) - 1
@@ -94,8 +101,8 @@ def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
 
 
 def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
-    """What does not fit into main memory is worse than anything that does not fit into the card."""
-    return not limits.main_allows(needs), needs.card
+    """What does not fit into main memory or onto the disk is worse than anything that does not fit into the card."""
+    return not (limits.main_allows(needs) and limits.disk_allows(needs)), needs.card
 
 
 def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Row]:
@@ -176,7 +183,8 @@ def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterato
 
 
 def _from_disk(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Row]:
-    """`wanted` with streamed blocks on disk. What was asked to be there is so in all other rows."""
+    """`wanted` with streamed blocks on disk. Where that was asked for, with or without a number of them, it is so in
+    all other rows."""
     if asked.get("shard_base") or asked["block_swap_from_disk"]:
         return
     counts = range(max(asked["blocks_to_swap"] or 0, 3), blocks + 1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..parts.mapped_files import Scratch, aligned, map_file
 from ..parts.weights import Stored, WorkedOn
 from .fp8 import SCALE, QuantizeOnLoad
+from .rules import stays_in_file
 from .slots import lay_out
 
 
@@ -50,10 +51,10 @@ class LeaveOnDisk(WorkedOn):
 
     def instead(self, name: str, own: Tensor, stored: Stored | None) -> Tensor | None:
         """The tensor where the checkpoint has it; None where it has to be read."""
-        if name not in self._due or name in self._changed or stored is None or not own.numel():
+        if name not in self._due or stored is None or not own.numel():
             return None
         file, entry = stored
-        if entry.dtype != own.dtype:
+        if not stays_in_file(changed=name in self._changed, stored_as=entry.dtype, used_as=own.dtype):
             return None
         self.mapped_bytes += self._due.pop(name)
         return map_file(file).tensor(entry.start, entry.dtype, entry.shape)

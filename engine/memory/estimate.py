@@ -87,6 +87,7 @@ class Weights:
     adapters: tuple[int, ...] = ()
     others: int = 0  # bytes of further DiTs that wait on the device, without blocks that are streamed
     waiting: int = 0  # bytes of further DiTs that wait in main memory
+    scratch: int = 0  # bytes of all DiTs that go to scratch files on disk
 
     @property
     def total(self) -> int:
@@ -103,6 +104,7 @@ class Stage:
     passing: int = 0  # of the device's bytes those that come and go, between which gaps arise
     settled: int = 0  # of these those that come in the same order in each step, and leave few gaps
     spare: int = 0  # of the passing ones those that are taken only where there is room for them
+    scratch: int = 0  # bytes of scratch files on disk
 
     @property
     def device_bytes(self) -> int:
@@ -145,6 +147,7 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
         passing=sum(passing.values()),
         settled=worst.settled if in_blocks else 0,
         spare=min(worst.spare, worst.total - sum(step.values())) if in_blocks else 0,
+        scratch=weights.scratch,
     )
 
 
@@ -152,7 +155,8 @@ def denoising(weights: Weights, work: Work, how: How, *, name: str = "denoising"
     """One call of the DiT without gradients. `beside`: what else is on the device, such as a LoRA in training."""
     inside = forward_bytes(work, how)
     device = {**_resident(weights, how), **(beside or {}), "tokens of one block": inside}
-    return Stage(name=name, device=device, main=_streamed(weights, how), passing=inside)
+    main = _streamed(weights, how)
+    return Stage(name=name, device=device, main=main, passing=inside, scratch=weights.scratch)
 
 
 def adapters(weights: Weights, how: How) -> Parts:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from ..contract.errors import WeightsError
 from ..ops.fp8 import CODES, dequantize, quantize
 from ..ops.quantize_rows import quantize_rows, spares_gelu
+from .rules import FP8_PRODUCTS
 
 Transform = Callable[[str, Tensor], Tensor]
 SCALE = "scale_weight"
@@ -96,7 +97,7 @@ def _computing_dtype(x: Tensor) -> torch.dtype:
 
 def has_fp8_products(device: torch.device) -> bool:
     """Whether this device multiplies fp8 matrices (compute capability 8.9, Ada, or newer)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_PRODUCTS
 
 
 class _FrozenProduct(torch.autograd.Function):

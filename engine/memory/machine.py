@@ -19,11 +19,12 @@ _CONTAINER = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU; bytes. `free` is what nobody uses now."""
+    """A GPU; bytes. `free` is what nobody uses now. `capability`: CUDA's number for its kind; None: not told."""
 
     name: str
     total: int
     free: int
+    capability: tuple[int, int] | None = None
 
 
 class _Memory(ctypes.Structure):
@@ -65,7 +66,10 @@ def _asked(nvml: ctypes.CDLL, number: int | str) -> Card | None:
     if status != 0 or nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0:
         return None
     nvml.nvmlDeviceGetName(handle, name, len(name))
-    return Card(name.value.decode(errors="replace"), memory.total, memory.free)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    told = nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) == 0
+    capability = (major.value, minor.value) if told else None
+    return Card(name.value.decode(errors="replace"), memory.total, memory.free, capability)
 
 
 def main_memory() -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
+from .rules import check_streamed
 from .rules import spread as spread
 from .slots import BlockSlots, Piece, check_block, lay_out
 from .waiting import InMainMemory, Kept, OnDisk, Waiting
@@ -34,11 +35,7 @@ def stream_blocks(
     DiskError when the disk does not.
     """
     device = torch.device(device)
-    if not 0 <= count <= len(blocks):
-        raise OptionError(
-            f"{count} blocks are to be streamed, but this model has {len(blocks)}.",
-            hint=f"Give {FLAG} a number from 0 to {len(blocks)}.",
-        )
+    check_streamed(count, len(blocks))
     if slots < 1:
         raise OptionError(f"{slots} buffers for streamed blocks.", hint="Give --block_swap_ring_size 1 or more.")
     for block in blocks:

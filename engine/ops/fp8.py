@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .fp8_scales import BLOCK, settled
+
 CODES = torch.float8_e4m3fn
-BLOCK = 64
-MODES = ("block", "channel", "tensor", "cast")
 SMALLEST_SCALE = 1e-8
 
 
@@ -26,17 +26,12 @@ def quantize(
     The scale is max|w| / the largest code (at least 1e-8), rounded to the weight's dtype, and is returned as
     scale_dtype, by default the weight's.
     """
-    if mode not in MODES:
-        raise ValueError(f"no fp8 mode {mode!r}: {', '.join(MODES)}")
+    mode = settled(mode, weight.shape)
     largest = torch.finfo(codes_dtype).max
     weight = weight.detach()
     if mode == "cast":
         one = torch.ones((), device=weight.device, dtype=scale_dtype or weight.dtype)
         return weight.clamp(-largest, largest).to(codes_dtype), one
-    if weight.ndim != 2:
-        mode = "tensor"
-    elif mode == "block" and weight.shape[1] % BLOCK:
-        mode = "channel"
     grouped = weight.unflatten(1, (-1, BLOCK)) if mode == "block" else weight
     highest = grouped.abs().amax() if mode == "tensor" else grouped.abs().amax(dim=-1, keepdim=True)
     # divided in the weight's dtype, so that the scale is stored as it was used; its floor is below fp16's range

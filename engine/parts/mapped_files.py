@@ -28,13 +28,11 @@ from torch import Tensor
 
 from ..contract.errors import DiskError, is_full
 from ..contract.files import disk_error
-from ..contract.home import engine_home
+from .scratch_place import ADVICE, aligned, no_room, scratch_folder
 
-FOLDER = "MUSUBI_SCRATCH"
 _AT_ONCE = 1 << 30  # systems move less than 2 GiB a call
 _STAGE = 32 << 20  # from a GPU through so much main memory
 _TRIMMED = 16 << 20
-_GIB = 1 << 30
 
 
 class MappedFile(mmap.mmap):
@@ -43,6 +41,7 @@ class MappedFile(mmap.mmap):
     stream: io.FileIO
     name: str
     """For people."""
+    is_scratch: bool = False
     address: int
     _turn: threading.Lock  # where reading moves the file's one position
 
@@ -117,16 +116,17 @@ class Scratch:
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
             if free < size:
-                raise _no_room(folder, size, free)
+                raise no_room(folder, size, free)
             # without a name, or removed by the system when it is closed (Windows)
             stream = tempfile.TemporaryFile(dir=folder, prefix=".scratch-", buffering=0)  # noqa: SIM115
             _reserve(stream.fileno(), max(size, 1))
         except OSError as error:
             if is_full(error):
-                raise _no_room(folder, size, shutil.disk_usage(folder).free) from error
-            raise disk_error(folder, error, advice=_advice()) from error
+                raise no_room(folder, size, shutil.disk_usage(folder).free) from error
+            raise disk_error(folder, error, advice=ADVICE) from error
         name = f"a scratch file in {folder}"
         self._file = MappedFile(stream, name)  # type: ignore[arg-type]  # on Windows a wrapper, which behaves alike
+        self._file.is_scratch = True
         self._stage = torch.empty(0, dtype=torch.uint8)
         self._end = 0
 
@@ -140,7 +140,7 @@ class Scratch:
             for part in tensor.detach().contiguous().reshape(-1).view(torch.uint8).split(_STAGE):
                 self._write(part)
         except OSError as error:
-            raise disk_error(scratch_folder(), error, advice=_advice()) from error
+            raise disk_error(scratch_folder(), error, advice=ADVICE) from error
         self._end = start + aligned(tensor.nbytes)
         if end // _TRIMMED > start // _TRIMMED:
             _trim()
@@ -156,16 +156,9 @@ class Scratch:
             done += self._file.stream.write(data[done:]) or 0
 
 
-def aligned(size: int) -> int:
-    """What a tensor of so many bytes takes in a scratch file."""
-    return -(-size // 64) * 64
-
-
-def scratch_folder() -> Path:
-    """Where scratch files go: MUSUBI_SCRATCH, else beside what else the engine keeps, else the system's place."""
-    home = engine_home()
-    kept = Path(tempfile.gettempdir()) if home is None else home / "scratch"
-    return Path(os.environ.get(FOLDER) or kept).expanduser()
+def scratch_held() -> int:
+    """Bytes of the scratch files of this process, which are free again when nothing in them is used any more."""
+    return sum(len(file) for file in _mapped if file.is_scratch)
 
 
 def _reserve(file: int, size: int) -> None:
@@ -182,15 +175,3 @@ def _trim() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _no_room(folder: Path, size: int, free: int) -> DiskError:
-    return DiskError(
-        f"Weights that were changed while they were loaded take {size / _GIB:.1f} GiB on disk, but {folder} has "
-        f"{free / _GIB:.1f} GiB free.",
-        _advice(),
-    )
-
-
-def _advice() -> str:
-    return f"Free some space, or set the environment variable {FOLDER} to a folder on a larger disk."

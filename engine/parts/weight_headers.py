@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ SCALES = (("scale_weight", "weight"), ("weight_scale", "weight"))
 """(last part of a scale's name, of its fp8 weight's)."""
 FP8_NOTES = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
 """Last parts of names that say how fp8 was made and hold no weights."""
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _FP8 = ("F8_E4M3", "F8_E5M2")
 
 
@@ -30,16 +31,22 @@ class Headers:
     dtypes: dict[str, str]
     metadata: dict[str, str]
     plain_fp8: bool = False  # it has fp8 weights without scales
+    scaled: AbstractSet[str] = frozenset()  # fp8 weights that are read multiplied out
+    mapped: bool = True  # safetensors files, whose bytes are the numbers
 
     @property
-    def number_bytes(self) -> int:
-        """Of the format that most weights have; fp8 is computed in 16 bits."""
+    def main_format(self) -> str:
+        """The format that most weights have; fp8 is computed in 16 bits."""
         count: Counter[str] = Counter()
         for name, dtype in self.dtypes.items():
-            if dtype in _BYTES:
+            if dtype in NUMBER_BYTES:
                 count[dtype] += math.prod(self.shapes[name])
         common = count.most_common(1)
-        return 2 if not common or common[0][0] in _FP8 else _BYTES[common[0][0]]
+        return "BF16" if not common or common[0][0] in _FP8 else common[0][0]
+
+    def as_read(self, name: str) -> str | None:
+        """The format of a tensor that lies in its file as it is read; None for any other."""
+        return self.dtypes[name] if self.mapped and name not in self.scaled else None
 
 
 def read_headers(path: str | Path, *, role: str) -> Headers:
@@ -59,18 +66,27 @@ def read_headers(path: str | Path, *, role: str) -> Headers:
         metadata = header.metadata if number == 0 else metadata
         shapes.update({name: told.shape for name, told in header.tensors.items()})
         dtypes.update({name: told.dtype for name, told in header.tensors.items()})
-    scales = _scales(dtypes)
-    hidden = {name for name in shapes if name.rpartition(".")[2] in FP8_NOTES} | scales
+    pairs = _scales(dtypes)
+    hidden = {name for name in shapes if name.rpartition(".")[2] in FP8_NOTES} | pairs.keys()
     shown = [name for name in shapes if name not in hidden]
-    plain = not scales and any(dtype in _FP8 for dtype in dtypes.values())
-    return Headers({name: shapes[name] for name in shown}, {name: dtypes[name] for name in shown}, metadata, plain)
+    plain = not pairs and any(dtype in _FP8 for dtype in dtypes.values())
+    return Headers(
+        {name: shapes[name] for name in shown},
+        {name: dtypes[name] for name in shown},
+        metadata,
+        plain_fp8=plain,
+        scaled=frozenset(pairs.values()),
+    )
 
 
-def _scales(dtypes: dict[str, str]) -> set[str]:
-    found = set()
+def _scales(dtypes: dict[str, str]) -> dict[str, str]:
+    """Scale -> its fp8 weight."""
+    found = {}
     for name in dtypes:
         stem, _, last = name.rpartition(".")
-        found |= {name for scale, weight in SCALES if last == scale and dtypes.get(f"{stem}.{weight}") in _FP8}
+        for scale, weight in SCALES:
+            if last == scale and dtypes.get(f"{stem}.{weight}") in _FP8:
+                found[name] = f"{stem}.{weight}"
     return found
 
 
@@ -80,4 +96,5 @@ def _through_torch(path: Path, role: str) -> Headers:
 
     file = open_weights(path, role=role)
     words = {dtype: word for word, dtype in SAFETENSORS_DTYPES.items()}
-    return Headers(dict(file.shapes), {name: words.get(dtype, "?") for name, dtype in file.dtypes.items()}, {})
+    dtypes = {name: words.get(dtype, "?") for name, dtype in file.dtypes.items()}
+    return Headers(dict(file.shapes), dtypes, {}, mapped=False)

@@ -25,9 +25,10 @@ from ..memory.estimate import GIB
 from ..memory.fp8 import QuantizeOnLoad, has_fp8_products, quantize_model
 from ..memory.pieces import run_in_pieces
 from ..memory.recomputing import tell_what_learns
+from ..memory.rules import fp8_mode
 from ..memory.sharing import ShareOnLoad, Shares, share_blocks
 from ..memory.streaming import spread, stream_blocks
-from ..parts.mapped_files import scratch_folder
+from ..parts.scratch_place import scratch_folder
 from ..parts.weights import Unread, WorkedOn, open_weights
 from .lora_targets import lora_target
 
@@ -108,11 +109,11 @@ def load_dit(
         quantizer = QuantizeOnLoad(
             meta_dit(job, path, role=role),
             wanted=part(job.family, "keys").is_fp8_weight,
-            mode=_fp8_mode(weight_format, device),
+            mode=fp8_mode(weight_format, products=has_fp8_products(device)),
             before=transform,
         )
     memory = job[Memory]
-    from_disk = memory.block_swap_from_disk
+    from_disk = memory.streams_from_disk
     home = torch.device("cpu") if waiting or (memory.blocks_to_swap and not from_disk) else device
     load = partial(
         model.load,
@@ -151,13 +152,6 @@ def load_dit(
 def _waits_where(left: LeaveOnDisk) -> str:
     written = f", {left.scratch_bytes / GIB:.2f} GiB in {scratch_folder()}" if left.scratch_bytes else ""
     return f"{left.mapped_bytes / GIB:.2f} GiB in the checkpoint{written}"
-
-
-def _fp8_mode(weight_format: str, device: torch.device) -> str:
-    """A scale for each row lets the GPU multiply in fp8; where it cannot, finer blocks are the more exact choice."""
-    if weight_format == "fp8":
-        return "cast"
-    return "channel" if has_fp8_products(device) else "block"
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -208,7 +202,7 @@ def arrange_blocks(
             device=device,
             slots=slots,
             pinned=pinned,
-            from_disk=memory.block_swap_from_disk,
+            from_disk=memory.streams_from_disk,
         )
     if shares is not None:
         stream = share_blocks(blocks, shares, slots=slots)

@@ -24,6 +24,7 @@ from ..lora.several import LoraNetworks
 from ..memory.estimate import GIB
 from ..memory.exchange import WeightSets
 from ..memory.resting import weights_in
+from ..memory.rules import check_streamed
 from ..memory.sharing import Company, SharedBlocks, Shares
 from ..memory.slots import COMPILED_WITH_GRAPHS
 from ..memory.streaming import BlockStream
@@ -75,7 +76,8 @@ class Experts:
         self._sets: WeightSets | None = None
 
     def check(self) -> nn.Module:
-        """Refuse now a file that is missing, damaged, of another kind or of another shape than the first.
+        """Refuse now a file that is missing, damaged, of another kind or of another shape than the first, and more
+        streamed blocks than there are.
 
         Returns the DiT without weights.
         """
@@ -88,6 +90,7 @@ class Experts:
                     f"--dit and {expert.flag} are models of different shapes.",
                     "Experts of one model have the same shapes. Were the files mixed up?",
                 )
+        check_streamed(self._job[Memory].blocks_to_swap or 0, len(self._blocks(main)))
         files = {open_weights(expert.dit, role=expert.flag).identity() for expert in self.members} if further else ()
         if further and len(files) < len(self.members):
             self._say(Warning_(message="Two experts have the same weights: was one file given twice?"))

@@ -7,8 +7,9 @@ headers only; imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..contract.job import Job, changed
@@ -18,6 +19,7 @@ from ..families import part
 from ..memory.choosing import Choice, Limits, Needs, Options, Row, choose, generation_rows, training_rows
 from ..memory.estimate import GIB, Stage, largest
 from ..memory.machine import Card, find_card, main_memory
+from ..parts.scratch_place import scratch_folder, scratch_free
 from .planning import Survey
 
 PLANNED = ("train", "generate", "cache-latents", "cache-text")
@@ -43,6 +45,24 @@ class Plan:
         return largest(self.planned).needed_bytes
 
     @property
+    def scratch(self) -> int:
+        """Bytes that the planned job writes to scratch files, in `scratch_folder`."""
+        return max(stage.scratch for stage in self.planned)
+
+    @property
+    def scratch_folder(self) -> Path:
+        return scratch_folder()
+
+    @property
+    def disk_is_short(self) -> bool:
+        """Whether that is more than its disk has free."""
+        return not self.limits.disk_allows(_needs(self.planned))
+
+    @property
+    def only_disk_is_short(self) -> bool:
+        return self.disk_is_short and replace(self.limits, disk=None).allow(_needs(self.planned))
+
+    @property
     def flags(self) -> str:
         """The options to add, as they are typed."""
         return " ".join(flag(name, value) for name, value in self.options.items())
@@ -56,11 +76,11 @@ def flag(name: str, value: Any) -> str:
 
 
 def limits_of(job: Job) -> tuple[Limits, Card | None]:
-    """What there is: --vram, else what is free on the GPU; and main memory."""
+    """What there is: --vram, else what is free on the GPU; main memory; and the disk of scratch files."""
     card = find_card(job[Run].device or f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     told = asked_size(job)
     room = told if told is not None else None if card is None else card.free
-    return Limits(card=room, main=main_memory()), card
+    return Limits(card=room, main=main_memory(), disk=scratch_free()), card
 
 
 def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None) -> Plan:
@@ -69,7 +89,9 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
     limits = limits or found
     survey = survey or Survey(job)
     choice = _chosen(job, survey, limits)
-    more = None if choice.fits else _chosen(job, survey, Limits(card=limits.card))
+    if not choice.fits and (on_larger_disk := _chosen(job, survey, replace(limits, disk=None))).fits:
+        choice = replace(on_larger_disk, fits=False)
+    more = None if choice.fits else _chosen(job, survey, replace(limits, main=None))
     fitted = changed(job, choice.options)
     return Plan(
         asked=survey.stages(job, room=limits.card),
@@ -87,19 +109,20 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
 def _chosen(job: Job, survey: Survey, limits: Limits) -> Choice:
     """The choices for all parts of a job together."""
     options: Options = {}
-    fits, card, main = True, 0, 0
+    fits, card, main, disk = True, 0, 0, 0
     for select, rows in _parts(job, survey):
         choice = _choose(job, survey, limits, select, rows, options)
         options, fits = {**options, **choice.options}, fits and choice.fits
         card, main = max(card, choice.needs.card), max(main, choice.needs.main)
-    return Choice(options=options, needs=Needs(card=card, main=main), fits=fits)
+        disk = max(disk, choice.needs.disk)
+    return Choice(options=options, needs=Needs(card=card, main=main, disk=disk), fits=fits)
 
 
 def _longest(job: Job, survey: Survey, limits: Limits) -> int | None:
     """Frames of the largest clips that fit with these options; None where not even single pictures do."""
     for frames in survey.shorter_lengths():
         stages = survey.with_length(frames).stages(job, room=limits.card)
-        if all(limits.allow(Needs(card=stage.needed_bytes, main=stage.main_bytes)) for stage in stages):
+        if limits.allow(_needs(stages)):
             return frames
     return None
 
@@ -129,19 +152,24 @@ def _choose(
 ) -> Choice:
     def measure(options: Options) -> Needs:
         stages = survey.stages(changed(job, {**before, **options}), room=limits.card)
-        stages = [stage for stage in stages if select(stage)]
-        return Needs(
-            card=max((stage.needed_bytes for stage in stages), default=0),
-            main=max((stage.main_bytes for stage in stages), default=0),
-        )
+        return _needs([stage for stage in stages if select(stage)])
 
     return choose(measure, rows, limits)
+
+
+def _needs(stages: Sequence[Stage]) -> Needs:
+    """What one stage after the other takes at most."""
+    return Needs(
+        card=max((stage.needed_bytes for stage in stages), default=0),
+        main=max((stage.main_bytes for stage in stages), default=0),
+        disk=max((stage.scratch for stage in stages), default=0),
+    )
 
 
 def smaller(before: Plan, share: float = 0.85) -> Plan:
     """Another plan for a job that ran out of memory although it should have fitted: for a share of the room."""
     room = before.needed if before.limits.card is None else min(before.needed, before.limits.card)
-    return plan(before.job, limits=Limits(card=int(share * room), main=before.limits.main))
+    return plan(before.job, limits=replace(before.limits, card=int(share * room)))
 
 
 def wanted(job: Job) -> bool:

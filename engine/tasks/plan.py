@@ -15,6 +15,7 @@ from ..contract.events import Plan as PlanEvent
 from ..contract.job import Job
 from ..contract.options import Run
 from ..memory.estimate import GIB, Stage, largest
+from ..parts.scratch_place import ADVICE, taken, too_little
 from .fitting import PLANNED, Plan, plan
 from .optimized import optimized
 from .planning import Survey, described
@@ -49,6 +50,9 @@ def event_of(found: Plan) -> PlanEvent:
         fits=found.fits,
         options=found.options,
         message=verdict(found),
+        scratch_mib=found.scratch / MIB,
+        scratch_folder=str(found.scratch_folder) if found.scratch else "",
+        scratch_free_mib=None if found.limits.disk is None else found.limits.disk / MIB,
     )
 
 
@@ -70,15 +74,32 @@ def _main(stages: Iterable[Stage]) -> int:
 
 def verdict(found: Plan) -> str:
     """Whether it fits, and with what; else what would."""
+    return " ".join([*_of_memory(found), *_of_disk(found)])
+
+
+def _of_memory(found: Plan) -> Iterator[str]:
     needed = f"{gib(found.needed)} GiB"
     if found.limits.card is None:
-        return f"{needed} are needed on the GPU. --vram 12GB plans for a GPU of that size."
+        yield f"{needed} are needed on the GPU. --vram 12GB plans for a GPU of that size."
+        return
     room = f"{gib(found.limits.card)} GiB"
-    if found.fits:
-        fits = f"{needed} of {room}: it fits{f' with {found.flags}' if found.options else ''}."
-        return f"{fits} {FROM_DISK}" if "block_swap_from_disk" in found.options else fits
+    if found.fits or found.only_disk_is_short:
+        but = "" if found.fits else ", but not on the disk"
+        yield f"{needed} of {room}: it fits{f' with {found.flags}' if found.options else ''}{but}."
+        if "block_swap_from_disk" in found.options:
+            yield FROM_DISK
+        return
     least = f"It does not fit: {largest(found.planned).name} needs at least {needed} of {room}"
-    return " ".join([f"{least}{f', with {found.flags}' if found.options else ''}.", *_ways_out(found)])
+    yield f"{least}{f', with {found.flags}' if found.options else ''}."
+    yield from _ways_out(found)
+
+
+def _of_disk(found: Plan) -> Iterator[str]:
+    """What is written to scratch files, and where."""
+    if found.disk_is_short:
+        yield f"{too_little(found.scratch, found.scratch_folder, found.limits.disk or 0)} {ADVICE}"
+    elif found.scratch:
+        yield f"{taken(found.scratch, found.scratch_folder)}."
 
 
 def _ways_out(found: Plan) -> Iterator[str]:
@@ -123,6 +144,7 @@ def _table(asked: Stage, planned: Stage, *, planned_too: bool = False) -> list[s
     row("tensors together", (stage.device_bytes for stage in columns))
     row("with gaps and CUDA itself", (stage.needed_bytes for stage in columns))
     row("main memory", (stage.main_bytes for stage in columns))
+    row("scratch file on disk", (stage.scratch for stage in columns))
     return lines
 
 

@@ -1,6 +1,7 @@
 """A DiT as it will lie in memory, from the header of its checkpoint: bytes of each block, parameters of its adapters.
 
-Follows what loading does (denoiser.py): one number format for all weights, fp8 for those that the family's keys name.
+Follows what loading does (denoiser.py): one number format for all weights, fp8 for those that the family's keys name;
+and what of it goes to a scratch file where it waits on disk (`planned_scratch.py`, which puts several DiTs together).
 Also turns a job's options into what the formulas take. Imports no torch.
 """
 
@@ -10,7 +11,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from ..contract.options import (
     Memory,
     Network,
     Optimizer,
+    Run,
     Training,
     TrainingMemory,
     TrainingPrecision,
@@ -32,52 +34,74 @@ from ..families import part
 from ..lora.kronecker import lokr_shapes
 from ..memory.activations import FLOAT, HALF, How
 from ..memory.estimate import OPTIMIZER_BYTES, OTHER_OPTIMIZER_BYTES, Weights
-from ..parts.arrangement import arranged_shapes
-from ..parts.weight_headers import Headers, read_headers
+from ..memory.machine import find_card
+from ..memory.rules import FP8_PRODUCTS, fp8_mode, stays_in_file
+from ..ops.fp8_scales import scale_bytes
+from ..parts.arrangement import Rows, arranged_shapes
+from ..parts.scratch_place import aligned
+from ..parts.weight_headers import NUMBER_BYTES, Headers, read_headers
 from ..parts.workload import Work
+from .planned_scratch import Count, PlannedScratch
 
 WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "8bit": "always", "sdpa": "kept"}
 """By --sdpa and the like: where gradients of attention go through ops/kept_attention.py."""
 Shapes = Mapping[str, tuple[int, ...]]
-ROW_SCALE = 4  # bytes: each row of an fp8 weight has one
-DTYPE_BYTES = {"float32": FLOAT, "fp32": FLOAT}  # all others that an option may name have 16 bits
+FORMATS = {"float": "F32", "float32": "F32", "fp32": "F32", "no": "F32", "float16": "F16", "fp16": "F16",
+           "bfloat16": "BF16", "bf16": "BF16"}  # fmt: skip
+"""The words of ops/device.py, in the format's own."""
 _WITH_NUMBER = re.compile(r"(?P<prefix>.+?)\.(?P<number>\d+)\.")
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One weight of ours: numbers, what it takes in fp8 (None: it stays as it is), parameters of a LoRA of rank 1."""
+    """One weight of ours. `stored`: its format where a file has it whole, as it is read; None where none has."""
 
-    path: str
+    name: str
     shape: tuple[int, ...]
     block: int | None
-    numbers: int
-    fp8: int | None
+    may_be_fp8: bool
+    stored: str | None
+
+    @property
+    def path(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    def sizes(self, mode: str | None, each: int) -> tuple[int, ...]:
+        """Bytes of its numbers, of which each takes so many unless they become fp8, and then of their scales."""
+        numbers = math.prod(self.shape)
+        if mode is None or not self.may_be_fp8:
+            return (numbers * each,)
+        return numbers, scale_bytes(mode, self.shape)
 
 
 @dataclass
 class PlannedDit:
-    """The DiT of `path`, known by its header."""
+    """The DiT of `path`, known by its header. `role` is the flag that names the file."""
 
     job: Job
     path: str
+    role: str = "--dit"
     headers: Headers = field(init=False)
     config: Any = field(init=False)
-    _counted: dict[tuple[bool, int], Weights] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _counted: dict[tuple[str | None, int], Weights] = field(init=False, repr=False, compare=False, default_factory=dict)
     _adapted: tuple[Network, tuple[int, ...]] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         family = str(self.job.family)
-        self.headers = read_headers(self.path, role="--dit")
+        self.headers = read_headers(self.path, role=self.role)
         detect, keys = part(family, "detect"), part(family, "keys")
-        source = f"--dit {self.path.replace(chr(92), '/').rpartition('/')[2]}"
+        source = f"{self.role} {self.path.replace(chr(92), '/').rpartition('/')[2]}"
         variant = detect.detect(self.headers.shapes, self.headers.metadata, source=source)
         task = part(family, "options").dit_arguments(self.job)["task"]
         if task is not None:
             detect.check_task(variant, task)
         self.config = variant.config
-        shapes = arranged_shapes(keys.arrange(self.headers.shapes), self.headers.shapes, source=source)
-        self._tensors = [_tensor(name, shape, self._places, keys.is_fp8_weight) for name, shape in shapes.items()]
+        arrangement = keys.arrange(self.headers.shapes)
+        shapes = arranged_shapes(arrangement, self.headers.shapes, source=source)
+        self._tensors = [
+            _tensor(name, shape, self._places, keys.is_fp8_weight, self._stored(arrangement[name]))
+            for name, shape in shapes.items()
+        ]
         self._exclude = re.compile(keys.LORA_EXCLUDE)
 
     def work(self, job: Job, latent_size: tuple[int, int, int]) -> Work:
@@ -103,27 +127,65 @@ class PlannedDit:
 
     def weights(self, job: Job, *, trained: bool) -> Weights:
         """Its memory with these options; adapters when it is `trained`."""
-        precision = job[TrainingPrecision if trained else GenerationPrecision]
-        each = DTYPE_BYTES.get(str(job.values().get("dit_dtype")), 0) or self._number_bytes
-        resident = self._resident(precision.weight_format != "stored", each)
-        return replace(resident, adapters=self._adapters(job) if trained else (), **_further(job, resident))
+        wanted = job[TrainingPrecision if trained else GenerationPrecision].weight_format
+        mode = None if wanted == "stored" else fp8_mode(wanted, products=self._has_products)
+        number_format = FORMATS.get(str(job.values().get("dit_dtype")).lower())
+        resident = self._resident(mode, NUMBER_BYTES[number_format or self._main_format])
+        written = 0
+        if job[Memory].streams_from_disk:
+            written = self._scratch.size(job, mode=mode, number_format=number_format)
+        return replace(
+            resident,
+            adapters=self._adapters(job) if trained else (),
+            scratch=written,
+            **_further(job, resident),
+        )
+
+    def scratch(self, mode: str | None, used_as: str, merged: Collection[str]) -> Count:
+        """What each block would take of a scratch file, in this format. `merged`: weights that LoRAs change."""
+        found = [0] * self.block_count
+        for tensor in self._tensors:
+            changed = tensor.name in merged or (mode is not None and tensor.may_be_fp8)
+            if tensor.block is not None and not stays_in_file(
+                changed=changed, stored_as=tensor.stored, used_as=used_as
+            ):
+                found[tensor.block] += sum(map(aligned, tensor.sizes(mode, NUMBER_BYTES[used_as])))
+        return tuple(found)
 
     @cached_property
-    def _number_bytes(self) -> int:
-        return self.headers.number_bytes
+    def _scratch(self) -> PlannedScratch:
+        further = _experts(self.job)
+        others = [PlannedDit(self.job, expert.dit, expert.flag) for expert in further]
+        return PlannedScratch(self.job, (self, *others), further)
 
-    def _resident(self, in_fp8: bool, each: int) -> Weights:
+    @cached_property
+    def _main_format(self) -> str:
+        return self.headers.main_format
+
+    @cached_property
+    def _has_products(self) -> bool:
+        """Whether its GPU multiplies in fp8; one that is not here is thought of as a new one."""
+        device = self.job[Run].device
+        card = find_card(device)
+        if card is None or card.capability is None:
+            return device != "cpu"
+        return card.capability >= FP8_PRODUCTS
+
+    def _stored(self, parts: Sequence[Rows]) -> str | None:
+        return self.headers.as_read(parts[0].name) if len(parts) == 1 and parts[0].whole else None
+
+    def _resident(self, mode: str | None, each: int) -> Weights:
         """The weights alone, counted once for each format: a plan asks thousands of times."""
-        if (in_fp8, each) not in self._counted:
+        if (mode, each) not in self._counted:
             outside, blocks = 0, [0] * self.block_count
             for tensor in self._tensors:
-                size = tensor.fp8 if in_fp8 and tensor.fp8 is not None else tensor.numbers * each
+                size = sum(tensor.sizes(mode, each))
                 if tensor.block is None:
                     outside += size
                 else:
                     blocks[tensor.block] += size
-            self._counted[in_fp8, each] = Weights(outside=outside, blocks=tuple(blocks))
-        return self._counted[in_fp8, each]
+            self._counted[mode, each] = Weights(outside=outside, blocks=tuple(blocks))
+        return self._counted[mode, each]
 
     def _adapters(self, job: Job) -> tuple[int, ...]:
         """Parameters of the adapters of each block, those of all experts together."""
@@ -148,13 +210,14 @@ class PlannedDit:
         return tuple(found)
 
 
-def _tensor(name: str, shape: tuple[int, ...], places: Mapping[tuple[str, int], int], is_fp8: Any) -> _Tensor:
+def _tensor(
+    name: str, shape: tuple[int, ...], places: Mapping[tuple[str, int], int], is_fp8: Any, stored: str | None
+) -> _Tensor:
     path, _, last = name.rpartition(".")
     found = _WITH_NUMBER.match(name)
     block = places.get((found["prefix"], int(found["number"]))) if found else None
-    numbers = math.prod(shape)
-    fp8 = numbers + ROW_SCALE * shape[0] if last == "weight" and len(shape) == 2 and is_fp8(path) else None
-    return _Tensor(path, shape, block, numbers, fp8)
+    may_be_fp8 = last == "weight" and len(shape) == 2 and bool(is_fp8(path))
+    return _Tensor(name, shape, block, may_be_fp8, stored)
 
 
 def adapter_parameters(network: Network, rows: int, columns: int) -> int:
@@ -192,7 +255,7 @@ def _further(job: Job, one: Weights) -> dict[str, int]:
     streamed = (job[Memory].blocks_to_swap or 0) / max(1, len(one.blocks))
     inside = int(sum(one.blocks) * streamed)
     waiting = count["memory"] * one.total + count["device"] * inside
-    if job[Memory].block_swap_from_disk:
+    if job[Memory].streams_from_disk:
         waiting = count["memory"] * (one.total - inside)
     return {"others": count["device"] * (one.total - inside), "waiting": waiting}
 
@@ -217,7 +280,7 @@ def how_trained(job: Job, batch: int) -> How:
     return How(
         blocks_to_swap=memory.blocks_to_swap or 0,
         block_swap_ring_size=memory.block_swap_ring_size,
-        block_swap_from_disk=memory.block_swap_from_disk,
+        block_swap_from_disk=memory.streams_from_disk,
         shared_by=shared_by(job),
         gradient_checkpointing=memory.gradient_checkpointing,
         gradient_checkpointing_blocks=memory.gradient_checkpointing_blocks,
@@ -243,7 +306,7 @@ def how_generated(job: Job) -> How:
     slots = {"block_swap_ring_size": job[TrainingMemory].block_swap_ring_size} if TrainingMemory in job else {}
     return How(
         blocks_to_swap=job[Memory].blocks_to_swap or 0,
-        block_swap_from_disk=job[Memory].block_swap_from_disk,
+        block_swap_from_disk=job[Memory].streams_from_disk,
         shared_by=shared_by(job),
         **slots,
         compile=job[Memory].compile,

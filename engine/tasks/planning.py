@@ -23,6 +23,7 @@ from ..contract.options import (
     SAMPLE_DEFAULTS,
     Caching,
     Data,
+    Memory,
     Models,
     Output,
     Prompting,
@@ -32,6 +33,7 @@ from ..data.config import Dataset, load_config
 from ..families import part
 from ..memory.activations import FLOAT, HALF
 from ..memory.estimate import Parts, Stage, adapters, denoising, text_stage, training, vae_stage
+from ..memory.rules import check_streamed
 from ..parts.safetensors_header import read_header
 from ..parts.weight_headers import read_headers
 from ..parts.workload import Work, video_pixels
@@ -63,13 +65,15 @@ class Clip:
 
 
 class Survey:
-    """The files of a job, looked at once. WeightsError and DataError as when the job itself reads them."""
+    """The files of a job, looked at once. WeightsError, DataError and OptionError as when the job itself reads them."""
 
     def __init__(self, job: Job):
         self.job, self.options = job, part(str(job.family), "options")
         self._files = self.options.files(job)
         self.verb = job.command.verb
         self._dit = PlannedDit(job, needed(self._files.get("dit"), "--dit", "the DiT file")) if self._runs_dit else None
+        if self._dit is not None:
+            check_streamed(job[Memory].blocks_to_swap or 0, self.blocks)
         self._encoders = {name: read_headers(path, role=f"--{name}") for name, path in self._encoder_files()}
         self.clips = self._clips()
 

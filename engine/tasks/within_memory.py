@@ -21,6 +21,7 @@ from ..contract.options import Run
 from ..memory.choosing import Limits
 from ..memory.estimate import CONTEXT
 from ..ops.device import choose_device, forget_peaks, free_memory, limit_memory
+from ..parts.mapped_files import scratch_held
 from .fitting import Plan, asked_size, limits_of, plan, smaller, wanted
 from .plan import event_of, verdict
 
@@ -90,7 +91,8 @@ def limits_at_start(job: Job, held: int) -> Limits:
     card, main = limits.card, limits.main
     if card is not None and asked_size(job) is None and torch.cuda.is_initialized():
         card += CONTEXT  # CUDA's own, which is planned for again
-    return Limits(card=card, main=None if main is None else main + held)
+    disk = None if limits.disk is None else limits.disk + scratch_held()
+    return Limits(card=card, main=None if main is None else main + held, disk=disk)
 
 
 def less_than(found: Plan | None, job: Job) -> Plan | None:

@@ -166,6 +166,27 @@ def test_what_main_memory_has_no_room_for_stays_on_disk():
     assert not any("block_swap_from_disk" in options for options in rows)
 
 
+def test_how_many_wait_on_disk_may_be_left_open():
+    assert not chosen(800, block_swap_from_disk=True).options, "none where all fits"
+    few = chosen(400, block_swap_from_disk=True)
+    assert few.fits and few.needs.main == 20 and few.options["blocks_to_swap"] > 0
+    assert not {"block_swap_from_disk", "use_pinned_memory_for_block_swap"} & few.options.keys()
+
+
+def test_a_disk_that_is_too_small_for_what_is_written_there():
+    def measured(options):
+        now = {**ASKED, **options}
+        written = 2 * (now["blocks_to_swap"] or 0) if now["fp8_scaled"] and now["block_swap_from_disk"] else 0
+        return Needs(card=measure(options).card, main=measure(options).main, disk=written)
+
+    def found(disk, card=55):
+        return choose(measured, training_rows(ASKED, blocks=BLOCKS), Limits(card=card, main=90, disk=disk))
+
+    assert found(None).fits and found(80).options == found(None).options
+    assert found(None).needs.disk > 10 and found(10).fits and "fp8_scaled" not in found(10).options
+    assert found(None, card=42).fits and not found(10, card=42).fits
+
+
 def test_where_more_streamed_blocks_leave_less_to_wait_enough_of_them_are_streamed():
     """An expert that waits in main memory leaves its streamed blocks on disk too."""
 

@@ -12,6 +12,7 @@ from engine.memory import machine
 class Nvml:
     """NVIDIA's library as far as it is asked: two cards of 24 and 12 GB."""
 
+    capability_status = 0
     TOTALS = {0: 24 << 30, 1: 12 << 30, "GPU-b": 12 << 30}
 
     def __init__(self, status=0):
@@ -40,6 +41,10 @@ class Nvml:
         name.value = b"a card"
         return 0
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle, major, minor):
+        major._obj.value, minor._obj.value = 8, 6
+        return self.capability_status
+
 
 @pytest.fixture
 def nvml(monkeypatch):
@@ -57,6 +62,13 @@ def test_the_card_that_cuda_means(nvml, monkeypatch, device, visible, total):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     card = machine.find_card(device)
     assert card is not None and (card.name, card.total, card.free) == ("a card", total << 30, 10 << 30) and nvml.closed
+    assert card.capability == (8, 6)
+
+
+def test_a_driver_that_does_not_tell_the_kind_of_card(nvml):
+    nvml.capability_status = 1
+    card = machine.find_card(None)
+    assert card is not None and card.capability is None
 
 
 def test_no_card(nvml, monkeypatch):

@@ -85,9 +85,11 @@ def test_what_is_put_into_a_scratch_file_is_there_and_has_no_name(folder):
         assert not list(folder.iterdir()), "whatever ends this process, nothing is left"
     with pytest.raises(ValueError, match="more"):
         scratch.put(torch.zeros(100))
-    file = weakref.ref(scratch._file)
+    file, held = weakref.ref(scratch._file), mapped_files.scratch_held()
+    assert held >= 64 * 4
     del scratch, kept, ours
     gc.collect()
+    assert mapped_files.scratch_held() < held
     assert file() is None and not list(folder.iterdir())
 
 
@@ -119,7 +121,7 @@ def test_a_disk_that_is_full_after_all(folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(mapped_files.os, "posix_fallocate", full)
-    with pytest.raises(DiskError, match="on disk, but"):
+    with pytest.raises(DiskError, match="in a scratch file in"):
         Scratch(1000)
     assert not list(folder.iterdir())
 

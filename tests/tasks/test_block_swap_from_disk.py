@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from engine.contract.cli import parse
 from engine.contract.errors import OptionError
+from engine.contract.options import Memory
 from engine.families import names, part
 from engine.families.wan import tiny as wan
 from engine.parts import mapped_files
@@ -141,6 +142,15 @@ def test_main_memory_is_not_filled_while_loading(weight_format, tmp_path):
 
 @pytest.mark.parametrize("words", [("train", "wan", "--dataset_config", "x"), ("generate", "wan")])
 def test_it_needs_streamed_blocks(words):
-    with pytest.raises(OptionError, match="none is streamed") as caught:
-        parse([*words, "--dit", "x", "--block_swap_from_disk"])
-    assert "--blocks_to_swap" in caught.value.hint
+    for more in ((), ("--memory", "off")):
+        with pytest.raises(OptionError, match="none is streamed") as caught:
+            parse([*words, "--dit", "x", "--block_swap_from_disk", *more])
+        assert "--blocks_to_swap" in caught.value.hint and "--memory auto" in caught.value.hint
+
+
+def test_how_many_may_be_left_to_the_plan_and_then_there_may_be_none(made):
+    job = parse(["train", "wan", "--dataset_config", "x", "--dit", "x", "--block_swap_from_disk", "--memory", "auto"])
+    assert job[Memory].block_swap_from_disk and not job[Memory].streams_from_disk
+    wanted, _ = made("wan", "--infer_steps", 1)
+    found, told = made("wan", "--infer_steps", 1, "--block_swap_from_disk", "--memory", "auto")
+    assert torch.equal(found, wanted) and "wait on disk" not in told, "nothing is planned for a CPU"

@@ -6,6 +6,7 @@ The checkpoints have the names and shapes of the public files (tests/layouts) an
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from engine.contract import cli
 from engine.contract.errors import OptionError, WeightsError
 from engine.contract.events import Control, Plan
+from engine.contract.options import Memory
 from engine.memory.estimate import GIB, largest
+from engine.parts.scratch_place import scratch_free
 from engine.tasks import fitting, plan, planned_weights
 from engine.tasks.planning import Survey, cached_sizes
 from tests.layouts.checks import HERE, read_layout
@@ -115,9 +118,11 @@ def plain_quantizing(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _a_machine(monkeypatch):
-    """No GPU but the one that --vram names, much main memory, Triton."""
+    """No GPU but the one that --vram names, much main memory and disk, Triton."""
     monkeypatch.setattr(fitting, "find_card", lambda device: None)
     monkeypatch.setattr(fitting, "main_memory", lambda: 128 * GIB)
+    monkeypatch.setattr(fitting, "scratch_free", lambda: 1000 * GIB)
+    monkeypatch.setattr(planned_weights, "find_card", lambda device: None)
     monkeypatch.setattr(planned_weights, "has_triton", lambda: True)
 
 
@@ -382,3 +387,63 @@ def test_a_size_that_is_none(vram):
     with pytest.raises(OptionError, match="--vram"):
         cli.parse(["generate", "wan", "--dit", "d", "--vae", "v", "--t5", "t", "--prompt", "x", "--save_path", "s",
                    f"--vram={vram}"])  # fmt: skip
+
+
+def test_from_disk_without_a_number_of_blocks(models, tmp_path):
+    """The plan chooses how many, without main memory being short; none where all fits."""
+    for line in (training_line, generation_line):
+        words = [*line(models, tmp_path, "wan-14b", (480, 832, 33)), "--block_swap_from_disk", "--memory", "auto"]
+        found = planned([*words, "--vram", "12GB"])
+        assert found.fits and found.options["blocks_to_swap"] and found.job[Memory].streams_from_disk
+        assert not {"block_swap_from_disk", "use_pinned_memory_for_block_swap"} & found.options.keys()
+        assert not any("weights of streamed blocks" in stage.main for stage in found.planned)
+        assert not planned([*words, "--vram", "80GB"]).job[Memory].streams_from_disk
+
+
+# ---------------------------------------------------------------------------------------------------- the scratch file
+
+FROM_DISK = ("--blocks_to_swap", "40", "--block_swap_from_disk")
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """A folder for scratch files that is still to be made, and how much its disk has free."""
+    monkeypatch.setenv("MUSUBI_SCRATCH", str(tmp_path / "not" / "yet"))
+    return lambda free: monkeypatch.setattr(fitting, "scratch_free", lambda: free)
+
+
+def test_what_goes_to_a_scratch_file_is_told_and_where(models, tmp_path, capsys, scratch):
+    scratch(100 * GIB)
+    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK)
+    assert not planned([*line, "--vram", "16GB"]).scratch, "an unchanged checkpoint is read where it lies"
+    job = cli.parse(["plan", *line, "--fp8_scaled", "--vram", "16GB"])
+    plan.run(job, lambda event: None, Control())
+    printed = capsys.readouterr().out
+    assert f"take 13.1 GiB in a scratch file in {tmp_path / 'not' / 'yet'}." in printed
+    assert "scratch file on disk" in printed and not (tmp_path / "not").exists()
+    event = plan.event_of(fitting.plan(job))
+    assert event.scratch_mib == pytest.approx(13.1 * 1024, rel=0.01) and event.scratch_free_mib == 100 * 1024
+    assert event.scratch_folder == str(tmp_path / "not" / "yet") and event.fits
+
+
+@pytest.mark.parametrize("vram", [("--vram", "16GB"), ()])
+def test_a_disk_that_is_too_small_is_told(models, tmp_path, scratch, vram):
+    scratch(3 * GIB)
+    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", *vram)
+    found = planned(line)
+    told = plan.verdict(found)
+    assert not found.fits and found.only_disk_is_short and not found.options.keys() & {"ffn_chunks"}
+    assert "which has 3.0 GiB free" in told and "MUSUBI_SCRATCH" in told and "main memory free" not in told
+    assert not plan.event_of(found).fits
+
+
+def test_where_the_disk_is_too_small_for_fp8_the_checkpoint_is_read_as_it_is(models, tmp_path, monkeypatch, scratch):
+    scratch(GIB)
+    monkeypatch.setattr(fitting, "main_memory", lambda: 8 * GIB)
+    found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
+    assert found.fits and found.options["block_swap_from_disk"] and not found.scratch
+
+
+def test_the_free_space_of_a_folder_that_is_still_to_be_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSUBI_SCRATCH", str(tmp_path / "not" / "yet"))
+    assert scratch_free() == pytest.approx(shutil.disk_usage(tmp_path).free, abs=1 << 30)

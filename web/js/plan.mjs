@@ -40,10 +40,11 @@ export function planView() {
   }
 }
 
-function rows({ stages, asked_mib: asked, needed_mib: needed, ram_mib: ram }) {
+function rows({ stages, asked_mib: asked, needed_mib: needed, ram_mib: ram, scratch_mib: scratch, scratch_folder: folder }) {
   const row = (name, size, most = '') =>
     make('tr', {}, make('th', { scope: 'row' }, name), make('td', {}, memory(size)), make('td', {}, most))
   const parts = worstStages(stages).map(({ name, needed_mib: size, largest }) => row(name, size, largest))
   const saved = asked > needed ? [row(text('plan.without'), asked)] : []
-  return [...parts, ...saved, row(text('plan.main_memory'), ram)]
+  const written = scratch ? [row(text('plan.scratch'), scratch, folder)] : []
+  return [...parts, ...saved, row(text('plan.main_memory'), ram), ...written]
 }

@@ -24,8 +24,9 @@ class MemoryPlan(Section, title="Memory and speed"):
 
     memory: Literal["off", "auto"] = opt(
         "off", "auto: before anything is loaded, choose what makes the job fit the GPU (--blocks_to_swap, "
-        "--gradient_checkpointing, --fp8_scaled, VAE tiles …) on top of what is asked for, and after running out of "
-        "memory go on once with less. `plan` shows what it would choose.",
+        "--gradient_checkpointing, --fp8_scaled, VAE tiles …, and --block_swap_from_disk where main memory is short) "
+        "on top of what is asked for, and after running out of memory go on once with less. `plan` shows what it would "
+        "choose.",
     )  # fmt: skip
     vram: str | None = opt(
         None, "Plan for a GPU of this size, such as 12GB, and with --memory auto take no more. Default: what is free.",
@@ -60,8 +61,8 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     blocks_to_swap: int | None = opt(
-        None, "Keep so many of the model's blocks in main memory and stream them to the GPU when they are due.", low=0,
-        unit="blocks",
+        None, "Keep so many of the model's blocks in main memory, or with --block_swap_from_disk on disk, and stream "
+        "them to the GPU when they are due.", low=0, unit="blocks",
     )  # fmt: skip
     use_pinned_memory_for_block_swap: bool = opt(
         False, "Pin the streamed blocks in main memory: faster copies; on Windows it uses shared GPU memory.",
@@ -71,7 +72,8 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         False, "Leave the streamed blocks on disk and read each shortly before it runs: main memory holds one for each "
         "GPU buffer, but steps are as slow as the disk where the system's cache has no room for the model. Weights "
         "that are not used as they are stored (fp8, merged LoRAs) wait in a temporary file: in the folder that the "
-        "environment variable MUSUBI_SCRATCH names, else in MUSUBI_HOME.", advanced=True,
+        "environment variable MUSUBI_SCRATCH names, else in MUSUBI_HOME. How many blocks: --blocks_to_swap, or as many "
+        "as --memory auto chooses.", advanced=True,
     )  # fmt: skip
     disable_numpy_memmap: bool = opt(
         False, "Read model files instead of mapping them into memory: more main memory, sometimes faster.",
@@ -97,12 +99,17 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         "that computes in another format.", advanced=True,
     )  # fmt: skip
 
+    @property
+    def streams_from_disk(self) -> bool:
+        """Whether there are streamed blocks that wait on disk: with --memory auto there may be none."""
+        return self.block_swap_from_disk and bool(self.blocks_to_swap)
+
     def __post_init__(self) -> None:
-        if self.block_swap_from_disk and not self.blocks_to_swap:
+        chosen_later = getattr(self, "memory", "off") == "auto"
+        if self.block_swap_from_disk and not self.blocks_to_swap and not chosen_later:
             raise OptionError(
                 "--block_swap_from_disk says where streamed blocks wait, but none is streamed.",
-                hint="Add --blocks_to_swap with a number of blocks; or leave it out, and --memory auto chooses both "
-                "where main memory is short.",
+                hint="Add --blocks_to_swap with a number of blocks, or --memory auto, which chooses how many.",
                 names=("block_swap_from_disk", "blocks_to_swap"),
             )
 
