@@ -116,7 +116,7 @@ PLAIN_TEXT = frozenset(
 )
 """Texts that the engine reads strictly or writes down as they are: nothing is opened or run by them."""
 
-GROUPS: dict[str, tuple[str, ...]] = {"attention": ("sdpa", "flash_attn", "flash3", "xformers", "attn_8bit")}
+GROUPS: dict[str, tuple[str, ...]] = {"attention": ("sdpa", "flash_attn", "flash3", "xformers")}
 """Switches of which only one may be on: one pick list, with "auto" for none."""
 
 SEEDS = frozenset({"seed"})

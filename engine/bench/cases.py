@@ -48,10 +48,7 @@ TRAIN: Mapping[str, Mode] = {
     "plain": Mode((*_CHECKPOINTS, "--gradient_checkpointing_attention", "recompute", "--sdpa")),
     "free": Mode(_FREE),
     "least": Mode((*_FREE, "--memory", "auto", "--vram", "{vram}")),
-    # what a large card allows, and 8 bits
-    "room": Mode((*_FP8, "--memory", "auto"), usual=False),
-    "8bit": Mode((*_FREE, "--attn_8bit"), usual=False),
-    "room_8bit": Mode((*_FP8, "--memory", "auto", "--attn_8bit"), usual=False),
+    "room": Mode((*_FP8, "--memory", "auto"), usual=False),  # as few checkpoints as the card allows
     # each on its own line
     "kept": Mode((*_CHECKPOINTS, "--gradient_checkpointing_attention", "keep"), usual=False),
     "compiled": Mode((*_CHECKPOINTS, "--compile"), usual=False),

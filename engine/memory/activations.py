@@ -107,7 +107,7 @@ class How:
     compile: bool = False
     plain_quantizing: bool = False  # fp8 layers without Triton
     whole_tiles: Literal["always", "kept", "never"] = "always"  # which gradients of attention are made of such
-    eight_bit: bool = False  # attention, where there are no gradients
+    eight_bit: bool = False  # attention without gradients
     batch: int = 1
     gradient_accumulation_steps: int = 1
     optimizer_bytes: float = 8

@@ -57,6 +57,7 @@ _PACKAGES = {
 }
 
 _WEIGHING = ("auto", "sdpa", "torch")
+_WITHOUT_GRADIENTS = {"sageattn": "SageAttention", "8bit": "Attention in 8 bits"}
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 _kernels: dict[str, Kernel] = {}  # those found so far; a plain dict, which torch.compile sees through
@@ -79,8 +80,8 @@ def attention(
     kernel = _kernels.get(backend) or _find_kernel(backend)
     if backend.startswith(("flash", "sage")):
         _check_dtype(backend, q_BLHD)
-    if backend == "sageattn":
-        _check_gradient(q_BLHD, k_BLHD, v_BLHD)
+    if backend in _WITHOUT_GRADIENTS:
+        _check_gradient(backend, q_BLHD, k_BLHD, v_BLHD)
     if key_lengths_B is None:
         return kernel(q_BLHD, k_BLHD, v_BLHD)
     lengths = [int(length) for length in key_lengths_B.tolist()]
@@ -129,7 +130,7 @@ def check_backend(backend: str, device: torch.device | None = None) -> None:
     if why is not None:
         raise OptionError(
             f"The attention backend 8bit cannot be used here: {why}.",
-            "Train without --attn_8bit; generate with --attn_mode auto, or sageattn: its package has more kernels.",
+            "Use --attn_mode auto; or sageattn, whose package has kernels for more GPUs.",
         )
 
 
@@ -330,14 +331,7 @@ def _sage(function: Callable) -> Kernel:
 
 
 def _eight_bit(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    if not is_worth_it(q_BLHD, k_BLHD):
-        return _auto(q_BLHD, k_BLHD, v_BLHD)
-    keep = is_kept(q_BLHD, k_BLHD)
-    if not keep and not _learns(q_BLHD, k_BLHD, v_BLHD):
-        return eight_bit_attention(q_BLHD, k_BLHD, v_BLHD)
-    if not can_compute(q_BLHD):  # in float32 there is no backward pass to go with it
-        return _auto(q_BLHD, k_BLHD, v_BLHD)
-    return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=keep, eight_bit=True)
+    return (eight_bit_attention if is_worth_it(q_BLHD, k_BLHD) else _auto)(q_BLHD, k_BLHD, v_BLHD)
 
 
 def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
@@ -350,10 +344,10 @@ def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
         )
 
 
-def _check_gradient(*parts: torch.Tensor) -> None:
-    """Gradients would be missing, without a word."""
+def _check_gradient(backend: str, *parts: torch.Tensor) -> None:
+    """Gradients would be missing, of SageAttention without a word."""
     if _learns(*parts):
         raise OptionError(
-            "SageAttention has no backward pass, so it can generate but not train.",
-            "Train with --sdpa, --flash_attn or --attn_8bit.",
+            f"{_WITHOUT_GRADIENTS[backend]} has no backward pass, so it can generate but not train.",
+            "Train with --sdpa or --flash_attn.",
         )

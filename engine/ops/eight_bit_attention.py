@@ -6,7 +6,7 @@ which softmax does not see); weights in float8, times values in float8 with a sc
 which is added again. Softmax and sums are float32. The ideas are theirs, the kernels ours.
 
 On CUDA Triton kernels, on Hopper with that of ops/hopper_attention_gluon.py; on a CPU the formula: as accurate, and no
-faster than attention. Has no gradient of its own; ops/kept_attention.py lets one in 16 bits follow it.
+faster than attention. Has no gradient.
 """
 
 from __future__ import annotations
@@ -103,7 +103,11 @@ def _try_out(device: torch.device) -> None:
 @torch.library.custom_op("musubi::eight_bit_attention", mutates_args=())
 def eight_bit_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: [B, L of q, H, D] in v's dtype. To be asked for only where nothing is `missing`."""
-    return with_logsumexp(q_BLHD, k_BLHD, v_BLHD)[0]
+    if q_BLHD.is_cuda:
+        from .eight_bit_attention_triton import attend
+
+        return attend(q_BLHD, k_BLHD, v_BLHD)
+    return formula(q_BLHD, k_BLHD, v_BLHD)
 
 
 @eight_bit_attention.register_fake
@@ -111,26 +115,11 @@ def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     return v_BLHD.new_empty(q_BLHD.shape)
 
 
-def with_logsumexp(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
-    """`eight_bit_attention`, and the logsumexp of the scores of `centred` keys [B, H, L of q] float32."""
-    if not q_BLHD.is_cuda:
-        return formula(q_BLHD, k_BLHD, v_BLHD)
-    from .eight_bit_attention_triton import attend
-
-    return attend(q_BLHD, k_BLHD, v_BLHD)
-
-
-def centred(k_BLHD: Tensor) -> Tensor:
-    """Keys less their mean, which moves all scores of a query alike. A backward pass must be given these: gradients of
-    scores add up to 0 only nearly where weights were rounded, and times a large mean the rest would count."""
-    return (k_BLHD - k_BLHD.mean(dim=1, keepdim=True, dtype=torch.float32)).to(k_BLHD.dtype)
-
-
 # ---------------------------------------------------------------------------------------------------- the formula
 
 
-def formula(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
-    """What the kernels compute, in PyTorch's own operations: as `with_logsumexp`."""
+def formula(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    """What the kernels compute, in PyTorch's own operations."""
     measured = statistics(k_BLHD, v_BLHD)
     q_codes, q_scale = _row_codes(q_BLHD.float().transpose(1, 2))
     k_codes, k_scale = _block_codes((k_BLHD.float() - measured.key_mean[:, None]).transpose(1, 2))
@@ -141,9 +130,8 @@ def formula(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Ten
         _weighted(codes @ k_codes.mT * scale * k_scale.mT, v_codes)
         for codes, scale in zip(q_codes.split(_QUERIES_AT_A_TIME, 2), q_scale.split(_QUERIES_AT_A_TIME, 2), strict=True)
     ]
-    found_BHLD = torch.cat([part for part, _ in found], dim=2)
-    found_BHLD = found_BHLD * measured.value_scale[:, :, None] + measured.value_mean[:, :, None]
-    return found_BHLD.transpose(1, 2).to(v_BLHD.dtype), torch.cat([part for _, part in found], dim=2)
+    found_BHLD = torch.cat(found, dim=2) * measured.value_scale[:, :, None] + measured.value_mean[:, :, None]
+    return found_BHLD.transpose(1, 2).to(v_BLHD.dtype)
 
 
 def _row_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,9 +149,6 @@ def _block_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     return torch.floor(rows_BHLD / scale + 0.5), scale
 
 
-def _weighted(scores_BHMN: Tensor, v_codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The values' weighted mean, and the logsumexp of the scores, which are to the base of 2."""
-    largest = scores_BHMN.amax(-1, keepdim=True) - WEIGHT_BITS
-    weights = torch.exp2(scores_BHMN - largest)
-    total = weights.sum(-1, keepdim=True)
-    return weights.to(CODES).float() @ v_codes / total, (largest + total.log2()).squeeze(-1) * math.log(2)
+def _weighted(scores_BHMN: Tensor, v_codes: Tensor) -> Tensor:
+    weights = torch.exp2(scores_BHMN - scores_BHMN.amax(-1, keepdim=True) + WEIGHT_BITS)
+    return weights.to(CODES).float() @ v_codes / weights.sum(-1, keepdim=True)

@@ -132,11 +132,11 @@ def _quantize(
 
 @triton.jit
 def _attend(
-    query_tiles, key_tiles, value_tiles, query_scales, key_scales, value_scales, value_means, out, logsumexps,
+    query_tiles, key_tiles, value_tiles, query_scales, key_scales, value_scales, value_means, out,
     q_length, k_length, heads,
     bits: tl.constexpr, tokens: tl.constexpr, block: tl.constexpr, width: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
-    """`tokens` queries of a head, block by block of keys: [B, L, H, D], and the logsumexp of their scores [B·H, L]."""
+    """`tokens` queries of a head, block by block of keys: [B, L, H, D]."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = sample_head // heads, sample_head % heads
     token = number * tokens + tl.arange(0, tokens)
@@ -172,10 +172,7 @@ def _attend(
         total_M = total_M * fading_M + tl.sum(weight_MN, axis=1)
         v_DN = value_tiles.load([sample_head * width, whole * block])
         found_MD = found_MD * fading_M[:, None] + tl.dot(weight_MN.to(v_DN.dtype), tl.trans(v_DN))
-        largest_M = reached_M
 
-    natural_M = (largest_M - bits + tl.log2(total_M)) * 0.6931471805599453
-    tl.store(logsumexps + sample_head.to(tl.int64) * q_length + token, natural_M, mask=token < q_length)
     at = sample_head * width + tl.arange(0, width)
     found_MD = found_MD * tl.load(value_scales + at)[None, :] / total_M[:, None] + tl.load(value_means + at)[None, :]
     row = token.to(tl.int64)[:, None]
@@ -183,8 +180,8 @@ def _attend(
     tl.store(out + place, found_MD.to(out.dtype.element_ty), mask=row < q_length)
 
 
-def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | None = None) -> tuple[Tensor, Tensor]:
-    """As `with_logsumexp`, on the CUDA device of q. `hopper`: by Hopper's kernel; None: where that can run."""
+def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | None = None) -> Tensor:
+    """As `eight_bit_attention`, on the CUDA device of q. `hopper`: by Hopper's kernel; None: where that can run."""
     q_BLHD, k_BLHD, v_BLHD = (part if part.stride(-1) == 1 else part.contiguous() for part in (q_BLHD, k_BLHD, v_BLHD))
     samples, q_length, heads, width = q_BLHD.shape
     k_length = k_BLHD.shape[1]
@@ -209,20 +206,18 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | Non
             ordered=hopper,
         )  # fmt: skip
         out = torch.empty(q_BLHD.shape, device=q_BLHD.device, dtype=v_BLHD.dtype)
-        logsumexp_BHL = out.new_empty((samples, heads, q_length), dtype=torch.float32)
         q_rows, k_rows = q_codes.view(-1, heads * width), k_codes.view(-1, heads * width)
         if hopper:
             from .hopper_attention_gluon import attend_codes
 
-            attend_codes(q_rows, k_rows, v_codes, q_scales, k_scales, measured, out, logsumexp_BHL, k_length)
-            return out, logsumexp_BHL
+            attend_codes(q_rows, k_rows, v_codes, q_scales, k_scales, measured, out, k_length)
+            return out
         _attend[(triton.cdiv(q_length, _QUERIES), each)](
             _tiles(q_rows, _QUERIES, width), _tiles(k_rows, BLOCK, width), _tiles(v_codes, width, BLOCK),
-            q_scales, k_scales, measured.value_scale, measured.value_mean, out, logsumexp_BHL,
-            q_length, k_length, heads,
+            q_scales, k_scales, measured.value_scale, measured.value_mean, out, q_length, k_length, heads,
             bits=WEIGHT_BITS, tokens=_QUERIES, block=BLOCK, width=width, stages=_STAGES, num_warps=_WARPS,
         )  # fmt: skip
-    return out, logsumexp_BHL
+    return out
 
 
 def _measured(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:

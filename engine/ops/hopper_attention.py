@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .attention_sizes import SHORTEST
-from .eight_bit_attention import centred
 
 WIDTHS = (64, 128)
 """Channels of a head that the kernel knows."""
@@ -61,20 +60,17 @@ def _try_out(device: torch.device, dtype: torch.dtype, width: int) -> float:
     own = torch.Generator("cpu").manual_seed(0)  # a job's random numbers stay as they are
     half = torch.bfloat16 if dtype == torch.int8 else dtype
     parts = [torch.randn(2, length, 2, width, generator=own, device="cpu").to(half) for length in (200, 1000, 1000)]
-    attend = hopper_attention if dtype != torch.int8 else _attend_codes
-    found_BLHD, found_BHL = attend(*(part.to(device) for part in parts))
+    q_BLHD, k_BLHD, v_BLHD = (part.to(device) for part in parts)
     with torch.autocast("cpu", enabled=False):
         q, k, v = (part.float() for part in parts)
-        k = centred(k) if dtype == torch.int8 else k
         score_BHMN = torch.einsum("bmhd,bnhd->bhmn", q, k) / math.sqrt(width)
         wanted_BLHD = torch.einsum("bhmn,bnhd->bmhd", score_BHMN.softmax(-1), v)
+    if dtype == torch.int8:
+        from .eight_bit_attention_triton import attend
+
+        return _distance(attend(q_BLHD, k_BLHD, v_BLHD, hopper=True), wanted_BLHD)
+    found_BLHD, found_BHL = hopper_attention(q_BLHD, k_BLHD, v_BLHD)
     return max(_distance(found_BLHD, wanted_BLHD), _distance(found_BHL, score_BHMN.logsumexp(-1)))
-
-
-def _attend_codes(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
-    from .eight_bit_attention_triton import attend
-
-    return attend(q_BLHD, k_BLHD, v_BLHD, hopper=True)
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:

@@ -5,8 +5,8 @@ values by the copy engine, and three warpgroups attend, for 64 queries each. One
 products. Triton's own language says nothing of roles; Gluon, which it is compiled through, does, and wants layouts in
 registers and barriers written out.
 
-In 16 bits scores are q·k. In 8 bits they are of int8 codes, with a scale for each query and each block of keys; values
-are float8 codes across, in the order of `key_at`.
+In 16 bits scores are q·k, and the logarithm of what e^scores add up to is told. In 8 bits they are of int8 codes, with
+a scale for each query and each block of keys; values are float8 codes across, in the order of `key_at`.
 """
 
 from __future__ import annotations
@@ -175,8 +175,9 @@ def _attend_group(rings, numbers, out, place, group: gl.constexpr, bits: gl.cons
         at_D = sample_head * tiling.width + channel_D
         found_MD = found_MD * gl.expand_dims(gl.load(value_scales + at_D), 0)
         found_MD = found_MD + gl.expand_dims(gl.load(value_means + at_D), 0)
-    natural_M = (largest_M - bits + gl.log2(total_M)) * 0.6931471805599453
-    gl.store(logsumexps + row_M, natural_M, mask=token_M < q_length)
+    else:
+        natural_M = (largest_M + gl.log2(total_M)) * 0.6931471805599453
+        gl.store(logsumexps + row_M, natural_M, mask=token_M < q_length)
     token_M = first + group * tiling.rows + gl.arange(0, tiling.rows, layout=gl.SliceLayout(1, layout_MD))
     place_M = ((sample.to(gl.int64) * q_length + token_M) * heads + head) * tiling.width
     place_MD = gl.expand_dims(place_M, 1) + gl.expand_dims(channel_D, 0)
@@ -190,7 +191,7 @@ def _attend(
     q_length, k_length, heads,
     bits: gl.constexpr, tiling: gl.constexpr, registers: gl.constexpr, loaders: gl.constexpr,
 ):  # fmt: skip
-    """Three groups of queries of a head: [B, L, H, D]; and the logsumexp of their scores."""
+    """Three groups of queries of a head: [B, L, H, D]. In 16 bits also the logarithm of what e^scores add up to."""
     number, sample_head = gl.program_id(0), gl.program_id(1)
     sample, head = sample_head // heads, sample_head % heads
     first = number * (tiling.groups * tiling.rows)
@@ -225,25 +226,25 @@ def attend(
 
 def attend_codes(
     q_rows: Tensor, k_rows: Tensor, v_codes: Tensor, q_scales: Tensor, k_scales: Tensor, measured: Statistics,
-    out_BLHD: Tensor, logsumexp_BHL: Tensor, k_length: int,
+    out_BLHD: Tensor, k_length: int,
 ) -> None:  # fmt: skip
     """From codes: rows of all heads [B·L, H·D], values across [B·H·D, keys]; scales [B·H, L] and [B·H, blocks]."""
     scales = (q_scales, k_scales, measured.value_scale, measured.value_mean)
-    _launch(q_rows, k_rows, v_codes, 1.0, scales, out_BLHD, logsumexp_BHL, k_length)
+    _launch(q_rows, k_rows, v_codes, 1.0, scales, out_BLHD, None, k_length)
 
 
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, factor: float, scales: tuple[Tensor | None, ...],
-    out_BLHD: Tensor, logsumexp_BHL: Tensor, k_length: int,
+    out_BLHD: Tensor, logsumexps: Tensor | None, k_length: int,
 ) -> None:  # fmt: skip
     samples, q_length, heads, width = out_BLHD.shape
-    codes = scales[0] is not None
+    codes = logsumexps is None
     tiling = Tiling(codes, width)
     v_tile = (width, tiling.block) if codes else (tiling.block, width)
     with torch.cuda.device(out_BLHD.device):
         _attend[(cdiv(q_length, tiling.groups * tiling.rows), samples * heads)](
             _tiles(q, tiling.rows, width), _tiles(k, tiling.block, width), _tiles(v, *v_tile),
-            factor, *scales, out_BLHD, logsumexp_BHL, q_length, k_length, heads,
+            factor, *scales, out_BLHD, logsumexps, q_length, k_length, heads,
             bits=WEIGHT_BITS if codes else 0, tiling=tiling, registers=_REGISTERS, loaders=_LOADERS, num_warps=4,
         )  # fmt: skip
 

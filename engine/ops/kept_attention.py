@@ -10,9 +10,6 @@ Where they were tried (ops/attention_choice.py) our own for Hopper (ops/hopper_a
 was clearly faster; it has cuDNN's backward pass, which takes the same statistics. All training on CUDA goes through
 here, also where nothing is kept (`own_attention`), since cuDNN's backward pass must be given whole tiles. Given up:
 masks, dropout, GPUs older than Ampere (`can_compute` says no).
-
-In 8 bits (ops/eight_bit_attention.py) only the way forward is computed; its result and logsumexp go into the same
-backward pass, which computes weights anew from q and k in 16 bits.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ from torch import Tensor
 from .attention_choice import taken
 from .attention_sizes import COPIES, GROUPS, TILE, is_room
 from .device import free_bytes
-from .eight_bit_attention import centred, with_logsumexp
 from .hopper_attention import can_run, hopper_attention, is_worth_more, may_run
 
 KEEP_FROM = 2048
@@ -131,20 +127,17 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if cast else tensor.dtype
 
 
-def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool, eight_bit: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: kept on the open shelf, or taken from it. `eight_bit`: so
-    forward, where the kernels know such tokens."""
+def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: kept on the open shelf, or taken from it."""
     dtype = compute_dtype(q_BLHD)
-    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep, eight_bit)[0]
+    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep)[0]
 
 
 @torch.library.custom_op("musubi::kept_attention", mutates_args=())
-def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool, eight_bit: bool) -> tuple[Tensor, Tensor]:
+def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """(out [B, L, H, D], logsumexp [B, H, L] float32), both contiguous."""
 
     def compute() -> Pair:
-        if eight_bit:
-            return with_logsumexp(q_BLHD, k_BLHD, v_BLHD)
         forward, _ = _kernels(q_BLHD, k_BLHD, v_BLHD)
         out_BHLD, statistics = forward(*(part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD)))
         batch, length, heads, _ = q_BLHD.shape
@@ -155,7 +148,7 @@ def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool, eight
 
 
 @_attention.register_fake
-def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool, eight_bit: bool) -> tuple[Tensor, Tensor]:
+def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q_BLHD.shape
     out = q_BLHD.new_empty(q_BLHD.shape)
     return out, q_BLHD.new_empty((batch, heads, length), dtype=torch.float32)
@@ -163,16 +156,8 @@ def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool, eight_bit: boo
 
 @torch.library.custom_op("musubi::kept_attention_backward", mutates_args=())
 def _attention_backward(
-    grad_BLHD: Tensor,
-    q_BLHD: Tensor,
-    k_BLHD: Tensor,
-    v_BLHD: Tensor,
-    out_BLHD: Tensor,
-    statistics_BHL: Tensor,
-    eight_bit: bool,
+    grad_BLHD: Tensor, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, out_BLHD: Tensor, statistics_BHL: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if eight_bit:
-        k_BLHD = centred(k_BLHD)
     _, backward = _kernels(q_BLHD, k_BLHD, v_BLHD)
     parts = (part.transpose(1, 2) for part in (grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD))
     grads = backward(*parts, statistics_BHL)
@@ -181,18 +166,17 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD, statistics_BHL, eight_bit):  # type: ignore[no-untyped-def]
+def _(grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD, statistics_BHL):  # type: ignore[no-untyped-def]
     return tuple(part.new_empty(part.shape) for part in (q_BLHD, k_BLHD, v_BLHD))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
     ctx.save_for_backward(*inputs[:3], *output)
-    ctx.eight_bit = inputs[4]
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad_BLHD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors, ctx.eight_bit), None, None
+    return *_attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors), None
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)

@@ -43,7 +43,7 @@ from ..parts.weight_headers import NUMBER_BYTES, Headers, read_headers
 from ..parts.workload import Work
 from .planned_scratch import Count, PlannedScratch
 
-WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "8bit": "always", "sdpa": "kept"}
+WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "sdpa": "kept"}
 """By --sdpa and the like: where gradients of attention go through ops/kept_attention.py."""
 Shapes = Mapping[str, tuple[int, ...]]
 FORMATS = {"float": "F32", "float32": "F32", "fp32": "F32", "no": "F32", "float16": "F16", "fp16": "F16",
@@ -311,7 +311,7 @@ def how_generated(job: Job) -> How:
         **slots,
         compile=job[Memory].compile,
         plain_quantizing=_quantizes_plainly(precision.weight_format),
-        eight_bit=job[AttentionMode if AttentionMode in job else Attention].backend == "8bit",
+        eight_bit=AttentionMode in job and job[AttentionMode].backend == "8bit",
     )
 
 

@@ -16,7 +16,6 @@ from ..contract.job import Job
 from ..contract.locks import only_one
 from ..contract.options import Attention, Launch, Run, Samples, Saving, Timesteps, Training, TrainingPrecision
 from ..families import part
-from ..ops.attention import check_backend
 from ..ops.device import DTYPES, choose_device, device_of_process
 from ..training.checkpoints import Checkpoints, Keep
 from ..training.ema import ENDING, Ema
@@ -106,7 +105,6 @@ class _Ready:
 def _prepare(job: Job, say: Say, control: Control) -> _Ready:
     sampling = noise_levels.sigma_sampling(job[Timesteps])
     device = device_of_process(choose_device(job[Run].device))
-    check_backend(job[Attention].backend, device)
     experts = Experts(
         job,
         device=device,

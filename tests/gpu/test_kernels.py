@@ -254,22 +254,6 @@ def test_eight_bit_attention_is_as_close_as_float8(dtype, shape):
 def test_eight_bit_attention_is_its_formula(shape):
     """With one block of keys, so that both round weights beside the same largest one."""
     parts = _unlike(*shape)
-    found, told = eight_bit_attention.with_logsumexp(*parts)
-    formula, logsumexp = eight_bit_attention.formula(*parts)
+    found, formula = eight_bit_attention.eight_bit_attention(*parts), eight_bit_attention.formula(*parts)
     spread = (formula - parts[2].mean(1, keepdim=True)).norm()
     assert (found - formula).norm() / spread < 0.01
-    assert torch.equal(found, eight_bit_attention.eight_bit_attention(*parts))
-    torch.testing.assert_close(told, logsumexp, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("shape", [(1, 2049, 2500, 3, 128), (2, 2048, 2176, 2, 64)])
-def test_gradients_in_16_bits_follow_attention_in_8(shape):
-    """Of keys and values with a mean, and of lengths that are no whole tiles."""
-    parts = [part.bfloat16() for part in _unlike(*shape)]
-    grad = torch.randn_like(parts[0])
-    leaves = [part.clone().requires_grad_() for part in parts]
-    found = torch.autograd.grad(attention(*leaves, backend="8bit"), leaves, grad)
-    leaves = [part.float().requires_grad_() for part in parts]
-    exact = torch.autograd.grad(attention(*leaves, backend="math"), leaves, grad.float())
-    for one, other in zip(found, exact, strict=True):
-        assert (one.float() - other).norm() / other.norm() < 0.06

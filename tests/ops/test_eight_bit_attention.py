@@ -9,7 +9,6 @@ import torch
 
 from engine.contract.errors import OptionError
 from engine.ops import eight_bit_attention as eight_bit
-from engine.ops import kept_attention
 from engine.ops.attention import attention, check_backend
 
 
@@ -105,51 +104,3 @@ def test_compiled_it_is_the_same():
     check_backend("8bit")  # as models do
     compiled = torch.compile(lambda *parts: attention(*parts, backend="8bit") * 2, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, backend="8bit") * 2)
-
-
-@pytest.mark.parametrize("mean", [0.0, 3.0])
-def test_the_scores_logsumexp_is_told(mean):
-    """To be put beside scores of q and centred keys in 16 bits."""
-    q, k, v = parts(mean=mean)
-    found, statistics = eight_bit.with_logsumexp(q, k, v)
-    exact = (torch.einsum("bmhd,bnhd->bhmn", q, eight_bit.centred(k)) / q.shape[-1] ** 0.5).logsumexp(-1)
-    assert torch.equal(found, attention(q, k, v, backend="8bit"))
-    assert (statistics - exact).abs().max() < 0.05
-
-
-def gradients(q, k, v, weight, backend, shelf=None):
-    parts = [part.clone().requires_grad_() for part in (q, k, v)]
-    if shelf is None:
-        (attention(*parts, backend=backend) * weight).sum().backward()
-        return [part.grad for part in parts]
-    first, again = shelf.contexts()
-    with first, torch.no_grad():
-        attention(*parts, backend=backend)
-    with again:
-        found = attention(*parts, backend=backend)
-    (found * weight).sum().backward()
-    return [part.grad for part in parts]
-
-
-@pytest.mark.parametrize("mean", [0.0, 3.0])
-def test_gradients_follow_it_in_16_bits(mean):
-    q, k, v = parts(mean=mean)
-    weight = torch.randn_like(q)
-    exact, found = (gradients(q, k, v, weight, backend) for backend in ("auto", "8bit"))
-    for one, other in zip(found, exact, strict=True):
-        assert 0 < (one - other).norm() / other.norm() < 0.05
-
-
-def test_what_is_kept_is_computed_once(monkeypatch):
-    q, k, v = parts(samples=1)
-    weight, calls = torch.randn_like(q), []
-
-    def counted(*parts):
-        calls.append(parts)
-        return eight_bit.with_logsumexp(*parts)
-
-    monkeypatch.setattr(kept_attention, "with_logsumexp", counted)
-    kept = gradients(q, k, v, weight, "8bit", kept_attention.Shelf())
-    assert len(calls) == 1
-    for one, other in zip(kept, gradients(q, k, v, weight, "8bit"), strict=True):
-        assert torch.equal(one, other)

@@ -93,10 +93,6 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
         False, "SageAttention. It has no gradients, so it is for generation only (--attn_mode sageattn).",
         advanced=True,
     )  # fmt: skip
-    attn_8bit: bool = opt(
-        False, "Attention in 8 bits forward, as --attn_mode 8bit generates, with gradients in 16 bits: a faster step "
-        "where clips are long, on H100, H200 and from RTX 40 on. Its rounding is that of --fp8_scaled.",
-    )  # fmt: skip
     split_attn: bool = opt(
         False, "Compute attention one item of the batch at a time: less memory, slower.", advanced=True
     )
@@ -105,7 +101,7 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
         if self.sage_attn:
             raise OptionError(
                 "--sage_attn cannot train: SageAttention computes no gradients.",
-                hint="Leave it out (the best attention is chosen by itself), or use --sdpa or --attn_8bit.",
+                hint="Leave it out (the best attention is chosen by itself), or use --sdpa.",
                 names=("sage_attn",),
             )
         chosen = self._chosen()
@@ -117,13 +113,13 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
             )
 
     def _chosen(self) -> list[str]:
-        return [name for name in ("sdpa", "flash_attn", "flash3", "xformers", "attn_8bit") if getattr(self, name)]
+        return [name for name in ("sdpa", "flash_attn", "flash3", "xformers") if getattr(self, name)]
 
     @property
     def backend(self) -> str:
-        """The name that `ops.attention` knows: auto, sdpa, flash, flash3, xformers or 8bit."""
+        """The name that `ops.attention` knows: auto, sdpa, flash, flash3 or xformers."""
         chosen = self._chosen()
-        return {"flash_attn": "flash", "attn_8bit": "8bit"}.get(chosen[0], chosen[0]) if chosen else "auto"
+        return {"flash_attn": "flash"}.get(chosen[0], chosen[0]) if chosen else "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
