@@ -34,7 +34,7 @@ from ..families import part
 from ..lora.kronecker import lokr_shapes
 from ..memory.activations import FLOAT, HALF, How
 from ..memory.estimate import OPTIMIZER_BYTES, OTHER_OPTIMIZER_BYTES, Weights
-from ..memory.machine import find_card
+from ..memory.machine import find_card, joins_freed_memory
 from ..memory.rules import FP8_PRODUCTS, fp8_mode, stays_in_file
 from ..ops.fp8_scales import scale_bytes
 from ..parts.arrangement import Rows, arranged_shapes
@@ -274,8 +274,11 @@ def weight_bytes(headers: Headers, *, fp8: bool = False) -> int:
 # -------------------------------------------------------------------------------------------------- options to numbers
 
 
-def how_trained(job: Job, batch: int) -> How:
-    """How a training runs its DiT."""
+def how_trained(job: Job, batch: int, *, alike: bool = False) -> How:
+    """How a training runs its DiT. `alike`: each step does the same, on clips of one size and with no samples between.
+
+    Where several processes tell each other their gradients, that takes memory of its own.
+    """
     memory = job[TrainingMemory]
     return How(
         blocks_to_swap=memory.blocks_to_swap or 0,
@@ -288,6 +291,7 @@ def how_trained(job: Job, batch: int) -> How:
         gradient_checkpointing_attention=memory.gradient_checkpointing_attention,
         ffn_chunks=memory.ffn_chunks,
         compile=memory.compile,
+        settles=alike and processes(job) == 1 and joins_freed_memory(),
         plain_quantizing=_quantizes_plainly(job[TrainingPrecision].weight_format),
         whole_tiles=WHOLE_TILES.get(job[Attention].backend, "never"),
         batch=batch,
@@ -316,11 +320,14 @@ def how_generated(job: Job) -> How:
 
 
 def shared_by(job: Job) -> int:
-    """How many processes share out the base; 1: none does. An outer launcher tells their number by a variable."""
-    if Launch not in job or not job[Launch].shard_base:
-        return 1
+    """How many processes share out the base; 1: none does."""
+    return processes(job) if Launch in job and job[Launch].shard_base else 1
+
+
+def processes(job: Job) -> int:
+    """How many run the job. An outer launcher tells their number by a variable."""
     around = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    return max(job[Launch].num_processes, around)
+    return max(job[Launch].num_processes if Launch in job else 1, around)
 
 
 def _quantizes_plainly(weight_format: str) -> bool:
