@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -109,6 +110,38 @@ def test_where_the_disk_is_too_small_for_fp8_the_checkpoint_is_read_as_it_is(mod
     monkeypatch.setattr(fitting, "main_memory", lambda: 8 * GIB)
     found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
     assert found.fits and found.options["block_swap_from_disk"] and not found.scratch
+
+
+def test_each_of_several_processes_writes_a_file_of_its_own(models, tmp_path, capsys, monkeypatch, scratch):
+    scratch(20 * GIB)
+    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", "--vram", "16GB")
+    together = [*line, "--num_processes", "4"]
+    one, four = planned(line), planned(together)
+    assert one.fits and not four.fits and four.only_disk_is_short and four.scratch == 4 * one.scratch
+    assert "take 52.4 GiB in scratch files of 4 processes in" in plan.verdict(four)
+    assert plan.event_of(four).scratch_mib == 4 * plan.event_of(one).scratch_mib
+    plan.run(cli.parse(["plan", *together]), lambda event: None, Control())
+    printed = capsys.readouterr().out
+    assert "scratch files of 4 processes on disk" in printed and "main memory of 4 processes" in printed
+    for name, value in (("LOCAL_RANK", "1"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    assert planned(line).scratch == four.scratch, "under an outer launcher on two machines"
+
+
+def test_each_of_several_processes_keeps_its_own_weights_in_main_memory(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "main_memory", lambda: 64 * GIB)
+    line = [*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
+    one, four = planned(line), planned([*line, "--num_processes", "4"])
+    assert one.fits and four.fits and one.main <= 64 * GIB and four.main <= 64 * GIB
+    assert "block_swap_from_disk" in four.options and "block_swap_from_disk" not in one.options
+    assert plan.event_of(four).ram_mib == 4 * max(stage.main_bytes for stage in four.planned) / (1 << 20)
+
+
+def test_next_to_nothing_in_a_scratch_file_is_not_told(models, tmp_path):
+    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", "--vram", "16GB")
+    found = planned(line)
+    little = [replace(stage, scratch=GIB // 100) for stage in found.planned]
+    assert "scratch" in plan.verdict(found) and "scratch" not in plan.verdict(replace(found, planned=little))
 
 
 def test_the_free_space_of_a_folder_that_is_still_to_be_made(tmp_path, monkeypatch):
