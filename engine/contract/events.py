@@ -98,7 +98,8 @@ PlannedStage = dict[str, Any]
 class Plan:
     """What a job will take, before it runs. `needed_mib` has to be free on the GPU with `options` added to the job's,
     `asked_mib` without; `limit_mib` is what there is, None where that is not known. `ram_mib`: of main memory.
-    `scratch_mib` are written to `scratch_folder`, whose disk has `scratch_free_mib`, None where that is not known.
+    `scratch_mib` are written to `scratch_folder`, whose disk has `scratch_free_mib`, None where that is not known. Of
+    several processes on one machine, stages and the GPU are each one's, main memory and scratch files all of theirs.
     """
 
     stages: list[PlannedStage]

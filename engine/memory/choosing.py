@@ -97,6 +97,9 @@ def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
     if not fits:
         allowed = bisect_left(range(len(row)), True, key=lambda place: not limits.main_allows(needs(place)))
         place = (allowed or len(row)) - 1
+        if not limits.disk_allows(needs(place)):  # then as far as the disk allows, if main memory has room there
+            on_disk = bisect_left(range(place), True, key=lambda place: not limits.disk_allows(needs(place)))
+            place = on_disk - 1 if on_disk and limits.main_allows(needs(on_disk - 1)) else place
     return Choice(options=row[place], needs=needs(place), fits=fits)
 
 

@@ -43,13 +43,14 @@ def aligned(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def taken(size: int, folder: Path | str) -> str:
-    """How it is told, before and while a model is loaded."""
-    return f"Weights that are changed while they are loaded take {size / _GIB:.1f} GiB in a scratch file in {folder}"
+def taken(size: int, folder: Path | str, *, processes: int = 1) -> str:
+    """How it is told, before and while a model is loaded. `size`: bytes that so many processes write together."""
+    files = "a scratch file" if processes == 1 else f"scratch files of {processes} processes"
+    return f"Weights that are changed while they are loaded take {size / _GIB:.1f} GiB in {files} in {folder}"
 
 
-def too_little(size: int, folder: Path | str, free: int) -> str:
-    return f"{taken(size, folder)}, which has {free / _GIB:.1f} GiB free."
+def too_little(size: int, folder: Path | str, free: int, *, processes: int = 1) -> str:
+    return f"{taken(size, folder, processes=processes)}, which has {free / _GIB:.1f} GiB free."
 
 
 def no_room(folder: Path, size: int, free: int) -> DiskError:

@@ -17,7 +17,7 @@ from ..contract.job import Job
 from ..contract.options import Memory
 from ..families import part
 from ..lora.files import LoraFile
-from ..lora.merge import changed_by, load_loras, merger, select
+from ..lora.merge import Transform, changed_by, load_loras, merger, select
 from ..memory.checkpointing import checkpoint_blocks
 from ..memory.compile import compile_blocks
 from ..memory.disk_loading import LeaveOnDisk
@@ -101,17 +101,7 @@ def load_dit(
     """
     model = part(job.family, "model")
     say(Stage(name="Loading the DiT", message=f"{path} on {device}"))
-    for file, multiplier in loras:
-        say(Log(message=f"Merging {file.path.name} at {multiplier:g}: {len(file.modules)} modules."))
-    transform = merger(loras) if loras else None
-    quantizer = None
-    if weight_format != "stored":
-        quantizer = QuantizeOnLoad(
-            meta_dit(job, path, role=role),
-            wanted=part(job.family, "keys").is_fp8_weight,
-            mode=fp8_mode(weight_format, products=has_fp8_products(device)),
-            before=transform,
-        )
+    wanted, quantizer = _changes(job, path, loras, weight_format, device=device, role=role, say=say)
     memory = job[Memory]
     from_disk = memory.streams_from_disk
     home = torch.device("cpu") if waiting or (memory.blocks_to_swap and not from_disk) else device
@@ -124,7 +114,6 @@ def load_dit(
         attention_backend=attention_backend,
         **part(job.family, "options").dit_arguments(job),
     )
-    wanted = quantizer or transform
     if shares is not None or from_disk:
         sketch = load(transform=Unread())
         if quantizer is not None:
@@ -147,6 +136,24 @@ def load_dit(
         count = len(quantizer.install(dit))
         say(Log(message=f"{count} layers are kept in fp8, scaled by {quantizer.mode}."))
     return dit
+
+
+def _changes(
+    job: Job, path: str, loras: Loras, weight_format: str, *, device: torch.device, role: str, say: Say
+) -> tuple[Transform | None, QuantizeOnLoad | None]:
+    """What is done to weights as they are read, LoRAs merged and then fp8; and that which makes them fp8 by itself."""
+    for file, multiplier in loras:
+        say(Log(message=f"Merging {file.path.name} at {multiplier:g}: {len(file.modules)} modules."))
+    transform = merger(loras) if loras else None
+    if weight_format == "stored":
+        return transform, None
+    quantizer = QuantizeOnLoad(
+        meta_dit(job, path, role=role),
+        wanted=part(job.family, "keys").is_fp8_weight,
+        mode=fp8_mode(weight_format, products=has_fp8_products(device)),
+        before=transform,
+    )
+    return quantizer, quantizer
 
 
 def _waits_where(left: LeaveOnDisk) -> str:

@@ -1,7 +1,8 @@
 """Making a job fit the card: what it takes as it was asked for, and with which options added it fits.
 
 Used by `plan`, by `--memory auto` before anything is loaded, and for the advice after running out of memory. Reads
-headers only; imports no torch.
+headers, and imports torch only for what planned_weights.py does. Each process of a job has a card of its own; main
+memory and the disk they have in common, and nothing in them: each keeps and writes its own copy of the weights.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.job import Job, changed
-from ..contract.options import Run, TrainingMemory
+from ..contract.options import Processes, Run, TrainingMemory
 from ..contract.options.memory import vram_gib
 from ..families import part
 from ..memory.choosing import Choice, Limits, Needs, Options, Row, choose, generation_rows, training_rows
-from ..memory.estimate import GIB, Stage, largest
+from ..memory.estimate import GIB, Stage
 from ..memory.machine import Card, find_card, main_memory
 from ..parts.scratch_place import scratch_folder, scratch_free
 from .planning import Survey
@@ -27,7 +28,10 @@ PLANNED = ("train", "generate", "cache-latents", "cache-text")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A job as it was asked for and as it was made to fit. `options` are those added; `fits` says whether they do."""
+    """A job as it was asked for and as it was made to fit. `options` are those added; `fits` says whether they do.
+
+    Stages are one process's, of which there are `processes` on this machine.
+    """
 
     asked: list[Stage]
     planned: list[Stage]
@@ -36,18 +40,28 @@ class Plan:
     fits: bool
     limits: Limits
     card: Card | None
+    processes: int = 1
     with_more_main: Choice | None = None  # where it does not fit: what would if there were enough main memory
     longest: int | None = None  # where it does not fit: frames of a clip of this size that would
 
     @property
+    def needs(self) -> Needs:
+        return _needs(self.planned, self.processes)
+
+    @property
     def needed(self) -> int:
-        """Bytes that have to be free on the card for the planned job."""
-        return largest(self.planned).needed_bytes
+        """Bytes that have to be free on each card for the planned job."""
+        return self.needs.card
+
+    @property
+    def main(self) -> int:
+        """Bytes of main memory that the planned job takes."""
+        return self.needs.main
 
     @property
     def scratch(self) -> int:
         """Bytes that the planned job writes to scratch files, in `scratch_folder`."""
-        return max(stage.scratch for stage in self.planned)
+        return self.needs.disk
 
     @property
     def scratch_folder(self) -> Path:
@@ -56,11 +70,11 @@ class Plan:
     @property
     def disk_is_short(self) -> bool:
         """Whether that is more than its disk has free."""
-        return not self.limits.disk_allows(_needs(self.planned))
+        return not self.limits.disk_allows(self.needs)
 
     @property
     def only_disk_is_short(self) -> bool:
-        return self.disk_is_short and replace(self.limits, disk=None).allow(_needs(self.planned))
+        return self.disk_is_short and replace(self.limits, disk=None).allow(self.needs)
 
     @property
     def flags(self) -> str:
@@ -101,6 +115,7 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
         fits=choice.fits,
         limits=limits,
         card=card,
+        processes=processes_here(job),
         with_more_main=more if more is not None and more.fits else None,
         longest=None if choice.fits else _longest(fitted, survey, limits),
     )
@@ -122,7 +137,7 @@ def _longest(job: Job, survey: Survey, limits: Limits) -> int | None:
     """Frames of the largest clips that fit with these options; None where not even single pictures do."""
     for frames in survey.shorter_lengths():
         stages = survey.with_length(frames).stages(job, room=limits.card)
-        if limits.allow(_needs(stages)):
+        if limits.allow(_needs(stages, processes_here(job))):
             return frames
     return None
 
@@ -150,20 +165,30 @@ def _parts(job: Job, survey: Survey) -> Iterator[tuple[Select, Iterator[Row]]]:
 def _choose(
     job: Job, survey: Survey, limits: Limits, select: Select, rows: Iterator[Row], before: Mapping[str, Any]
 ) -> Choice:
+    processes = processes_here(job)
+
     def measure(options: Options) -> Needs:
         stages = survey.stages(changed(job, {**before, **options}), room=limits.card)
-        return _needs([stage for stage in stages if select(stage)])
+        return _needs([stage for stage in stages if select(stage)], processes)
 
     return choose(measure, rows, limits)
 
 
-def _needs(stages: Sequence[Stage]) -> Needs:
-    """What one stage after the other takes at most."""
+def _needs(stages: Sequence[Stage], processes: int) -> Needs:
+    """What one stage after the other takes at most, in each of so many processes."""
     return Needs(
         card=max((stage.needed_bytes for stage in stages), default=0),
-        main=max((stage.main_bytes for stage in stages), default=0),
-        disk=max((stage.scratch for stage in stages), default=0),
+        main=processes * max((stage.main_bytes for stage in stages), default=0),
+        disk=processes * max((stage.scratch for stage in stages), default=0),
     )
+
+
+def processes_here(job: Job) -> int:
+    """How many processes of the job share this machine. A launcher around us, or number 0, tells by variables."""
+    around = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if around > 1:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", around))
+    return job[Processes].num_processes if Processes in job else 1
 
 
 def smaller(before: Plan, share: float = 0.85) -> Plan:

@@ -7,6 +7,7 @@ time. A model that nobody brought back, because its job failed, is gone. Knows n
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,14 @@ class Kept:
         """Forget the model of this name unless it has this key."""
         if name in self._at_rest and self._at_rest[name].key != unless:
             del self._at_rest[name]
+            _give_back()
 
     def clear(self) -> None:
-        self._at_rest.clear()
+        if self._at_rest:
+            self._at_rest.clear()
+            _give_back()
+
+
+def _give_back() -> None:
+    """Free what was let go of now: a DiT refers to itself, and its memory and its scratch file are planned for."""
+    gc.collect()

@@ -1,7 +1,7 @@
 """`plan train wan …`: what a command will take of the GPU and of main memory, and which options make it fit.
 
-Nothing is loaded: headers of files and the dataset's settings are all that is read, in about a second. Imports no
-torch.
+Nothing is loaded: headers of files and the dataset's settings are all that is read, in about a second. It takes torch,
+and seconds more, where headers do not tell: a PyTorch file, and LoRAs that are merged into blocks that wait on disk.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def event_of(found: Plan) -> PlanEvent:
         asked_mib=largest(found.asked).needed_bytes / MIB,
         needed_mib=found.needed / MIB,
         limit_mib=None if found.limits.card is None else found.limits.card / MIB,
-        ram_mib=_main(found.planned) / MIB,
+        ram_mib=found.main / MIB,
         fits=found.fits,
         options=found.options,
         message=verdict(found),
@@ -63,10 +63,6 @@ def _told(stage: Stage) -> PlannedStage:
         "main_mib": {name: size / MIB for name, size in stage.main.items()},
         "needed_mib": stage.needed_bytes / MIB,
     }
-
-
-def _main(stages: Iterable[Stage]) -> int:
-    return max(stage.main_bytes for stage in stages)
 
 
 # ------------------------------------------------------------------------------------------------------- for a person
@@ -97,9 +93,10 @@ def _of_memory(found: Plan) -> Iterator[str]:
 def _of_disk(found: Plan) -> Iterator[str]:
     """What is written to scratch files, and where."""
     if found.disk_is_short:
-        yield f"{too_little(found.scratch, found.scratch_folder, found.limits.disk or 0)} {ADVICE}"
-    elif found.scratch:
-        yield f"{taken(found.scratch, found.scratch_folder)}."
+        told = too_little(found.scratch, found.scratch_folder, found.limits.disk or 0, processes=found.processes)
+        yield f"{told} {ADVICE}"
+    elif found.scratch >= SHOWN_FROM:
+        yield f"{taken(found.scratch, found.scratch_folder, processes=found.processes)}."
 
 
 def _ways_out(found: Plan) -> Iterator[str]:
@@ -116,7 +113,7 @@ def report(job: Job, survey: Survey, found: Plan) -> list[str]:
         lines.append(f"{found.card.name}: {gib(found.card.free)} of {gib(found.card.total)} GiB are free")
     worst = worst_of_each(found.asked), worst_of_each(found.planned)
     for name in dict.fromkeys([*worst[0], *worst[1]]):
-        lines += ["", *_table(worst[0][name], worst[1][name], planned_too=bool(found.options))]
+        lines += ["", *_table(worst[0][name], worst[1][name], found.processes, planned_too=bool(found.options))]
     return [*lines, "", verdict(found)]
 
 
@@ -129,7 +126,7 @@ def worst_of_each(stages: Iterable[Stage]) -> dict[str, Stage]:
     return found
 
 
-def _table(asked: Stage, planned: Stage, *, planned_too: bool = False) -> list[str]:
+def _table(asked: Stage, planned: Stage, processes: int, *, planned_too: bool = False) -> list[str]:
     columns = (asked, planned) if planned_too else (asked,)
     head = f"{asked.name}, GiB" + " " * max(1, 40 - len(asked.name))
     lines = [head + "".join(f"{title:>10}" for title in ("as asked", "planned")[: len(columns)])]
@@ -143,8 +140,11 @@ def _table(asked: Stage, planned: Stage, *, planned_too: bool = False) -> list[s
         row(name, (stage.device.get(name, 0) for stage in columns))
     row("tensors together", (stage.device_bytes for stage in columns))
     row("with gaps and CUDA itself", (stage.needed_bytes for stage in columns))
-    row("main memory", (stage.main_bytes for stage in columns))
-    row("scratch file on disk", (stage.scratch for stage in columns))
+    main, scratch = "main memory", "scratch file on disk"
+    if processes > 1:
+        main, scratch = f"main memory of {processes} processes", f"scratch files of {processes} processes on disk"
+    row(main, (processes * stage.main_bytes for stage in columns))
+    row(scratch, (processes * stage.scratch for stage in columns))
     return lines
 
 

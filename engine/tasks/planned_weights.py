@@ -2,7 +2,8 @@
 
 Follows what loading does (denoiser.py): one number format for all weights, fp8 for those that the family's keys name;
 and what of it goes to a scratch file where it waits on disk (`planned_scratch.py`, which puts several DiTs together).
-Also turns a job's options into what the formulas take. Imports no torch.
+Also turns a job's options into what the formulas take. Imports torch for a PyTorch file, and where planned_scratch.py
+needs it.
 """
 
 from __future__ import annotations

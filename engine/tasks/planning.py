@@ -1,8 +1,8 @@
 """What a job will take of memory, from its options and the headers of its files: `Survey`, for `plan` and `--memory`.
 
 A survey reads each file once; `stages` then answers for any options of the job in a moment, which is what choosing them
-needs (memory/choosing.py). Imports no torch. The formulas are memory/estimate.py's, what a family's networks work on is
-told by its `options.py`.
+needs (memory/choosing.py). Imports torch only for what planned_weights.py does. The formulas are memory/estimate.py's,
+what a family's networks work on is told by its `options.py`.
 Not considered: --network_args, and pictures that a generation starts from where they change its size.
 """
 

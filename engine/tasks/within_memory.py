@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -20,9 +21,10 @@ from ..contract.job import Job
 from ..contract.options import Run
 from ..memory.choosing import Limits
 from ..memory.estimate import CONTEXT
+from ..memory.machine import own_memory
 from ..ops.device import choose_device, forget_peaks, free_memory, limit_memory
 from ..parts.mapped_files import scratch_held
-from .fitting import Plan, asked_size, limits_of, plan, smaller, wanted
+from .fitting import Plan, asked_size, limits_of, plan, processes_here, smaller, wanted
 from .plan import event_of, verdict
 
 Task = Callable[[Job, Say, Control], str]
@@ -91,14 +93,30 @@ def limits_at_start(job: Job, held: int) -> Limits:
     card, main = limits.card, limits.main
     if card is not None and asked_size(job) is None and torch.cuda.is_initialized():
         card += CONTEXT  # CUDA's own, which is planned for again
-    disk = None if limits.disk is None else limits.disk + scratch_held()
+    disk = None if limits.disk is None else limits.disk + processes_here(job) * scratch_held()
     return Limits(card=card, main=None if main is None else main + held, disk=disk)
 
 
+def limits_afterwards(job: Job) -> Limits:
+    """What a process will find when this job, which has just failed, is over: what it has taken is free again."""
+    limits = limits_at_start(job, processes_here(job) * own_memory())
+    device = gpu(job)
+    if limits.card is None or asked_size(job) is not None or device is None or not torch.cuda.is_initialized():
+        return limits
+    return replace(limits, card=limits.card + torch.cuda.memory_reserved(device))
+
+
 def less_than(found: Plan | None, job: Job) -> Plan | None:
-    """A smaller plan than the one that was not enough; None where none can be worked out."""
+    """A smaller plan than the one that was not enough; None where none can be worked out.
+
+    Its options are those to add to what failed: to the job that was planned, or to `job`, which nobody has planned.
+    """
     with contextlib.suppress(EngineError):
-        return smaller(found or plan(job))
+        if found is not None:
+            return smaller(found)
+        first = plan(job, limits=limits_afterwards(job))
+        less = smaller(first)
+        return replace(less, options={**first.options, **less.options})
     return None
 
 

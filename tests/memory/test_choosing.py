@@ -187,6 +187,24 @@ def test_a_disk_that_is_too_small_for_what_is_written_there():
     assert found(None, card=42).fits and not found(10, card=42).fits
 
 
+def test_what_the_disk_has_room_for_counts_where_nothing_fits():
+    """Of a row whose end the disk has no room for, the last place that it has room for takes least."""
+
+    def measured(options):
+        streamed = options.get("blocks_to_swap", 0)
+        on_disk = bool(options.get("block_swap_from_disk"))
+        card = 10 * (BLOCKS - streamed) + 5
+        return Needs(card=card, main=0 if on_disk else 10 * streamed, disk=on_disk * 2 * streamed)
+
+    rows = list(generation_rows(ASKED, blocks=BLOCKS, may_fp8=False))
+    for disk, streamed in ((30, 15), (41, 20), (1000, 40)):
+        choice = choose(measured, rows, Limits(card=1, main=50, disk=disk))
+        assert not choice.fits and choice.options["blocks_to_swap"] == streamed
+        assert choice.needs.card == min(
+            found.card for found in map(measured, each(rows)) if found.main <= 50 and found.disk <= disk
+        )
+
+
 def test_where_more_streamed_blocks_leave_less_to_wait_enough_of_them_are_streamed():
     """An expert that waits in main memory leaves its streamed blocks on disk too."""
 

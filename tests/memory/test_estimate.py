@@ -1,6 +1,6 @@
 """What is predicted against what an H100 took: six blocks of Wan 14B forward and backward, LoRA of rank 32, batch 1.
 
-GiB as PyTorch counts them. Whole jobs are compared in tests/tasks/test_plan.py.
+GiB as PyTorch counts them. Whole jobs are compared in tests/tasks/test_plan_measured.py.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,14 @@ def test_a_driver_that_does_not_tell_the_kind_of_card(nvml):
     nvml.capability_status = 1
     card = machine.find_card(None)
     assert card is not None and card.capability is None
+
+
+def test_what_is_read_of_files_is_nobody_s_own_memory(monkeypatch):
+    told = SimpleNamespace(rss=5 << 30, shared=2 << 30)
+    monkeypatch.setattr(machine.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: told))
+    assert machine.own_memory() == 3 << 30
+    del told.shared
+    assert machine.own_memory() == 5 << 30
 
 
 def test_no_card(nvml, monkeypatch):

@@ -1,12 +1,7 @@
-"""`plan`: what whole jobs are predicted to take against what an H100 took, from files that are headers only.
-
-The checkpoints have the names and shapes of the public files (tests/layouts) and no weights: nothing may read any.
-"""
+"""`plan`: the options that make a job fit, from files that are headers only; what its command says."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,148 +11,32 @@ import pytest
 from engine.contract import cli
 from engine.contract.errors import OptionError, WeightsError
 from engine.contract.events import Control, Plan
-from engine.contract.options import Memory
-from engine.memory.estimate import GIB, largest
-from engine.parts.scratch_place import scratch_free
-from engine.tasks import fitting, plan, planned_weights
+from engine.memory.estimate import GIB
+from engine.tasks import fitting, plan
 from engine.tasks.planning import Survey, cached_sizes
-from tests.layouts.checks import HERE, read_layout
-from tests.memory.measured import BENCHMARKS, ROOM, header_only
+from tests.memory.measured import header_only
+from tests.tasks.planned_jobs import (
+    MODELS,
+    dataset,
+    generation_line,
+    known_machine,
+    planned,
+    training_line,
+    worst,
+    write_headers,
+)
 
 ROOT = Path(__file__).parents[2]
-RECOMPUTE = ("--gradient_checkpointing_attention", "recompute")
-SWAP = ("--fp8_scaled", "--use_pinned_memory_for_block_swap", "--blocks_to_swap", "20")
-MODELS = {
-    "wan-1.3b": ("wan", "wan21_t2v_1_3b", "wan21_vae", ("--task", "t2v-1.3B")),
-    "wan-14b": ("wan", "wan21_t2v_14b", "wan21_vae", ("--task", "t2v-14B")),
-    "hunyuan-video-13b": ("hunyuan-video", "hunyuanvideo_t2v_13b", "hunyuanvideo_vae_tencent", ()),
-    "framepack": ("framepack", "framepack_i2v_hy", "hunyuanvideo_vae_tencent", ()),
-}
-# benchmarks/h100_wan_train.json; in fp8 without the Triton kernel, which came later
-TRAININGS = [
-    ("wan-1.3b", (480, 832, 33), (), 6.2),
-    ("wan-1.3b", (480, 832, 33), ("--fp8_scaled",), 5.9),
-    ("wan-1.3b", (480, 832, 33), SWAP, 5.1),
-    ("wan-1.3b", (480, 832, 81), (), 10.1),
-    ("wan-14b", (480, 832, 33), (), 38.1),
-    ("wan-14b", (480, 832, 33), ("--fp8_scaled",), 26.6),
-    ("wan-14b", (480, 832, 33), SWAP, 20.8),
-]
-# what the modes of benchmarks/h100_full_size.json were, and how many blocks "swap" streamed
-RECORDED = {
-    "bf16": (), "fp8_scaled": ("--fp8_scaled",), "compile": ("--compile",),
-    "fp8_compile": ("--fp8_scaled", "--compile"),
-    "swap": ("--fp8_scaled", "--use_pinned_memory_for_block_swap", "--blocks_to_swap"),
-    "magcache": ("--magcache_mag_ratios", "0"), "plain": ("--gradient_checkpointing_attention", "recompute"),
-    "free": ("--fp8_scaled", "--compile"), "exact": ("--compile",), "fast": ("--fp8_scaled", "--compile"),
-}  # fmt: skip
-STREAMED = {"wan-1.3b": "20", "wan-14b": "20", "hunyuan-video-13b": "30", "framepack": "30"}
-OVERTAKEN = ("generate-wan-14b-480x832x33/compile",)  # before Wan's blocks were cut at their attention
-ROWS = json.loads((BENCHMARKS / "h100_full_size.json").read_text())
-FULL_SIZE = [
-    row for row in ROWS
-    if row["case"].split("-")[0] in ("train", "generate", "denoise") and row["mode"] in RECORDED
-    and f"{row['case']}/{row['mode']}" not in OVERTAKEN
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("headers")
-    for _, dit, vae, _ in MODELS.values():
-        for layout in (dit, vae):
-            header_only(folder / f"{layout}.safetensors", read_layout(HERE / f"{layout}.json.gz"))
-    header_only(folder / "encoder.safetensors", {"shared.weight": (256, 64), "layer.weight": (4096, 4096)})
-    return folder
-
-
-def dataset(folder, size, **more):
-    height, width, frames = size
-    keys = {"resolution": [width, height], "target_frames": [frames], "batch_size": 1, **more}
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
-    for name in ("clips", "cache"):
-        (folder / name).mkdir(exist_ok=True)
-    path = folder / "dataset.toml"
-    path.write_text(
-        f'[[datasets]]\nvideo_directory = "{folder}/clips"\ncache_directory = "{folder}/cache"\n'
-        f'caption_extension = ".txt"\n{lines}'
-    )
-    return path
-
-
-def training_line(models, folder, model, size, *more):
-    family, dit, _, task = MODELS[model]
-    return [
-        "train", family, *task, "--dit", f"{models}/{dit}.safetensors", "--dataset_config", str(dataset(folder, size)),
-        "--gradient_checkpointing", "--network_dim", "32", "--output_dir", f"{folder}/out", "--output_name", "x", *more,
-    ]  # fmt: skip
-
-
-def generation_line(models, folder, model, size, *more):
-    family, dit, vae, task = MODELS[model]
-    names = ["t5"] if family == "wan" else ["text_encoder1", "text_encoder2"]
-    names += ["image_encoder"] if family == "framepack" else []
-    encoders = [word for name in names for word in (f"--{name}", f"{models}/encoder.safetensors")]
-    height, width, frames = map(str, size)
-    return [
-        "generate", family, *task, "--dit", f"{models}/{dit}.safetensors", "--vae", f"{models}/{vae}.safetensors",
-        *encoders, "--prompt", "a cat", "--video_size", height, width, "--video_length", frames,
-        "--save_path", f"{folder}/videos", *more,
-    ]  # fmt: skip
-
-
-def worst(words):
-    job = cli.parse(words)
-    return largest(Survey(job).stages(job))
-
-
-@pytest.fixture
-def plain_quantizing(monkeypatch):
-    monkeypatch.setattr(planned_weights, "has_triton", lambda: False)
+    return write_headers(tmp_path_factory.mktemp("headers"))
 
 
 @pytest.fixture(autouse=True)
 def _a_machine(monkeypatch):
-    """No GPU but the one that --vram names, much main memory and disk, Triton."""
-    monkeypatch.setattr(fitting, "find_card", lambda device: None)
-    monkeypatch.setattr(fitting, "main_memory", lambda: 128 * GIB)
-    monkeypatch.setattr(fitting, "scratch_free", lambda: 1000 * GIB)
-    monkeypatch.setattr(planned_weights, "find_card", lambda device: None)
-    monkeypatch.setattr(planned_weights, "has_triton", lambda: True)
-
-
-# ---------------------------------------------------------------------------------------- predicted against measured
-
-
-@pytest.mark.parametrize(("model", "size", "more", "measured"), TRAININGS)
-@pytest.mark.usefixtures("plain_quantizing")
-def test_trainings_take_what_was_measured(models, tmp_path, model, size, more, measured):
-    stage = worst(training_line(models, tmp_path, model, size, *RECOMPUTE, *more))
-    assert stage.name == "training step" and stage.device_bytes / GIB == pytest.approx(measured, rel=0.05)
-
-
-BENCH_NAMES = {"hunyuan-13b": "hunyuan-video-13b"}
-ONE_SECTION = {"640x640": "640x640x37"}  # FramePack's, in frames of the clip
-
-
-@pytest.mark.parametrize("row", FULL_SIZE, ids=lambda row: f"{row['case']}/{row['mode']}")
-def test_full_size_cases_take_what_was_measured(models, tmp_path, row):
-    verb, _, rest = row["case"].partition("-")
-    model, _, size = rest.rpartition("-")
-    model, size = BENCH_NAMES.get(model, model), ONE_SECTION.get(size, size)
-    more = [*RECORDED[row["mode"]], *([STREAMED[model]] if row["mode"] == "swap" else [])]
-    line = training_line if verb == "train" else generation_line
-    job = cli.parse(line(models, tmp_path, model, [int(number) for number in size.split("x")], *more))
-    stage = largest(Survey(job).stages(job, room=ROOM[row["device"]]))
-    assert stage.device_bytes / GIB == pytest.approx(row["peak_alloc_gib"], rel=0.05)
-
-
-# ------------------------------------------------------------------------------------------------------- what is asked
-
-
-def planned(words):
-    job = cli.parse(words)
-    return fitting.plan(job, survey=Survey(job))
+    known_machine(monkeypatch)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -191,37 +70,6 @@ def test_what_does_not_fit_is_said_with_what_would(models, tmp_path):
     assert "does not fit" in plan.verdict(found) and f"{found.longest} frames" in plan.verdict(found)
     line = training_line(models, tmp_path, "wan-14b", (720, 1280, found.longest), *found.flags.split())
     assert planned([*line, "--vram", "12GB"]).fits
-
-
-def test_too_little_main_memory_is_said(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "main_memory", lambda: 3.5 * GIB)
-    found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
-    assert not found.fits and "GiB of main memory free it would fit" in plan.verdict(found)
-
-
-@pytest.mark.parametrize("main", [48, 32, 16, 8])
-def test_where_main_memory_is_short_streamed_blocks_stay_on_disk(models, tmp_path, monkeypatch, main):
-    """A 14B in 16 bits takes 27 GiB there, in fp8 14."""
-    line = [*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
-    much = planned(line).options
-    monkeypatch.setattr(fitting, "main_memory", lambda: main * GIB)
-    found = planned(line)
-    assert found.fits and max(stage.main_bytes for stage in found.planned) <= main * GIB
-    assert ("block_swap_from_disk" in found.options) == (main < 17) == ("read from disk" in plan.verdict(found))
-    assert "block_swap_from_disk" not in much and (found.options == much) == (main == 48)
-    videos = planned([*generation_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "6GB"])
-    assert videos.fits and ("block_swap_from_disk" in videos.options) == (main < 17)
-
-
-def test_an_expert_that_waits_leaves_its_streamed_blocks_on_disk(models, tmp_path):
-    line = training_line(
-        models, tmp_path, "wan-14b", (480, 832, 33), "--blocks_to_swap", "20", "--block_swap_from_disk"
-    )
-    line[line.index("t2v-14B")] = "t2v-A14B"
-    line += ["--dit_high_noise", f"{models}/wan21_t2v_14b.safetensors"]
-    both, one = worst(line), worst([*line, "--offload_inactive_dit"])
-    assert "idle expert" not in both.main and one.main["idle expert"] == both.device["idle expert"] < 14 * GIB
-    assert both.main["buffers of streamed blocks"] == pytest.approx(2 * 0.65 * GIB, rel=0.02)
 
 
 def test_vae_and_text_encoder_get_lighter_where_they_are_too_large(models, tmp_path):
@@ -387,63 +235,3 @@ def test_a_size_that_is_none(vram):
     with pytest.raises(OptionError, match="--vram"):
         cli.parse(["generate", "wan", "--dit", "d", "--vae", "v", "--t5", "t", "--prompt", "x", "--save_path", "s",
                    f"--vram={vram}"])  # fmt: skip
-
-
-def test_from_disk_without_a_number_of_blocks(models, tmp_path):
-    """The plan chooses how many, without main memory being short; none where all fits."""
-    for line in (training_line, generation_line):
-        words = [*line(models, tmp_path, "wan-14b", (480, 832, 33)), "--block_swap_from_disk", "--memory", "auto"]
-        found = planned([*words, "--vram", "12GB"])
-        assert found.fits and found.options["blocks_to_swap"] and found.job[Memory].streams_from_disk
-        assert not {"block_swap_from_disk", "use_pinned_memory_for_block_swap"} & found.options.keys()
-        assert not any("weights of streamed blocks" in stage.main for stage in found.planned)
-        assert not planned([*words, "--vram", "80GB"]).job[Memory].streams_from_disk
-
-
-# ---------------------------------------------------------------------------------------------------- the scratch file
-
-FROM_DISK = ("--blocks_to_swap", "40", "--block_swap_from_disk")
-
-
-@pytest.fixture
-def scratch(tmp_path, monkeypatch):
-    """A folder for scratch files that is still to be made, and how much its disk has free."""
-    monkeypatch.setenv("MUSUBI_SCRATCH", str(tmp_path / "not" / "yet"))
-    return lambda free: monkeypatch.setattr(fitting, "scratch_free", lambda: free)
-
-
-def test_what_goes_to_a_scratch_file_is_told_and_where(models, tmp_path, capsys, scratch):
-    scratch(100 * GIB)
-    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK)
-    assert not planned([*line, "--vram", "16GB"]).scratch, "an unchanged checkpoint is read where it lies"
-    job = cli.parse(["plan", *line, "--fp8_scaled", "--vram", "16GB"])
-    plan.run(job, lambda event: None, Control())
-    printed = capsys.readouterr().out
-    assert f"take 13.1 GiB in a scratch file in {tmp_path / 'not' / 'yet'}." in printed
-    assert "scratch file on disk" in printed and not (tmp_path / "not").exists()
-    event = plan.event_of(fitting.plan(job))
-    assert event.scratch_mib == pytest.approx(13.1 * 1024, rel=0.01) and event.scratch_free_mib == 100 * 1024
-    assert event.scratch_folder == str(tmp_path / "not" / "yet") and event.fits
-
-
-@pytest.mark.parametrize("vram", [("--vram", "16GB"), ()])
-def test_a_disk_that_is_too_small_is_told(models, tmp_path, scratch, vram):
-    scratch(3 * GIB)
-    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", *vram)
-    found = planned(line)
-    told = plan.verdict(found)
-    assert not found.fits and found.only_disk_is_short and not found.options.keys() & {"ffn_chunks"}
-    assert "which has 3.0 GiB free" in told and "MUSUBI_SCRATCH" in told and "main memory free" not in told
-    assert not plan.event_of(found).fits
-
-
-def test_where_the_disk_is_too_small_for_fp8_the_checkpoint_is_read_as_it_is(models, tmp_path, monkeypatch, scratch):
-    scratch(GIB)
-    monkeypatch.setattr(fitting, "main_memory", lambda: 8 * GIB)
-    found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
-    assert found.fits and found.options["block_swap_from_disk"] and not found.scratch
-
-
-def test_the_free_space_of_a_folder_that_is_still_to_be_made(tmp_path, monkeypatch):
-    monkeypatch.setenv("MUSUBI_SCRATCH", str(tmp_path / "not" / "yet"))
-    assert scratch_free() == pytest.approx(shutil.disk_usage(tmp_path).free, abs=1 << 30)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
 from engine.contract.cli import parse
-from engine.contract.options import TrainingPrecision
+from engine.contract.options import GenerationPrecision, TrainingPrecision
 from engine.families.wan.tiny import DIT_CONFIG, dit_tensors
 from engine.memory import disk_loading
 from engine.memory.machine import Card
+from engine.ops.device import DTYPES
 from engine.ops.fp8 import quantize
 from engine.ops.fp8_scales import MODES, scale_bytes
+from engine.parts.mapped_files import scratch_held
+from engine.parts.weight_files import SAFETENSORS_DTYPES
 from engine.parts.weights import write_weights
-from engine.tasks import planned_scratch, planned_weights
+from engine.tasks import kept, planned_scratch, planned_weights
 from engine.tasks.experts import Experts
-from engine.tasks.planned_weights import PlannedDit
+from engine.tasks.planned_weights import FORMATS, PlannedDit
 from tests.families.test_shared_base import DITS
 from tests.tasks.test_generate import write_lora
 
@@ -49,7 +54,8 @@ def job_of(family, path, *words):
 
 
 def load(job):
-    weight_format = job[TrainingPrecision].weight_format
+    precision = TrainingPrecision if TrainingPrecision in job else GenerationPrecision
+    weight_format = job[precision].weight_format
     experts = Experts(job, device=CPU, weight_format=weight_format, attention_backend="auto", say=lambda event: None)
     experts.arrange()
     return experts
@@ -118,16 +124,49 @@ def test_experts_have_a_file_each(words, tmp_path, written):
     assert len(written) == 2 and planned(job) == sum(written)
 
 
-def test_of_experts_that_are_loaded_in_turn_there_is_one(tmp_path):
-    path = tmp_path / "dit.safetensors"
-    checkpoint("wan", path)
-    words = ["generate", "wan", "--dit", str(path), "--dit_high_noise", str(path), "--vae", "v", "--t5", "t",
-             "--prompt", "x", "--save_path", "s", "--task", "t2v-A14B", "--fp8_scaled", *ON_DISK]  # fmt: skip
-    both, one = (
-        PlannedDit(job, str(path)).weights(job, trained=False).scratch
-        for job in (parse(words), parse([*words, "--lazy_loading"]))
-    )
-    assert both == 2 * one > 0
+def generated(tmp_path, *words):
+    """A generation with two experts."""
+    paths = [tmp_path / f"{name}.safetensors" for name in ("low", "high")]
+    for path in paths:
+        checkpoint("wan", path)
+    return parse(
+        ["generate", "wan", "--dit", str(paths[0]), "--dit_high_noise", str(paths[1]), "--vae", "v", "--t5", "t",
+         "--prompt", "x", "--save_path", "s", "--task", "t2v-A14B", "--fp8_scaled", "--device", "cpu", *ON_DISK, *words]
+    )  # fmt: skip
+
+
+def test_of_experts_that_are_loaded_in_turn_there_is_one_file_at_a_time(tmp_path, written):
+    job = generated(tmp_path, "--lazy_loading")
+    gc.collect()
+    before = scratch_held()
+    gc.disable()  # what goes must not have to wait for it: there is room for one file
+    try:
+        experts = load(job)
+        held = [scratch_held() - before]
+        for number in (0, 1):
+            experts.use(number)
+            held.append(scratch_held() - before)
+    finally:
+        gc.enable()
+    wanted = PlannedDit(job, job.values()["dit"]).weights(job, trained=False).scratch
+    assert held == written == [wanted] * 3 and wanted > 0
+
+
+def test_the_file_of_a_model_that_is_kept_no_longer_goes_at_once(tmp_path, monkeypatch, written):
+    """The next job's plan has counted its room as free."""
+    monkeypatch.setattr(kept, "main_memory", lambda: 10 * kept.SPARE)
+    job, models = generated(tmp_path), kept.Kept()
+    for let_go in (lambda: models.let_go("dit", unless=kept.Key("two")), models.clear):
+        gc.collect()
+        before = scratch_held()
+        experts = load(job)
+        models.put(
+            "dit", kept.Key("one"), experts, lambda event: None, weights=experts.weights(), stream=experts.stream
+        )
+        del experts
+        assert scratch_held() > before
+        let_go()
+        assert scratch_held() == before
 
 
 def test_loras_are_not_read_where_nothing_waits_on_disk(tmp_path, monkeypatch):
@@ -136,6 +175,10 @@ def test_loras_are_not_read_where_nothing_waits_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(planned_scratch, "PlannedScratch", None)
     job = parse(["train", "wan", "--dit", str(path), "--dataset_config", "x", "--base_weights", "no_such_file"])
     assert planned(job) == 0
+
+
+def test_the_words_for_number_formats_are_those_that_loading_knows():
+    assert {word: SAFETENSORS_DTYPES[name] for word, name in FORMATS.items()} == DTYPES
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -101,6 +101,43 @@ def test_without_it_nothing_is_changed_and_the_error_says_what_to_add():
 
 
 @pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_the_failed_job_has_taken_counts_as_free_in_the_advice(monkeypatch, processes):
+    """Its tensors, and its scratch file, are there as long as the error that is explained."""
+    asked, make = [], within_memory.plan
+    found = Limits(card=GIB, main=2 * GIB, disk=3 * GIB)
+    monkeypatch.setattr(within_memory, "limits_of", lambda job: (found, None))
+    monkeypatch.setattr(within_memory, "scratch_held", lambda: 4 * GIB)
+    monkeypatch.setattr(within_memory, "own_memory", lambda: 5 * GIB)
+    monkeypatch.setattr(within_memory, "gpu", lambda job: torch.device("cuda", 0))
+    monkeypatch.setattr(within_memory, "plan", lambda job, *, limits: asked.append(limits) or make(job, limits=limits))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * GIB)
+    if processes > 1:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(OutOfMemoryError):
+        run(Task(1))
+    card, main, disk = 11 * GIB + CONTEXT, (2 + 5 * processes) * GIB, (3 + 4 * processes) * GIB
+    assert asked == [Limits(card=card, main=main, disk=disk)]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_the_advice_names_all_that_has_to_be_added(monkeypatch):
+    """Of a job that nobody has planned also what the first plan would have added, not only what comes on top of it."""
+    make = within_memory.plan
+
+    def first(job, *, limits):
+        made = make(job, limits=limits)
+        return dataclasses.replace(made, options={"fp8_scaled": True, **made.options})
+
+    monkeypatch.setattr(within_memory, "plan", first)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run(Task(1))
+    assert "Add --fp8_scaled --blocks_to_swap 4." in caught.value.hint
+
+
+@pytest.mark.usefixtures("on_a_gpu")
 @pytest.mark.parametrize("error", [OutOfMemoryError("Main memory has no room"), ValueError("something else")])
 def test_other_errors_pass(error):
     with pytest.raises(type(error), match=str(error)):
@@ -169,8 +206,10 @@ def test_a_plan_can_be_smaller(monkeypatch):
 @pytest.mark.usefixtures("on_a_gpu")
 def test_what_stays_of_jobs_before_counts_as_free(monkeypatch):
     """Otherwise the second of two like jobs would be planned differently, and load its model anew."""
-    monkeypatch.setattr(within_memory, "limits_of", lambda job: (Limits(card=12 * GIB, main=2 * GIB), None))
+    found = Limits(card=12 * GIB, main=2 * GIB, disk=GIB)
+    monkeypatch.setattr(within_memory, "limits_of", lambda job: (found, None))
+    monkeypatch.setattr(within_memory, "scratch_held", lambda: 4 * GIB)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     limits = within_memory.limits_at_start(job_of(), 3 * GIB)
-    assert limits == Limits(card=12 * GIB + CONTEXT, main=5 * GIB)
+    assert limits == Limits(card=12 * GIB + CONTEXT, main=5 * GIB, disk=5 * GIB)
     assert within_memory.limits_at_start(job_of("--vram", "12GB"), 0).card == 12 * GIB

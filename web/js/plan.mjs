@@ -34,17 +34,25 @@ export function planView() {
       show(meter, Boolean(limit))
       fill.style.width = `${Math.min(1, plan.needed_mib / plan.limit_mib) * 100}%`
       const added = chosen(plan.options).join(' · ')
-      setText(words, plan.fits ? added || text('plan.as_asked') : [text('plan.tight'), added].filter(Boolean).join(' · '))
+      const short = text(onlyDiskIsShort(plan) ? 'plan.disk' : 'plan.tight')
+      setText(words, plan.fits ? added || text('plan.as_asked') : [short, added].filter(Boolean).join(' · '))
       table.replaceChildren(...rows(plan))
     }
   }
 }
 
-function rows({ stages, asked_mib: asked, needed_mib: needed, ram_mib: ram, scratch_mib: scratch, scratch_folder: folder }) {
+/** Whether what a job writes to scratch files has no room there, while the GPU has room for the job. */
+function onlyDiskIsShort({ needed_mib: needed, limit_mib: limit, scratch_mib: scratch, scratch_free_mib: free }) {
+  return Number.isFinite(free) && scratch > free && needed <= (limit ?? Infinity)
+}
+
+function rows({ stages, asked_mib: asked, needed_mib: needed, ram_mib: ram, ...disk }) {
+  const { scratch_mib: scratch, scratch_folder: folder, scratch_free_mib: free } = disk
   const row = (name, size, most = '') =>
     make('tr', {}, make('th', { scope: 'row' }, name), make('td', {}, memory(size)), make('td', {}, most))
   const parts = worstStages(stages).map(({ name, needed_mib: size, largest }) => row(name, size, largest))
   const saved = asked > needed ? [row(text('plan.without'), asked)] : []
-  const written = scratch ? [row(text('plan.scratch'), scratch, folder)] : []
+  const place = Number.isFinite(free) ? text('plan.free', { free: memory(free), folder }) : folder
+  const written = scratch ? [row(text('plan.scratch'), scratch, place)] : []
   return [...parts, ...saved, row(text('plan.main_memory'), ram), ...written]
 }
