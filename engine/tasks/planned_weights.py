@@ -26,6 +26,7 @@ from ..contract.options import (
     Memory,
     Network,
     Optimizer,
+    Processes,
     Run,
     Training,
     TrainingMemory,
@@ -325,10 +326,12 @@ def shared_by(job: Job) -> int:
     return processes(job) if Launch in job and job[Launch].shard_base else 1
 
 
-def processes(job: Job) -> int:
-    """How many run the job. An outer launcher tells their number by a variable."""
+def processes(job: Job, *, here: bool = False) -> int:
+    """How many run the job, or how many of them on this machine. A launcher around us tells by variables."""
     around = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    return max(job[Launch].num_processes if Launch in job else 1, around)
+    if around > 1:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", around)) if here else around
+    return job[Processes].num_processes if Processes in job else 1
 
 
 def _quantizes_plainly(weight_format: str) -> bool:
