@@ -219,13 +219,17 @@ def _restored(value: Any, annotation: str) -> Any:
 
 
 class Meter:
-    """Counts finished units and says `Progress`: at most ten a second, and always the last. Thread-safe."""
+    """Counts finished units and says `Progress`: at most ten a second, and always the last. Thread-safe.
 
-    def __init__(self, say: Say, *, total: int | None, unit: str, label: str = ""):
+    With `quiet_s` nothing is said before so many seconds have passed: what mostly takes no time needs no bar.
+    """
+
+    def __init__(self, say: Say, *, total: int | None, unit: str, label: str = "", quiet_s: float = 0.0):
         self._say, self._total, self._unit, self._label = say, total, unit, label
         self._done = 0
         self._lock = threading.Lock()
         now = time.monotonic()
+        self._quiet_until = now + quiet_s
         self._history: deque[tuple[float, int]] = deque([(now, 0)])
         self._said_at: float | None = None
         self._said_done = -1
@@ -260,6 +264,8 @@ class Meter:
                 self._tell(time.monotonic())
 
     def _tell(self, now: float) -> None:
+        if now < self._quiet_until:
+            return
         self._said_at, self._said_done = now, self._done
         since, before = self._history[0]
         elapsed_s = now - since

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import DataError
-from ..contract.events import Log, Say, Warning_
+from ..contract.events import Log, Meter, Say, Warning_
 from ..contract.packages import RUN
 from ..parts.batching import VARLEN
 from . import cache, fingerprints, items
@@ -30,6 +30,7 @@ from .fingerprints import Content, Fingerprint
 from .items import Source
 
 SHOWN = 3
+QUIET_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,12 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
         names = cache.latent_files(dataset.cache_directory, architecture, video=dataset.kind == "video")
         seen += len(names)
         checker = _Checker(dataset, architecture, findings)
-        of_dataset = [item for name in names if (item := checker.item(name)) is not None]
+        meter = Meter(say, total=len(names), unit="caches", label="Reading the dataset", quiet_s=QUIET_S)
+        of_dataset = []
+        for name in names:
+            item = checker.item(name)
+            of_dataset += [] if item is None else [item]
+            meter.advance()
         checker.compare(names)
         if not of_dataset:
             say(Warning_(message=f"{dataset.table}: nothing to train on in {dataset.cache_directory}."))

@@ -5,7 +5,6 @@ Probes files and reads headers; decodes nothing and encodes nothing. Used by pip
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -83,20 +82,15 @@ def survey(
     found: Sequence[Source], recipe: Recipe, *, workers: int, say: Say, control: Control, label: str
 ) -> list[Surveyed]:
     """Probe every source on threads, in order. Progress is shown when it takes longer than a second."""
-    started, meter, surveyed = time.monotonic(), None, []
+    meter, surveyed = Meter(say, total=len(found), unit="files", label=label, quiet_s=QUIET_S), []
     with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="probe") as pool:
         for result in pool.map(lambda source: _probe(source, recipe, say, control), found):
             if control.stop_requested or result is None:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise Stopped("Stopped before anything was cached.")
             surveyed.append(result)
-            if meter is None and time.monotonic() - started > QUIET_S:
-                meter = Meter(say, total=len(found), unit="files", label=label)
-                meter.advance(len(surveyed))
-            elif meter is not None:
-                meter.advance()
-    if meter is not None:
-        meter.close()
+            meter.advance()
+    meter.close()
     return surveyed
 
 

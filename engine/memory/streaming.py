@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError
+from ..parts.reading_told import begun
 from .rules import check_streamed
 from .rules import spread as spread
 from .slots import BlockSlots, Piece, check_block, lay_out
@@ -62,7 +63,11 @@ class BlockStream(BlockSlots):
     def __init__(self, blocks: list[nn.Module], *, device: torch.device, slots: int, home: Waiting) -> None:
         self.home = home
         laid_out = [lay_out(block) for block in blocks]
-        self._kept = [home.keep(pieces, size) for pieces, size in laid_out]
+        self._kept: list[Kept] = []
+        advance = begun(sum(size for _, size in laid_out))
+        for pieces, size in laid_out:
+            self._kept.append(home.keep(pieces, size))
+            advance(size)  # page-locked memory comes at 1 to 2 GB/s
         self._at_rest: list[Kept] = []
         self._coming: dict[int, tuple[int, Future[Tensor]]] = {}  # by slot: position, and its bytes when they are there
         largest = max((size for _, size in laid_out), default=0)

@@ -25,6 +25,7 @@ from ..contract.errors import WeightsError
 from ..contract.files import whole_file
 from ..ops.fp8 import dequantize
 from .reading import in_order, read_bytes
+from .reading_told import begun
 from .weight_files import (
     SAFETENSORS_DTYPES,
     TensorEntry,
@@ -213,15 +214,17 @@ def load_into(
             if given is not None:
                 _assign(slots[ours], given)
                 del sources[ours]
-    wanted = ((ours, _own(slots[ours]).nbytes) for ours in sources)
+    wanted = {ours: _own(slots[ours]).nbytes for ours in sources}
+    advance = begun(sum(wanted.values()))
     device = torch.device(device)
     place = transform.device if isinstance(transform, WorkedOn) else device
-    for ours, tensor in in_order(wanted, lambda name: file.read(sources[name], device=place), device=place):
+    for ours, tensor in in_order(wanted.items(), lambda name: file.read(sources[name], device=place), device=place):
         changed = tensor if transform is None else transform(ours, tensor)
         if dtype is not None and changed.dtype == tensor.dtype and changed.is_floating_point():
             changed = changed.to(dtype)
         kept = transform.keep(ours, changed) if isinstance(transform, Keeping) else None
         _assign(slots[ours], kept if kept is not None else changed if place == device else changed.to(device))
+        advance(wanted[ours])
     for part in module.modules():
         for name in part._non_persistent_buffers_set:
             buffer = part._buffers[name]

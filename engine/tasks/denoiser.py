@@ -30,6 +30,7 @@ from ..memory.sharing import ShareOnLoad, Shares, share_blocks
 from ..memory.streaming import spread, stream_blocks
 from ..parts.scratch_place import scratch_folder
 from ..parts.weights import Unread, WorkedOn, open_weights
+from .loading import loading_is_told
 from .lora_targets import lora_target
 
 Loras = Sequence[tuple[LoraFile, float]]
@@ -128,7 +129,8 @@ def load_dit(
         wanted = left = LeaveOnDisk(sketch, streamed, wanted, changed=changed, device=device)
     elif wanted is not None and home != device:
         wanted = WorkedOn(wanted, device)
-    dit = load(transform=wanted)
+    with loading_is_told(say, label="Loading the DiT"):
+        dit = load(transform=wanted)
     if from_disk:
         say(Log(message=f"{len(streamed)} blocks wait on disk: {_waits_where(left)}."))
     say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, weights in {_word(dit.dtype)}."))

@@ -19,6 +19,7 @@ from ..families import part
 from ..ops.device import choose_device, device_of_process, dtype_of, free_memory
 from ..parts.weights import open_weights
 from .kept import Kept, Key, stamps
+from .loading import loading_is_told
 from .needs import needed
 
 
@@ -79,18 +80,21 @@ class Encoders:
         path = self.file("vae", "the VAE file")
         self._say(Stage(name="Loading the VAE", message=f"{path} on {self.device}"))
         arguments = self.options.vae_arguments(self._job)
-        return part(self._job.family, "vae").load(path, device=self.device, dtype=self.vae_dtype, **arguments)
+        with loading_is_told(self._say, label="Loading the VAE"):
+            return part(self._job.family, "vae").load(path, device=self.device, dtype=self.vae_dtype, **arguments)
 
     def _load_image(self) -> Any:
         files = {name: self.file(name, "the image encoder file") for name in self.options.IMAGE_FILES}
         self._say(Stage(name="Loading the image encoder", message=f"{', '.join(files.values())} on {self.device}"))
-        return part(self._job.family, "image").load(files, device=self.device)
+        with loading_is_told(self._say, label="Loading the image encoder"):
+            return part(self._job.family, "image").load(files, device=self.device)
 
     def _load_text(self) -> Any:
         files = {name: self.file(name, "the text encoder file") for name in self.options.TEXT_FILES}
         self._say(Stage(name="Loading the text encoder", message=f"{', '.join(files.values())} on {self.device}"))
         arguments = self.options.text_arguments(self._job)
-        return part(self._job.family, "text").load(files, device=self.device, **arguments)
+        with loading_is_told(self._say, label="Loading the text encoder"):
+            return part(self._job.family, "text").load(files, device=self.device, **arguments)
 
     def identity(self, names: Iterable[str], what: str) -> str:
         """What tells the weights in these files from all others. Reads headers only; WeightsError."""

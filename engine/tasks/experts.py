@@ -34,6 +34,7 @@ from ..parts.weights import open_weights
 from ..training.experts import TrainedExperts
 from .denoiser import Loras, arrange_blocks, load_dit, meta_dit, read_loras
 from .kept import Key, stamps
+from .loading import loading_is_told
 from .needs import needed
 
 
@@ -180,7 +181,9 @@ class Experts:
         memory = self._job[Memory]
         if memory.compile:
             self._say(Log(message=f"The blocks are compiled by {memory.compile_backend}: the first step takes longer."))
-        self._stream = arrange_blocks(self._job, self.dit, device=self._device, shares=self._shares, **how)
+        dit = self.dit
+        with loading_is_told(self._say, label="Moving blocks to main memory"):
+            self._stream = arrange_blocks(self._job, dit, device=self._device, shares=self._shares, **how)
         if isinstance(self._stream, BlockStream) and isinstance(self._stream.home, OnDisk):
             self._say(Log(message=f"Streamed blocks are read from disk at {self._stream.home.speed() / 1e9:.1f} GB/s."))
         if self._shares is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..contract.events import Artifact, Control, Log, Say, Warning_
+from ..contract.events import Artifact, Control, Log, Say, Stage, Warning_
 from ..contract.job import Job
 from ..contract.options import LoraConvert
 from ..families import part
@@ -17,6 +17,7 @@ from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lor
 
 def run(job: Job, say: Say, control: Control) -> str:
     options = job[LoraConvert]
+    say(Stage(name="Converting", message=Path(options.input).name))
     if options.dit is not None:
         family = family_of_checkpoint(options.dit)
         target = checkpoint_target(family, options.dit)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..contract.errors import DataError
-from ..contract.events import Log, Say, Stage, Warning_
+from ..contract.events import Log, Meter, Say, Stage, Warning_
 from ..contract.job import Job
 from ..contract.options import Data, Timesteps, Training
 from ..contract.options import Validation as ValidationOptions
@@ -22,6 +22,7 @@ from ..training.group import Group
 from ..training.setup import count_steps
 from ..training.validation import Validation
 from . import resuming
+from .loading import QUIET_S
 from .resuming import Start
 
 
@@ -85,7 +86,7 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
     options, wanted = part(job.family, "options"), job[ValidationOptions]
     names = {"architecture": options.ARCHITECTURE, "say": say, "family": job.family}
     items = load_items(config, **names)
-    _check_items(job, items)
+    _check_items(job, items, say)
     if not wanted.wanted:
         return items, None
     if wanted.validation_dataset_config is None:
@@ -93,7 +94,7 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
     else:
         say(Stage(name="Reading the validation dataset", message=wanted.validation_dataset_config))
         held = load_items(load_config(wanted.validation_dataset_config, say=say), **names)
-        _check_items(job, held)
+        _check_items(job, held, say)
         twice = {item.latent_path.resolve() for item in items} & {item.latent_path.resolve() for item in held}
         if twice and wanted.validation_dataset_config == job[Data].dataset_config:
             say(Log(message="Validating on what is trained on: this shows what is learned by heart."))
@@ -126,12 +127,14 @@ def loader_of(
     return Loader(sampler, workers=min(4, max(1, job[Training].max_data_loader_n_workers)), pin_memory=pin_memory)
 
 
-def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
+def _check_items(job: Job, items: Sequence[TrainItem], say: Say) -> None:
     """Caches may be good for another variant of the family. DataError names the first that will not do for this one."""
     model, options = part(job.family, "model"), part(job.family, "options")
     arguments = options.conditioning_arguments(job)
     task, check_values = options.dit_arguments(job)["task"], getattr(model, "check_values", None)
+    meter = Meter(say, total=len(items), unit="caches", label="Reading the dataset", quiet_s=QUIET_S)
     for item in items:
+        meter.advance()
         lacks = model.check_cache(item.shapes, **arguments)
         if not lacks and check_values is not None:
             read = cache.read(item.latent_path, model.CHECKED_VALUES)

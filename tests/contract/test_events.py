@@ -126,6 +126,19 @@ def test_the_meter_tells_how_far_it_came_when_closed_early(monkeypatch: pytest.M
     assert [progress.done for progress in said] == [1, 3] and said[-1].eta_s is None
 
 
+def test_a_meter_may_be_quiet_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    for seconds, done in ((0.1, []), (0.4, [3, 4])):
+        said: list[Any] = []
+        meter = Meter(said.append, total=4, unit="MiB", quiet_s=1.0)
+        for _ in range(4):
+            clock.now_s += seconds
+            meter.advance()
+        meter.close()
+        assert [progress.done for progress in said] == done
+    assert said[-1].rate == pytest.approx(2.5)  # of all the time
+
+
 def test_a_meter_of_nothing_says_nothing() -> None:
     said: list[Event] = []
     Meter(said.append, total=0, unit="files").close()

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract.errors import DataError
-from engine.data import cache, collate
+from engine.contract.events import Progress
+from engine.data import batches, cache, collate
 from engine.data.batches import Batch, BatchSampler, TrainItem, load_items, stratified
 from engine.data.collate import Loader
 
@@ -53,6 +54,14 @@ def test_items_and_batches_know_whether_they_preserve_the_prior(tmp_path):
         sampler = BatchSampler(items, batch_sizes=[2], seed=0)
         assert sampler.preserves_prior is preserving
         assert [collate.collate(batch).get("prior", False) for batch in sampler.epoch(0)] == [preserving] * 2
+
+
+def test_many_caches_are_told_as_they_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "QUIET_S", 0.0)
+    config, said = cached(tmp_path), []
+    load_items(config, architecture="wan", say=said.append)
+    last = [event for event in said if isinstance(event, Progress)][-1]
+    assert (last.done, last.total, last.unit, last.label) == (3, 3, "caches", "Reading the dataset")
 
 
 def test_sources_may_be_gone(tmp_path):
