@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from . import processes, serving
+from . import processes, serving, streams
 from .contract import cli
 from .contract.errors import STATUS, EngineError, OptionError, Stopped, as_failed
 from .contract.events import Control, Done, Failed, Hello, write
@@ -166,4 +166,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    streams.make_last()
     sys.exit(main())

@@ -42,8 +42,10 @@ def pytest_command(python: str, arguments: Sequence[str]) -> list[str]:
 
 def hand_over(command: Sequence[str], environment: Mapping[str, str], *, folder: Path | None = None) -> int:
     """Become `command`; returns (its exit status) only on Windows."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started this
+            with contextlib.suppress(OSError):  # nobody listens; the command has a word of its own to say on that
+                stream.flush()
     clean = clean_environment(environment)
     if not WINDOWS:
         if folder is not None:

@@ -8,6 +8,7 @@ stdout carries events or a command's result, nothing else.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -35,7 +36,7 @@ class Report:
 
     def __init__(self, *, events: bool = False, screen: IO[str] | None = None, out: IO[str] | None = None) -> None:
         self._events = events
-        self._screen = screen or sys.stderr
+        self._screen = screen or sys.stderr or open(os.devnull, "w", encoding="utf-8")  # closed: `2>&-`
         self._out = out or sys.stdout
         self._live = not events and self._screen.isatty()
         self._started = time.monotonic()

@@ -1,33 +1,53 @@
-"""Trained LoRAs appear in ComfyUI's loras folder the moment they are saved.
+"""Trained LoRAs appear in ComfyUI's loras folder the moment they are saved, and go when the training deletes them.
 
 The training keeps its own folder with states, curves and samples, which no LoRA list should show; the files of the
-LoRA itself are linked from there, or copied where the disk cannot link.
+LoRA itself are linked from there, or copied where the disk cannot link. Only what is certainly ours is taken away: a
+numbered file that disappears from the training's folder while the training runs (save_last_n_steps,
+save_last_n_epochs), whose link or copy nobody has touched. A run that goes on finds those of earlier ones in a record
+in that folder. Given up: what was deleted while no node looked (ComfyUI was killed) stays, since a person could have
+deleted it.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from ..engine.contract.files import whole_file
+from ..engine.contract.errors import DiskError
+from ..engine.contract.files import whole_file, write_text
+
+RECORD = "published.json"
+NUMBERED = re.compile(r".+(-step\d{8}|-\d{6})\.safetensors")
+"""What is saved in the middle of a training: of this alone only the last few may be kept (training/checkpoints.py)."""
+
+Stamp = list[int]
 
 
 class Publisher:
     """Puts the LoRA files of one training into a folder."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._made: dict[Path, Path] = {}
+    def __init__(self, folder: Path, training: Path):
+        """`training` is the training's own folder, where earlier runs of it may have left files and a record."""
+        self._folder, self._record = folder, training / RECORD
+        self._made: dict[Path, Stamp] = {
+            training / name: stamp
+            for name, stamp in _read(self._record).items()
+            if (training / name).is_file() and stamp == _stamp(folder / name)
+        }
 
     def take(self, kind: str, path: str) -> None:
         """An artifact of the run was finished."""
         if kind == "LoRA":
+            self.tidy()  # each time, so that little stays where ComfyUI is killed
             self.published(Path(path))
 
     def published(self, file: Path) -> Path:
         """The file's place in the loras folder, where it is put unless it is there already. DiskError."""
-        target = self._folder / file.name
+        target = self._target(file)
         if file.is_file() and not _same(file, target):
             with whole_file(target, durable=False) as temporary:
                 temporary.unlink()
@@ -35,14 +55,27 @@ class Publisher:
                     os.link(file, temporary)
                 except OSError:  # another disk, or one that has no links
                     shutil.copyfile(file, temporary)
-        self._made[file] = target
+        stamp = _stamp(target)
+        if stamp and NUMBERED.fullmatch(file.name) and self._made.get(file) != stamp:
+            self._made[file] = stamp
+            self._keep_record()
         return target
 
-    def finish(self) -> None:
-        """Take away what the training has deleted since (save_last_n_steps, save_last_n_epochs)."""
-        for file, target in self._made.items():
-            if not file.exists():
-                target.unlink(missing_ok=True)
+    def tidy(self) -> None:
+        """Take away what the training has deleted since, unless somebody has put another file in its place."""
+        gone = [file for file in self._made if not file.exists()]
+        for file in gone:
+            if self._made.pop(file) == _stamp(self._target(file)):
+                self._target(file).unlink(missing_ok=True)
+        if gone:
+            self._keep_record()
+
+    def _keep_record(self) -> None:
+        with suppress(DiskError):  # the LoRAs are in their place; without a record more of them stay there
+            write_text(self._record, json.dumps({file.name: stamp for file, stamp in self._made.items()}))
+
+    def _target(self, file: Path) -> Path:
+        return self._folder / file.name
 
 
 def _same(file: Path, target: Path) -> bool:
@@ -52,3 +85,22 @@ def _same(file: Path, target: Path) -> bool:
         return False
     linked = os.path.samestat(here, there)
     return linked or (here.st_size == there.st_size and here.st_mtime_ns <= there.st_mtime_ns)
+
+
+def _read(record: Path) -> dict[str, Stamp]:
+    """Names of LoRA files and what was published of each; none where the record is damaged or missing."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = found if isinstance(found, dict) else {}
+    return {name: stamp for name, stamp in names.items() if NUMBERED.fullmatch(name) and Path(name).name == name}
+
+
+def _stamp(target: Path) -> Stamp:
+    """What of a file changes when it is written or replaced; empty where there is none."""
+    try:
+        found = target.stat()
+    except OSError:
+        return []
+    return [found.st_ino, found.st_size, found.st_mtime_ns]

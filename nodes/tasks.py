@@ -191,14 +191,14 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
         "dataset": call.inputs["dataset"].stamp(), "training": name, "settings": settings.depends(call.inputs),
     }  # fmt: skip
     key = manifest.key_of(job, beside=beside, without=("resume",))  # however often it was interrupted
-    publisher = Publisher(paths.result_folder("lora"))
+    publisher = Publisher(paths.result_folder("lora"), folder)
     again = found_again(call, key, places.TRAIN, family)
     if again is not None:
         return _trained(call, family, publisher, Path(again[1]["lora"]), again[0])
     try:
         this = jobs.run_job(call, job, on_artifact=publisher.take)
     finally:
-        publisher.finish()
+        publisher.tidy()
     final = _last_lora(this, folder / f"{name}.safetensors")
     if this.state == "done":
         manifest.note(key, run=this.id, files=[str(final)], lora=str(final))

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 OPTIONAL_IN_CONTRACT = {"rich", "rich_argparse", "tomli", "tomli_w"}  # drawing help and TOML; imported when used
 ENTRANCE = {
     "engine/__init__.py", "engine/__main__.py", "engine/talk.py", "engine/screen.py", "engine/processes.py",
-    "engine/serving.py",
+    "engine/serving.py", "engine/streams.py",
 }  # fmt: skip
 TOY_FILES = sorted((PACK / "tests" / "families" / "toy").glob("*.py"))
 ENGINE_FILES = [*sorted((PACK / "engine").rglob("*.py")), *TOY_FILES]

@@ -181,11 +181,14 @@ def read_header(path: Path) -> Header:
     return Header({key: tensor.shape for key, tensor in header.tensors.items()}, header.metadata)
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a cache under its key in the file, on the CPU, one opening. DataError when it is damaged."""
+def read(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Every tensor of a cache under its key in the file, on the CPU, one opening. DataError when it is damaged.
+
+    `names`: only the tensors of these plain names that the file has, and none of the others' bytes.
+    """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
+            return {key: file.get_tensor(key) for key in file.keys() if names is None or plain_name(key) in names}
     except (OSError, SafetensorError) as error:
         raise _damaged(path, str(error)) from error
 

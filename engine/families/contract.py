@@ -204,7 +204,11 @@ class Vae(Protocol):
 
 
 class Model(Protocol):
-    """model.py: the DiT."""
+    """model.py: the DiT.
+
+    It may also have `check_values(values, task=…)`, where shapes alone cannot tell whether a cache is for this task: as
+    `check_cache`, of the tensors that `CHECKED_VALUES` names, which should be small, as far as the cache has them.
+    """
 
     def build(self, config: Any, *, device: torch.device | str = "meta", dtype: torch.dtype = ...) -> nn.Module:
         """A frozen model of this configuration; on "meta" names and shapes only, elsewhere with weights unset."""

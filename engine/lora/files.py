@@ -8,7 +8,7 @@ joined, layers that it keeps together are cut. Knows no family. Given up: OFT, B
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from .weights import PARTS, AdapterWeights, understand
 ADVICE = "Free some space, or choose another folder."
 AlphaOf = Callable[[str, int], "float | None"]
 _DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
+_BIAS = "lora_up.bias"
+"""PEFT's bias of the up half: it counts as the product of the halves does, so times the scale it changes the bias."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weigh
     for stem, keys in _grouped(tensors, path).items():
         parts = {part: tensors[key] for part, key in keys.items()}
         place = target.find(stem)
-        if place is None or not reader.take(stem, parts, place, settings.alpha_of):
-            reader.unmatched += keys.values()
+        left = parts.keys() if place is None else reader.take(stem, parts, place, settings.alpha_of)
+        reader.unmatched += [key for part, key in keys.items() if part in left]
     if not reader.found:
         first = next(iter(tensors))
         raise WeightsError(
@@ -97,21 +99,22 @@ class _Reader:
     def found(self) -> bool:
         return bool(self._whole or self._partial or self.differences)
 
-    def take(self, stem: str, parts: Mapping[str, Tensor], place: Place, alpha_of: AlphaOf) -> bool:
-        """One module of the file. False when it says nothing that is known, or what another name has said already."""
-        if any(part in _DIFFERENCES for part in parts):
-            for part, parameter in _DIFFERENCES.items():
-                if part in parts:
-                    self._differ(place, parameter, parts[part])
+    def take(self, stem: str, parts: Mapping[str, Tensor], place: Place, alpha_of: AlphaOf) -> Collection[str]:
+        """One module of the file. Gives the parts that are unknown, of no parameter, or said under another name."""
+        full = [part for part in _DIFFERENCES if part in parts]
+        left = {part for part in full if not self._differ(place, _DIFFERENCES[part], parts[part])}
         if not any(part in PARTS for part in parts):
-            return any(part in _DIFFERENCES for part in parts)
+            return left | parts.keys() & {_BIAS} if full else parts.keys()
         if any(path in self._whole for path in place.modules) or place.part in self._partial.get(place.modules[0], {}):
-            return False
+            return left | parts.keys() - full
         alpha = float(parts["alpha"]) if "alpha" in parts else None
         where = f"{self._path.name}: {stem}"
         weights = understand(parts, alpha=alpha, where=where)
         if alpha is None and (told := alpha_of(stem, weights.rank)):
             weights = understand(parts, alpha=told, where=where)
+        if _BIAS in parts:
+            change = parts[_BIAS].float() * weights.scale + parts.get("diff_b", torch.zeros(())).float()
+            left |= set() if self._differ(place, "bias", change) else {_BIAS}
         if place.of > 1:
             self._partial.setdefault(place.modules[0], {})[place.part] = (weights, place)
         elif len(place.modules) == 1:
@@ -119,7 +122,7 @@ class _Reader:
         else:
             for path, (start, stop) in self._cuts(place, weights.out_features).items():
                 self._whole[path] = cut(weights, start, stop)
-        return True
+        return left
 
     def modules(self) -> dict[str, AdapterWeights]:
         """Everything, layers that the file has in parts joined."""
@@ -161,9 +164,12 @@ class _Reader:
             "This LoRA was made for another size of the model: name that model's file.",
         )
 
-    def _differ(self, place: Place, parameter: str, difference: Tensor) -> None:
-        """A full change of a weight, a bias, or of what a file calls the modulation of a block."""
+    def _differ(self, place: Place, parameter: str, difference: Tensor) -> bool:
+        """A full change of a weight, a bias, or of what a file calls the modulation of a block. False: of a bias that
+        the model does not have."""
         path = place.modules[0]
+        if parameter == "bias" and not self._target.biasless.isdisjoint(place.modules):
+            return False
         if path in self._target.bare:
             self.differences[path] = difference
         elif len(place.modules) > 1:
@@ -176,6 +182,7 @@ class _Reader:
             whole[start : start + rows] = difference
         else:
             self.differences[f"{path}.{parameter}"] = difference
+        return True
 
 
 def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:

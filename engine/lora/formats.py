@@ -8,9 +8,10 @@ change of every weight is the same in all three. Which readers know alpha (Comfy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..contract.errors import WeightsError
@@ -81,16 +82,46 @@ def to_diffusers(
                 f"diffusers has {len(names)} layers for {path}, and a {weights.kind} is not cut for it.",
                 "Choose --target other.",
             )
-        width = weights.down.shape[1]
-        for number, name in enumerate(names):
-            last = number == len(names) - 1
-            apart[name] = weights.rows(number * width, weights.out_features if last else (number + 1) * width)
+        apart |= {name: weights.rows(start, stop) for name, start, stop in _rows(weights, names)}
     tensors: dict[str, Tensor] = {}
     for name, weights in apart.items():
         tensors |= _dotted(f"{prefix}.{name}", weights, fold=not keep_alpha)
     return {
         _peft_name(name): tensor.squeeze(1) if name.endswith(_LENGTHS) else tensor for name, tensor in tensors.items()
     }
+
+
+def _rows(weights: LoraWeights, names: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Each of diffusers' layers with its first row and one past its last."""
+    width = weights.down.shape[1]
+    stops = [*(width * number for number in range(1, len(names))), weights.out_features]
+    return zip(names, [0, *stops], stops, strict=False)
+
+
+def _peft_biases(
+    modules: Mapping[str, AdapterWeights],
+    differences: Mapping[str, Tensor],
+    *,
+    parts_of: Parts,
+    prefix: str,
+    keep_alpha: bool,
+) -> dict[str, Tensor]:
+    """Changes of biases as PEFT has them, which multiplies them by alpha / rank (`keep_alpha`) as it does the halves.
+
+    PEFT's `lora_bias` is one word for all layers, so those without a change get zeros. Empty, which leaves the changes
+    without a name, unless all are of modules with a LoRA: of DoRA, LoHa and LoKr PEFT knows no bias.
+    """
+    loras = {path: one for path, one in modules.items() if isinstance(one, LoraWeights) and one.dora is None}
+    if not differences or len(loras) < len(modules) or differences.keys() - {f"{path}.bias" for path in loras}:
+        return {}
+    dtype = next(iter(differences.values())).dtype
+    tensors = {}
+    for path, weights in loras.items():
+        change = differences.get(f"{path}.bias", torch.zeros(weights.out_features, dtype=dtype))
+        change = change / weights.scale if keep_alpha else change
+        for name, start, stop in _rows(weights, parts_of(path)):
+            tensors[f"{prefix}.{name}.lora_B.bias"] = change[start:stop]
+    return tensors
 
 
 def _peft_name(name: str) -> str:
@@ -137,7 +168,7 @@ def named(
 ) -> dict[str, Tensor]:
     """The tensors of a file in the format that is wanted; `prefix` None takes that format's usual one.
 
-    WeightsError for `differences` in diffusers' format, which has no place for them.
+    WeightsError for `differences` in diffusers' format, which has no place for them but for biases of LoRAs.
     """
     if wanted == "default":
         return to_default(modules) | differences_named(differences or {}, prefix=None)
@@ -145,10 +176,12 @@ def named(
         prefix = prefix or OTHER_PREFIX
         rest = differences_named(differences or {}, prefix=prefix)
         return to_other(modules, prefix=prefix, keep_alpha=keep_alpha) | rest
-    if differences:
+    prefix = prefix or DIFFUSERS_PREFIX
+    biases = _peft_biases(modules, differences or {}, parts_of=parts_of, prefix=prefix, keep_alpha=keep_alpha)
+    if differences and not biases:
         raise WeightsError(
             f"diffusers has no names for full changes of parameters, of which this file has {len(differences)} "
             f"(first: {next(iter(differences))}).",
             "Choose --target other.",
         )
-    return to_diffusers(modules, parts_of=parts_of, prefix=prefix or DIFFUSERS_PREFIX, keep_alpha=keep_alpha)
+    return to_diffusers(modules, parts_of=parts_of, prefix=prefix, keep_alpha=keep_alpha) | biases

@@ -26,6 +26,7 @@ _LORA_ENDINGS = (
 )
 _OTHER_ENDINGS = {
     r"\.lora_magnitude_vector(?:\.[^.]+)*": "dora_scale",
+    r"\.lora_B(?:\.[^.]+)?\.bias": "lora_up.bias",  # PEFT's lora_bias
     r"\.w_norm": "diff",
     r"\.b_norm": "diff_b",
     r"\.(?P<name>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|dora_scale|alpha|diff|diff_b|diff_m)": "",
@@ -44,6 +45,7 @@ def split(key: str) -> tuple[str, str] | None:
     """(module as the file calls it, which part of the adapter this is): None for a key of no known form.
 
     Parts are named as kohya's files do without prefix: `lora_down.weight`, `hada_w1_a`, `alpha`, `dora_scale`, `diff` …
+    PEFT alone has `lora_up.bias`.
     """
     for pattern, part in _ENDINGS:
         if found := pattern.fullmatch(key):
@@ -70,7 +72,8 @@ class LoraTarget:
     """The modules of a model, found under whatever name a LoRA file uses.
 
     `shapes`: path -> shape of its weight, () where it has none. `bare` are parameters that are no module's weight or
-    bias. The others are the functions of a family's keys.py: `dit_name`, `diffusers_parts`, `lora_pieces`.
+    bias, `biasless` the modules that have a weight and no bias. The others are the functions of a family's keys.py:
+    `dit_name`, `diffusers_parts`, `lora_pieces`.
     """
 
     def __init__(
@@ -78,12 +81,13 @@ class LoraTarget:
         shapes: Mapping[str, tuple[int, ...]],
         *,
         bare: Iterable[str] = (),
+        biasless: Iterable[str] = (),
         rename: Rename | None = None,
         diffusers_parts: Parts | None = None,
         lora_pieces: Parts | None = None,
     ) -> None:
         self.shapes = dict(shapes)
-        self.bare = frozenset(bare)
+        self.bare, self.biasless = frozenset(bare), frozenset(biasless)
         self._rename, self._pieces = rename, lora_pieces
         self._flat: dict[str, Place] = {}
         for path in self.shapes:
@@ -95,13 +99,15 @@ class LoraTarget:
     @classmethod
     def of(cls, model: nn.Module, **names: Callable[[str], object]) -> LoraTarget:
         """The target that a model is. `names`: `rename`, `diffusers_parts`, `lora_pieces`."""
-        shapes = {}
+        shapes, biasless = {}, []
         for path, module in model.named_modules():
             weight = getattr(module, "weight", None)
             if path:
                 shapes[path] = () if weight is None else tuple(weight.shape)
+            if weight is not None and getattr(module, "bias", None) is None:
+                biasless.append(path)
         bare = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] not in ("weight", "bias")]
-        return cls(shapes, bare=bare, **names)  # type: ignore[arg-type]
+        return cls(shapes, bare=bare, biasless=biasless, **names)  # type: ignore[arg-type]
 
     def find(self, stem: str) -> Place | None:
         """Where the module that a file calls so is in the model; None when there is no such module."""

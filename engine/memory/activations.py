@@ -105,6 +105,7 @@ class How:
     gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = "recompute"
     ffn_chunks: int = 1
     compile: bool = False
+    settles: bool = False  # all steps ask for the same in the same order, of an allocator that joins what is freed
     plain_quantizing: bool = False  # fp8 layers without Triton
     whole_tiles: Literal["always", "kept", "never"] = "always"  # which gradients of attention are made of such
     eight_bit: bool = False  # attention without gradients
@@ -186,7 +187,7 @@ def _moment(
         )
         if how.ffn_chunks > 1:  # its own, but for its input, are a part of what is there while it is differentiated
             device[name] -= how.batch * _kept(work, run, how) - unit
-        settled = device[name] if how.compile else 0
+        settled = device[name] if how.compile and how.settles else 0
     inputs, results = min(place + 1, checkpointed), min(place, checkpointed)
     if how.gradient_checkpointing_cpu_offload:
         inputs = min(ON_THE_WAY, inputs)

@@ -65,9 +65,10 @@ SLACK = 0.25
 """Gaps between tensors, as a share of what comes and goes. H100: 0.1 to 0.5 unhurried; the allocator closes most of
 them when the card is full, in a flush of 6 to 60 ms: with 0.1 to 0.16 once in each block. Wan 14B held 0.3 without
 one."""
-SETTLED_SLACK = 0.03
-"""The same of what compiled blocks keep until they are differentiated. H100, Wan 14B: 1.3 GiB are held beside 59.5 with
-30 of these, 1.2 beside 29.3 with none."""
+SETTLED_SLACK = 0.1
+"""The same of what compiled blocks keep until they are differentiated, where that settles. H100, Wan 14B: 1.3 GiB are
+held beside 59.5 with 30 of these, 1.2 beside 29.3 with none. The rest is a reserve: a card filled to the last GiB makes
+the allocator flush, which costs more than blocks that are not computed again save."""
 PROGRAM = int(3.0 * GIB)
 """Main memory of Python, torch and CUDA's libraries."""
 TEXT_ACTIVATIONS = int(0.35 * GIB)
@@ -102,7 +103,7 @@ class Stage:
     device: Parts
     main: Parts
     passing: int = 0  # of the device's bytes those that come and go, between which gaps arise
-    settled: int = 0  # of these those that come in the same order in each step, and leave few gaps
+    settled: int = 0  # of these those that come in the same order in each step (How.settles), and leave few gaps
     spare: int = 0  # of the passing ones those that are taken only where there is room for them
     scratch: int = 0  # bytes of scratch files on disk
 

@@ -94,3 +94,10 @@ def _idle() -> int:
         told = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
         return int(told.get("inactive_file", 0))
     return 0
+
+
+def joins_freed_memory() -> bool:
+    """Whether PyTorch's allocator joins freed pieces of GPU memory, as the engine asks it to where it can
+    (__main__.py) unless the person's own settings say otherwise."""
+    told = os.environ.get("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
+    return "expandable_segments:true" in told.lower().replace(" ", "")

@@ -58,7 +58,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel that is taken, and what each took for the same tokens, in milliseconds."""
+    """The kernel that is taken, and what those that came into question took for the same tokens, in milliseconds."""
 
     name: str
     milliseconds: Mapping[str, float]
@@ -105,6 +105,15 @@ def forget() -> None:
 
 
 def _try_out(kernels: Kernels, clock: Clock) -> dict[str, float]:
+    """Of those that run here. Where several are close, of these alone, on a warm card: beside such times those of a
+    cold one would look too good."""
+    times = _timed(kernels, clock)
+    close = {name: kernels[name] for name in _close(times)}
+    return times if len(close) < 2 else _by_turns(close, clock)
+
+
+def _timed(kernels: Kernels, clock: Clock) -> dict[str, float]:
+    """Once each; those that fail are left out."""
     times = {}
     for name, run in kernels.items():
         try:
@@ -113,7 +122,7 @@ def _try_out(kernels: Kernels, clock: Clock) -> dict[str, float]:
             raise
         except Exception as error:  # packages and compilers fail in ways of their own; nobody asked for this kernel
             _log.debug("attention by %s fails here: %s", name, error)
-    return {**times, **_by_turns({name: kernels[name] for name in _close(times)}, clock)}
+    return times
 
 
 def _close(times: Mapping[str, float]) -> list[str]:
@@ -122,15 +131,13 @@ def _close(times: Mapping[str, float]) -> list[str]:
 
 
 def _by_turns(kernels: Kernels, clock: Clock) -> dict[str, float]:
-    """Of two or more, on a card as warm as a job makes it."""
-    if len(kernels) < 2:
-        return {}
+    """On a card as warm as a job makes it; those that fail in a later turn are left out too."""
     rounds: list[dict[str, float]] = []
     end = monotonic() + WARM_SECONDS
     while not rounds or monotonic() < end:
-        rounds.append({name: clock(run) for name, run in kernels.items()})
+        rounds.append(_timed(kernels, clock))
     late = rounds[len(rounds) // 2 :]
-    return {name: round(median(one[name] for one in late), 4) for name in kernels}
+    return {name: round(median(one[name] for one in late), 4) for name in kernels if all(name in one for one in rounds)}
 
 
 def _read(file: Path) -> dict[str, object]:

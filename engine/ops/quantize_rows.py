@@ -40,7 +40,7 @@ def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None, gelu: bool =
     if torch.compiler.is_compiling():
         fused = factors_K is None and rows_MK.shape[1] <= LONGEST_FUSED_ROW
         return formula(rows_MK, None, gelu) if fused else _unseen(rows_MK, factors_K, gelu)
-    return (_kernel_for(rows_MK.device, rows_MK.shape[1]) or formula)(rows_MK, factors_K, gelu)
+    return (_kernel_for(rows_MK.device, rows_MK.shape[1], gelu) or formula)(rows_MK, factors_K, gelu)
 
 
 def spares_gelu(device: torch.device, width: int) -> bool:
@@ -48,7 +48,7 @@ def spares_gelu(device: torch.device, width: int) -> bool:
     the same, and where a compiler fuses it, it does so with the GELU before too."""
     if torch.compiler.is_compiling():
         return width > LONGEST_FUSED_ROW
-    return device.type != "cuda" or _kernel_for(device, width) is not None
+    return device.type != "cuda" or _kernel_for(device, width, gelu=True) is not None
 
 
 def formula(rows_MK: Tensor, factors_K: Tensor | None = None, gelu: bool = False) -> tuple[Tensor, Tensor]:
@@ -71,19 +71,19 @@ def _(rows_MK: Tensor, factors_K: Tensor | None, gelu: bool = False) -> tuple[Te
     return torch.empty_like(rows_MK, dtype=CODES, memory_format=torch.contiguous_format), scale_M1
 
 
-def _kernel_for(device: torch.device, width: int) -> Quantize | None:
-    return _kernel(device.index or 0) if device.type == "cuda" and width <= LONGEST_ROW else None
+def _kernel_for(device: torch.device, width: int, gelu: bool) -> Quantize | None:
+    return _kernel(device.index or 0, gelu) if device.type == "cuda" and width <= LONGEST_ROW else None
 
 
 @functools.cache
-def _kernel(device_index: int) -> Quantize | None:
-    """The Triton kernel, tried once on this device; None where Triton or its C compiler is missing."""
+def _kernel(device_index: int, gelu: bool) -> Quantize | None:
+    """The Triton kernel, tried once on this device in this form; None where Triton or its C compiler is missing."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:
         from .quantize_rows_triton import quantize
 
-        quantize(torch.ones(1, 16, device=f"cuda:{device_index}", dtype=torch.bfloat16), None, False)
+        quantize(torch.ones(1, 16, device=f"cuda:{device_index}", dtype=torch.bfloat16), None, gelu)
     except (RuntimeError, OSError, ImportError) as error:
         warnings.warn(
             f"Triton cannot compile kernels here, so fp8 layers quantise their inputs slowly: {error}", stacklevel=2

@@ -7,10 +7,8 @@ rows are kept in `<out>/<case>.json` as soon as they are there, so the same comm
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,6 +33,7 @@ from ..bench.files import (
 from ..bench.kernels import block_linears
 from ..bench.table import Row, compared, drawn
 from ..bench.work import trained_work
+from ..contract.children import module_command
 from ..contract.cli import write_result
 from ..contract.errors import EngineError, OptionError, Stopped
 from ..contract.events import Artifact, Control, Log, Progress, Say, Stage, Warning_, read
@@ -48,7 +47,6 @@ from ..ops.device import choose_device
 from .bench_case import Order
 
 HOME = "out"  # the option that says where results go
-PACK = Path(__file__).resolve().parents[2]
 WARM_UP = {"train": 3, "denoise": 2, "encode": 1, "decode": 1}
 STEPS, CALLS, AVERAGED_STEPS = 5, 20, 23
 TINY_TOKENS, TINY_HEADS, TINY_LAYERS = 64, (2, 32), ((64, 32),)
@@ -167,12 +165,11 @@ class _Bench:
 
     def _child(self, order: Path, log: Path) -> int:
         """Run one order; progress and warnings are passed on, all it says is added to the log."""
-        environment = {**os.environ, "PYTHONPATH": str(PACK)}
-        command = [sys.executable, "-m", "engine.tasks.bench_case", str(order)]
+        command = module_command("engine.tasks.bench_case", str(order))
         with (
             open(log, "a", buffering=1, encoding="utf-8") as record,
             subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, text=True
             ) as process,
         ):
             assert process.stdout is not None and process.stdin is not None

@@ -11,10 +11,10 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from ..contract.children import module_command
 from ..contract.errors import DataError, DiskError, EngineError, OutOfMemoryError, Stopped
 from ..contract.events import STOP_WITH_STDIN, Artifact, Control, Log, Say, Stage
 from ..contract.files import write_text
@@ -27,9 +27,6 @@ from ..demo.one_clip import OneClip, draw, judge, prepare_one_clip, read_losses
 from ..demo.prepare import Prepared, Step, prepare
 from ..demo.show import newest_videos, write_comparison, write_contact_sheet
 from ..training.states import find_latest_state
-
-PACK = Path(__file__).resolve().parents[2]
-
 
 HOME = "out"  # the option that says where results go
 _OF_STATUS = {error.exit_status: error for error in (DataError, OutOfMemoryError, DiskError)}
@@ -121,8 +118,7 @@ def _run_step(command: list[str], say: Say, control: Control) -> None:
     """Run one engine command as a person would; its output goes straight to the screen."""
     say(Log(message=f"$ {RUN} {shlex.join(command)}"))
     # a killed demo leaves no step behind that goes on writing: the end of its stdin stops it
-    environment = {**os.environ, "PYTHONPATH": str(PACK), STOP_WITH_STDIN: "1"}
-    arguments = [sys.executable, "-m", "engine", *command]
+    environment, arguments = {**os.environ, STOP_WITH_STDIN: "1"}, module_command("engine", *command)
     with subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE) as process:
         status = process.wait()
     if control.stop_requested:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.job import Job, changed
-from ..contract.options import Processes, Run, TrainingMemory
+from ..contract.options import Run, TrainingMemory
 from ..contract.options.memory import vram_gib
 from ..families import part
 from ..memory.choosing import Choice, Limits, Needs, Options, Row, choose, generation_rows, training_rows
 from ..memory.estimate import GIB, Stage
 from ..memory.machine import Card, find_card, main_memory
 from ..parts.scratch_place import scratch_folder, scratch_free
+from .planned_weights import processes
 from .planning import Survey
 
 PLANNED = ("train", "generate", "cache-latents", "cache-text")
@@ -115,7 +116,7 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
         fits=choice.fits,
         limits=limits,
         card=card,
-        processes=processes_here(job),
+        processes=processes(job, here=True),
         with_more_main=more if more is not None and more.fits else None,
         longest=None if choice.fits else _longest(fitted, survey, limits),
     )
@@ -137,7 +138,7 @@ def _longest(job: Job, survey: Survey, limits: Limits) -> int | None:
     """Frames of the largest clips that fit with these options; None where not even single pictures do."""
     for frames in survey.shorter_lengths():
         stages = survey.with_length(frames).stages(job, room=limits.card)
-        if limits.allow(_needs(stages, processes_here(job))):
+        if limits.allow(_needs(stages, processes(job, here=True))):
             return frames
     return None
 
@@ -165,30 +166,22 @@ def _parts(job: Job, survey: Survey) -> Iterator[tuple[Select, Iterator[Row]]]:
 def _choose(
     job: Job, survey: Survey, limits: Limits, select: Select, rows: Iterator[Row], before: Mapping[str, Any]
 ) -> Choice:
-    processes = processes_here(job)
+    count = processes(job, here=True)
 
     def measure(options: Options) -> Needs:
         stages = survey.stages(changed(job, {**before, **options}), room=limits.card)
-        return _needs([stage for stage in stages if select(stage)], processes)
+        return _needs([stage for stage in stages if select(stage)], count)
 
     return choose(measure, rows, limits)
 
 
-def _needs(stages: Sequence[Stage], processes: int) -> Needs:
-    """What one stage after the other takes at most, in each of so many processes."""
+def _needs(stages: Sequence[Stage], count: int) -> Needs:
+    """What one stage after the other takes at most, in so many processes."""
     return Needs(
         card=max((stage.needed_bytes for stage in stages), default=0),
-        main=processes * max((stage.main_bytes for stage in stages), default=0),
-        disk=processes * max((stage.scratch for stage in stages), default=0),
+        main=count * max((stage.main_bytes for stage in stages), default=0),
+        disk=count * max((stage.scratch for stage in stages), default=0),
     )
-
-
-def processes_here(job: Job) -> int:
-    """How many processes of the job share this machine. A launcher around us, or number 0, tells by variables."""
-    around = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if around > 1:
-        return int(os.environ.get("LOCAL_WORLD_SIZE", around))
-    return job[Processes].num_processes if Processes in job else 1
 
 
 def smaller(before: Plan, share: float = 0.85) -> Plan:

@@ -26,6 +26,7 @@ from ..contract.options import (
     Memory,
     Network,
     Optimizer,
+    Processes,
     Run,
     Training,
     TrainingMemory,
@@ -35,7 +36,7 @@ from ..families import part
 from ..lora.kronecker import lokr_shapes
 from ..memory.activations import FLOAT, HALF, How
 from ..memory.estimate import OPTIMIZER_BYTES, OTHER_OPTIMIZER_BYTES, Weights
-from ..memory.machine import find_card
+from ..memory.machine import find_card, joins_freed_memory
 from ..memory.rules import FP8_PRODUCTS, fp8_mode, stays_in_file
 from ..ops.fp8_scales import scale_bytes
 from ..parts.arrangement import Rows, arranged_shapes
@@ -275,8 +276,11 @@ def weight_bytes(headers: Headers, *, fp8: bool = False) -> int:
 # -------------------------------------------------------------------------------------------------- options to numbers
 
 
-def how_trained(job: Job, batch: int) -> How:
-    """How a training runs its DiT."""
+def how_trained(job: Job, batch: int, *, alike: bool = False) -> How:
+    """How a training runs its DiT. `alike`: each step does the same, on clips of one size and with no samples between.
+
+    Where several processes tell each other their gradients, that takes memory of its own.
+    """
     memory = job[TrainingMemory]
     return How(
         blocks_to_swap=memory.blocks_to_swap or 0,
@@ -289,6 +293,7 @@ def how_trained(job: Job, batch: int) -> How:
         gradient_checkpointing_attention=memory.gradient_checkpointing_attention,
         ffn_chunks=memory.ffn_chunks,
         compile=memory.compile,
+        settles=alike and processes(job) == 1 and joins_freed_memory(),
         plain_quantizing=_quantizes_plainly(job[TrainingPrecision].weight_format),
         whole_tiles=WHOLE_TILES.get(job[Attention].backend, "never"),
         batch=batch,
@@ -317,11 +322,16 @@ def how_generated(job: Job) -> How:
 
 
 def shared_by(job: Job) -> int:
-    """How many processes share out the base; 1: none does. An outer launcher tells their number by a variable."""
-    if Launch not in job or not job[Launch].shard_base:
-        return 1
+    """How many processes share out the base; 1: none does."""
+    return processes(job) if Launch in job and job[Launch].shard_base else 1
+
+
+def processes(job: Job, *, here: bool = False) -> int:
+    """How many run the job, or how many of them on this machine. A launcher around us tells by variables."""
     around = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    return max(job[Launch].num_processes, around)
+    if around > 1:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", around)) if here else around
+    return job[Processes].num_processes if Processes in job else 1
 
 
 def _quantizes_plainly(weight_format: str) -> bool:

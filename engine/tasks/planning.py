@@ -118,8 +118,10 @@ class Survey:
     def _training(self, job: Job, room: int | None) -> list[Stage]:
         assert self._dit is not None
         weights = self._dit.weights(job, trained=True)
+        alike = len(self.clips) == 1 and job[Samples].sample_prompts is None
         stages = [
-            training(weights, self._work(job, clip), how_trained(job, clip.batch), room=room) for clip in self.clips
+            training(weights, self._work(job, clip), how_trained(job, clip.batch, alike=alike), room=room)
+            for clip in self.clips
         ]
         if job[Samples].sample_prompts is None:
             return stages

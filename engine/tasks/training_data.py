@@ -12,6 +12,7 @@ from ..contract.events import Log, Say, Stage, Warning_
 from ..contract.job import Job
 from ..contract.options import Data, Timesteps, Training
 from ..contract.options import Validation as ValidationOptions
+from ..data import cache
 from ..data.batches import BatchSampler, TrainItem, load_items
 from ..data.collate import Loader
 from ..data.config import DatasetConfig, load_config
@@ -127,9 +128,13 @@ def loader_of(
 
 def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
     """Caches may be good for another variant of the family. DataError names the first that will not do for this one."""
-    check = part(job.family, "model").check_cache
-    arguments = part(job.family, "options").conditioning_arguments(job)
+    model, options = part(job.family, "model"), part(job.family, "options")
+    arguments = options.conditioning_arguments(job)
+    task, check_values = options.dit_arguments(job)["task"], getattr(model, "check_values", None)
     for item in items:
-        lacks = check(item.shapes, **arguments)
+        lacks = model.check_cache(item.shapes, **arguments)
+        if not lacks and check_values is not None:
+            read = cache.read(item.latent_path, model.CHECKED_VALUES)
+            lacks = check_values({cache.plain_name(key): value for key, value in read.items()}, task=task)
         if lacks:
             raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")

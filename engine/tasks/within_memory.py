@@ -24,8 +24,9 @@ from ..memory.estimate import CONTEXT
 from ..memory.machine import own_memory
 from ..ops.device import choose_device, forget_peaks, free_memory, limit_memory
 from ..parts.mapped_files import scratch_held
-from .fitting import Plan, asked_size, limits_of, plan, processes_here, smaller, wanted
+from .fitting import Plan, asked_size, limits_of, plan, smaller, wanted
 from .plan import event_of, verdict
+from .planned_weights import processes
 
 Task = Callable[[Job, Say, Control], str]
 GoOn = Callable[[Job], Job]
@@ -93,13 +94,13 @@ def limits_at_start(job: Job, held: int) -> Limits:
     card, main = limits.card, limits.main
     if card is not None and asked_size(job) is None and torch.cuda.is_initialized():
         card += CONTEXT  # CUDA's own, which is planned for again
-    disk = None if limits.disk is None else limits.disk + processes_here(job) * scratch_held()
+    disk = None if limits.disk is None else limits.disk + processes(job, here=True) * scratch_held()
     return Limits(card=card, main=None if main is None else main + held, disk=disk)
 
 
 def limits_afterwards(job: Job) -> Limits:
     """What a process will find when this job, which has just failed, is over: what it has taken is free again."""
-    limits = limits_at_start(job, processes_here(job) * own_memory())
+    limits = limits_at_start(job, processes(job, here=True) * own_memory())
     device = gpu(job)
     if limits.card is None or asked_size(job) is not None or device is None or not torch.cuda.is_initialized():
         return limits

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract.errors import DataError, OptionError, is_out_of_memory
+from ..contract.errors import DataError, OptionError
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
 from ..ops.randomness import undisturbed_randomness
+from .broken_step import StepWatch, where_memory_runs_out
 from .experts import ALL_LEVELS, choose_expert
 from .fused_backward import FusedBackward
 from .group import Group
@@ -61,6 +62,7 @@ class _Training:
         self.optimizer = setup.accelerator.prepare_optimizer(setup.optimizer.optimizer, device_placement=False)
         self.parameters = setup.optimizer.parameters
         self.fused = FusedBackward(setup.optimizer.optimizer) if settings.fused_backward_pass else None
+        self.steps = StepWatch(setup.optimizer.optimizer)
         self.together = settings.accumulation * self.group.count  # micro-batches in a step
         self.steps_per_epoch = math.ceil(setup.batches_per_epoch / self.together)
         self.epochs = math.ceil(settings.max_steps / self.steps_per_epoch)
@@ -126,12 +128,8 @@ class _Training:
     # --- the run
 
     def run(self) -> Outcome:
-        try:
+        with where_memory_runs_out(self._keep_what_is_done):
             return self._run()
-        except Exception as failure:
-            if is_out_of_memory(failure):
-                self._keep_what_is_done()
-            raise
 
     def _run(self) -> Outcome:
         self._begin()
@@ -363,10 +361,11 @@ class _Training:
     def _keep_what_is_done(self) -> None:
         """Memory ran out within a step: the steps before it are saved, so that less memory can go on from there.
 
-        With a fused backward pass some parameters may have taken this step already: then what is on disk has to do.
+        Some parameters may have taken this step already, with a fused backward pass or where the optimizer's own step
+        broke off: then what is on disk has to do.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        if self.step > self.first_step and self.group.leads and self.fused is None:
+        if self.step > self.first_step and self.group.leads and self.fused is None and not self.steps.halfway:
             self._save_passing_state()
 
     def _validate(self) -> None:

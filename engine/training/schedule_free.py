@@ -52,7 +52,7 @@ class AdamWScheduleFree(torch.optim.Optimizer):
             if group["train_mode"]:
                 for parameter in group["params"]:
                     state = self.state.get(parameter)
-                    if state:
+                    if state and "y" not in state:  # of an earlier call, that found no memory for the rest
                         state["y"] = parameter.clone()
                         parameter.lerp_(state["z"], 1 - 1 / group["betas"][0])
             group["train_mode"] = False

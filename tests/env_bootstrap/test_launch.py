@@ -54,6 +54,14 @@ def test_run_leaks_nothing_of_the_calling_python(world: World, copied_pack: Path
     assert "/leak" not in environment.values() and environment["MINE"] == "kept"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes streams")
+def test_run_hands_over_with_stderr_closed(world: World, copied_pack: Path, elsewhere: Path) -> None:
+    world.main("create")
+    command = ["sh", "-c", '"$0" "$@" 2>&-', sys.executable, str(copied_pack / "env_bootstrap"), "run", "--", "doctor"]
+    ran = subprocess.run(command, cwd=elsewhere, env=world.environment, text=True, stdout=subprocess.PIPE)
+    assert ran.returncode == 0 and json.loads(ran.stdout)["argv"] == ["doctor"]
+
+
 def test_a_signal_reaches_the_engine(world: World, copied_pack: Path) -> None:
     world.main("create")
     child = bootstrap(world, copied_pack, world.folder, "run", "--", "wait")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from safetensors.torch import load_file
 from engine.contract.events import Artifact, Done, Failed, Log, Preview, Stage, Warning_
 from engine.families.wan import tiny
 from engine.training.states import complaint, find_latest_state, read_position
-from tests.faults.engine_child import EngineChild, train_words
-from tests.faults.kit import LEFTOVERS, needs_kill, small_disk
+from tests.faults.engine_child import LIMIT_S, EngineChild, train_words
+from tests.faults.kit import LEFTOVERS, environment, needs_kill, small_disk
 
 pytestmark = [pytest.mark.slow, needs_kill]
 
@@ -35,6 +37,8 @@ torch.optim.AdamW.step = step
 from engine.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
+
+AS_MODULE = "import runpy\nrunpy.run_module('engine', run_name='__main__', alter_sys=True)"
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +172,34 @@ def test_nothing_but_events_on_stdout_even_when_a_library_prints(cached, tmp_pat
         assert said.count(words) >= 2
     record = (tmp_path / "job" / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert '"event": "hello"' in record[0] and '"event": "done"' in record[-1]
+
+
+@pytest.mark.parametrize("events", [False, True])
+@pytest.mark.parametrize("gone", ["closed", "reader"])
+def test_a_stderr_that_is_closed_or_that_nobody_reads_ends_no_training(
+    cached, tmp_path: Path, gone: str, events: bool
+) -> None:
+    """`2>&-`, or a program that started the engine and reads no more; libraries print there meanwhile."""
+    out, record = tmp_path / "out", tmp_path / "job"
+    words = train_words(cached, out, "--max_train_steps", 3, "--job_dir", record, *(["--events"] if events else []))
+    as_module = NOISY.replace("from engine.__main__ import main\nsys.exit(main(sys.argv[1:]))", AS_MODULE)
+    assert as_module != NOISY
+    ours, theirs = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", as_module, *map(str, words)],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.PIPE,  # its end would be a stop
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        preexec_fn=(lambda: os.close(2)) if gone == "closed" else None,
+    ) as child:
+        os.close(theirs)
+        os.close(ours)
+        assert child.wait(LIMIT_S) == 0, (record / "log.txt").read_text()
+    check_whole(out)
+    log = (record / "log.txt").read_text()
+    assert "done" in log.splitlines()[-1] and "Traceback" not in log, log
 
 
 def test_a_job_that_cannot_begin_says_so_in_events(tmp_path: Path) -> None:

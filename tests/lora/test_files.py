@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.contract.errors import DiskError, WeightsError
 from engine.lora.files import hashes, read_lora, write_lora
 from engine.lora.formats import to_default, to_other
+from engine.lora.merge import merger
 from engine.lora.names import LoraTarget
 from engine.lora.network import create, create_like
 from engine.lora.weights import LoraWeights
@@ -204,3 +205,38 @@ def test_one_module_under_two_names_counts_once(tmp_path: Path) -> None:
     write_lora(tmp_path / "a.safetensors", tensors, metadata={})
     read = read_lora(tmp_path / "a.safetensors", TARGET)
     assert read.modules.keys() == weights().keys() and len(read.unmatched) in (4, 6)
+
+
+@pytest.mark.parametrize("told", [{}, {"use_rslora": True}, {"alpha_pattern": {"proj_mlp": 9}}])
+def test_peft_bias_of_the_up_half_counts_as_the_product_does(tmp_path: Path, told: dict) -> None:
+    """PEFT 0.14 and newer, LoraConfig(lora_bias=True): result + scaling * lora_B(lora_A(x)), where B has a bias."""
+    tensors, biases = {}, {path: torch.randn(entry.up.shape[0]) for path, entry in weights().items()}
+    for path, entry in weights(rank=4).items():
+        tensors |= {f"base_model.model.{path}.lora_A.weight": entry.down}
+        tensors |= {f"base_model.model.{path}.lora_B.weight": entry.up}
+        tensors |= {f"base_model.model.{path}.lora_B.bias": biases[path]}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, **told}))
+    read = read_lora(tmp_path, TARGET)
+    assert read.unmatched == ()
+    scales = {path: 6 / 2 if "use_rslora" in told else 6 / 4 for path in biases}
+    scales |= {"blocks.1.proj_mlp": 9 / 4} if "alpha_pattern" in told else {}
+    changed, before = toy(), toy()
+    changed.load_state_dict({name: merger([(read, 0.5)])(name, value) for name, value in before.state_dict().items()})
+    for path, entry in weights(rank=4).items():
+        x = torch.randn(3, entry.down.shape[1])
+        theirs = scales[path] * torch.nn.functional.linear(x @ entry.down.T, entry.up, biases[path])
+        ours = changed.get_submodule(path)(x) - before.get_submodule(path)(x)
+        assert torch.allclose(ours, 0.5 * theirs, atol=1e-4), path
+
+
+def test_a_change_of_a_bias_that_the_model_lacks_is_told(tmp_path: Path) -> None:
+    target = LoraTarget.of(torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 2, bias=False)))
+    save_file(
+        {"0.lora_A.weight": torch.ones(1, 3), "0.lora_B.weight": torch.ones(2, 1), "0.lora_B.bias": torch.ones(2),
+         "1.diff_b": torch.ones(2)},
+        tmp_path / "a.safetensors",
+    )  # fmt: skip
+    read = read_lora(tmp_path / "a.safetensors", target)
+    assert read.modules.keys() == {"0"} and not read.differences
+    assert set(read.unmatched) == {"0.lora_B.bias", "1.diff_b"}

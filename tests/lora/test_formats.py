@@ -57,6 +57,32 @@ def test_every_format_comes_back_without_loss(model, wanted: str, keep_alpha: bo
         assert torch.allclose(one, other, atol=1e-4), path
 
 
+@pytest.mark.parametrize("wanted", ["default", "other", "diffusers"])
+@pytest.mark.parametrize("keep_alpha", [False, True])
+def test_changes_of_biases_come_back_too(model, wanted: str, keep_alpha: bool, tmp_path: Path) -> None:
+    """A PEFT file with lora_bias is read as such changes; diffusers' layers that are one of ours have a part each."""
+    family, dit, target = model
+    modules = adapters(family, dit)
+    some = list(modules)[::2]
+    biases = {f"{path}.bias": torch.randn(modules[path].out_features) for path in some}
+    tensors = named(
+        modules, wanted, parts_of=part(family, "keys").diffusers_parts, differences=biases, keep_alpha=keep_alpha
+    )  # type: ignore[arg-type]
+    write_lora(tmp_path / "a.safetensors", tensors, metadata={})
+    read = read_lora(tmp_path / "a.safetensors", target)
+    assert read.unmatched == () and read.modules.keys() == modules.keys()
+    for name, value in read.differences.items():
+        wanted_value = biases.get(name, torch.zeros_like(value))  # diffusers has zeros for the others
+        assert torch.allclose(value, wanted_value, atol=1e-6), name
+    assert biases.keys() <= read.differences.keys()
+
+
+def test_diffusers_has_no_place_for_biases_of_other_kinds() -> None:
+    dora = {"a.b": LoraWeights(torch.ones(1, 2), torch.ones(4, 1), 1.0, dora=torch.ones(4, 1))}
+    with pytest.raises(WeightsError, match="full changes"):
+        named(dora, "diffusers", parts_of=lambda path: (path,), differences={"a.b.bias": torch.ones(4)})
+
+
 def test_alpha_is_folded_into_both_halves_or_kept() -> None:
     weights = {"blocks.0.q": LoraWeights(torch.ones(4, 3), torch.ones(5, 4), 1.0, dora=torch.ones(5, 1))}
     other = to_other(weights)

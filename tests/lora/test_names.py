@@ -27,7 +27,8 @@ LAYOUTS = Path(__file__).parents[1] / "layouts"
         ("diffusion_model.blocks.0.q.lora_A.weight", ("diffusion_model.blocks.0.q", "lora_down.weight")),
         ("transformer.blocks.0.q.lora_B.default.weight", ("transformer.blocks.0.q", "lora_up.weight")),
         ("transformer.blocks.0.q.lora_B.my_style.weight", ("transformer.blocks.0.q", "lora_up.weight")),
-        ("transformer.blocks.0.q.lora_B.bias", None),  # of PEFT's lora_bias; not an adapter called bias
+        ("transformer.blocks.0.q.lora_B.bias", ("transformer.blocks.0.q", "lora_up.bias")),  # no adapter called bias
+        ("base_model.model.a.q.lora_B.my_style.bias", ("base_model.model.a.q", "lora_up.bias")),
         ("base_model.model.blocks.0.q.lora_A", ("base_model.model.blocks.0.q", "lora_down.weight")),
         ("base_model.model.a.q.lora_magnitude_vector", ("base_model.model.a.q", "dora_scale")),
         ("base_model.model.a.q.lora_magnitude_vector.default.weight", ("base_model.model.a.q", "dora_scale")),

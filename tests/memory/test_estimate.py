@@ -11,7 +11,19 @@ import itertools
 import pytest
 
 from engine.memory.activations import BLOCKS, COMPILED
-from engine.memory.estimate import CONTEXT, GIB, How, VaeWork, Weights, denoising, largest, training, vae_stage
+from engine.memory.estimate import (
+    CONTEXT,
+    GIB,
+    SETTLED_SLACK,
+    SLACK,
+    How,
+    VaeWork,
+    Weights,
+    denoising,
+    largest,
+    training,
+    vae_stage,
+)
 from engine.parts.workload import BlockRun, Work
 from tests.memory.measured import WIDE, WRITTEN_OUT
 
@@ -221,3 +233,14 @@ def test_more_has_to_be_free_than_tensors_take():
     stage = training(weights(), work(), How())
     assert stage.needed_bytes > CONTEXT + stage.device_bytes
     assert largest([stage, denoising(weights(), work(), How())]) is stage
+
+
+def test_what_settles_needs_less_room_for_gaps():
+    """Blocks that keep what they compute: in each step the same, where an allocator joins what is freed."""
+    kept = How(gradient_checkpointing_blocks=10, compile=True, **KEEP)
+    loose = training(weights(40), work(blocks=40), kept)
+    settled = training(weights(40), work(blocks=40), dataclasses.replace(kept, settles=True))
+    assert settled.device == loose.device and loose.settled == 0 < settled.settled < settled.passing
+    assert loose.needed_bytes - settled.needed_bytes == pytest.approx((SLACK - SETTLED_SLACK) * settled.settled, abs=2)
+    eager = training(weights(40), work(blocks=40), dataclasses.replace(kept, compile=False, settles=True))
+    assert eager.settled == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_settings_reach_the_job(models: Path, obliging: Engine) -> None:
 
 
 def test_saved_steps_appear_in_the_loras_folder_and_vanish_with_their_source(models: Path, tmp_path: Path) -> None:
-    publisher = part("nodes.publish").Publisher(models / "models/loras/musubi")
+    publisher = part("nodes.publish").Publisher(models / "models/loras/musubi", tmp_path)
     file = tmp_path / "cat-step00000002.safetensors"
     file.write_text("two")
     publisher.take("LoRA", str(file))
@@ -132,8 +133,70 @@ def test_saved_steps_appear_in_the_loras_folder_and_vanish_with_their_source(mod
     shown = models / "models/loras/musubi/cat-step00000002.safetensors"
     assert shown.read_text() == "two"
     file.unlink()
-    publisher.finish()
+    publisher.tidy()
     assert not shown.exists()
+
+
+STEPS = [f"cat-step{step:08d}.safetensors" for step in (2, 4, 6)]
+
+
+@pytest.fixture(params=["linked", "copied"])
+def trained(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A training that was stopped: (its folder, the loras folder, what starts the next run's publisher)."""
+    if request.param == "copied":
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    folder, shown = tmp_path / "train/cat", tmp_path / "loras/musubi"
+    folder.mkdir(parents=True)
+
+    def start() -> Any:
+        return part("nodes.publish").Publisher(shown, folder)
+
+    first = start()
+    for name in (*STEPS, "cat-000001.safetensors", "cat.safetensors"):
+        (folder / name).write_text(name)
+        first.take("LoRA", str(folder / name))
+    return folder, shown, start
+
+
+def test_what_a_training_deletes_goes_though_an_earlier_run_published_it(trained: Any) -> None:
+    folder, shown, start = trained
+    later = start()
+    for name in (STEPS[0], "cat-000001.safetensors", "cat.safetensors"):
+        (folder / name).unlink()
+    (folder / "cat-step00000008.safetensors").write_text("eight")
+    later.take("LoRA", str(folder / "cat-step00000008.safetensors"))
+    left = {file.name for file in shown.iterdir()}
+    assert left == {*STEPS[1:], "cat-step00000008.safetensors", "cat.safetensors"}, "a training deletes no final LoRA"
+    again = start()
+    (folder / STEPS[1]).unlink()
+    again.tidy()
+    assert not (shown / STEPS[1]).exists() and (shown / STEPS[2]).exists()
+
+
+def test_what_a_person_changed_renamed_or_deleted_stays_as_it_is(trained: Any) -> None:
+    folder, shown, start = trained
+    (shown / STEPS[0]).write_text("in place")  # of a link, the source too
+    (shown / STEPS[1]).rename(shown / "favourite.safetensors")
+    other = shown / "other"
+    other.write_text("another file of that name")
+    os.replace(other, shown / "cat-000001.safetensors")
+    (folder / STEPS[2]).unlink()  # to save room, before it goes on
+    later = start()
+    for name in (STEPS[0], STEPS[1], "cat-000001.safetensors"):
+        (folder / name).unlink()
+    later.tidy()
+    left = {"favourite.safetensors", STEPS[0], STEPS[2], "cat-000001.safetensors", "cat.safetensors"}
+    assert {file.name for file in shown.iterdir()} == left
+
+
+@pytest.mark.parametrize("record", ["", "[1]", '{"../../cat-step00000002.safetensors": [1, 2, 3]}'])
+def test_a_damaged_record_of_what_was_published_deletes_nothing(trained: Any, record: str) -> None:
+    folder, shown, start = trained
+    (folder / "published.json").write_text(record)
+    later = start()
+    (folder / STEPS[0]).unlink()
+    later.tidy()
+    assert (shown / STEPS[0]).exists()
 
 
 def test_a_failure_is_the_engines_message_in_the_words_of_the_node(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from engine.contract.events import Artifact, Control, Metric, Progress, Warning_
 from engine.training import micro_batch
 from engine.training.checkpoints import Keep
 from engine.training.loop import _Training, count_steps, step_seed
+from engine.training.schedule_free import AdamWScheduleFree
 from engine.training.schedules import Schedule
 from engine.training.sigmas import SigmaSampling
 from engine.training.states import read_owner
@@ -469,6 +472,71 @@ def test_a_step_that_runs_out_of_memory_costs_no_step_before_it(tmp_path: Path) 
     second.resume(state)
     assert first.losses + second.losses == whole.losses
     assert all(torch.equal(value, whole.network.state()[name]) for name, value in second.network.state().items())
+
+
+@pytest.mark.parametrize("cpu_offload", [False, True])
+def test_running_out_of_memory_while_an_average_is_shown_spoils_nothing(tmp_path: Path, cpu_offload: bool) -> None:
+    """Half of the parameters show it when a save breaks off, and the steps so far are saved all the same."""
+    asked = {"optimizer": "AdamWScheduleFree", "cpu_offload": cpu_offload}
+    whole = job(tmp_path / "whole", **asked)
+    whole.run()
+    first = job(tmp_path / "parts", keep=Keep(save_every_n_steps=4), **asked)
+    calls, clone = [], torch.Tensor.clone
+
+    def counted(tensor: torch.Tensor, **how: Any) -> torch.Tensor:
+        calls.extend([1] if isinstance(tensor, torch.nn.Parameter) and len(first.losses) == 4 else [])
+        if len(calls) == 3:
+            calls.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return clone(tensor, **how)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(torch.Tensor, "clone", counted)
+        first.run()
+    (state,) = (tmp_path / "parts").glob("*-state")
+    assert state.name == "toy-step00000004-state"
+    second = job(tmp_path / "parts", **asked)
+    second.resume(state)
+    assert first.losses + second.losses == whole.losses
+    assert all(torch.equal(value, whole.network.state()[name]) for name, value in second.network.state().items())
+
+
+def test_a_step_that_only_some_parameters_have_taken_is_not_saved(tmp_path: Path) -> None:
+    some, moved = job(tmp_path, optimizer="AdamWScheduleFree", keep=Keep(save_every_n_steps=2, save_state=True)), []
+    move = AdamWScheduleFree._move
+
+    def counted(*arguments: Any) -> None:
+        if len(some.losses) == 3 and len(moved) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        moved.extend([1] if len(some.losses) == 3 else [])
+        move(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(AdamWScheduleFree, "_move", counted)
+        some.run()
+    assert [path.name for path in tmp_path.glob("*-state")] == ["toy-step00000002-state"]
+
+
+def test_what_a_broken_step_holds_is_gone_before_anything_is_saved(tmp_path: Path) -> None:
+    some, held, alive = job(tmp_path), [], []
+    save = some.setup.checkpoints.save_passing_state
+
+    def broken(*args: Any, **values: Any) -> Any:
+        activations = torch.ones(3)
+        held.append(weakref.ref(activations))
+        if len(held) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return flow_error(*args, **values)
+
+    def saved(*arguments: Any) -> Path:
+        alive.extend(one for one in held if one() is not None)
+        return save(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(micro_batch, "flow_error", broken)
+        patched.setattr(some.setup.checkpoints, "save_passing_state", saved)
+        some.run()
+    assert len(list(tmp_path.glob("*-state"))) == 1 and not alive
 
 
 def test_running_out_of_memory_leaves_the_state_that_was_asked_for(tmp_path: Path) -> None:

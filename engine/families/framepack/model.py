@@ -308,3 +308,28 @@ def check_cache(shapes: Shapes, *, guidance_scale: float = GUIDANCE_SCALE) -> st
     if "image_embeddings" not in shapes:
         return "it lacks SigLIP's view of the start image. Run cache-latents framepack with --image_encoder."
     return ""
+
+
+CHECKED_VALUES = ("latent_indices", "clean_latent_indices")
+
+
+def check_values(values: Mapping[str, torch.Tensor], *, task: str | None) -> str:
+    """What is wrong with the places in time in a cache, when its history is the other release's; "" when it will do.
+
+    The first release has the newest frame of history behind the section, F1 before it (sections.py), in musubi-tuner's
+    caches too. A single frame stands anywhere, so both releases take it.
+    """
+    if any(name not in values for name in CHECKED_VALUES) or values["latent_indices"].numel() < 2:
+        return ""
+    of_f1 = bool(values["clean_latent_indices"].max() < values["latent_indices"].min())
+    if of_f1 and task != "f1":
+        return (
+            "it was made with --f1 (its history comes before the section), but this training is without --f1. "
+            "Add --f1 if --dit is FramePack F1; else run cache-latents framepack again without --f1."
+        )
+    if not of_f1 and task == "f1":
+        return (
+            "it was made without --f1 (its history comes after the section), but this training has --f1. "
+            "Run cache-latents framepack again with --f1; or leave out --f1 here if --dit is the first FramePack."
+        )
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,25 @@ def test_training_and_generation_with_its_lora(cached, models, engine, tmp_path)
     assert again.status == 0, again.err
     (second,) = (tmp_path / "again").glob("*.mp4")
     assert all((a == b).all() for a, b in zip(read_frames(video), read_frames(second), strict=True))
+
+
+@pytest.mark.parametrize("made_by", ["us", "musubi-tuner"])
+def test_caches_of_the_other_release_are_told_before_training(cached, models, engine, tmp_path, made_by) -> None:
+    """Its history lies on the other side of the section: trained on, it would teach nothing that a video needs."""
+    shutil.copytree(cached / "cache", tmp_path / "cache")
+    if made_by == "musubi-tuner":
+        for sidecar in (tmp_path / "cache").glob("*.json"):
+            sidecar.unlink()
+    dataset = (cached / "dataset.toml").read_text()
+    dataset = dataset.replace((cached / "cache").as_posix(), (tmp_path / "cache").as_posix())
+    (tmp_path / "dataset.toml").write_text(dataset)
+    of_f1 = bool(f1(cached))
+    command = ["train", "framepack", *models["train"], "--dataset_config", tmp_path / "dataset.toml"]
+    command += ["--max_train_steps", 1, "--mixed_precision", "no", "--output_dir", tmp_path / "out", "--device", "cpu"]
+    refused = engine(*command, "--output_name", "bar", *([] if of_f1 else ["--f1"]))
+    assert refused.status == 2, refused.err
+    assert "bar_00000-017-0000_0064x0048_fp.safetensors cannot be trained on" in refused.err
+    assert ("it was made with --f1" if of_f1 else "it was made without --f1") in " ".join(refused.err.split())
 
 
 def test_two_batched_prompts_with_their_own_lengths_and_guidance(models, engine, tmp_path) -> None:

@@ -147,6 +147,7 @@ def test_places_reach_the_model(encoders, tmp_path):
     assert cond["indices"] == [[1], [1]] and cond["clean_indices"] == [[0, 10], [0, 10]]
     assert cond["clean_4x"].shape == (2, 16, 16, 6, 8) and not cond["clean_4x"].any()
     assert model.check_cache({name: tuple(tensor.shape[1:]) for name, tensor in batch.items()}) == ""
+    assert model.check_values(sample, task="i2v") == model.check_values(sample, task="f1") == ""  # of either release
 
 
 def test_only_the_opaque_part_of_a_control_counts(encoders, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract.errors import DataError, OptionError
-from engine.families.framepack import sections
+from engine.families.framepack import model, sections
 from engine.families.framepack.sections import (
     Layout,
     Section,
@@ -186,3 +186,16 @@ def test_one_frame_options():
             parse_one_frame(text)
     with pytest.raises(OptionError, match="names 2 places, but there are 1 control images"):
         read.layout(1)
+
+
+@pytest.mark.parametrize("window", [2, 4, 9])
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_places_tell_of_which_release_a_cache_is(padding, window):
+    def values(layout: Layout) -> dict[str, torch.Tensor]:
+        return {"latent_indices": torch.tensor(layout.target), "clean_latent_indices": torch.tensor(layout.clean)}
+
+    first, f1 = values(plain_layout(padding, window=window)), values(f1_layout(window=window))
+    assert model.check_values(first, task="i2v") == model.check_values(f1, task="f1") == ""
+    assert "made without --f1" in model.check_values(first, task="f1")
+    assert "made with --f1" in model.check_values(f1, task="i2v")
+    assert model.check_values({}, task="f1") == ""  # check_cache has something to say then
