@@ -73,9 +73,10 @@ def placed(job: Job) -> Iterator[Place]:
         yield around
         return
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(launch.chosen_gpus)} if launch.chosen_gpus else {}
-    meeting = _meeting(launch.num_processes, launch.main_process_port) if launch.num_processes > 1 else {}
+    count = 1 if job.command.alone else launch.num_processes
+    meeting = _meeting(count, launch.main_process_port) if count > 1 else {}
     with _environment({**gpus, **meeting, **(_numbered(0) if meeting else {})}):
-        yield Place(count=launch.num_processes, meeting=meeting)
+        yield Place(count=count, meeting=meeting)
 
 
 def _numbered(number: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
@@ -104,8 +105,6 @@ def test_a_ctrl_c_while_it_starts_does_not_end_it(company, tmp_path: Path) -> No
 
 
 def test_the_environment_is_that_of_torchrun_and_is_put_back(job, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     before = dict(os.environ)
     gpus = cli.parse(shlex.split("train wan --dit d --dataset_config c --num_processes 2 --gpu_ids 2,3"))
@@ -118,6 +117,14 @@ def test_the_environment_is_that_of_torchrun_and_is_put_back(job, monkeypatch: p
     one = cli.parse(shlex.split("train wan --dit d --dataset_config c --gpu_ids 2"))
     with placed(one) as place:
         assert place.count == 1 and os.environ["CUDA_VISIBLE_DEVICES"] == "2" and "RANK" not in os.environ
+
+
+def test_several_processes_are_planned_for_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    planned = cli.parse(shlex.split("plan train wan --dit d --dataset_config c --num_processes 2 --gpu_ids 2,3"))
+    assert planned.values()["num_processes"] == 2
+    with placed(planned) as place:
+        assert place == Place() and os.environ["CUDA_VISIBLE_DEVICES"] == "2,3" and "LOCAL_RANK" not in os.environ
 
 
 def test_a_cluster_that_numbers_its_machines_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

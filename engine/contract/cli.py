@@ -61,10 +61,9 @@ def parse(argv: list[str]) -> Job | None:
 
 
 def _to_be_planned(job: Job) -> Job:
-    """The same job, of which only the memory is predicted: in one process, and without a record."""
-    alone = {name: value for name, value in (("job_dir", None), ("num_processes", 1)) if name in job.values()}
-    found = changed(job, alone)
-    return Job(replace(found.command, module=find("plan").module), found.family, found.sections)
+    """The same job, of which only the memory is predicted: by one process, for all of them, and without a record."""
+    found, does = changed(job, {"job_dir": None}), find("plan")
+    return Job(replace(found.command, module=does.module, alone=does.alone), found.family, found.sections)
 
 
 def write_result(text: str) -> None:

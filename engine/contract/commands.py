@@ -28,6 +28,7 @@ class Command:
 
     `family`: a family follows the verb. `available` False: declared, but its task does not exist yet. `rules` are what
     options of different sections demand of each other, `resolved` gives values of open ones that follow from others.
+    `alone`: one process does it, however many the job asks for.
     """
 
     verb: str
@@ -37,6 +38,7 @@ class Command:
     family: bool = False
     scripts: tuple[str, ...] = ()
     available: bool = True
+    alone: bool = False
     rules: Callable[[Job], None] | None = None
     resolved: Callable[[Job], dict[str, Any]] | None = None
     example: str = ""
@@ -169,6 +171,7 @@ COMMANDS: tuple[Command, ...] = (
         help="Predict the memory that a command needs, and choose what makes it fit: `plan train wan …same options…`.",
         module="plan",
         sections=(shared.Run,),
+        alone=True,
         example="train wan --dataset_config dataset.toml --dit wan2.1_t2v_14B_bf16.safetensors --vram 12GB",
     ),
     Command(

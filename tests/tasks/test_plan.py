@@ -59,6 +59,8 @@ def test_a_base_that_does_not_fit_is_shared_out(models, tmp_path, monkeypatch):
     assert "blocks_to_swap" in planned([*line, "--vram", "24GB"]).options
     shared = planned([*line, "--num_processes", "4", "--shard_base", "--vram", "24GB"])
     assert shared.fits and not {"blocks_to_swap", "fp8_scaled"} & shared.options.keys()
+    by_the_command = planned(["plan", *line, "--num_processes", "4", "--shard_base", "--vram", "24GB"])
+    assert by_the_command.options == shared.options
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert planned([*line, "--shard_base", "--vram", "24GB"]).needed == shared.needed, "under an outer launcher"
