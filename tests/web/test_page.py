@@ -35,7 +35,8 @@ ENDS = {
     "lora_merge": {"_into_model", "_into_one"},
 }  # fmt: skip
 """The functions that give a job's last sentence, by file."""
-OVER = ("", "done", "stopped", "failed")
+IN_WORDS = {"_unsaid", "_tail", "_mend"}
+"""Functions of the nodes that say why an engine did not do its job."""
 
 
 def texts(language: str) -> dict[str, Any]:
@@ -142,8 +143,12 @@ def form_of(sentence: ast.AST | None) -> list[str]:
     return parts
 
 
-def ends_of_jobs() -> Iterator[tuple[str, ast.AST | None]]:
-    """With what a run on a card ends, and where that stands: results, stops, and what the nodes say of an ended run."""
+def either(value: ast.expr | None) -> tuple[ast.expr | None, ...]:
+    return (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+
+
+def sayings() -> Iterator[tuple[str, ast.AST | None]]:
+    """What a run's card says beside stages, and where that stands: results, stops, and what the nodes say of a run."""
     for path, tree in scripts_of("engine/tasks", "engine/data"):
         if Path(path).stem in ENDS:
             functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
@@ -152,20 +157,21 @@ def ends_of_jobs() -> Iterator[tuple[str, ast.AST | None]]:
         if Path(path).stem not in IN_A_TERMINAL:
             yield from ((path, call.args[0]) for call in calls(tree, {"Stopped"}))
     for path, tree in scripts_of("nodes"):
-        over = (call for call in calls(tree, {"change"}) if not call.args or getattr(call.args[0], "value", "") in OVER)
-        yield from ((path, keyword(call, "message")) for call in over)
+        yield from ((path, keyword(call, "message")) for call in calls(tree, {"change"}))
+        yield from ((path, words) for call in calls(tree, {"JobFailed"}) for words in call.args)
         if path == "nodes/records.py":
             for table in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
                 for key, value in zip(table.keys, table.values, strict=True):
                     if getattr(key, "value", "") in ("message", "hint"):
                         yield path, value
-        for function in (node for node in ast.walk(tree) if getattr(node, "name", "") == "_unsaid"):
-            yield from ((path, node.value) for node in ast.walk(function) if isinstance(node, ast.Return))
+        for function in (node for node in ast.walk(tree) if getattr(node, "name", "") in IN_WORDS):
+            for node in (node for node in ast.walk(function) if isinstance(node, ast.Return)):
+                yield from ((path, words) for words in either(node.value))
 
 
-def test_how_a_run_ended_is_said_in_every_language():
+def test_what_a_run_s_card_says_is_said_in_every_language():
     """Sentences by their form. One that is told in other words, or told no more, shows here."""
-    told = {tuple(form): path for path, sentence in ends_of_jobs() if (form := form_of(sentence))}
+    told = {tuple(form): path for path, sentence in sayings() if (form := form_of(sentence))}
     known = {tuple(re.split(r"\{\w+\}", form)) for form in texts("en")["said"].values()}
     assert {form: path for form, path in told.items() if form not in known} == {}
     assert known - told.keys() == set()

@@ -4,7 +4,7 @@ import { test } from 'node:test'
 
 import { api } from './comfyui_stub.mjs'
 
-const { doing, loadTexts, said } = await import('../../web/js/texts.mjs')
+const { doing, doingNow, loadTexts, said } = await import('../../web/js/texts.mjs')
 
 const read = (language) =>
   JSON.parse(readFileSync(new URL(`../../locales/${language}/main.json`, import.meta.url), 'utf8'))
@@ -43,4 +43,11 @@ test('a stage is named in the reader’s language, also behind the name of a fam
   assert.equal(doing('Wan 2.1: Training'), 'Wan 2.1: 学習')
   assert.equal(doing('musubi_demo_wan_00001'), 'musubi_demo_wan_00001')
   assert.equal(doing(''), '')
+})
+
+test('before its first stage a run says what it waits for', async () => {
+  await loadTexts('ja')
+  const message = 'Waiting for another run to give up the GPU.'
+  assert.equal(doingNow({ stage: '', message, progress: null }), '別の実行が GPU を空けるのを待っています。')
+  assert.equal(doingNow({ stage: 'Training', message, progress: null }), '学習')
 })

@@ -15,7 +15,7 @@ import { Resources } from './resources.mjs'
 import { elapsed, isElsewhere, isLive } from './run_state.mjs'
 import { followLog } from './runs.mjs'
 import { Samples } from './samples.mjs'
-import { doing, said, text, textOr, unitOf } from './texts.mjs'
+import { doingNow, said, text, textOr, unitOf } from './texts.mjs'
 
 const SYMBOLS = {
   waiting: 'clock',
@@ -243,7 +243,7 @@ export class RunPanel {
     const facts = []
     const { progress } = run
     const unit = unitOf(progress?.unit)
-    if (live) facts.push(doing(progress?.label || run.stage)) // a stage clears what was counted: a count is always newer
+    if (live) facts.push(doingNow(run))
     if (progress && (live || run.state !== 'done')) {
       facts.push(`${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${unit}`)
     }

@@ -44,8 +44,13 @@ export function doing(words) {
   return (before ?? '') + textOr(`doing.${stage.toLowerCase().replaceAll(/[^a-z0-9]+/g, '_')}`, stage)
 }
 
+/** What a run that goes on is doing; before its first stage, what the server said, such as what it waits for. */
+export function doingNow({ progress, stage, message }) {
+  return doing(progress?.label || stage) || said(message) // a stage clears what was counted: a count is always newer
+}
+
 /**
- * How a run ended, as the engine or the server says it: in the reader's language where the sentence has one of the
+ * How a run ended or what it waits for, as the engine or the server says it: in the reader's language where the sentence has one of the
  * forms under "said", with the numbers and names that stand in it; else as it is.
  */
 export function said(words) {
