@@ -11,7 +11,7 @@ import { useStyle } from './dom.mjs'
 import { followEnvironment } from './environment.mjs'
 import { isOurs } from './graph.mjs'
 import { JobsTab, showRun } from './jobs_tab.mjs'
-import { showAgain } from './last_shown.mjs'
+import { followFiles, showAgain } from './last_shown.mjs'
 import { tellEnds, tellRefusals } from './notify.mjs'
 import { titleOf } from './run_panel.mjs'
 import { addRunWidget } from './run_widget.mjs'
@@ -90,6 +90,7 @@ app.registerExtension({
     })
     followRenderer(app)
     followMaking()
+    followFiles(app)
     tellEnds(app)
     tellRefusals(app)
     await Promise.all([runs.followRuns(), followEnvironment()])
