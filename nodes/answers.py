@@ -155,7 +155,9 @@ def engine_action(asked: Asked) -> Answer:
     elif action in environment.ACTIONS:
         environment.maker.begin(action)
     else:
-        raise Refusal(400, f"There is no action {action!r}.", "There are: create, repair, cancel.")
+        raise Refusal(
+            400, f"There is no action {action!r}.", f"There are: {', '.join([*environment.ACTIONS, 'cancel'])}."
+        )
     return engine(asked)
 
 

@@ -29,7 +29,7 @@ export function demoModels() {
     try {
       await server.makeDemo()
     } catch (error) {
-      setText(words, `${error.message} ${error.hint}`)
+      setText(words, said(`${error.message} ${error.hint}`))
     }
   }
 

@@ -344,7 +344,7 @@ export class RunPanel {
       await server.command(this.run.id, name)
       this._say(text(`run.${name}_asked`))
     } catch (error) {
-      this._say(`${error.message} ${error.hint ?? ''}`)
+      this._say(said(`${error.message} ${error.hint ?? ''}`))
     }
   }
 
