@@ -39,6 +39,7 @@ from .contract.events import (
     write,
 )
 from .contract.files import write_text
+from .contract.locks import lock, unlock
 
 PROGRESS_LINES_S = 1.0
 P = ParamSpec("P")
@@ -48,7 +49,10 @@ NOISY_LIBRARIES = (
 
 
 class JobFolder:
-    """The record of one job: `job.toml`, `events.jsonl`, `log.txt`. Appends only, so a killed job keeps its record."""
+    """The record of one job: `job.toml`, `events.jsonl`, `log.txt`. Appends only, so a killed job keeps its record.
+
+    While the job runs its `events.jsonl` is locked: whoever finds the folder then knows that somebody works in it.
+    """
 
     def __init__(self, path: Path, job_toml: str, *, flag: str = "--job_dir"):
         """`flag`: the option that decides where the folder is. DiskError."""
@@ -62,6 +66,8 @@ class JobFolder:
         self.path = path
         write_text(path / "job.toml", job_toml)
         self._events = open(path / "events.jsonl", "a", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a disk that breaks here says so at the first event
+            lock(self._events.fileno())
         self._log = open(path / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
         self._last_progress_s = -PROGRESS_LINES_S
         self._given_up = False
@@ -98,6 +104,7 @@ class JobFolder:
         return log_handler(self._log)
 
     def close(self) -> None:
+        unlock(self._events.fileno())
         for stream in (self._events, self._log):
             with contextlib.suppress(OSError):  # said already, when the record was given up
                 stream.close()

@@ -62,10 +62,25 @@ def error(status: int, message: str, hint: str = "") -> Answer:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def _run(asked: Asked) -> Run:
-    found = jobs.runs.get(paths.jobs(), asked.run)
+def _run(asked: Asked, *, series: bool = True) -> Run:
+    found = jobs.runs.get(paths.jobs(), asked.run, series=series)
     if found is None:
         raise Refusal(404, "There is no such run.", "It may have been taken off the list.")
+    return found
+
+
+def _own_run(asked: Asked) -> Run:
+    """A run that is this ComfyUI's to end or to take off the list: anybody's, once it is over."""
+    found = _run(asked)
+    if found.elsewhere == {}:
+        raise Refusal(409, "ComfyUI has ended, but the run's engine still saves.", "Wait until it has ended too.")
+    if found.elsewhere is not None:
+        process, machine = found.elsewhere["process"], found.elsewhere["machine"]
+        raise Refusal(
+            409,
+            f"The run is under way in another ComfyUI, process {process} on {machine}.",
+            "Stop it or cancel it there.",
+        )
     return found
 
 
@@ -79,7 +94,7 @@ def run(asked: Asked) -> Answer:
 
 def log(asked: Asked) -> Answer:
     after = asked.query.get("after", "")
-    text, offset = _run(asked).log(int(after) if after.isascii() and after.isdecimal() else None)
+    text, offset = _run(asked, series=False).log(int(after) if after.isascii() and after.isdecimal() else None)
     return Answer(data={"text": text, "offset": offset})
 
 
@@ -98,7 +113,7 @@ def workflow(asked: Asked) -> Answer:
 
 
 def command(asked: Asked) -> Answer:
-    found, word = _run(asked), asked.body.get("command")
+    found, word = _own_run(asked), asked.body.get("command")
     if word not in COMMANDS:
         raise Refusal(400, f"There is no command {word!r}.", f"There are: {', '.join(COMMANDS)}.")
     child = jobs.runs.child(found.id)
@@ -115,7 +130,7 @@ def command(asked: Asked) -> Answer:
 
 
 def remove(asked: Asked) -> Answer:
-    found = _run(asked)
+    found = _own_run(asked)
     if found.state not in OVER:
         raise Refusal(409, "The run is under way.", "Cancel it first.")
     jobs.runs.remove(paths.jobs(), found)
@@ -140,7 +155,9 @@ def engine_action(asked: Asked) -> Answer:
     elif action in environment.ACTIONS:
         environment.maker.begin(action)
     else:
-        raise Refusal(400, f"There is no action {action!r}.", "There are: create, repair, cancel.")
+        raise Refusal(
+            400, f"There is no action {action!r}.", f"There are: {', '.join([*environment.ACTIONS, 'cancel'])}."
+        )
     return engine(asked)
 
 

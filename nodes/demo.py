@@ -7,7 +7,8 @@ and deleting one folder removes all:
     models/musubi_demo/<ComfyUI's folder>/musubi_demo_<family>_<option><suffix>
     input/musubi_demo/<what they show>/         clips with captions
 
-Made on the person's word only. Knows the demo's folder as `engine demo --prepare_only` leaves it.
+Made on the person's word only, when no other run is on the GPU. ComfyUI's own models stay there, since its queue may be
+at work with them; the demo's are small. Knows the demo's folder as `engine demo --prepare_only` leaves it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ..engine.contract import toml
 from ..engine.contract.errors import EngineError
@@ -58,10 +60,11 @@ _under_way: list[Run] = []
 
 def _make(this: Run) -> None:
     try:
-        this.change("running")
-        names = places.family_names()
-        for number, family in enumerate(names):
-            _of_family(this, family, number * len(STEPS), len(names) * len(STEPS))
+        with jobs.on_gpu(this, _stopped):
+            this.change("running", message="The engine is starting.")
+            names = places.family_names()
+            for number, family in enumerate(names):
+                _of_family(this, family, number * len(STEPS), len(names) * len(STEPS))
         this.change("done", message=f"In {_shown(models())} and {_shown(clips())}.")
     except EngineError as problem:
         this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
@@ -70,6 +73,10 @@ def _make(this: Run) -> None:
     finally:
         jobs.runs.control(this, None)
         show.tell(this)
+
+
+def _stopped() -> NoReturn:
+    raise jobs.JobFailed("The demo was stopped before it was complete.", "Start it again: what is there is kept.")
 
 
 def _shown(folder: Path) -> str:
@@ -122,11 +129,9 @@ def _engine(this: Run, arguments: list[str], family: str, so_far: Progress) -> N
         show.tell(this)
     if isinstance(ended.last, Done) and not ended.last.stopped:
         return
-    failed = ended.last if isinstance(ended.last, Failed) else None
-    raise jobs.JobFailed(
-        failed.message if failed else "The demo was stopped before it was complete.",
-        failed.hint if failed else "Start it again: what is there is kept.",
-    )
+    if isinstance(ended.last, Failed):
+        raise jobs.JobFailed(ended.last.message, ended.last.hint)
+    _stopped()
 
 
 def _model_files(folder: Path, family: str) -> Iterator[tuple[Path, Path]]:

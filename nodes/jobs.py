@@ -58,13 +58,11 @@ def run_job(
     )  # fmt: skip
     try:
         _keep_workflow(this, call)
-        if uses_gpu:
-            _take_gpu(this, for_worker=_may_stay(job))
-        try:
+        if not uses_gpu:
             return _run(this, job, on_artifact or _ignore)
-        finally:
-            if uses_gpu:
-                run.gpu.release()
+        with on_gpu(this, host.raise_interrupted, unwanted=host.interrupted, for_worker=_may_stay(job)):
+            host.unload_models()
+            return _run(this, job, on_artifact or _ignore)
     except EngineError as problem:
         this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
         raise
@@ -85,20 +83,47 @@ def _may_stay(job: Job) -> bool:
     return job.command.verb == places.GENERATE and preferences.load().keep_alive > 0
 
 
-def _take_gpu(this: Run, *, for_worker: bool) -> None:
-    """Wait until no other program of ours is on the GPU, then have ComfyUI give it up, and an engine that stayed."""
-    while not run.gpu.acquire(timeout=TICK_S):
-        this.message = "Waiting for another run to give up the GPU."
-        show.tell(this)
-        if host.interrupted():
-            host.raise_interrupted()
+class Waiting:
+    """Takes the page's commands for a run that has no program yet, as a `run.Child` does."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def cancel(self) -> None:
+        self.over = True
+
+    def send(self, command: str) -> None:
+        self.over = self.over or command == "stop"
+
+
+@contextlib.contextmanager
+def on_gpu(
+    this: Run, give_up: Callable[[], object], *, unwanted: Callable[[], bool] = lambda: False, for_worker: bool = False
+) -> Iterator[None]:
+    """Have the GPU for this run in this block, with no other program of ours on it.
+
+    Waits for it; `give_up` raises, and is called when the run is cancelled meanwhile, or `unwanted`. An engine that
+    stayed leaves, unless the run is `for_worker`.
+    """
+    waiting = Waiting()
+    runs.control(this, waiting)
     try:
+        while not run.gpu.acquire(timeout=TICK_S):
+            if not this.message:
+                this.change("waiting", message="Waiting for another run to give up the GPU.")
+            show.tell(this)
+            if waiting.over or unwanted():
+                give_up()
+    finally:
+        runs.control(this, None)
+    try:
+        if waiting.over:  # it was told so as the GPU became free
+            give_up()
         if not for_worker:
             bench.clear()
-        host.unload_models()
-    except BaseException:
+        yield
+    finally:
         run.gpu.release()
-        raise
 
 
 def _ignore(kind: str, path: str) -> None:

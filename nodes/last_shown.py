@@ -1,7 +1,7 @@
 """Which files a node has shown last, for a page that is opened later: ComfyUI tells only the pages that are open.
 
-Kept where no web page may write, and asked for by the page at each graph that it opens. A file that is gone is not
-named. Knows no run: what has one is found again by it.
+Kept where no web page may write, and asked for by the page at each graph that it opens. Which of the files are gone is
+told, so that the page can say so in their place. Knows no run: what has one is found again by it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def keep(call: Call, output: Mapping[str, Any]) -> None:
 
 
 def of_workflow(workflow: str) -> list[dict[str, Any]]:
-    """What the nodes of a workflow showed last: `{node, class, output}`, where all its files are there still."""
+    """What the nodes of a workflow showed last: `{node, class, output, gone}`, the latter names of files."""
     with _lock:
         known = _read()
-    return [entry for entry in known if entry["workflow"] == workflow and _is_there(entry["output"])]
+    return [{**entry, "gone": _gone(entry["output"])} for entry in known if entry["workflow"] == workflow]
 
 
 def _place(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -57,6 +57,7 @@ def _read() -> list[dict[str, Any]]:
     return found if isinstance(found, list) else []
 
 
-def _is_there(output: Mapping[str, Any]) -> bool:
+def _gone(output: Mapping[str, Any]) -> list[str]:
     folder = Path(host.folder_paths().get_output_directory())
-    return all((folder / shown["subfolder"] / shown["filename"]).is_file() for shown in output["images"])
+    names = [f"{shown['subfolder']}/{shown['filename']}".removeprefix("/") for shown in output["images"]]
+    return [name for name in names if not (folder / name).is_file()]

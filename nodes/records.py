@@ -1,6 +1,7 @@
 """All runs: those of this server, and those whose folders are still there, read back as they were.
 
-Knows the files of a run; what they mean is in `runs.py`. Thread-safe.
+A second ComfyUI may share the output folder: its live runs are told from those of a server that died by their locks,
+and are looked at only. Knows the files of a run; what they mean is in `runs.py`. Thread-safe.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..engine.contract.events import Event, Resource, read
 from ..engine.contract.files import disk_error
-from .runs import OVER, Run
+from .runs import OVER, RECORD, Run, at_work
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 MOST_RUNS = 200
@@ -38,16 +39,12 @@ class Runs:
         """A new run, its folder `<time>-<verb>-<family>` below `folder`. DiskError."""
         name = "-".join(part for part in (time.strftime("%Y%m%d-%H%M%S"), verb.replace(" ", "-"), family) if part)
         with self._lock:
-            unique, number = folder / name, 1
-            while unique.exists():
-                number += 1
-                unique = folder / f"{name}-{number}"
-            try:
-                unique.mkdir(parents=True)
-            except OSError as error:
-                raise disk_error(unique, error) from error
-            run = Run(unique, title=title, verb=verb, family=family, node=node, prompt=prompt, workflow=workflow)
+            run = Run(
+                _new_folder(folder, name), title=title, verb=verb, family=family, node=node, prompt=prompt,
+                workflow=workflow,
+            )  # fmt: skip
             self._live[run.id] = run
+        run.claim()  # before it is on record, so that nobody finds it without an owner
         run.keep()
         return run
 
@@ -77,14 +74,17 @@ class Runs:
         with self._lock:
             return self._controls.get(run_id)
 
-    def get(self, folder: Path, run_id: str) -> Run | None:
-        """A run by its id, live or read back; None for an unknown one or no id at all."""
+    def get(self, folder: Path, run_id: str, *, series: bool = True) -> Run | None:
+        """A run by its id, live or read back; None for an unknown one or no id at all.
+
+        Without `series` one that is read back has its summary and its log only, which is fast.
+        """
         with self._lock:
             if run_id in self._live:
                 return self._live[run_id]
         if not ID.fullmatch(run_id):
             return None
-        return read_back(folder / run_id)
+        return read_back(folder / run_id, series=series)
 
     def summaries(self, folder: Path) -> list[dict[str, Any]]:
         """All runs, newest first."""
@@ -111,6 +111,20 @@ class Runs:
         shutil.move(run.folder, target)
 
 
+def _new_folder(folder: Path, name: str) -> Path:
+    """Another ComfyUI may make the same one at the same moment. DiskError."""
+    unique, number = folder / name, 1
+    while True:
+        try:
+            unique.mkdir(parents=True)
+            return unique
+        except OSError as error:
+            if not unique.exists():
+                raise disk_error(unique, error) from error
+        number += 1
+        unique = folder / f"{name}-{number}"
+
+
 def folders(folder: Path) -> Iterable[Path]:
     try:
         return [place for place in folder.iterdir() if (place / "run.json").is_file()]
@@ -119,7 +133,7 @@ def folders(folder: Path) -> Iterable[Path]:
 
 
 def stored(place: Path) -> dict[str, Any] | None:
-    """The summary in `run.json`. A run that was under way when the server died has failed."""
+    """The summary in `run.json`. A run that was under way has failed when its server died, and else is elsewhere."""
     try:
         data = json.loads((place / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -127,9 +141,12 @@ def stored(place: Path) -> dict[str, Any] | None:
     if not isinstance(data, dict) or not isinstance(data.get("started"), (int, float)):
         return None
     data["id"], data["folder"] = place.name, str(place)
-    if data.get("state") not in OVER:
+    data["elsewhere"] = None if data.get("state") in OVER else at_work(place)
+    if data["elsewhere"] is not None:
+        data["ended"] = None
+    elif data.get("state") not in OVER:
         data["state"] = "failed"
-        data["ended"] = data.get("ended") or _modified(place / "events.jsonl") or data["started"]
+        data["ended"] = data.get("ended") or _modified(place / RECORD) or data["started"]
         data["error"] = {
             "kind": "stopped", "message": "ComfyUI ended while this run was under way.",
             "hint": "Queue the workflow again: a training goes on where it was.",
@@ -144,23 +161,24 @@ def _modified(path: Path) -> float | None:
         return None
 
 
-def read_back(place: Path) -> Run | None:
-    """A run of an earlier server, with its series; None when the folder is no run's."""
+def read_back(place: Path, *, series: bool = True) -> Run | None:
+    """A run of another server, with its series; None when the folder is no run's."""
     data = stored(place)
     if data is None:
         return None
     texts = {name: str(data.get(name) or "") for name in ("title", "verb", "family", "node", "prompt", "workflow")}
     run = Run(place, **texts)
-    events = _events(place / "events.jsonl")
+    events = _events(place / RECORD) if series else []
     measured, total = 0, sum(isinstance(event, Resource) for event in events)
-    until = data["ended"] or data["started"]
+    until = data["ended"] or time.time()
     for event in events:
         measured += isinstance(event, Resource)  # their times are not on record, but they came evenly
         run.take(event, at=data["started"] + (until - data["started"]) * measured / max(total, 1))
-    run.state, run.started, run.ended = data["state"], data["started"], data["ended"]
+    run.state, run.started, run.ended, run.elsewhere = data["state"], data["started"], data["ended"], data["elsewhere"]
     run.shown = data.get("shown") or run.started
     run.reused, run.error = bool(data.get("reused")), data.get("error")
-    run.stage, run.message, run.progress = str(data.get("stage") or ""), str(data.get("message") or ""), None
+    if run.elsewhere is None or not events:  # what a live one says by now is newer than its summary
+        run.stage, run.message, run.progress = str(data.get("stage") or ""), str(data.get("message") or ""), None
     run.news()
     return run
 

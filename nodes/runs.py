@@ -1,14 +1,18 @@
 """What is known of one run: state, progress, numbers, previews, results; kept in its folder as it changes.
 
 A run is one engine job started by a node; its id is the name of the job's folder. `run.json` there holds its state,
-written whole at each change; the engine's own record holds the rest. Knows no ComfyUI and starts nothing. Thread-safe:
-events come from the bridge, questions from the server, changes from the node.
+written whole at each change; the engine's own record holds the rest. `run.lock` is held until the run is over, so that
+a second ComfyUI on the same output folder tells a live run from a dead one. Knows no ComfyUI and starts nothing.
+Thread-safe: events come from the bridge, questions from the server, changes from the node.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import platform
 import threading
 import time
 from collections import deque
@@ -35,6 +39,7 @@ from ..engine.contract.events import (
     write,
 )
 from ..engine.contract.files import write_text
+from ..engine.contract.locks import hold, is_held, let_go
 
 State = Literal["waiting", "running", "stopping", "done", "stopped", "failed"]
 OVER = ("done", "stopped", "failed")
@@ -43,6 +48,7 @@ MOST_WAITING = 400
 LOG_BYTES = 64 << 10
 FORWARDED = (Metric, Preview, Artifact, Resource, Plan, Log, Warning_)
 LONGEST_MESSAGE = 2000
+LOCK, RECORD = "run.lock", "events.jsonl"
 
 
 def thinned(points: list[Any], most: int) -> list[Any]:
@@ -51,6 +57,20 @@ def thinned(points: list[Any], most: int) -> list[Any]:
         return list(points)
     step = (len(points) - 1) / (most - 1)
     return [points[round(index * step)] for index in range(most)]
+
+
+def at_work(folder: Path) -> dict[str, Any] | None:
+    """Who is at work on the run of this folder: `process` and `machine` of its ComfyUI, None when nobody is.
+
+    Empty where its ComfyUI is gone and its engine, which has noticed that, still saves.
+    """
+    if not is_held(folder / LOCK):
+        return {} if is_held(folder / RECORD) else None
+    try:
+        told = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        return {"process": int(told["process"]), "machine": str(told["machine"])}
+    except (OSError, ValueError, KeyError, TypeError):  # locked, and about to be written
+        return {"process": 0, "machine": "?"}
 
 
 class Series:
@@ -100,6 +120,7 @@ class Run:
         self.title, self.verb, self.family, self.node, self.prompt = title, verb, family, node, prompt
         self.workflow = workflow  # its id: two workflows may have a node of the same number
         self.state: State = "waiting"
+        self.elsewhere: dict[str, Any] | None = None  # `at_work` of a run that is not ours and under way
         self.reused = False
         self.started: float = time.time()
         self.ended: float | None = None
@@ -114,6 +135,7 @@ class Run:
         self.plan: dict[str, Any] | None = None  # what it will take of memory, as the engine worked it out
         self.step = 0
         self.lines: deque[str] = deque(maxlen=MOST_WAITING)
+        self._held: int | None = None
         self._lock = threading.RLock()
         self._changed = True
         self._news: deque[dict[str, Any]] = deque(maxlen=MOST_WAITING)
@@ -162,6 +184,19 @@ class Run:
             if state in OVER:
                 self.ended = time.time()
             self.keep()
+            if state in OVER:
+                self._let_go()
+
+    def claim(self) -> None:
+        """This process is at work on the run until it is over. A disk that takes no lock does not end the run."""
+        with contextlib.suppress(OSError):
+            about = {"process": os.getpid(), "machine": platform.node()}
+            self._held = hold(self.folder / LOCK, json.dumps(about))
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            let_go(self._held)
+            self._held = None
 
     def show_on(self, node: str, prompt: str, workflow: str = "") -> None:
         """Its result was found again by this node."""
@@ -191,9 +226,9 @@ class Run:
         progress = self.progress
         return {
             "id": self.id, "title": self.title, "verb": self.verb, "family": self.family, "node": self.node,
-            "prompt": self.prompt, "workflow": self.workflow, "state": self.state, "reused": self.reused,
-            "started": self.started, "ended": self.ended, "shown": self.shown, "folder": str(self.folder),
-            "stage": self.stage, "message": self.message,
+            "prompt": self.prompt, "workflow": self.workflow, "state": self.state, "elsewhere": self.elsewhere,
+            "reused": self.reused, "started": self.started, "ended": self.ended, "shown": self.shown,
+            "folder": str(self.folder), "stage": self.stage, "message": self.message,
             "progress": None if progress is None else json.loads(write(progress)), "error": self.error,
         }  # fmt: skip
 

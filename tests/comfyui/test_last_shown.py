@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .server import Server, link_pack
 
 UUID = "5b4d6c1e-91c5-4f0c-8f55-3f2f9f0c7a10"
 SHOWN = "[...document.querySelectorAll('video')].find((one) => /filename=shown_/.test(one.src))"
+NOTICE = "document.querySelector('.musubi-problem.warning')"
 PLAYS = f"({SHOWN})?.readyState > 1 && ({SHOWN}).getBoundingClientRect().height > 50"
 
 
@@ -68,6 +70,32 @@ def test_a_video_is_there_again(with_video: Server, browser: Browser, nodes2: bo
         load(second, workflow())
         second.wait_for(PLAYS, what="the video in another browser, after ComfyUI was started anew")
         assert our_errors(second) == []
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes 2.0"])
+def test_a_video_that_is_gone_is_named_until_it_is_back(with_video: Server, browser: Browser, nodes2: bool):
+    renderer = {"Comfy.VueNodes.Enabled": nodes2}
+    open_page(browser, with_video.url, renderer)
+    load(browser, workflow())
+    queue(browser)
+    browser.wait_for(PLAYS, what="the video")
     [file] = (with_video.base / "output").glob("shown_*")
+    file.rename(with_video.base / "elsewhere.mp4")
+    come_back = "window.dispatchEvent(new Event('focus'))"
+    browser.run(come_back)
+    browser.wait_for(f"({NOTICE})?.textContent.startsWith('{file.name} is gone')", what="the file's name")
+    assert browser.run(PLAYS), "what is there to see stays"
+    open_page(browser, with_video.url, {**renderer, "Comfy.Locale": "ja"})
+    browser.wait_for(f"({NOTICE})?.textContent.startsWith('{file.name} が出力フォルダーに')", what="it after a reload")
+    assert browser.run(f"({NOTICE}).getBoundingClientRect().height") > 20 and not browser.run(f"Boolean({SHOWN})")
+    assert browser.run("app.graph.serialize().nodes[1].widgets_values") == ["shown", "auto"]
+    (with_video.base / "elsewhere.mp4").rename(file)
+    browser.run(come_back)
+    browser.wait_for(PLAYS, what="the video, which is back")
+    assert not browser.run(f"Boolean({NOTICE})")
+    assert our_errors(browser) == []
     file.unlink()
-    assert with_video.get(f"/musubi/shown?workflow={UUID}") == {"shown": []}
+    shown = {"images": [{"filename": file.name, "subfolder": "", "type": "output"}], "animated": [True]}
+    told = json.dumps({"detail": {"node": "2", "display_node": "2", "output": shown}})  # as of a node that is cached
+    browser.run(f"void comfyAPI.api.api.dispatchEvent(new CustomEvent('executed', {told}))")
+    browser.wait_for(f"({NOTICE})?.textContent.startsWith('{file.name} が')", what="its name again")

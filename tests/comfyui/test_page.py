@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -71,12 +72,14 @@ def test_the_memory_plan_is_on_the_node(playing: Server, browser: Browser):
     scene(playing, scene="train", node="1", steps=20, pace_s=0.01)
     browser.wait_for("document.querySelector('.musubi-plan[data-fits=true]:not([hidden])')", what="the plan")
     words = shown(browser, ".musubi-plan > summary")
-    assert "11.3 GiB of 22.3 GiB" in words and "blocks to swap 12 · gradient checkpointing" in words, words
+    options = "blocks to swap 12 · gradient checkpointing · no use pinned memory for block swap"
+    assert "11.3 GiB of 22.3 GiB" in words and options in words, words
     browser.wait_for("document.querySelector('.musubi-badge.done')", what="the end")
     opened(browser, playing)
     browser.click(".musubi-plan > summary")
     browser.wait_for("document.querySelector('.musubi-plan[open]')", what="its table, after a reload")
-    assert "DiT weights" in shown(browser, ".musubi-plan table")
+    rows = shown(browser, ".musubi-plan table")
+    assert "DiT weights" in rows and "scratch file on disk7.1 GiB/home/me/.local/share/musubi/scratch" in rows, rows
     scene(playing, scene="tight", node="1", steps=20, pace_s=0.01)
     browser.wait_for("document.querySelector('.musubi-plan[data-fits=false]')", what="a plan that does not fit")
     assert "does not fit" in shown(browser, ".musubi-plan > summary")
@@ -266,6 +269,34 @@ def test_the_page_speaks_japanese(playing: Server, browser: Browser, nodes2: boo
     assert [shown(browser, f".musubi-tab:nth-child({place})") for place in (1, 2, 3, 4)] == [
         "グラフ", "サンプル", "ファイル", "ログ",
     ]  # fmt: skip
+    opened(browser, playing, locale="en")
+
+
+def test_the_memory_plan_is_japanese_on_a_japanese_page(playing: Server, browser: Browser):
+    opened(browser, playing, locale="ja")
+    load(browser, workflow("Wan21LoRATrainer"))
+    scene(playing, scene="train", node="1", steps=20, pace_s=0.01)
+    browser.wait_for("document.querySelector('.musubi-plan[data-fits=true]:not([hidden])')", what="the plan")
+    words = shown(browser, ".musubi-plan > summary")
+    assert "スワップするブロック数 12 · 勾配チェックポイント · ピンメモリーなし" in words, words
+    browser.click(".musubi-plan > summary")
+    rows = shown(browser, ".musubi-plan table").replace("/home/me/.local/share/musubi/scratch", "")
+    assert "学習ステップ11.3 GiBDiT の重み" in rows and "ディスク上の一時ファイル7.1 GiB" in rows, rows
+    assert set(re.findall("[A-Za-z][A-Za-z0-9-]+", rows)) <= {
+        "GiB",
+        "DiT",
+        "VAE",
+        "GiBDiT",
+        "GiBVAE",
+        "T5",
+        "UMT5-XXL",
+        "GiBT5",
+    }
+    browser.wait_for("document.querySelector('.musubi-badge.done')", what="the end")
+    scene(playing, scene="fail", node="1", steps=20, pace_s=0.01)
+    browser.wait_for("document.querySelector('.musubi-problem.error')", what="the error")
+    assert "メモリ不足" in shown(browser, ".musubi-problem")
+    assert our_errors(browser) == []
     opened(browser, playing, locale="en")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -9,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from engine.contract.errors import OptionError
-from engine.contract.locks import only_one
+from engine.contract.locks import hold, is_held, let_go, only_one
 
 HOLDER = """
 import pathlib, sys
@@ -48,6 +49,33 @@ def test_a_killed_holder_holds_nothing(tmp_path, holder):
         pass  # and it can be held again
 
 
+def test_whether_it_is_held_is_seen_without_taking_it(tmp_path, holder):
+    lock = tmp_path / "out" / ".a.lock"
+    assert is_held(lock) and lock.read_text().startswith(f"process {holder.pid}")
+    holder.kill()
+    holder.wait()
+    assert not is_held(lock) and not is_held(tmp_path / "out" / ".b.lock")
+    held = hold(lock, "us")
+    assert held is not None and is_held(lock) and hold(lock, "others") is None and lock.read_text() == "us"
+    let_go(held)
+    assert not is_held(lock)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_was_given_back_no_forked_child_holds(tmp_path):
+    """A library's workers have the file open as well, and may live on."""
+    held = hold(tmp_path / ".a.lock", "us")
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        let_go(held)
+        assert not is_held(tmp_path / ".a.lock")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX's")
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_disk_without_locks_refuses_no_work(tmp_path, monkeypatch, number):
@@ -58,6 +86,7 @@ def test_a_disk_without_locks_refuses_no_work(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", flock)
     with only_one(tmp_path / ".a.lock", what="It is written", hint="Wait."):
         flock.assert_called_once()
+    assert not is_held(tmp_path / ".a.lock"), "nobody seems at work"
     flock.side_effect = OSError(errno.EIO, os.strerror(errno.EIO))
     with pytest.raises(OSError), only_one(tmp_path / ".a.lock", what="It is written", hint="Wait."):
         pass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from engine.contract import toml
 from engine.demo.prepare import LORA, Prepared, prepare
 
-from .conftest import PACK, part, until
+from .conftest import PACK, PATIENCE_S, Engine, folder_dataset, part, run_node, until, wan_models
 
 FAMILIES = ("wan", "hunyuan_video", "framepack")
 
@@ -77,6 +79,52 @@ def test_it_says_where_it_lies_in_words_that_differ(comfy: Path, monkeypatch: py
     run = demo.make()
     until(lambda: run.state == "done")
     assert run.message == "In models/musubi_demo and input/musubi_demo."
+
+
+WAITS = "Waiting for another run to give up the GPU."
+
+
+def test_it_waits_for_the_run_that_is_on_the_gpu(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo, gpu, held = part("nodes.demo"), part("nodes.run").gpu, []
+    monkeypatch.setattr(demo, "_of_family", lambda *_: held.append(gpu.locked()))
+    with gpu:
+        run = demo.make()
+        assert until(lambda: run.message == WAITS) and run.state == "waiting"
+        assert demo.make() is run, "pressed twice, it is one"
+        time.sleep(0.3)
+        assert held == []
+    assert until(lambda: run.state == "done") and held == [True] * len(FAMILIES)
+    assert until(lambda: not gpu.locked())
+
+
+@pytest.mark.parametrize("command", ["cancel", "stop"])
+def test_it_can_be_cancelled_while_it_waits(comfy: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    demo, answers = part("nodes.demo"), part("nodes.answers")
+    monkeypatch.setattr(demo, "_of_family", lambda *_: pytest.fail("it was cancelled"))
+    with part("nodes.run").gpu:
+        run = demo.make()
+        assert until(lambda: run.message == WAITS)
+        answers.command(answers.Asked(run=run.id, body={"command": command}))
+        assert until(lambda: run.state == "failed")
+    assert run.error is not None and run.error["message"] == "The demo was stopped before it was complete."
+
+
+def test_a_node_waits_for_the_demo_and_an_engine_that_stayed_leaves_for_it(
+    models: Path, obliging: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, jobs = part("nodes.demo"), part("nodes.jobs")
+    at_work, go_on, cleared = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(demo, "_of_family", lambda *_: (at_work.set(), go_on.wait(PATIENCE_S)))
+    monkeypatch.setattr(jobs.bench, "clear", lambda: cleared.append(True))
+    run = demo.make()
+    assert at_work.wait(PATIENCE_S) and cleared == [True]
+    node = threading.Thread(target=lambda: run_node("VAELatentCache", dataset=folder_dataset(), models=wan_models()))
+    node.start()
+    assert until(lambda: WAITS in [summary["message"] for summary in jobs.runs.summaries(run.folder.parent)])
+    assert obliging.starts == []
+    go_on.set()
+    node.join(PATIENCE_S)
+    assert obliging.starts == ["cache-latents wan"] and until(lambda: run.state == "done")
 
 
 def test_what_is_trained_never_goes_into_the_demos_folder(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

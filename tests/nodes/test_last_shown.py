@@ -39,10 +39,14 @@ def test_the_last_of_each_node_of_this_workflow_is_told(comfy: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_file_that_is_gone_is_not_told(comfy: Path) -> None:
+def test_which_file_is_gone_is_told_until_it_is_back(comfy: Path) -> None:
     show(comfy, "a.mp4")
-    (comfy / "output" / "video" / "a.mp4").unlink()
-    assert shown() == []
+    assert [entry["gone"] for entry in shown()] == [[]]
+    file = comfy / "output" / "video" / "a.mp4"
+    file.rename(comfy / "a.mp4")
+    assert [entry["gone"] for entry in shown()] == [["video/a.mp4"]]
+    (comfy / "a.mp4").rename(file)
+    assert [entry["gone"] for entry in shown()] == [[]]
 
 
 def test_a_graph_without_a_workflow_is_nobodys(comfy: Path) -> None:

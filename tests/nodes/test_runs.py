@@ -106,6 +106,7 @@ def test_a_run_is_there_again_after_a_restart(kept: Any, folder: Path) -> None:
 def test_a_run_whose_server_died_has_failed(kept: Any, folder: Path) -> None:
     run = begin(kept, folder)
     run.change("running")
+    run._let_go()  # as the system does it for the dead
     kept.__init__()
     (summary,) = kept.summaries(folder)
     assert summary["state"] == "failed"

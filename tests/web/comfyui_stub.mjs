@@ -20,6 +20,8 @@ export const api = Object.assign(new EventTarget(), {
 
 globalThis.musubiTestApi = api
 globalThis.requestAnimationFrame = (draw) => setTimeout(draw)
+const every = globalThis.setInterval
+globalThis.setInterval = (...when) => every(...when).unref() // a page's clock must not keep a test from its end
 
 const hooks = `export const resolve = (name, context, next) => name.endsWith('/scripts/api.js')
   ? { url: 'data:text/javascript,export const api = globalThis.musubiTestApi', shortCircuit: true }

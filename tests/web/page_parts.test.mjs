@@ -42,7 +42,8 @@ test('memory is told in MiB below a GiB', () => {
 
 test('options that were chosen are read as words', () => {
   const options = { blocks_to_swap: 20, fp8_scaled: true, use_pinned_memory: false }
-  assert.deepEqual(chosen(options), ['blocks to swap 20', 'fp8 scaled', 'no use pinned memory'])
+  const [spaced, without] = [(option) => option.replaceAll('_', ' '), (name) => `no ${name}`]
+  assert.deepEqual(chosen(options, spaced, without), ['blocks to swap 20', 'fp8 scaled', 'no use pinned memory'])
   assert.deepEqual(chosen(undefined), [])
 })
 

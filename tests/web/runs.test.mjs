@@ -54,3 +54,21 @@ test('a run that the server does not know any more is gone from the list', async
     ['c']
   )
 })
+
+test('a run of another ComfyUI, of which no message comes, is asked for until it has ended', async () => {
+  const there = { elsewhere: { process: 7, machine: 'box' } }
+  api.answers['/musubi/runs'] = { runs: [summary('e', 'running', there), summary('f', 'done')] }
+  api.answers['/musubi/runs/e'] = { ...whole('e', 'running'), ...there }
+  await runs.refresh(() => false)
+  const seen = []
+  runs.watch('e', ({ state }) => seen.push(state))
+  await turn()
+  api.answers['/musubi/runs'] = { runs: [summary('e', 'done', { elsewhere: null }), summary('f', 'done')] }
+  api.answers['/musubi/runs/e'] = { ...whole('e', 'done'), elsewhere: null, artifacts: [{ path: '/a' }] }
+  await runs.lookElsewhere()
+  await turn()
+  assert.equal(seen.at(-1), 'done')
+  assert.equal(runs.get('e').artifacts.length, 1)
+  api.answers['/musubi/runs'] = () => assert.fail('nobody is at work elsewhere')
+  await runs.lookElsewhere()
+})

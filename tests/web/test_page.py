@@ -24,18 +24,11 @@ CHOSEN_AT_RUN_TIME = {
     "artifact": None, "error": None, "family": None, "verb": None, "resource": None, "state": None, "tab": None,
     "notify": None, "jobs": {"all", "running", "finished", "failed"}, "run": {"stop", "save", "sample", "cancel"},
     "setup": {"create", "repair", "cancel", "update", "go_on", "fact", "state", "words"}, "settings": None,
-    "doing": None, "unit": None, "said": None,
+    "doing": None, "unit": None, "said": None, "planned": None,
 }  # fmt: skip
 """Groups of texts whose keys are put together by the page; None: all of the group."""
 IN_A_TERMINAL = ("bench", "demo", "doctor", "lora_info")
 """Commands that no node runs."""
-ENDS = {
-    "train": {"_train"}, "resuming": {"finished_already"}, "report": {"summary"}, "lora_convert": {"run"},
-    "generate": {"_generate", "_converse", "_decode_saved", "_save_merged"}, "lora_ema": {"run"},
-    "lora_merge": {"_into_model", "_into_one"},
-}  # fmt: skip
-"""The functions that give a job's last sentence, by file."""
-OVER = ("", "done", "stopped", "failed")
 
 
 def texts(language: str) -> dict[str, Any]:
@@ -127,48 +120,24 @@ def test_no_stage_has_another_name_that_is_put_together():
     assert found == {"engine/tasks/kept.py", *(f"engine/tasks/{name}.py" for name in IN_A_TERMINAL)}
 
 
-def form_of(sentence: ast.AST | None) -> list[str]:
-    """The fixed parts of a sentence, [] where nothing in it is fixed; what is put in between them does not matter."""
-    if isinstance(sentence, ast.Constant) and isinstance(sentence.value, str):
-        return [sentence.value] if sentence.value else []
-    if not isinstance(sentence, ast.JoinedStr):
-        return []
-    parts = [""]
-    for part in sentence.values:
-        if isinstance(part, ast.Constant):
-            parts[-1] += part.value
-        else:
-            parts.append("")
-    return parts
+def words_in(function: ast.FunctionDef) -> Iterator[str]:
+    """Texts in a function, but for its docstring and what something is compared with or looked up by."""
+    aside = [node for node in ast.walk(function) if isinstance(node, (ast.Compare, ast.Subscript, ast.Expr))]
+    aside = [node for node in aside if isinstance(getattr(node, "ctx", ast.Load()), ast.Load)]
+    left_out = {id(part) for node in aside for part in ast.walk(node)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
+            yield node.value
 
 
-def ends_of_jobs() -> Iterator[tuple[str, ast.AST | None]]:
-    """With what a run on a card ends, and where that stands: results, stops, and what the nodes say of an ended run."""
-    for path, tree in scripts_of("engine/tasks", "engine/data"):
-        if Path(path).stem in ENDS:
-            functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-            for function in (one for one in functions if one.name in ENDS[Path(path).stem]):
-                yield from ((path, node.value) for node in ast.walk(function) if isinstance(node, ast.Return))
-        if Path(path).stem not in IN_A_TERMINAL:
-            yield from ((path, call.args[0]) for call in calls(tree, {"Stopped"}))
-    for path, tree in scripts_of("nodes"):
-        over = (call for call in calls(tree, {"change"}) if not call.args or getattr(call.args[0], "value", "") in OVER)
-        yield from ((path, keyword(call, "message")) for call in over)
-        if path == "nodes/records.py":
-            for table in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
-                for key, value in zip(table.keys, table.values, strict=True):
-                    if getattr(key, "value", "") in ("message", "hint"):
-                        yield path, value
-        for function in (node for node in ast.walk(tree) if getattr(node, "name", "") == "_unsaid"):
-            yield from ((path, node.value) for node in ast.walk(function) if isinstance(node, ast.Return))
-
-
-def test_how_a_run_ended_is_said_in_every_language():
-    """Sentences by their form. One that is told in other words, or told no more, shows here."""
-    told = {tuple(form): path for path, sentence in ends_of_jobs() if (form := form_of(sentence))}
-    known = {tuple(re.split(r"\{\w+\}", form)) for form in texts("en")["said"].values()}
-    assert {form: path for form, path in told.items() if form not in known} == {}
-    assert known - told.keys() == set()
+def test_what_a_plan_is_made_of_is_said_in_every_language():
+    """Functions that count memory have no other words than stages, what takes memory in them, and two ways to count."""
+    words = {"sample: denoising", "sample: decoding"} & said_by_the_engine({"denoising", "_vae"}, "name")
+    for path, tree in scripts_of("engine/memory"):
+        if Path(path).stem in ("estimate", "activations"):
+            words |= {word for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for word in words_in(node)}
+    words -= {"", "keep", "recompute"}
+    assert {re.sub("[^a-z0-9]+", "_", word.lower()) for word in words} == texts("en")["planned"].keys()
 
 
 @pytest.mark.parametrize("file", ["settings.json", "commands.json"])

@@ -4,10 +4,11 @@ import { test } from 'node:test'
 
 import { api } from './comfyui_stub.mjs'
 
-const { doing, loadTexts, said } = await import('../../web/js/texts.mjs')
+const { doing, doingNow, loadTexts, optionOf, planned, said } = await import('../../web/js/texts.mjs')
 
-const read = (language) =>
-  JSON.parse(readFileSync(new URL(`../../locales/${language}/main.json`, import.meta.url), 'utf8'))
+const file = (language, name) =>
+  JSON.parse(readFileSync(new URL(`../../locales/${language}/${name}.json`, import.meta.url), 'utf8'))
+const read = (language) => ({ ...file(language, 'main'), nodeDefs: file(language, 'nodeDefs') })
 api.answers['/i18n'] = { en: read('en'), ja: read('ja') }
 
 test('how a run ended is said in the reader’s language, with its numbers and names', async () => {
@@ -27,7 +28,7 @@ test('how a run ended is said in the reader’s language, with its numbers and n
 
 test('a sentence of another form stays as it is', async () => {
   await loadTexts('ja')
-  for (const words of ['', 'The disk is full.', 'Cancelled. Twice.']) assert.equal(said(words), words)
+  for (const words of ['', 'The disk is full.', 'Twice. Or not.']) assert.equal(said(words), words)
   assert.equal(said(undefined), '')
 })
 
@@ -43,4 +44,39 @@ test('a stage is named in the reader’s language, also behind the name of a fam
   assert.equal(doing('Wan 2.1: Training'), 'Wan 2.1: 学習')
   assert.equal(doing('musubi_demo_wan_00001'), 'musubi_demo_wan_00001')
   assert.equal(doing(''), '')
+})
+
+test('before its first stage a run says what it waits for', async () => {
+  await loadTexts('ja')
+  const message = 'Waiting for another run to give up the GPU.'
+  assert.equal(doingNow({ stage: '', message, progress: null }), '別の実行が GPU を空けるのを待っています。')
+  assert.equal(doingNow({ stage: 'Training', message, progress: null }), '学習')
+})
+
+test('of several sentences each is said in the reader’s language, one of no form stays between them', async () => {
+  await loadTexts('ja')
+  const hint =
+    'It does not fit: training step needs at least 23.4 GiB of 22.0 GiB, with fp8_scaled blocks_to_swap 38. ' +
+    'With these options up to 49 frames of this size fit. Make it smaller: resolution, frames, or batch_size.'
+  assert.equal(
+    said(hint),
+    '収まりません：学習ステップには fp8_scaled blocks_to_swap 38 を加えても、22.0 GiB のうち少なくとも 23.4 GiB が必要です。' +
+      'この設定では、このサイズで 49 フレームまで収まります。解像度・フレーム数・batch_size のいずれかを小さくしてください。'
+  )
+  assert.equal(said('Cancelled. Once more. Cancelled.'), '中止しました。Once more. 中止しました。')
+  const tail = 'Its last lines:\nTraceback. A. B. C. D. E. F. G. H.\nThe whole log: /a/log.txt'
+  assert.equal(said(`This is a bug in the engine. ${tail}`).split('\n')[1], 'Traceback. A. B. C. D. E. F. G. H.')
+})
+
+test('a plan’s stages, what takes memory in them, and the options of it have the names of the nodes', async () => {
+  await loadTexts('ja')
+  assert.equal(planned('training step'), '学習ステップ')
+  assert.equal(planned('DiT weights'), 'DiT の重み')
+  assert.equal(planned('text_encoder1'), 'テキストエンコーダー 1')
+  assert.equal(planned(''), '')
+  assert.equal(optionOf('blocks_to_swap'), 'スワップするブロック数')
+  assert.equal(optionOf('of_tomorrow'), 'of tomorrow')
+  await loadTexts('en')
+  assert.equal(planned('training step'), 'training step')
+  assert.equal(optionOf('blocks_to_swap'), 'blocks to swap')
 })

@@ -7,7 +7,7 @@ import { button, make, setText, show } from './dom.mjs'
 import { share } from './format.mjs'
 import { isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
-import { doing, said, text } from './texts.mjs'
+import { doingNow, said, text } from './texts.mjs'
 
 /** `{ element, update(ready), destroy() }`. */
 export function demoModels() {
@@ -29,7 +29,7 @@ export function demoModels() {
     try {
       await server.makeDemo()
     } catch (error) {
-      setText(words, `${error.message} ${error.hint}`)
+      setText(words, said(`${error.message} ${error.hint}`))
     }
   }
 
@@ -45,7 +45,7 @@ export function demoModels() {
       failed: `${said(run.error?.message)} ${said(run.error?.hint)}`,
       stopped: text('state.stopped')
     }
-    setText(words, live ? doing(run.stage) : (ended[run.state] ?? ''))
+    setText(words, live ? doingNow(run) : (ended[run.state] ?? ''))
   }
 
   const destroy = runs.watchList(draw)

@@ -45,12 +45,15 @@ export function memory(mebibytes) {
   return mebibytes < 1024 ? `${Math.round(mebibytes)} MiB` : `${(mebibytes / 1024).toFixed(1)} GiB`
 }
 
-/** Options as a reader takes them in: `{ blocks_to_swap: 20, fp8_scaled: true }` → ["blocks to swap 20", "fp8 scaled"]. */
-export function chosen(options) {
+/**
+ * Options as a reader takes them in: `{ blocks_to_swap: 20, fp8_scaled: true }` → ["blocks to swap 20", "fp8 scaled"].
+ * `nameOf(option)` names one, `without(name)` says that it is off.
+ */
+export function chosen(options, nameOf, without) {
   return Object.entries(options ?? {}).map(([option, value]) => {
-    const name = option.replaceAll('_', ' ')
+    const name = nameOf(option)
     if (value === true) return name
-    return value === false ? `no ${name}` : `${name} ${value}`
+    return value === false ? without(name) : `${name} ${value}`
   })
 }
 

@@ -7,9 +7,9 @@ import { environment, watchEnvironment } from './environment.mjs'
 import { pathRow } from './files.mjs'
 import { duration, moment, share, withoutFolders } from './format.mjs'
 import { RunPanel, stateBadge, titleOf } from './run_panel.mjs'
-import { elapsed, isLive } from './run_state.mjs'
+import { elapsed, isElsewhere, isLive } from './run_state.mjs'
 import * as runs from './runs.mjs'
-import { doing, locale, said, text } from './texts.mjs'
+import { doingNow, locale, said, text } from './texts.mjs'
 
 const FILTERS = {
   all: () => true,
@@ -159,11 +159,12 @@ export class JobsTab {
     )
     let state = ''
     const update = (now) => {
-      if (state !== `${now.state}${now.reused}`) badge.replaceChildren(stateBadge(now))
-      state = `${now.state}${now.reused}`
+      const key = `${now.state}${now.reused}${isElsewhere(now)}`
+      if (state !== key) badge.replaceChildren(stateBadge(now))
+      state = key
       element.dataset.state = now.state
       setText(facts, `${moment(now.started, locale())}  ·  ${duration(elapsed(now))}`)
-      if (isLive(now)) setText(words, doing(now.stage))
+      if (isLive(now)) setText(words, doingNow(now))
       else setText(words, now.error ? said(now.error.message) : withoutFolders(said(now.message)))
       show(bar, isLive(now))
       fill.style.width = `${(share(now.progress) ?? 0) * 100}%`

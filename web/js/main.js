@@ -11,14 +11,14 @@ import { useStyle } from './dom.mjs'
 import { followEnvironment } from './environment.mjs'
 import { isOurs } from './graph.mjs'
 import { JobsTab, showRun } from './jobs_tab.mjs'
-import { showAgain } from './last_shown.mjs'
+import { followFiles, showAgain } from './last_shown.mjs'
 import { tellEnds, tellRefusals } from './notify.mjs'
 import { titleOf } from './run_panel.mjs'
 import { addRunWidget } from './run_widget.mjs'
 import * as runs from './runs.mjs'
 import { comfySettings } from './settings.mjs'
 import { followMaking, openSetup } from './setup_dialog.mjs'
-import { loadTexts, text } from './texts.mjs'
+import { loadTexts, said, text } from './texts.mjs'
 
 const TAB = 'musubi-jobs'
 
@@ -41,7 +41,7 @@ async function loadWorkflow(run) {
   try {
     await app.loadGraphData(await server.workflow(run.id), true, true, titleOf(run))
   } catch (error) {
-    toast('error', text('jobs.no_workflow'), error.message)
+    toast('error', text('jobs.no_workflow'), said(error.message))
   }
 }
 
@@ -49,7 +49,7 @@ async function removeRun(run) {
   try {
     await runs.remove(run.id)
   } catch (error) {
-    toast('error', text('jobs.not_removed'), error.message)
+    toast('error', text('jobs.not_removed'), said(error.message))
   }
 }
 
@@ -90,6 +90,7 @@ app.registerExtension({
     })
     followRenderer(app)
     followMaking()
+    followFiles(app)
     tellEnds(app)
     tellRefusals(app)
     await Promise.all([runs.followRuns(), followEnvironment()])

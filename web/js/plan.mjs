@@ -4,7 +4,7 @@
 
 import { icon, make, setText, show } from './dom.mjs'
 import { chosen, memory, worstStages } from './format.mjs'
-import { text } from './texts.mjs'
+import { optionOf, planned, text } from './texts.mjs'
 
 /** The view of a run's plan: `{ element, update(run) }`. Nothing is shown of a run that has none. */
 export function planView() {
@@ -33,9 +33,10 @@ export function planView() {
       setText(amount, limit ? text('plan.of', { needed, limit }) : needed)
       show(meter, Boolean(limit))
       fill.style.width = `${Math.min(1, plan.needed_mib / plan.limit_mib) * 100}%`
-      const added = chosen(plan.options).join(' · ')
+      const added = chosen(plan.options, optionOf, (option) => text('plan.off', { option })).join(' · ')
       const short = text(onlyDiskIsShort(plan) ? 'plan.disk' : 'plan.tight')
       setText(words, plan.fits ? added || text('plan.as_asked') : [short, added].filter(Boolean).join(' · '))
+      words.title = words.textContent // there may be more of it than room
       table.replaceChildren(...rows(plan))
     }
   }
@@ -50,7 +51,7 @@ function rows({ stages, asked_mib: asked, needed_mib: needed, ram_mib: ram, ...d
   const { scratch_mib: scratch, scratch_folder: folder, scratch_free_mib: free } = disk
   const row = (name, size, most = '') =>
     make('tr', {}, make('th', { scope: 'row' }, name), make('td', {}, memory(size)), make('td', {}, most))
-  const parts = worstStages(stages).map(({ name, needed_mib: size, largest }) => row(name, size, largest))
+  const parts = worstStages(stages).map(({ name, needed_mib: size, largest }) => row(planned(name), size, planned(largest)))
   const saved = asked > needed ? [row(text('plan.without'), asked)] : []
   const place = Number.isFinite(free) ? text('plan.free', { free: memory(free), folder }) : folder
   const written = scratch ? [row(text('plan.scratch'), scratch, place)] : []

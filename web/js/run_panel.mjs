@@ -12,10 +12,10 @@ import { duration, share, speed, withoutFolders } from './format.mjs'
 import { LogView } from './log.mjs'
 import { planView } from './plan.mjs'
 import { Resources } from './resources.mjs'
-import { elapsed, isLive } from './run_state.mjs'
+import { elapsed, isElsewhere, isLive } from './run_state.mjs'
 import { followLog } from './runs.mjs'
 import { Samples } from './samples.mjs'
-import { doing, said, text, textOr, unitOf } from './texts.mjs'
+import { doingNow, said, text, textOr, unitOf } from './texts.mjs'
 
 const SYMBOLS = {
   waiting: 'clock',
@@ -41,9 +41,15 @@ export function titleOf(run) {
   return family ? `${verb} · ${family}` : verb
 }
 
+/** Who has the run under way, where that is not this server. */
+function ownerOf({ elsewhere }) {
+  if (!elsewhere) return ''
+  return text(elsewhere.process === undefined ? 'run.still_saving' : 'run.elsewhere', elsewhere)
+}
+
 /** The state as a coloured word with a symbol. */
 export function stateBadge(run) {
-  const state = run.reused && run.state === 'done' ? 'reused' : run.state
+  const state = isElsewhere(run) ? 'elsewhere' : run.reused && run.state === 'done' ? 'reused' : run.state
   return make(
     'span',
     { class: `musubi-badge ${run.state}` },
@@ -76,6 +82,7 @@ export class RunPanel {
     )
     this.facts = make('div', { class: 'musubi-facts' })
     this.problem = make('div', { class: 'musubi-problem', role: 'alert', hidden: true })
+    this.owner = make('div', { class: 'musubi-advice', hidden: true })
     this.said = make('div', { class: 'musubi-said', role: 'status' })
     this.buttons = make('div', { class: 'musubi-bar' })
     this.plan = planView()
@@ -90,6 +97,7 @@ export class RunPanel {
       this.facts,
       this.plan.element,
       this.problem,
+      this.owner,
       this.buttons,
       this.said,
       this.tabs,
@@ -216,7 +224,7 @@ export class RunPanel {
   }
 
   _drawHead() {
-    const key = `${this.run.state} ${this.run.reused}`
+    const key = `${this.run.state} ${this.run.reused} ${isElsewhere(this.run)}`
     if (this.badge.dataset.drawn !== key) {
       this.badge.dataset.drawn = key
       this.badge.replaceChildren(stateBadge(this.run))
@@ -235,7 +243,7 @@ export class RunPanel {
     const facts = []
     const { progress } = run
     const unit = unitOf(progress?.unit)
-    if (live) facts.push(doing(progress?.label || run.stage)) // a stage clears what was counted: a count is always newer
+    if (live) facts.push(doingNow(run))
     if (progress && (live || run.state !== 'done')) {
       facts.push(`${progress.done}${progress.total ? ` / ${progress.total}` : ''} ${unit}`)
     }
@@ -283,11 +291,14 @@ export class RunPanel {
 
   _drawButtons() {
     const { run } = this
-    const key = `${run.id} ${run.state}`
+    const key = `${run.id} ${run.state} ${JSON.stringify(run.elsewhere)}`
     if (this.buttons.dataset.drawn === key) return
     this.buttons.dataset.drawn = key
-    show(this.buttons, isLive(run))
-    if (!isLive(run)) return
+    setText(this.owner, ownerOf(run))
+    show(this.owner, isElsewhere(run))
+    const ours = isLive(run) && !isElsewhere(run)
+    show(this.buttons, ours)
+    if (!ours) return
     const busy = run.state !== 'running'
     const command = (name, symbol, kind = '') => {
       const made = button({
@@ -333,7 +344,7 @@ export class RunPanel {
       await server.command(this.run.id, name)
       this._say(text(`run.${name}_asked`))
     } catch (error) {
-      this._say(`${error.message} ${error.hint ?? ''}`)
+      this._say(said(`${error.message} ${error.hint ?? ''}`))
     }
   }
 

@@ -114,6 +114,11 @@ export function isLive(run) {
   return LIVE_STATES.has(run.state)
 }
 
+/** Whether it goes on in another ComfyUI: it is shown here, and ended and taken off the list there. */
+export function isElsewhere(run) {
+  return Boolean(run.elsewhere)
+}
+
 /** How long it has taken, in seconds; until `now` (epoch seconds) where it goes on. */
 export function elapsed(run, now = Date.now() / 1000) {
   return run.started ? (run.ended ?? now) - run.started : Number.NaN

@@ -6,9 +6,10 @@
  */
 
 import { listen, server, whenReconnected } from './api.mjs'
-import { appendLog, applyEvent, applySummary, applyWhole, fromSummary } from './run_state.mjs'
+import { appendLog, applyEvent, applySummary, applyWhole, fromSummary, isElsewhere } from './run_state.mjs'
 
 const LOG_EVERY_MS = 600
+const ELSEWHERE_EVERY_MS = 10000
 
 const known = new Map()
 const watchers = new Map()
@@ -22,12 +23,19 @@ let frame = 0
 export function followRuns() {
   listen('musubi.run', takeNews)
   listen('musubi.event', ({ run, event }) => takeEvent(run, event))
-  whenReconnected(refresh)
+  whenReconnected(() => refresh())
+  setInterval(lookElsewhere, ELSEWHERE_EVERY_MS)
   return refresh()
 }
 
-/** Ask for the list again, and for each run that is being watched. A server without our routes has no runs. */
-export async function refresh() {
+/** Of runs of another ComfyUI no message comes here: they are asked for. */
+export async function lookElsewhere() {
+  const there = new Set(list().filter(isElsewhere).map(({ id }) => id))
+  if (there.size) await refresh((id) => there.has(id))
+}
+
+/** Ask for the list again, and for the runs that are `wanted` whole and watched. A server without our routes has none. */
+export async function refresh(wanted = () => true) {
   const newer = (arrived = new Map())
   let summaries
   try {
@@ -41,7 +49,7 @@ export async function refresh() {
   const present = new Set([...summaries.map(({ id }) => id), ...newer.keys()])
   for (const id of known.keys()) if (!present.has(id)) known.delete(id)
   summaries.forEach((summary) => take(newer.get(summary.id) ?? summary))
-  await Promise.all([...watchers.keys()].filter((id) => known.has(id)).map(fetchWhole))
+  await Promise.all([...watchers.keys()].filter((id) => known.has(id) && wanted(id)).map(fetchWhole))
   mark(null)
 }
 

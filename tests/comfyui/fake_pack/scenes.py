@@ -17,10 +17,12 @@ def progress(done: int, total: int, unit: str, rate: float) -> Event:
 
 PLAN: Event = {
     "event": "plan", "asked_mib": 18740.0, "needed_mib": 11620.0, "limit_mib": 22840.0, "ram_mib": 9410.0, "fits": True,
-    "options": {"blocks_to_swap": 12, "gradient_checkpointing": True}, "message": "",
+    "options": {"blocks_to_swap": 12, "gradient_checkpointing": True, "use_pinned_memory_for_block_swap": False},
+    "message": "", "scratch_mib": 7321.0, "scratch_folder": "/home/me/.local/share/musubi/scratch",
     "stages": [
-        {"name": "captions", "needed_mib": 10890.0, "device_mib": {"t5": 10410.0}, "main_mib": {}},
-        {"name": "training", "needed_mib": 11620.0, "device_mib": {"DiT weights": 7210.0}, "main_mib": {"DiT": 9410.0}},
+        {"name": "encoding text", "needed_mib": 10890.0, "device_mib": {"t5": 10410.0}, "main_mib": {}},
+        {"name": "training step", "needed_mib": 11620.0, "device_mib": {"DiT weights": 7210.0}, "main_mib": {}},
+        {"name": "sample: decoding", "needed_mib": 8120.0, "device_mib": {"frames in the VAE": 6100.0}, "main_mib": {}},
     ],
 }  # fmt: skip
 
