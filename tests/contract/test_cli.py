@@ -24,6 +24,8 @@ MISTAKES = [
     ("train", "train needs a model family.", "train wan"),
     ("train --dit x", "train needs a model family.", "train wan"),
     ("dataset chekc", "There is no command dataset chekc.", "Did you mean dataset check?"),
+    ("lora convert a b", "'a' belongs to no option.", "two dashes: --input … --output … --target …"),
+    ("plan --vram 12GB train wan", "There is no option --vram.", "`plan train wan … --vram …`"),
     ("lora convert --input a", "--output, --target are required.", "LoRA file to write."),
     ("train wan", "--dataset_config, --dit are required.", "Dataset file"),
     (f"{TRAIN} --newtork_dim 4", "There is no option --newtork_dim.", "Did you mean --network_dim?"),
