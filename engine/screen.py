@@ -83,6 +83,8 @@ class Screen:
             return f"  preview: {escape(event.path)}" if event.path and not event.passing else ""
         if isinstance(event, Done):
             self.close()
+            if event.stopped and event.message.startswith("Stopped"):  # it says so itself
+                return f"[bold green]Stopped[/]{escape(event.message.removeprefix('Stopped'))}"
             word = "stopped" if event.stopped else "done"
             return f"[bold green]{word}[/]" + (f"  {escape(event.message)}" if event.message else "")
         if isinstance(event, Failed):

@@ -72,6 +72,15 @@ def told(*events: Event, capsys) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
+def test_a_stop_is_said_once(capsys):
+    assert told(Done(message="Stopped after 20 steps: a.safetensors", stopped=True), capsys=capsys) == [
+        "Stopped after 20 steps: a.safetensors"
+    ]
+    assert told(Done(message="Trained 5 steps: a.safetensors", stopped=True), capsys=capsys) == [
+        "stopped  Trained 5 steps: a.safetensors"
+    ]
+
+
 def step(done: int, loss: float = 0.5) -> list[Event]:
     return [
         Metric(step=done, values={"loss/current": 9.0, "loss/average": loss}),

@@ -25,6 +25,7 @@ MISTAKES = [
     ("train --dit x", "train needs a model family.", "train wan"),
     ("dataset chekc", "There is no command dataset chekc.", "Did you mean dataset check?"),
     ("lora convert a b", "'a' belongs to no option.", "two dashes: --input … --output … --target …"),
+    ("lora convert --input a --output b --target comfy", "--target must be other", "other: ComfyUI's"),
     ("plan --vram 12GB train wan", "There is no option --vram.", "`plan train wan … --vram …`"),
     ("lora convert --input a", "--output, --target are required.", "LoRA file to write."),
     ("train wan", "--dataset_config, --dit are required.", "Dataset file"),

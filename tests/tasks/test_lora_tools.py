@@ -291,3 +291,9 @@ def test_mistakes_are_one_line_and_status_2(line: str, told: str, tmp_path: Path
     shown = capfd.readouterr().err
     assert told in shown and "Traceback" not in shown
     assert [path.name for path in tmp_path.iterdir()] == ["odd.safetensors"]
+
+
+def test_a_missing_lora_is_answered_with_the_nearest_name(tmp_path: Path, capfd) -> None:
+    (tmp_path / "cat-lora.safetensors").touch()
+    assert main(["lora", "info", str(tmp_path / "cat_lora.safetensors")]) == 2
+    assert "Did you mean cat-lora.safetensors?" in capfd.readouterr().err
