@@ -53,6 +53,7 @@ class Screen:
         self._bars: list[tuple[str, tqdm]] = []  # by label; each has interrupted the one before it
         self._loss = ""
         self._last_plain_s = -PLAIN_PROGRESS_S
+        self._saved = ""
 
     def show(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -78,11 +79,15 @@ class Screen:
         if isinstance(event, Warning_):
             return f"[yellow]  warning:[/] {escape(event.message)}"
         if isinstance(event, Artifact):
+            self._saved = event.path
             return f"[green]  saved {escape(event.kind)}:[/] {escape(event.path)}"
         if isinstance(event, Preview):
-            return f"  preview: {escape(event.path)}" if event.path and not event.passing else ""
+            known = event.path == self._saved  # the line before named it
+            return f"  preview: {escape(event.path)}" if event.path and not event.passing and not known else ""
         if isinstance(event, Done):
             self.close()
+            if event.stopped and event.message.startswith("Stopped"):  # it says so itself
+                return f"[bold green]Stopped[/]{escape(event.message.removeprefix('Stopped'))}"
             word = "stopped" if event.stopped else "done"
             return f"[bold green]{word}[/]" + (f"  {escape(event.message)}" if event.message else "")
         if isinstance(event, Failed):

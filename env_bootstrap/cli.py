@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import difflib
 import errno
 import json
 import os
+import shlex
 import signal
 import stat
 import sys
@@ -29,6 +31,8 @@ PASSED_ON = {
     "demo": "demo [--prepare_only DIR] [--out DIR]: make the environment if needed, then run the engine's demo.",
     "test": "test [pytest's arguments]: make the environment if needed, with the test packages, then run the tests.",
 }
+OURS = ("create", "repair", "add", "remove", "status", "python", *PASSED_ON)
+ALIKE = 0.7  # difflib's ratio: `demoo` is a slip of the fingers, the engine's `generate` is none of `create`
 NOT_OUR_FAULT = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 PATIENCE = "limit to waiting for another run, in seconds (default: none)"
 
@@ -69,6 +73,15 @@ def parser() -> argparse.ArgumentParser:
     state.add_argument("--json", action="store_true", help="for programs")
     state.add_argument("--quick", action="store_true", help="import nothing, compare no files: some milliseconds")
     return top
+
+
+def unknown(words: Sequence[str]) -> Problem:
+    """What to say of a first word that is no command here; most likely it is one of the engine's."""
+    near = difflib.get_close_matches(words[0], OURS, n=1, cutoff=ALIKE)
+    if near:
+        return Problem("option", f"There is no command {words[0]}.", f"Did you mean {near[0]}?")
+    line = f"python -m env_bootstrap run -- {shlex.join(words)}"
+    return Problem("option", f"There is no command {words[0]} here.", f"The engine's commands stand behind run: {line}")
 
 
 def underscored(argv: Sequence[str]) -> list[str]:
@@ -224,6 +237,11 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
         report = Report()
         return _guarded(lambda: _pass_on(words[0], words[1:], home, report, environment), report, asked)
 
+    if not words:
+        parser().print_help()
+        return 0
+    if words[0] not in OURS and not words[0].startswith("-"):
+        return Report().failed(unknown(words))
     options = parser().parse_args(underscored(words))
     report = Report(events=getattr(options, "events", False))
     if getattr(options, "events", False):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from engine.contract.events import Artifact, Done, Event, Failed, Log, Metric, Progress, Stage, Warning_
+from engine.contract.events import Artifact, Done, Event, Failed, Log, Metric, Preview, Progress, Stage, Warning_
 from engine.screen import Screen
 
 TEXT = "a cat [close-up] walks, [/bold] and [red]"
@@ -70,6 +70,22 @@ def told(*events: Event, capsys) -> list[str]:
     for event in events:
         screen.show(event)
     return capsys.readouterr().err.splitlines()
+
+
+def test_a_picture_that_was_saved_is_named_once(capsys):
+    saved = Artifact(kind="contact sheet", path="a.png")
+    assert told(saved, Preview(path="a.png"), Preview(path="b.png"), capsys=capsys) == [
+        "  saved contact sheet: a.png", "  preview: b.png"
+    ]  # fmt: skip
+
+
+def test_a_stop_is_said_once(capsys):
+    assert told(Done(message="Stopped after 20 steps: a.safetensors", stopped=True), capsys=capsys) == [
+        "Stopped after 20 steps: a.safetensors"
+    ]
+    assert told(Done(message="Trained 5 steps: a.safetensors", stopped=True), capsys=capsys) == [
+        "stopped  Trained 5 steps: a.safetensors"
+    ]
 
 
 def step(done: int, loss: float = 0.5) -> list[Event]:

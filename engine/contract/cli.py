@@ -37,14 +37,16 @@ class Words:
     loose: list[str] = field(default_factory=list)
 
 
-def parse(argv: list[str]) -> Job | None:
-    """The job of a command line (without the program's name). None when help or the config was printed instead."""
+def parse(argv: list[str], *, before: str = "") -> Job | None:
+    """The job of a command line (without the program's name). None when help or the config was printed instead.
+    `before`: the command that another one follows, `plan`, for the help to name both.
+    """
     words = list(argv)
     if not words or words[0] in (*_HELP, "help"):
         write_result(_help().overview())
         return None
     if words[0] == "plan" and len(words) > 1 and not words[1].startswith("-"):
-        planned = parse(words[1:])
+        planned = parse(words[1:], before="plan")
         return planned if planned is None else _to_be_planned(planned)
     line = None if _is_verb(words) else launched(words)
     if line is not None:
@@ -55,9 +57,9 @@ def parse(argv: list[str]) -> Job | None:
         return None
     family, rest = _family(command, rest)
     if command.family and family is None and any(word in _HELP for word in rest):
-        write_result(_help().families_of(command))
+        write_result(_help().families_of(command, before))
         return None
-    return _parse_command(command, family, rest, surrounding(os.environ))
+    return _parse_command(command, family, rest, surrounding(os.environ), before)
 
 
 def _to_be_planned(job: Job) -> Job:
@@ -122,11 +124,13 @@ def _family(command: Command, words: list[str]) -> tuple[str | None, list[str]]:
     return find_family(words[0]), words[1:]
 
 
-def _parse_command(command: Command, family: str | None, words: list[str], launch: Mapping[str, str]) -> Job | None:
+def _parse_command(
+    command: Command, family: str | None, words: list[str], launch: Mapping[str, str], before: str = ""
+) -> Job | None:
     if not command.available:
         raise OptionError(f"`{command.verb}` is not available yet.", hint="See --help for what is.")
     if any(word in _HELP for word in words) and (family is not None or not command.family):
-        write_result(_help().command(command, family))
+        write_result(_help().command(command, family, before))
         return None
     data, source, family = _from_config_file(command, family, words)
     if command.family and family is None:
@@ -214,7 +218,7 @@ def take_apart(
         else:
             result.loose.append(word)
             if strict and not _positional(found):
-                raise _loose(word, last)
+                raise _loose(word, last, found)
     positional = _positional(found)
     if positional is not None and result.loose:
         result.flags[positional.name], result.written[positional.name] = result.loose, positional.name
@@ -249,8 +253,9 @@ def _positional(found: Mapping[str, Option]) -> Option | None:
     return next((option for option in found.values() if option.positional), None)
 
 
-def _loose(word: str, last: Option | None) -> OptionError:
-    hint = "Options begin with two dashes."
+def _loose(word: str, last: Option | None, found: Mapping[str, Option]) -> OptionError:
+    needed = " ".join(f"{option.flag} …" for option in found.values() if option.required)
+    hint = f"Options begin with two dashes: {needed}" if needed else "Options begin with two dashes."
     if last is not None and last.kind == "bool":
         hint = f"{last.flag} takes no value; --no_{last.name} switches it off."
     elif last is not None and last.kind == "str":
@@ -262,6 +267,8 @@ def _loose(word: str, last: Option | None) -> OptionError:
 
 def _elsewhere(name: str, command: Command, family: str | None) -> str:
     """Which other commands have an option of this name; for the hint of an error."""
+    if command.verb == "plan":
+        return f"Write the command first: `plan train wan … --{name} …`."
     found = []
     for other in COMMANDS:
         if other is command or not other.available:

@@ -89,23 +89,27 @@ def group(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def families_of(command: Command) -> str:
-    """A family command without its family."""
-    lines = [command.help, "", f"usage: {RUN} {command.verb} <family> [options]", "", "Its options:"]
-    lines += [f"  {RUN} {command.verb} {family} --help" for family in family_names()]
+def families_of(command: Command, before: str = "") -> str:
+    """A family command without its family; `before` as in `command`."""
+    name = f"{before} {command.verb}".strip()
+    text = find(before).help if before else command.help
+    lines = [text, "", f"usage: {RUN} {name} <family> [options]", "", "Its options:"]
+    lines += [f"  {RUN} {name} {family} --help" for family in family_names()]
     return "\n".join(lines) + "\n"
 
 
-def command(command: Command, family: str | None) -> str:
-    """All options of a command, grouped by section; in each the common ones first."""
+def command(command: Command, family: str | None, before: str = "") -> str:
+    """All options of a command, grouped by section; in each the common ones first. `before`: a command that this one
+    follows, as train follows `plan`: the options are this one's, what is done is the other's.
+    """
     sections = sections_of(command, family)
-    name = " ".join(filter(None, (command.verb, (family or "").replace("_", "-"))))
+    name = " ".join(filter(None, (before, command.verb, (family or "").replace("_", "-"))))
     needed = [option for section in sections for option in options(section) if option.required]
     words = [RUN, name, *(_usage(option) for option in needed), "[options]"]
     parser = argparse.ArgumentParser(
         prog=f"{RUN} {name}",
         usage=_usage_lines(words).replace("%", "%%"),
-        description=command.help,
+        description=find(before).help if before else command.help,
         epilog="Dashes may stand for underscores. --no_NAME switches an on/off option off. (+) marks advanced options.",
         formatter_class=_formatter(),
         add_help=False,
@@ -116,7 +120,12 @@ def command(command: Command, family: str | None) -> str:
             _add(heading, option)
         if section is Run:
             heading.add_argument("-h", "--help", action="help", help="Show this.")
-    return parser.format_help()
+    return parser.format_help() + _example(name, example_of(command, family))
+
+
+def _example(name: str, words: str) -> str:
+    """What a command line looks like, at the end, where a long page of help leaves the reader."""
+    return "\n".join(["", "example:", *_wrapped(f"{RUN} {name} {words}")]) + "\n" if words else ""
 
 
 def _usage_lines(words: Sequence[str]) -> str:

@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .commands import Command, find_script, script_names
+from .commands import Command, family_names, find_script, script_names
 from .errors import OptionError
 from .values import closest
 
 LAUNCHERS = re.compile(r"(accelerate|uv|uvx|poetry|pixi|conda|py|python(\d+(\.\d+)*)?w?)(\.exe)?", re.IGNORECASE)
+
+_PURPOSE = re.compile(r"(?P<model>.+?)_(cache_latents|cache_text_encoder_outputs|train_network|train|generate_\w+)")
 
 # Flags of `accelerate launch`: the option that takes their value.
 TAKEN = {
@@ -95,7 +97,19 @@ def launched(words: list[str]) -> Launched | None:
     raise _unknown_script(scripts[0] if scripts else words[0])
 
 
+def _of_another_model(script: str) -> bool:
+    """Whether it is musubi-tuner's script for a model that is not here: its nearest name would train something else."""
+    parts = {name: _PURPOSE.fullmatch(name) for name in (script, *script_names())}
+    ours = {found["model"] for name, found in parts.items() if found and name != script}
+    asked = parts[script]
+    return asked is not None and not closest(asked["model"], ours)
+
+
 def _unknown_script(word: str) -> OptionError:
+    if _of_another_model(script_of(word)):
+        return OptionError(
+            f"{word} belongs to a model that this engine does not have.", hint=f"It has {', '.join(family_names())}."
+        )
     near = closest(script_of(word), script_names())
     hint = f"Did you mean {near}?" if near else "Name a script such as wan_train_network.py, or a command: see --help."
     return OptionError(f"{word} is no script that this engine knows.", hint=hint)

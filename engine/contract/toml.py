@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import OptionError
+from .missing import looked_for, nearest
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
@@ -33,8 +34,11 @@ def find(path: str) -> Path:
     for candidate in (Path(path), Path(path + ".toml")):
         if candidate.is_file():
             return candidate
-    what = "is a folder, not a file" if Path(path).is_dir() else "does not exist"
-    raise OptionError(f"The config file {path} {what}.", hint="Change --config_file.", names=("config_file",))
+    hint = f"Change --config_file.{looked_for(Path(path))}"
+    if Path(path).is_dir():
+        raise OptionError(f"The config file {path} is a folder, not a file.", hint=hint, names=("config_file",))
+    hint = nearest(Path(path)) or hint
+    raise OptionError(f"The config file {path} does not exist.", hint=hint, names=("config_file",))
 
 
 def load(path: str | Path) -> dict[str, Any]:

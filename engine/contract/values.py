@@ -136,7 +136,7 @@ def _checked_one(option: Option, value: Any, place: Place) -> Any:
         raise OptionError(message, hint=hint, names=(option.name,))
     if option.choices and value not in option.choices:
         near = closest(str(value), option.choices)
-        hint = f"Did you mean {near}?" if near else place.change
+        hint = f"Did you mean {near}?" if near else f"{place.change} {option.help}"
         message = f"{place} must be {choice_list(option.choices)}, but is {value!r}."
         raise OptionError(message, hint=hint, names=(option.name,))
     low, high = option.low, option.high

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.events import Say, Warning_
+from ..contract.missing import looked_for, nearest
 from . import config_keys
 from .buckets import STEP, floor_to
 from .frames import floor_frames
@@ -112,7 +113,8 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such dataset file.", "Check --dataset_config.") from error
+        hint = nearest(path) or f"Check --dataset_config.{looked_for(path)}"
+        raise DataError(f"{path}: there is no such dataset file.", hint) from error
     except IsADirectoryError as error:
         raise DataError(
             f"{path}: this is a folder, a .toml or .json file is needed.", "Check --dataset_config."

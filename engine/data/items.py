@@ -89,6 +89,8 @@ def list_folder(folder: Path, *, key: str = "") -> list[Path]:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
     except FileNotFoundError as error:
+        if key and folder.is_relative_to(Path.cwd()):  # most likely it was given as a relative path
+            change += " A relative path counts from the current folder, else from the dataset file's."
         raise DataError(f"{folder}: there is no such folder.", change) from error
     except NotADirectoryError as error:
         raise DataError(f"{folder}: this is a file, a folder is needed.", change) from error

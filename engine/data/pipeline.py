@@ -126,9 +126,9 @@ def _cache_windows(
     found = all_sources(config, ledger.say, use_controls=recipe.use_controls)
     surveyed = survey(found, recipe, workers=workers, say=ledger.say, control=control, label="looking at files")
     jobs = latent_jobs(surveyed, recipe, ledger.fail)
-    ledger.conclude(0, unit="windows", stop_requested=False)
+    ledger.conclude(0, unit="clips", stop_requested=False)
     wanted = [job for job in jobs if rules.wants(job.state)]
-    announce(ledger.say, [job.state for job in jobs], len(wanted), unit="windows")
+    announce(ledger.say, [job.state for job in jobs], len(wanted), unit="clips")
     for job in jobs:
         if job.state == "fresh" and not rules.recache:
             for path in job.paths:
@@ -139,10 +139,10 @@ def _cache_windows(
     windows = {(*job.window.source.key, job.window.start, job.window.count): job.window for job in wanted}
     with company.listening(lambda message: _hear(message, encoder, ledger, windows), ledger.run):
         if wanted:
-            ledger.start(len(wanted), unit="windows", label="caching latents")
+            ledger.start(len(wanted), unit="clips", label="caching latents")
         work = company.share_out(pieces, describe=described)
         _encode_windows(work, encoder, workers=min(workers, len(pieces)))
-    ledger.conclude(len(wanted), unit="windows", stop_requested=control.stop_requested)
+    ledger.conclude(len(wanted), unit="clips", stop_requested=control.stop_requested)
     _retire_unmade(wanted, encoder.unmade)
     purged = tidy_latents(config.datasets, surveyed, jobs, recipe, keep=rules.keep_cache)
     skipped = len(jobs) - len(wanted)

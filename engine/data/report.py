@@ -70,7 +70,7 @@ class Ledger:
         if len(spans) == 1:
             place = f", {spans[0][1]} frames from frame {spans[0][0]}"
         elif spans:
-            place = f", {len(spans)} windows"
+            place = f", {len(spans)} clips"
         message = f"{source.path}{place}: {_bare(reason, source.path)}"
         if self.strict:
             self.run.fail(DataError(message, "Without --strict, what cannot be cached is left out."))

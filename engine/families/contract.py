@@ -207,7 +207,8 @@ class Model(Protocol):
     """model.py: the DiT.
 
     It may also have `check_values(values, task=…)`, where shapes alone cannot tell whether a cache is for this task: as
-    `check_cache`, of the tensors that `CHECKED_VALUES` names, which should be small, as far as the cache has them.
+    `check_cache`, of the tensors that `CHECKED_VALUES` names, which should be small, as far as the cache has them. And
+    `CACHED_STATES`, the name of the text's states in a cache; their width is the `text_dim` of `variant.config`.
     """
 
     def build(self, config: Any, *, device: torch.device | str = "meta", dtype: torch.dtype = ...) -> nn.Module:

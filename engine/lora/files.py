@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from ..contract.files import write_bytes
+from ..contract.missing import looked_for, nearest
 from ..parts.weight_files import read_pickle
 from .names import UNREADABLE, LoraTarget, Place, split
 from .peft import find_weights, peft_settings
@@ -188,7 +189,7 @@ class _Reader:
 def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a LoRA file under its own names, and its metadata. WeightsError when it is not readable."""
     if not path.is_file():
-        raise WeightsError(f"{role} {path}: there is no such file.", "Correct the path.")
+        raise WeightsError(f"{role} {path}: there is no such file.", nearest(path) or f"Correct it.{looked_for(path)}")
     if path.suffix != ".safetensors":
         return read_pickle(path, role=role), {}
     try:

@@ -56,6 +56,19 @@ def report_unmatched(file: LoraFile, say: Say) -> None:
     say(Warning_(message=text + shown + more))
 
 
+def refuse_other_size(file: LoraFile, target: LoraTarget) -> None:
+    """WeightsError for a LoRA of a larger or smaller member of the family: its names fit, its numbers cannot. So it is
+    told from the headers, before a text encoder and a DiT were loaded for nothing.
+    """
+    for path, weights in file.modules.items():
+        shape = target.shapes.get(path)
+        if shape and weights.out_features != shape[0]:
+            raise WeightsError(
+                f"{file.path.name}: {path} has {weights.out_features} rows, this model's has {shape[0]}.",
+                "This LoRA was made for another size of the model.",
+            )
+
+
 def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> LoraFile:
     """Keep the modules whose name any `include` pattern finds (all when there is none) and no `exclude` pattern does.
 

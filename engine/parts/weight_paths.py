@@ -7,12 +7,12 @@ Standard library only, so that the planner can read headers at once. Knows nothi
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from pathlib import Path
 
 from ..contract.errors import WeightsError
+from ..contract.missing import nearest
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _PIPELINE_FOLDERS = {
@@ -108,16 +108,11 @@ def _several(folder: Path, paths: list[Path], *, role: str) -> WeightsError:
 
 
 def _missing(path: Path, *, role: str) -> WeightsError:
-    folder = path.parent
-    if not folder.is_dir():
-        while not folder.is_dir() and folder != folder.parent:
-            folder = folder.parent
-        return WeightsError(f"{role}: no such file: {path}", f"Its folder does not exist; {folder} does.")
-    names = sorted(child.name for child in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    others = [name for name in names if name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))][:5]
+    near = nearest(path)
     if near:
-        return WeightsError(f"{role}: no such file: {path}", f"Did you mean {' or '.join(near)}?")
-    where = folder.resolve()  # a name without a folder is looked for where the command was typed
+        return WeightsError(f"{role}: no such file: {path}", near)
+    names = sorted(child.name for child in path.parent.iterdir())
+    others = [name for name in names if name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))][:5]
+    where = path.parent.resolve()  # a name without a folder is looked for where the command was typed
     known = f"The weight files in {where}: {', '.join(others)}." if others else f"There is no weight file in {where}."
     return WeightsError(f"{role}: no such file: {path}", known)

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..contract import toml
 from ..contract.errors import OptionError
+from ..contract.missing import looked_for, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ def _text(path: Path, flag: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise OptionError(f"There is no prompt file {path}.", hint=f"Change {flag}.") from None
+        hint = nearest(path) or f"Change {flag}.{looked_for(path)}"
+        raise OptionError(f"There is no prompt file {path}.", hint=hint) from None
     except UnicodeDecodeError as error:
         raise OptionError(f"{path} is not UTF-8 text (byte {error.start}).", hint="Save it as UTF-8.") from None
     except OSError as error:

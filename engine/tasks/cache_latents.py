@@ -67,7 +67,7 @@ def _cache(job: Job, say: Say, control: Control) -> str:
             control=control,
             company=company,
         )
-    return report.summary("windows")
+    return report.summary("clips")
 
 
 def _readers(company: Company) -> int:

@@ -17,7 +17,7 @@ from ..contract.job import Job
 from ..contract.options import Memory
 from ..families import part
 from ..lora.files import LoraFile
-from ..lora.merge import Transform, changed_by, load_loras, merger, select
+from ..lora.merge import Transform, changed_by, load_loras, merger, refuse_other_size, select
 from ..memory.checkpointing import checkpoint_blocks
 from ..memory.compile import compile_blocks
 from ..memory.disk_loading import LeaveOnDisk
@@ -73,6 +73,8 @@ def read_loras(
         return []
     target = lora_target(job.family, meta_dit(job, dit_path))
     stack = load_loras(paths, multipliers, target=target, say=say, role=role)
+    for file, _ in stack:
+        refuse_other_size(file, target)
     return [
         (select(file, include=include[index : index + 1], exclude=exclude[index : index + 1]), multiplier)
         for index, (file, multiplier) in enumerate(stack)
@@ -136,7 +138,8 @@ def load_dit(
     say(Log(message=f"This is {dit.variant.name}: {len(model.blocks(dit))} blocks, weights in {_word(dit.dtype)}."))
     if quantizer is not None:
         count = len(quantizer.install(dit))
-        say(Log(message=f"{count} layers are kept in fp8, scaled by {quantizer.mode}."))
+        how = "not scaled" if quantizer.mode == "cast" else f"scaled by {quantizer.mode}"
+        say(Log(message=f"{count} layers are kept in fp8, {how}."))
     return dit
 
 

@@ -12,11 +12,12 @@ from ..lora import peft
 from ..lora.files import LoraFile, read_lora, write_lora
 from ..lora.formats import named
 from ..lora.merge import report_unmatched
-from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lora, fullest_target
+from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lora, fullest_target, refuse_output
 
 
 def run(job: Job, say: Say, control: Control) -> str:
     options = job[LoraConvert]
+    refuse_output(options.output, [options.input], flag="--output")
     say(Stage(name="Converting", message=Path(options.input).name))
     if options.dit is not None:
         family = family_of_checkpoint(options.dit)

@@ -12,12 +12,14 @@ from ..contract.job import Job
 from ..contract.options import LoraEma
 from ..lora.ema import average, betas, in_order
 from ..lora.files import read_tensors, write_lora
+from .lora_targets import refuse_output
 
 _ROLE = "The LoRA"
 
 
 def run(job: Job, say: Say, control: Control) -> str:
     options = job[LoraEma]
+    refuse_output(options.output_file, options.path, flag="--output_file")
     metadata = {Path(path): read_tensors(Path(path), role=_ROLE)[1] for path in options.path}
     paths = [Path(path) for path in options.path]
     if not options.no_sort:

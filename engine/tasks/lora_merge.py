@@ -15,17 +15,19 @@ from ..families import part
 from ..lora.combine import concatenated, differences_of, modules_of, reduced
 from ..lora.files import LoraFile, write_lora
 from ..lora.formats import named
-from ..lora.merge import load_loras, merger
+from ..lora.merge import load_loras, merger, refuse_other_size
 from ..lora.merge_file import merge_into, open_unscaled
 from ..lora.weights import LoraWeights
 from ..ops.device import choose_device
-from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lora, fullest_target
+from .lora_targets import checkpoint_target, family_of_checkpoint, family_of_lora, fullest_target, refuse_output
 
 Loras = list[tuple[LoraFile, float]]
 
 
 def run(job: Job, say: Say, control: Control) -> str:
     options = job[LoraMerge]
+    if options.save_merged_lora is not None:
+        refuse_output(options.save_merged_lora, options.lora_weight, flag="--save_merged_lora")
     if options.dit is not None:
         family = family_of_checkpoint(options.dit)
         target = checkpoint_target(family, options.dit)
@@ -34,6 +36,8 @@ def run(job: Job, say: Say, control: Control) -> str:
         target = fullest_target(family)
     loras = load_loras(options.lora_weight, options.multipliers, target=target, say=say)
     for lora, multiplier in loras:
+        if options.dit is not None:
+            refuse_other_size(lora, target)
         say(Log(message=f"{lora.path.name} at {multiplier:g}: {len(lora.modules)} modules of {family}."))
     if options.save_merged_lora is not None:
         return _into_one(family, options, loras, say)

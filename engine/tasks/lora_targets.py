@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from ..contract.commands import find_family
-from ..contract.errors import WeightsError
+from ..contract.errors import OptionError, WeightsError
 from ..families import names, part
 from ..lora.files import read_tensors
 from ..lora.names import LoraTarget, split
@@ -97,3 +97,16 @@ def family_of_lora(path: str, given: str | None, *, role: str) -> str:
             "It is a LoRA of another model, or no LoRA at all.",
         )
     return fitting[0].family
+
+
+def refuse_output(output: str, inputs: Iterable[str], *, flag: str) -> None:
+    """OptionError where a LoRA would be written over one that it is made from, which may be the only copy of a
+    training, or where a folder stands in its place. Before anything is read.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise OptionError(
+            f"{flag} {output} is a folder.", hint=f"Give {flag} the name of the new file, with its folder."
+        )
+    if path.resolve() in {Path(given).resolve() for given in inputs}:
+        raise OptionError(f"{flag} would replace {output}, which is read.", hint=f"Give {flag} another name.")

@@ -83,6 +83,7 @@ def _train(job: Job, say: Say, control: Control) -> str:
             resuming.write_finished(job, record, steps=outcome.step)
         group.leave()
     if outcome.stopped:
+        say(Log(message="The same command goes on from here."))
         return f"Stopped after {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
     return f"Trained {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..contract.errors import DataError
 from ..contract.events import Log, Meter, Say, Stage, Warning_
 from ..contract.job import Job
-from ..contract.options import Data, Timesteps, Training
+from ..contract.options import Data, Models, Timesteps, Training
 from ..contract.options import Validation as ValidationOptions
 from ..data import cache
 from ..data.batches import BatchSampler, TrainItem, load_items
@@ -18,6 +18,7 @@ from ..data.collate import Loader
 from ..data.config import DatasetConfig, load_config
 from ..data.holdout import choose, hold_out, one_by_one
 from ..families import part
+from ..parts.weights import open_weights
 from ..training.group import Group
 from ..training.setup import count_steps
 from ..training.validation import Validation
@@ -133,11 +134,24 @@ def _check_items(job: Job, items: Sequence[TrainItem], say: Say) -> None:
     arguments = options.conditioning_arguments(job)
     task, check_values = options.dit_arguments(job)["task"], getattr(model, "check_values", None)
     meter = Meter(say, total=len(items), unit="caches", label="Reading the dataset", quiet_s=QUIET_S)
+    states, width = getattr(model, "CACHED_STATES", ""), _text_width(job)
     for item in items:
         meter.advance()
         lacks = model.check_cache(item.shapes, **arguments)
+        if not lacks and states in item.shapes and item.shapes[states][-1] != width:
+            lacks = (
+                f"its text has {item.shapes[states][-1]} numbers a token, but --dit takes {width}. It was encoded for "
+                "another model: run cache-text again with this one's text encoder, and cache-latents with its VAE."
+            )
         if not lacks and check_values is not None:
             read = cache.read(item.latent_path, model.CHECKED_VALUES)
             lacks = check_values({cache.plain_name(key): value for key, value in read.items()}, task=task)
         if lacks:
             raise DataError(f"{item.latent_path.name} cannot be trained on: {lacks}", "Then train again.")
+
+
+def _text_width(job: Job) -> int | None:
+    """What the DiT takes as text, from its header; None for a family whose models have no such number."""
+    file = open_weights(job[Models].dit, role="--dit")
+    variant = part(job.family, "detect").detect(file.shapes, file.metadata, source=f"--dit {file.path.name}")
+    return getattr(variant.config, "text_dim", None)

@@ -32,7 +32,7 @@ class Requests:
         control, every = self._control, self._settings.save_state_every_minutes
         if self._group.leads and self._time_is_over() and not control.stop_requested:
             limit = f"--max_train_minutes {self._settings.max_minutes:g}"
-            self._say(Log(message=f"{limit} are over: saving. The same command goes on from here."))
+            self._say(Log(message=f"{limit} are over: saving."))
             control.request_stop()
         state = bool(every) and self._clock() - self._state_saved_s >= 60 * every
         asked = Asked(control.stop_requested, control.take_save(), control.take_sample(), state)

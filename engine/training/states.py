@@ -125,6 +125,8 @@ def _bare(optimizer: Any) -> Any:
 
 def complaint(folder: Path) -> str:
     """Why a state folder cannot be used; empty when it can."""
+    if folder.is_file():
+        return "this is a file, but a state is a folder, NAME-state"
     if not folder.is_dir():
         return "there is no such folder"
     try:
@@ -226,7 +228,9 @@ _NAME = re.compile(rf"(?P<name>.+?){_NUMBERED}")
 
 
 def _older(folder: Path) -> str:
-    """A hint that names the newest complete state beside a broken one."""
+    """A hint that names the newest complete state beside a broken one, or another use for a file."""
+    if folder.is_file():
+        return "To begin with what a LoRA file holds, give it as --network_weights."
     found = _NAME.fullmatch(folder.name)
     latest = find_latest_state(folder.parent, found["name"]) if found else None
     return f"The newest complete state is {latest}." if latest else "There is no other complete state beside it."

@@ -140,6 +140,16 @@ def test_lines_of_unknown_scripts_name_the_nearest() -> None:
         assert caught.value.hint == "Did you mean wan_train_network?"
 
 
+@pytest.mark.parametrize(
+    "script", ["qwen_image_train_network", "flux_2_generate_image", "hv_1_5_cache_latents", "zimage_train"]
+)
+def test_scripts_of_other_models_are_not_taken_for_ours(script: str) -> None:
+    """`qwen_image_train_network` was answered with "Did you mean wan_train_network?"."""
+    with pytest.raises(OptionError, match="a model that this engine does not have") as caught:
+        cli.parse(["accelerate", "launch", f"src/musubi_tuner/{script}.py", "--dit", "d"])
+    assert caught.value.hint == "It has framepack, hunyuan-video, wan."
+
+
 def test_jobs_can_be_made_without_a_command_line() -> None:
     job = job_of(shlex.split(LATENTS))
     values = {"dataset_config": "path/to/toml", "vae": "path/to/wan_vae.safetensors"}

@@ -76,6 +76,29 @@ def test_every_option_is_listed_with_its_help(capsys: pytest.CaptureFixture[str]
             assert "".join(option.help.split()) in "".join(printed.split())
 
 
+@pytest.mark.parametrize(
+    "words", [line for line in LINES if line[-1] == "--help" and line[0] != "--help"], ids=" ".join
+)
+def test_it_ends_with_an_example_that_is_read(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.parse(words)
+    printed = capsys.readouterr().out
+    command = find(" ".join(word for word in words[:-1] if word != "wan"))
+    example = example_of(command, "wan" if "wan" in words else None)
+    shown = " ".join(printed.partition("\nexample:\n")[2].replace("\\\n", " ").split())
+    assert shown == (" ".join([RUN, *words[:-1], *example.split()]) if example else "")
+
+
+def test_plan_shows_what_it_is_written_with_and_the_size_of_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan train wan --help` was train's own page, and `plan --help` did not say how a card's size is given."""
+    cli.parse(["plan", "--help"])
+    assert "plan train wan --dataset_config" in capsys.readouterr().out
+    cli.parse(["plan", "train", "wan", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"usage: {RUN} plan train wan --dataset_config FILE" in printed and find("plan").help in printed
+    cli.parse(["plan", "train", "--help"])
+    assert f"{RUN} plan train wan --help" in capsys.readouterr().out
+
+
 def test_what_a_section_says_of_itself_is_a_whole_sentence() -> None:
     """Only the first line of its docstring is shown, so a sentence must not run on into the second."""
     sections = {s for c in COMMANDS for f in (family_names() if c.family else [None]) for s in sections_of(c, f)}

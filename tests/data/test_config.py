@@ -210,13 +210,15 @@ def test_wrong_input_names_file_table_and_key(write, name):
 
 
 def test_wrong_files(write, tmp_path):
-    assert "no such dataset file" in refusal(Path("missing.toml")).message
+    missing = refusal(Path("missing.toml"))
+    assert "no such dataset file" in missing.message and f"It was looked for in {Path.cwd()}." in missing.hint
     assert ".toml or .json" in refusal(write("", "data.yaml")).message
     assert "line 1, column 2" in refusal(write("{datasets}", "bad.json")).message
     (tmp_path / "latin.toml").write_bytes(b'[general]\ncaption_extension = "\xe9"\n')
     assert "UTF-8" in refusal(Path("latin.toml")).message
     (tmp_path / "folder.toml").mkdir()
     assert "folder" in refusal(Path("folder.toml")).message
+    assert refusal(tmp_path / "latni.toml").hint.startswith("Did you mean latin.toml")
 
 
 def test_a_byte_order_mark_is_no_syntax_error(tmp_path):

@@ -108,6 +108,10 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path):
 
 def test_missing_and_unreadable_folders(tmp_path, monkeypatch):
     assert "no such folder" in refusal(of_folder(tmp_path / "gone"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such folder") as caught:
+        items.sources(of_folder(tmp_path / "gone"))
+    assert "from the current folder, else from the dataset file's" in caught.value.hint
     touch(tmp_path, "file.txt", caption=None)
     assert "this is a file" in refusal(of_folder(tmp_path / "file.txt"))
 

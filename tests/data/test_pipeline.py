@@ -53,7 +53,7 @@ def test_fresh_caches_are_skipped_before_anything_is_decoded(tmp_path, monkeypat
     monkeypatch.setattr(clips, "read", refuse)
     heard = Heard()
     assert latents(config, say=heard, encode=refuse).skipped == 3
-    assert "3 windows: 3 fresh, 0 to do." in heard.logs
+    assert "3 clips: 3 fresh, 0 to do." in heard.logs
 
 
 def test_what_has_changed_is_made_again_and_nothing_else(tmp_path):
@@ -159,7 +159,7 @@ def test_a_file_that_breaks_half_way_keeps_its_first_windows(tmp_path, monkeypat
     (failure,) = report.failed
     assert failure.windows == ((10, 5), (15, 5)) and "breaks off" in failure.reason
     (warning,) = heard.warnings
-    assert "2 windows" in warning and "Encode it again" in warning
+    assert "2 clips" in warning and "Encode it again" in warning
     assert heard.progress[-1].done == 12
 
 

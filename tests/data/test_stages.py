@@ -77,7 +77,7 @@ def test_a_stop_in_the_middle_saves_what_is_encoded_and_the_next_run_goes_on(tmp
             control.request_stop()
         return encode_clips(clips_BCFHW)
 
-    with pytest.raises(Stopped, match="4 of 16 windows"):
+    with pytest.raises(Stopped, match="4 of 16 clips"):
         latents(config, encode=stopping, control=control, identity="vae-2", batch_size=1)
     assert stray.exists()  # nothing is purged after a stop
     report = latents(config, identity="vae-2")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from env_bootstrap import cli
 from env_bootstrap.home import PACK
 from env_bootstrap.launch import pytest_command
 
@@ -34,6 +35,29 @@ def bootstrap(world: World, pack: Path, folder: Path, *argv: str, **options: Any
     return subprocess.Popen(
         command, cwd=folder, env=world.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["demoo"], "Did you mean demo?"),
+        (["train", "wan", "--dit", "a b"], "python -m env_bootstrap run -- train wan --dit 'a b'"),
+        (["generate", "wan"], "python -m env_bootstrap run -- generate wan"),
+        (["wan_train_network.py"], "python -m env_bootstrap run -- wan_train_network.py"),
+    ],
+    ids=str,
+)
+def test_the_engine_s_commands_are_told_where_they_stand(
+    words: list[str], hint: str, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were answered with argparse's list of choices."""
+    assert world.main(*words) == 2
+    assert hint in " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_typed_shows_what_can_be(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.main() == 0 and "make the environment" in capsys.readouterr().out
+    assert all(name in cli.parser().format_help() for name in cli.OURS)
 
 
 def test_run_keeps_the_folder_the_arguments_and_the_status(world: World, copied_pack: Path, elsewhere: Path) -> None:

@@ -186,7 +186,7 @@ def test_another_contrast_makes_the_caches_stale(cached: Prepared, engine, tmp_p
     shutil.copytree(cached.folder / "cache", tmp_path / "cache")
     config.write_text(text.replace((cached.folder / "cache").as_posix(), (tmp_path / "cache").as_posix()))
     again = engine(*words, "--dataset_config", config, "--toy_contrast", 2)
-    assert again.status == 0 and "6 windows cached, 0 were there" in again.err
+    assert again.status == 0 and "6 clips cached, 0 were there" in again.err
 
 
 def test_a_lora_is_trained_resumed_and_says_where_it_comes_from(cached: Prepared, engine, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def cached(words: list[str]) -> tuple[int, list[tuple[float, int]]]:
                 event = read(line)
             except ValueError:
                 continue
-            if isinstance(event, Progress) and event.unit == "windows" and event.done:
+            if isinstance(event, Progress) and event.unit == "clips" and event.done:
                 stamps.append((time.monotonic(), event.done))
         return process.wait(), stamps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.__main__ import main
+from engine.contract.errors import WeightsError
 from engine.families import part
 from engine.families.wan.tiny import DIT_CONFIG
 from engine.lora.files import read_lora, write_lora
+from engine.lora.merge import refuse_other_size
 from engine.lora.network import create
 from engine.parts.weights import open_weights, write_weights
 from engine.tasks.lora_targets import lora_target
@@ -33,8 +36,6 @@ def tiny(family: str) -> tuple[torch.nn.Module, dict[str, str]]:
 
 
 def _smaller(config):
-    import dataclasses
-
     sizes = {"dim": 128, "ffn_dim": 512, "refiner_ffn_dim": 512, "num_heads": 1, "text_dim": 16, "pooled_dim": 8}
     counts = {name: 2 for name in vars(config) if name.startswith("num_") and name not in ("num_heads",)}
     return dataclasses.replace(config, **sizes, **counts)
@@ -86,6 +87,37 @@ def test_names_there_and_back_are_the_same_file(workshop, tmp_path: Path, capfd)
     again = load_file(back)
     assert again.keys() == before.keys() and float(again[path.replace("lora_up.weight", "alpha")]) == 2.0
     assert torch.allclose(again[path], before[path] * 0.5**0.5, atol=1e-6)
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path, capfd) -> None:
+    """A LoRA that was converted in its place was gone, and with it what other names cannot hold."""
+    dit, _ = tiny("wan")
+    one = lora_of("wan", dit, tmp_path / "one.safetensors", seed=1)
+    two = lora_of("wan", dit, tmp_path / "two.safetensors", seed=2, steps=2)
+    before = one.read_bytes()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(one)
+    for line in (
+        ["lora", "convert", "--input", str(one), "--target", "other", "--output"],
+        ["lora", "merge", "--lora_weight", str(two), str(one), "--save_merged_lora"],
+        ["lora", "ema", str(one), str(two), "--output_file"],
+    ):
+        for output in (one, link):
+            assert main([*line, str(output)]) == 2
+            assert f"{line[-1]} would replace {output}, which is read." in capfd.readouterr().err
+        assert main([*line, str(tmp_path)]) == 2
+        assert f"{line[-1]} {tmp_path} is a folder." in capfd.readouterr().err
+    assert one.read_bytes() == before
+
+
+def test_a_lora_of_another_size_is_told_from_its_header(tmp_path: Path) -> None:
+    dit, _ = tiny("wan")
+    file = read_lora(lora_of("wan", dit, tmp_path / "one.safetensors", seed=1), lora_target("wan", dit), role="--lora")
+    refuse_other_size(file, lora_target("wan", dit))
+    larger = part("wan", "model").build(dataclasses.replace(DIT_CONFIG, dim=2 * DIT_CONFIG.dim))
+    with pytest.raises(WeightsError, match=r"one.safetensors: blocks\.0\.\S+ has \d+ rows, this model's has") as caught:
+        refuse_other_size(file, lora_target("wan", larger))
+    assert "another size" in caught.value.hint
 
 
 def test_prefix_alpha_and_diffusers(workshop, tmp_path: Path) -> None:
@@ -259,3 +291,9 @@ def test_mistakes_are_one_line_and_status_2(line: str, told: str, tmp_path: Path
     shown = capfd.readouterr().err
     assert told in shown and "Traceback" not in shown
     assert [path.name for path in tmp_path.iterdir()] == ["odd.safetensors"]
+
+
+def test_a_missing_lora_is_answered_with_the_nearest_name(tmp_path: Path, capfd) -> None:
+    (tmp_path / "cat-lora.safetensors").touch()
+    assert main(["lora", "info", str(tmp_path / "cat_lora.safetensors")]) == 2
+    assert "Did you mean cat-lora.safetensors?" in capfd.readouterr().err

@@ -201,6 +201,13 @@ def test_harmless_changes_apply_and_others_are_told(train, whole, tmp_path) -> N
     assert all(value.dtype == torch.bfloat16 for value in load_file(out / "demo-lora.safetensors").values())
 
 
+def test_a_stop_says_how_to_go_on(train, whole, tmp_path) -> None:
+    as_if_killed(whole, tmp_path, after=7)
+    result = train("--max_train_steps", 100_000, "--max_train_minutes", 0.01)
+    said = " ".join(result.err.split())
+    assert result.status == 0 and "The same command goes on from here. Stopped after" in said
+
+
 def test_a_lower_learning_rate_counts_from_there(train, whole, tmp_path) -> None:
     """accelerate puts the old one back with the optimizer's state, and says nothing."""
     out = as_if_killed(whole, tmp_path, after=7)

@@ -88,6 +88,10 @@ def test_another_tools_state_is_told_apart(tmp_path: Path, some: Job) -> None:
         read_position(folder)
     with pytest.raises(WeightsError, match="no such folder"):
         read_position(tmp_path / "missing")
+    (tmp_path / "lora.safetensors").write_bytes(b"x")
+    with pytest.raises(WeightsError, match="a file, but a state is a folder") as caught:
+        read_position(tmp_path / "lora.safetensors")
+    assert "--network_weights" in caught.value.hint
 
 
 def test_states_of_another_network_or_optimizer_are_refused(tmp_path: Path, some: Job) -> None:

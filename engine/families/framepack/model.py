@@ -299,6 +299,9 @@ CACHED_LATENTS = ("latents_clean", "latent_indices", "clean_latent_indices")
 CACHED_TEXT = ("llama_vec", "llama_attention_mask", "clip_l_pooler")
 
 
+CACHED_STATES = "llama_vec"
+
+
 def check_cache(shapes: Shapes, *, guidance_scale: float = GUIDANCE_SCALE) -> str:
     """What a cache file of these tensors lacks for training, with the command that adds it; "" when it will do."""
     if any(name not in shapes for name in CACHED_TEXT):

@@ -229,6 +229,9 @@ def cond_from_batch(
     return cond
 
 
+CACHED_STATES = "llm"
+
+
 def check_cache(
     shapes: Mapping[str, tuple[int, ...]], *, guidance_scale: float = 1.0, first_frame: bool = False
 ) -> str:

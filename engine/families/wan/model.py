@@ -321,6 +321,9 @@ def cond_from_batch(batch: Mapping[str, Any], *, task: str | None = None) -> dic
     return cond
 
 
+CACHED_STATES = "t5"
+
+
 def check_cache(shapes: Mapping[str, tuple[int, ...]], *, task: str = DEFAULT_TASK) -> str:
     """What a cache of these tensors lacks for the task, and how to add it; "" when it will do."""
     wants = VARIANTS[task]

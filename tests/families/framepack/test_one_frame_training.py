@@ -107,7 +107,7 @@ def test_other_places_make_the_cache_anew(change, paths, engine, tmp_path):
     )  # fmt: skip
     assert engine(*command).status == 0 and "1 were there" in engine(*command).err
     config.write_text(config.read_text() + change + "\n")
-    assert "1 windows cached" in engine(*command).err
+    assert "1 clips cached" in engine(*command).err
 
 
 def clips(folder: Path, keys: str = "", **changed) -> Clips:
