@@ -99,7 +99,7 @@ def test_a_training_goes_on_from_a_state_at_hugging_face(train, hub, tmp_path) -
     shutil.rmtree(tmp_path / "out")
     place = "me/cats/loras/demo-lora-step00000003-state:main:model"
     result = train("--resume", place, "--resume_from_huggingface")
-    assert result.status == 0 and "Going on after step 3" in result.err, result.err
+    assert result.status == 0 and "Resuming after step 3" in result.err, result.err
     gone = train("--resume", "me/cats/loras/nothing-state", "--resume_from_huggingface")
     assert gone.status == 2 and "there is no folder loras/nothing-state in me/cats" in gone.err
 
@@ -133,7 +133,7 @@ def test_a_state_of_before_there_was_a_history_will_do(train, tmp_path) -> None:
     del manifest["files"]["history.pt"]
     (state / "manifest.json").write_text(json.dumps(manifest))
     result = train("--resume", state)
-    assert result.status == 0 and "Going on after step 3" in result.err, result.err
+    assert result.status == 0 and "Resuming after step 3" in result.err, result.err
 
 
 def test_the_metadata_tells_the_size_of_the_largest_clips(train, tmp_path) -> None:
@@ -183,4 +183,4 @@ def test_conv_dim_with_lycoris_is_accepted_with_a_word(train) -> None:
     """Guides for lycoris give it with every algorithm; no DiT here has a wide convolution in its blocks."""
     arguments = ("--network_module", "lycoris.kohya", "--network_args", "algo=loha", "conv_dim=4", "conv_alpha=1")
     result = train(*arguments, "--max_train_steps", 1)
-    assert result.status == 0 and "conv_dim changes nothing" in result.err, result.err
+    assert result.status == 0 and "conv_dim has no effect" in result.err, result.err
