@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen kernel, and how long each took for the same tokens, in milliseconds."""
+    """The kernel that is taken, and what each took for the same tokens, in milliseconds."""
 
     name: str
     milliseconds: Mapping[str, float]
@@ -124,7 +124,7 @@ def _close(times: Mapping[str, float]) -> list[str]:
 
 
 def _by_turns(kernels: Kernels, clock: Clock) -> dict[str, float]:
-    """Times of two or more kernels, on a card as warm as a job makes it."""
+    """Of two or more, on a card as warm as a job makes it."""
     if len(kernels) < 2:
         return {}
     rounds: list[dict[str, float]] = []

@@ -45,7 +45,7 @@ def aligned(size: int) -> int:
 
 def taken(size: int, folder: Path | str) -> str:
     """How it is told, before and while a model is loaded."""
-    return f"Weights that change while they are loaded take {size / _GIB:.1f} GiB in a scratch file in {folder}"
+    return f"Weights that are changed while they are loaded take {size / _GIB:.1f} GiB in a scratch file in {folder}"
 
 
 def too_little(size: int, folder: Path | str, free: int) -> str:

@@ -126,7 +126,7 @@ def loader_of(
 
 
 def _check_items(job: Job, items: Sequence[TrainItem]) -> None:
-    """DataError for the first cache that lacks something for this variant of the family."""
+    """Caches may be good for another variant of the family. DataError names the first that will not do for this one."""
     check = part(job.family, "model").check_cache
     arguments = part(job.family, "options").conditioning_arguments(job)
     for item in items:

@@ -62,7 +62,7 @@ class _Training:
         self.optimizer = setup.accelerator.prepare_optimizer(setup.optimizer.optimizer, device_placement=False)
         self.parameters = setup.optimizer.parameters
         self.fused = FusedBackward(setup.optimizer.optimizer) if settings.fused_backward_pass else None
-        self.together = settings.accumulation * self.group.count  # micro-batches per step, over all processes
+        self.together = settings.accumulation * self.group.count  # micro-batches in a step
         self.steps_per_epoch = math.ceil(setup.batches_per_epoch / self.together)
         self.epochs = math.ceil(settings.max_steps / self.steps_per_epoch)
         start = start or Position(seed=settings.seed)
@@ -364,7 +364,7 @@ class _Training:
     def _keep_what_is_done(self) -> None:
         """Memory ran out during a step: save the steps before it, so that a retry with less memory resumes there.
 
-        With a fused backward pass some parameters may already have taken this step: then the last save must do.
+        With a fused backward pass some parameters may have taken this step already: then what is on disk has to do.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.step > self.first_step and self.group.leads and self.fused is None:

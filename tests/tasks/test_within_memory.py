@@ -101,7 +101,7 @@ def test_without_it_nothing_is_changed_and_the_error_says_what_to_add():
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-@pytest.mark.parametrize("error", [OutOfMemoryError("There is no room in main memory"), ValueError("something else")])
+@pytest.mark.parametrize("error", [OutOfMemoryError("Main memory has no room"), ValueError("something else")])
 def test_other_errors_pass(error):
     with pytest.raises(type(error), match=str(error)):
         run(Task(1, error), "--memory", "auto")
