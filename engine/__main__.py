@@ -1,7 +1,7 @@
 """`python -m engine <verb> …`: from a command line to an exit status.
 
-Reads the job, opens the conversation, runs the task, says how it ended. Nothing heavy is imported before the job has
-been read, so that `--help` and mistakes answer at once.
+Reads the job, opens the conversation, runs the task and reports how it ended. Nothing heavy is imported before the job
+has been read, so that `--help` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .contract.options import Processes, Run
 from .talk import JobFolder, Served, conversation
 
 SPINS = "10000"
-"""How often a thread of torch looks for work before it sleeps. GNU OpenMP's 300,000 are no faster on a quiet CPU, but
-where anything else computes, threads wait for each other through whole time slices: 50 times slower was seen."""
+"""How often an idle torch thread polls for work before it sleeps. GNU OpenMP's default of 300,000 is no faster on a
+quiet CPU; beside other load, threads wait for each other through whole time slices, 50 times slower in one case."""
 ALLOCATOR = "expandable_segments:True"
-"""Freed pieces of GPU memory join, so that less is held than is used: without it the gaps between tensors of different
-sizes cost a fifth more in training (61.8 GiB for 50.5), and ended runs that a plan had just made fit."""
+"""Lets freed pieces of GPU memory merge. Without it, gaps between tensors of different sizes cost a fifth more memory
+in training (61.8 GiB for 50.5), and ended runs that a plan had just made fit."""
 
 
 def results_folder(job: Job, task: ModuleType) -> Path | None:
-    """Where a task puts its results; None when it has none."""
+    """The folder for a task's results; None for a task without any."""
     home = getattr(task, "home", None)
     folder: Path | None = None if home is None else home(job)
     return folder
 
 
 def job_folder(job: Job, results: Path | None) -> Path | None:
-    """Where the job's record is kept: `--job_dir`, or `jobs/<time>-<verb>-<family>` beside the results."""
+    """The folder for the job's record: `--job_dir`, or `jobs/<time>-<verb>-<family>` beside the results."""
     if job[Run].job_dir:
         return Path(job[Run].job_dir)
     if results is None:
@@ -56,7 +56,7 @@ def job_folder(job: Job, results: Path | None) -> Path | None:
 
 
 def refuse_file(name: str, folder: Path) -> None:
-    """OptionError where the option `name` names a folder and a file stands in its place."""
+    """OptionError if the option `name` should be a folder but a file is in its place."""
     obstacle = in_the_way(folder)
     if obstacle is not None:
         raise OptionError(
@@ -67,7 +67,7 @@ def refuse_file(name: str, folder: Path) -> None:
 
 
 def say_failure(failure: Failed, *, version: str, events: bool) -> None:
-    """The one clear line for a job that could not even begin to talk; with `--events` a whole, short conversation."""
+    """Report a job that failed before its conversation began; with `--events` as a complete, short conversation."""
     if events:
         for event in (Hello(version=version), failure):
             sys.stdout.write(write(event) + "\n")
@@ -78,7 +78,7 @@ def say_failure(failure: Failed, *, version: str, events: bool) -> None:
 
 
 def _keep_traceback(failure: BaseException, *, has_log: bool) -> None:
-    """A bug's traceback goes to the job's log; a job that keeps no record shows it."""
+    """Write a bug's traceback to the job's log, or to stderr if the job keeps no record."""
     if has_log:
         logging.getLogger(__name__).error("The job failed", exc_info=failure)
     else:
@@ -86,14 +86,14 @@ def _keep_traceback(failure: BaseException, *, has_log: bool) -> None:
 
 
 def run(job: Job, served: Served | None = None) -> int:
-    """Run a job to its end and return the exit status. `served`: in a process that stays (serving.py)."""
+    """Run a job to its end and return the exit status. `served`: set in a process that stays (serving.py)."""
     if job.command.verb == serving.VERB:
         return serving.serve(run, _task(job))
     with processes.placed(job) as place:
         if place.number == 0:
             return lead(job, place, served)
         if Processes not in job:
-            return 0  # a command that one process does alone
+            return 0  # this command runs in one process only
         return processes.follow(lambda: _task(job).run(job, lambda event: None, Control()), job[Run].log_level)
 
 
@@ -102,7 +102,7 @@ def _task(job: Job) -> ModuleType:
 
 
 def lead(job: Job, place: processes.Place, served: Served | None = None) -> int:
-    """Run a job as its only process, or as the one that talks, and return the exit status."""
+    """Run a job as its only process, or as process 0 of several, and return the exit status."""
     from . import __version__
 
     task = _task(job)
@@ -110,7 +110,7 @@ def lead(job: Job, place: processes.Place, served: Served | None = None) -> int:
     results = results_folder(job, task)
     if results is not None:
         refuse_file(task.HOME, results)
-        clean_leftovers(results)  # of runs that were killed
+        clean_leftovers(results)  # temporary files of killed runs
     if job[Run].job_dir:
         refuse_file("job_dir", Path(job[Run].job_dir))
     path = job_folder(job, results)
@@ -128,7 +128,7 @@ def lead(job: Job, place: processes.Place, served: Served | None = None) -> int:
         except Stopped as stop:
             say(Done(message=stop.message, stopped=True))
             return stop.exit_status
-        except (Exception, KeyboardInterrupt) as failure:  # whatever it is, it becomes one event and one status
+        except (Exception, KeyboardInterrupt) as failure:  # anything becomes one event and one status
             event, status = company.cause(*as_failed(failure))
             if not isinstance(failure, EngineError):
                 _keep_traceback(failure, has_log=folder is not None)
@@ -139,14 +139,14 @@ def lead(job: Job, place: processes.Place, served: Served | None = None) -> int:
 
 
 def _set_up_torch() -> None:
-    """Before it is imported; what a person has set stays."""
+    """Set torch's environment variables before it is imported, unless the person has set them."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if sys.platform == "linux" and "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ALLOCATOR)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, run, answer with the exit status. `argv` is what stands behind `python -m engine`."""
+    """Parse, run and return the exit status. `argv`: the words after `python -m engine`."""
     from . import __version__
 
     words = sys.argv[1:] if argv is None else argv
@@ -154,13 +154,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         job = cli.parse(words)
         return 0 if job is None else run(job)
-    except Exception as failure:  # the job did not come as far as its conversation
+    except Exception as failure:  # before the conversation began
         event, status = as_failed(failure)
         if processes.place_around().number:
-            return status  # number 0 says the same
+            return status  # process 0 reports the same
         if status == STATUS["bug"]:
             traceback.print_exception(failure)
-            event = replace(event, hint="This is a bug in the engine: please report it, with what stands above.")
+            event = replace(event, hint="This is a bug in the engine: please report it, with the traceback above.")
         say_failure(event, version=__version__, events="--events" in words)
         return status
 

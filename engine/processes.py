@@ -67,7 +67,7 @@ def placed(job: Job) -> Iterator[Place]:
         if launch.num_processes not in (1, around.count):
             raise OptionError(
                 f"--num_processes {launch.num_processes}, but the launcher started {around.count} processes.",
-                "Leave out --num_processes behind the command, or the launcher before it.",
+                "Leave out either --num_processes or the launcher.",
                 names=("num_processes",),
             )
         yield around
@@ -92,7 +92,8 @@ def _meeting(count: int, port: int | None) -> dict[str, str]:
             probe.bind(("127.0.0.1", port or 0))
         except OSError as error:
             raise OptionError(
-                f"--main_process_port {port} cannot be used: {error.strerror}.", "Leave it out: a free one is found."
+                f"--main_process_port {port} cannot be used: {error.strerror}.",
+                "Leave it out: a free port is found automatically.",
             ) from error
         port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))

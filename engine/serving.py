@@ -83,7 +83,9 @@ class _Orders:
             self._jobs.append(_Ordered(order.job))
             self._news.notify()
         elif order.command == "run":
-            self._say(Warning_(message="`run` names no job. Write run and a job file, or a folder with a job.toml."))
+            self._say(
+                Warning_(message="`run` does not name a job. Write run and a job file, or a folder with a job.toml.")
+            )
         elif self._jobs:
             obey(order, self._jobs[0].control, self._say)
             self._jobs[0].told_to_stop |= order.command == "stop"
@@ -139,10 +141,10 @@ def _job_at(path: str) -> Job:
     folder = Path(path) if Path(path).is_dir() else None
     job = load_job(Path(path) if folder is None else folder / "job.toml")
     if job.command.verb == VERB:
-        raise OptionError(f"{path} is a job for `serve`, which a server does not run.", "Name another job.")
+        raise OptionError(f"{path} is a job for `serve`, which a server cannot run.", "Name another job.")
     if Processes in job and (job[Processes].num_processes > 1 or job[Processes].chosen_gpus):
         raise OptionError(
-            "A server runs jobs in its own process, on the GPU that it began with.",
+            "A server runs jobs in its own process, on the GPU that it started with.",
             "Run this job by itself, or leave out --num_processes and --gpu_ids.",
             names=("num_processes", "gpu_ids"),
         )

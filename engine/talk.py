@@ -60,8 +60,8 @@ class JobFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DiskError(
-                f"{flag}: the job's folder {path} cannot be made: {error.strerror or error}.",
-                f"Choose a place where you may write, with {flag}{'' if flag == '--job_dir' else ' or --job_dir'}.",
+                f"{flag}: the job's folder {path} cannot be created: {error.strerror or error}.",
+                f"Choose a place that you may write to, with {flag}{'' if flag == '--job_dir' else ' or --job_dir'}.",
             ) from error
         self.path = path
         write_text(path / "job.toml", job_toml)
@@ -206,7 +206,7 @@ def signals_ask(control: Control, say: Say) -> Iterator[None]:
     SIGUSR1 asks to save, SIGUSR2 for samples, where there are such signals. What `nohup` starts ignores SIGHUP.
     """
 
-    asked = Log(message="Stopping: finishing the step at hand and saving. Press Ctrl-C again to end at once.")
+    asked = Log(message="Stopping: finishing the current step and saving. Press Ctrl-C again to quit at once.")
 
     def aside(work: Callable[..., None], *arguments: Any) -> None:
         # by a thread: the signal may have interrupted this one in the middle of the same, with a lock in its hand

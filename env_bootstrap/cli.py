@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
-    create = add("create", "make the environment, or go on making it; at once when it is there")
+    create = add("create", "make the environment, or continue making it; does nothing if it is complete")
     repair = add("repair", "look at every installed file and put right what is wrong, from nothing if need be")
     adds = add("add", f"install optional packages, and keep them from now on: {', '.join(extras.BY_NAME)}")
     remove = add("remove", "delete the environment and everything else that this program made; or only NAMEs")
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--events", action="store_true", help="JSON lines on stdout; `stop` on stdin ends it")
     for command in (create, repair, adds, remove):
         command.add_argument("--timeout", type=float, metavar="S", help=PATIENCE)
-    repair.add_argument("--rebuild", action="store_true", help="build anew, whatever is found")
+    repair.add_argument("--rebuild", action="store_true", help="rebuild, whatever is found")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     state.add_argument("--json", action="store_true", help="for programs")
     state.add_argument("--quick", action="store_true", help="import nothing, compare no files: some milliseconds")
@@ -217,7 +217,7 @@ def _guarded(work: Callable[[], int], report: Report, asked: threading.Event) ->
             return report.failed(disk_or_home(failure, failure.filename or "the home"))
         if report.log_path is None:
             traceback.print_exc()
-        what = f"A fault of ours: {type(failure).__name__}: {failure}"
+        what = f"A bug of ours: {type(failure).__name__}: {failure}"
         return report.failed(Problem("bug", what, "Please report it, with the log."))
     finally:
         asked.set()

@@ -65,7 +65,7 @@ def _lines() -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-OWN_IS_ALIKE = "the engine has its own, which is alike"
+OWN_IS_ALIKE = "the engine already has an equivalent"
 EXTRAS = (
     Extra("bitsandbytes", "bitsandbytes", "8-bit optimizers", "--optimizer_type AdamW8bit", with_cuda=True),
     Extra("wandb", "wandb", "curves and samples at Weights & Biases", "--log_with wandb"),

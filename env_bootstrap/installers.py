@@ -121,7 +121,7 @@ class Installer:
         settings = output_of([*self.pip, "config", "list"], environment=self.environment) or ""
         names = {line.split("=")[0].rsplit(".", 1)[-1].strip("'\" ") for line in settings.splitlines()}
         if names & set(SOURCE_SETTINGS):
-            self.report.log("pip is told where packages come from on this machine, and uv is not: using pip.")
+            self.report.log("pip has its package sources configured on this machine, but uv has not: using pip.")
             return None
         return self._found_uv
 

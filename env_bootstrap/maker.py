@@ -33,7 +33,7 @@ from .torch_builds import Gpu, choose_build, detect_gpu, index_of, is_light, nvi
 OUR_LOG = re.compile(r"\d{8}-\d{6}-\w+\.log")
 GRAVE = "env.removing-"
 SHOWN = 5  # faults told one by one; the rest are counted
-REPAIR = "Mend it with: python -m env_bootstrap repair"
+REPAIR = "Fix it with: python -m env_bootstrap repair"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def repair(
         elif rebuild:
             found.append("a new one was asked for")
         if found:
-            report.log(f"Building anew: {found[0]}.")
+            report.log(f"Rebuilding: {found[0]}.")
             discard(home, again=have.extras)
         else:
             found = faults(home, have)
@@ -88,7 +88,7 @@ def repair(
         except Problem as problem:
             if problem.kind != "broken":
                 raise
-            report.warning(f"{problem.message} Building anew.")
+            report.warning(f"{problem.message} Rebuilding.")
             discard(home, again=have.extras)
             return _make(home, wish, environment=environment, report=report, lock=lock), [*found, problem.message]
 
@@ -222,7 +222,7 @@ def _sound(home: Home, have: Stamp, report: Report) -> Stamp:
     """The stamp without the steps whose results are not whole; what is half there is cleared away."""
     if "venv" not in have.steps or not _runs(home):
         if have.steps:
-            report.log("The environment's Python does not run: building anew.")
+            report.log("The environment's Python does not run: rebuilding.")
         return _emptied(home, have)
     site_packages = home.site_packages()
     assert site_packages is not None
@@ -245,7 +245,7 @@ def _make(home: Home, wish: Wish, *, environment: Mapping[str, str], report: Rep
     have = _sound(home, stamp.load(home.stamp) or Stamp(), report)
     build = wished_build(environment) or have.build or choose_build(_gpu(environment, report), environment)
     if have.build and have.build != build:
-        report.log(f"Building anew: PyTorch is the {have.build} build, and {build} is wanted.")
+        report.log(f"Rebuilding: PyTorch is the {have.build} build, but {build} is wanted.")
         have = _emptied(home, have)
     extras.refuse_impossible(wish.extras, build, environment)
     have.build, have.pack = build, str(PACK)

@@ -9,7 +9,7 @@ import errno
 import re
 from collections.abc import Sequence
 
-GO_ON = "Run the same command again: it goes on where it stopped."
+GO_ON = "Run the same command again: it resumes where it stopped."
 
 EXIT_STATUS = {
     "option": 2,

@@ -21,7 +21,7 @@ NEXT = {
     "absent": "Make it with: python -m env_bootstrap create",
     "incomplete": "Go on with: python -m env_bootstrap create",
     "outdated": "Bring it up to date with: python -m env_bootstrap create",
-    "broken": "Mend it with: python -m env_bootstrap repair",
+    "broken": "Fix it with: python -m env_bootstrap repair",
     "ready": "",
 }
 

@@ -175,7 +175,7 @@ def test_mistakes_in_a_job_file_are_its_jobs_failure(shared: Server) -> None:
     folder.mkdir()
     for text, told in (
         ('command = "doctor"\nlog_levle = "info"\n', "log_level"),
-        ('command = "serve"\n', "a server does not run"),
+        ('command = "serve"\n', "a server cannot run"),
         ('command = "cache-text"\nfamily = "wan"\ndataset_config = "d"\nt5 = "t"\nnum_processes = 2\n', "own process"),
     ):
         (folder / "job.toml").write_text(text)
@@ -193,7 +193,7 @@ def test_orders_that_mean_nothing(shared: Server) -> None:
     shared.tell("run")
     said = shared.ran("after nonsense")
     (warning,) = (event for event in said if isinstance(event, Warning_))
-    assert "names no job" in warning.message
+    assert "does not name a job" in warning.message
     assert message(said) == "done"
 
 

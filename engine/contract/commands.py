@@ -116,7 +116,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         verb="dataset check",
-        help="Read a dataset and say what is wrong with it, and how many clips and buckets come of it.",
+        help="Read a dataset and report what is wrong with it, and how many clips and buckets it yields.",
         module="dataset_check",
         sections=(shared.Data, shared.DatasetTools, shared.Run),
         example="--dataset_config dataset.toml",
@@ -161,14 +161,14 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         verb="serve",
-        help="Stay, and run one job after another that is named on stdin; what a generation has loaded stays too.",
+        help="Stay running, and run the jobs named on stdin one after another; models loaded by a generation are kept.",
         module="serve",
         sections=(shared.Run,),
         rules=rules.serve,
     ),
     Command(
         verb="plan",
-        help="Predict the memory that a command needs, and choose what makes it fit: `plan train wan …same options…`.",
+        help="Predict the memory a command needs, and what options make it fit: `plan train wan …same options…`.",
         module="plan",
         sections=(shared.Run,),
         alone=True,
@@ -183,13 +183,13 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         verb="doctor",
-        help="Say what the engine finds on this machine: GPU, packages, folders.",
+        help="Report what the engine finds on this machine: GPU, packages, folders.",
         module="doctor",
         sections=(shared.Run,),
     ),
     Command(
         verb="demo",
-        help="Run the whole main job on small models made for it.",
+        help="Run the whole workflow on small models made for it.",
         module="demo",
         sections=(shared.Demo, shared.Run),
         example="--out demo",

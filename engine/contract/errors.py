@@ -104,8 +104,8 @@ def as_failed(exception: BaseException) -> tuple[Failed, int]:
         if isinstance(link, EngineError):
             return Failed(kind=link.kind, message=link.message, hint=link.hint), link.exit_status
         if isinstance(link, ModuleNotFoundError) and is_own(link):
-            message = f"This Python ({sys.executable}) has no package {link.name}, which the engine needs."
-            hint = f"The engine has its own environment: `{RUN} …` uses it, `python -m env_bootstrap repair` mends it."
+            message = f"This Python ({sys.executable}) lacks the package {link.name}, which the engine needs."
+            hint = f"The engine has its own environment: `{RUN} …` uses it, `python -m env_bootstrap repair` fixes it."
             return Failed(kind="option", message=message, hint=hint), STATUS["option"]
         if is_out_of_memory(link):
             message = f"Out of memory: {_first_line(link)}"

@@ -161,8 +161,8 @@ def split_header(
     for option in options(Run):
         if option.transient and option.name in rest:
             raise OptionError(
-                f"{option.name} is about one run, so it does not belong into {path}.",
-                hint=f"Delete it there; give {option.flag} on the command line.",
+                f"{option.name} applies to a single run, so it does not belong in {path}.",
+                hint=f"Delete it there, and give {option.flag} on the command line.",
                 names=(option.name,),
             )
     return command, None if family is None else find_family(_text(family, "family", path)), rest

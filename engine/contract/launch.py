@@ -112,7 +112,7 @@ def _unknown_script(word: str) -> OptionError:
         )
     near = closest(script_of(word), script_names())
     hint = f"Did you mean {near}?" if near else "Name a script such as wan_train_network.py, or a command: see --help."
-    return OptionError(f"{word} is no script that this engine knows.", hint=hint)
+    return OptionError(f"{word} is not a script that this engine knows.", hint=hint)
 
 
 def _accelerate(words: list[str]) -> dict[str, str]:

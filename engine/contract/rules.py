@@ -135,7 +135,7 @@ def serve(job: Job) -> None:
         if getattr(job[Run], name) is not None:
             raise OptionError(
                 f"--{name} is for a job, not for the server that runs it.",
-                hint=f"Leave it out here, and write {name} into the job's file.",
+                hint=f"Leave it out here, and put {name} in the job's file.",
                 names=(name,),
             )
 

@@ -131,7 +131,7 @@ def _checked_one(option: Option, value: Any, place: Place) -> Any:
         hint = f"In TOML, write Windows paths in single quotes: {option.name} = 'C:\\folder\\file'."
         raise OptionError(f"{place} holds a control character: {value!r}.", hint=hint, names=(option.name,))
     if isinstance(value, str) and not is_utf_8(value):
-        message = f"{place} holds bytes that are no UTF-8, which no job file can hold: {value!r}."
+        message = f"{place} holds bytes that are not UTF-8, which a job file cannot store: {value!r}."
         hint = "Rename the file or folder." if option.file_kind else "Write it in UTF-8."
         raise OptionError(message, hint=hint, names=(option.name,))
     if option.choices and value not in option.choices:
@@ -193,7 +193,7 @@ def _is_bare(text: str) -> bool:
 def _wrong_type(option: Option, value: Any, place: Place) -> OptionError:
     hint = place.change
     if place.file and isinstance(value, str) and option.kind != "str" and _is_bare(value):
-        hint = f"Take away the quotes: {option.name} = {value}"
+        hint = f"Remove the quotes: {option.name} = {value}"
     elif place.file and option.kind == "str":
         hint = f'Put quotes around it: {option.name} = "{value}"'
     message = f"{place} needs {_WANTED[option.kind]}, but is {value!r}."

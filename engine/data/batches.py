@@ -106,7 +106,7 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
     if not found and findings.without_text:
         raise DataError(f"None of the {seen} latent caches has a text cache.", commands.texts())
     if not found:
-        raise DataError(f"All {seen} latent caches are leftovers of other settings.", commands.latents())
+        raise DataError(f"All {seen} latent caches were made with other settings.", commands.latents())
     buckets = len({(item.dataset, item.key) for item in found})
     say(Log(message=f"Cached items: {len(found)}, in buckets: {buckets}."))
     return found
@@ -269,19 +269,21 @@ def _tell(findings: _Findings, commands: _Commands, say: Say) -> None:
     if missing:
         names = _few([path.name for path in missing])
         count = len(findings.without_text)
-        say(Warning_(message=f"{count} latent caches are left out, as their text cache is missing: {names}"))
+        say(Warning_(message=f"{count} latent caches are left out, because their text caches are missing: {names}"))
     if findings.other_caption:
         names = _few([path.name for path in findings.other_caption])
-        say(Warning_(message=f"Text caches of another tool were made from other captions than today's: {names}"))
+        say(
+            Warning_(message=f"Text caches made by another tool are from other captions than the current ones: {names}")
+        )
     if findings.uncached:
         names = f"({len(findings.uncached)}): {_few([path.name for path in findings.uncached])}"
-        say(Warning_(message=f"Clips that have no latent cache are not trained on {names}. {commands.latents()}"))
+        say(Warning_(message=f"Clips without a latent cache are not trained on {names}. {commands.latents()}"))
     if findings.of_gone:
         names = f"({len(findings.of_gone)}): {_few(list(findings.of_gone))}"
-        text = f"Clips that have caches are trained on, though the dataset has them no more {names}."
+        text = f"Cached clips are trained on although they are no longer in the dataset {names}."
         say(Warning_(message=f"{text} {commands.latents()}"))
     if findings.left_over:
-        say(Log(message=f"{findings.left_over} latent caches of other settings are left out."))
+        say(Log(message=f"{findings.left_over} latent caches made with other settings are left out."))
 
 
 # ------------------------------------------------------------------------------------------------- forming batches

@@ -175,7 +175,7 @@ def read(windows: Sequence[Window], *, target_fps: float | None) -> Iterator[Cli
     if ordered[-1].end > timeline.frames:
         raise DataError(
             f"{source.path}: the file has changed: it had {ordered[-1].end} frames or more and has {timeline.frames}.",
-            "Start again, so that its clips are planned anew.",
+            "Start again, so that its clips are planned afresh.",
         )
     spans = [(window.start, window.end) for window in ordered]
     tracks = [_cut(timeline, spans, windows[0].bucket)]

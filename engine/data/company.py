@@ -223,6 +223,6 @@ def _gone_means_lost() -> Iterator[None]:
     except RuntimeError as error:  # what a store raises when whoever keeps it is gone
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ProcessLost(
-            f"The processes that cache together lost each other: {first_line}",
+            f"The processes that cache together lost contact: {first_line}",
             "The first of them ended. What it said stands above or in log.txt.",
         ) from error

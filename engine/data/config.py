@@ -95,7 +95,7 @@ def load_config(path: str | Path, *, say: Say | None = None) -> DatasetConfig:
         raise _unknown_at_top(path, unknown[0])
     general, tables = document.get("general", {}), document.get("datasets", [])
     if not isinstance(general, dict):
-        raise DataError(f"{path}: general must be a table, it is {config_keys.describe(general)}.", "Write [general].")
+        raise DataError(f"{path}: general must be a table, but is {config_keys.describe(general)}.", "Write [general].")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise DataError(f"{path}: datasets must be a list of tables.", "Write [[datasets]], with two brackets.")
     if not tables:
@@ -117,7 +117,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: there is no such dataset file.", hint) from error
     except IsADirectoryError as error:
         raise DataError(
-            f"{path}: this is a folder, a .toml or .json file is needed.", "Check --dataset_config."
+            f"{path}: this is a folder, but a .toml or .json file is needed.", "Check --dataset_config."
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the file is not UTF-8 (byte {error.start}).", "Save it as UTF-8.") from error
@@ -196,7 +196,7 @@ def _dataset(
     own = _checked(table, where, scope if named else "dataset", warnings)
     if not named:
         raise DataError(
-            f"{where}: there is none of {', '.join(_SOURCE_KEYS)}.", "Name the folder or list of the media."
+            f"{where}: none of {', '.join(_SOURCE_KEYS)} is set.", "Name the folder or the list of the media."
         )
     values = {**general, **own}
     paths = _resolved_paths(values, named[0], path)

@@ -160,7 +160,7 @@ def _fits(name: str, scope: str) -> bool:
 
 def _misplaced(name: str, key: Key, where: str, scope: str) -> DataError:
     if scope == "general":
-        return DataError(f"{where}: {name} is not allowed here.", "Put it into the [[datasets]] tables that need it.")
+        return DataError(f"{where}: {name} is not allowed here.", "Put it in the [[datasets]] tables that need it.")
     return DataError(
         f"{where}: {name} is a key of {key.scopes[0]} datasets, and this is one of {scope}s.",
         f"Remove it, or put it into the table of the {key.scopes[0]}s.",

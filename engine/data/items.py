@@ -93,7 +93,7 @@ def list_folder(folder: Path, *, key: str = "") -> list[Path]:
             change += " A relative path counts from the current folder, else from the dataset file's."
         raise DataError(f"{folder}: there is no such folder.", change) from error
     except NotADirectoryError as error:
-        raise DataError(f"{folder}: this is a file, a folder is needed.", change) from error
+        raise DataError(f"{folder}: this is a file, but a folder is needed.", change) from error
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror}).", "Check its permissions.") from error
     return [folder / name for name in sorted(names)]
@@ -120,7 +120,7 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
         )
     foreign = [path for path in media if not is_utf_8(path.name)]
     if foreign:
-        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are no UTF-8: {_named(foreign)}"
+        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8: {_named(foreign)}"
         problems.append(DataError(f"{folder}: {named}.", "Rename them: their caches could not be opened again."))
         media = [path for path in media if path not in foreign]
     elif not media:
@@ -246,7 +246,7 @@ def _of_list(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     if with_controls and bare:
         raise DataError(
             f"{dataset.source_jsonl}: {len(bare)} of {len(found)} lines lack control_path: {_named(bare)}.",
-            "Give every line a control, or none.",
+            "Give every line a control, or none of them.",
         )
     if not found and not problems:
         raise DataError(f"{dataset.source_jsonl}: the file lists no {dataset.kind}.", "Add a line for each item.")

@@ -73,7 +73,7 @@ def _text(data: dict[str, Any], key: str) -> str:
     if key not in data:
         raise ValueError(f"{key} is missing")
     if not isinstance(data[key], str):
-        raise ValueError(f"{key} must be text, it is {data[key]!r}")
+        raise ValueError(f"{key} must be text, but is {data[key]!r}")
     return data[key]
 
 

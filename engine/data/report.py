@@ -93,7 +93,7 @@ class Ledger:
         if self.run.failure is not None:
             raise self.run.failure
         if stop_requested and self._settled < total:
-            raise Stopped(f"Stopped with {self.done} of {total} {unit} cached.", "The next run goes on from there.")
+            raise Stopped(f"Stopped with {self.done} of {total} {unit} cached.", "The next run continues from there.")
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def usable(report: CacheReport, config: DatasetConfig) -> CacheReport:
     if report.done == 0 and report.skipped == 0:
         what = f"Nothing of {config.path} could be cached"
         if not report.failed:
-            raise DataError(f"{what}.", "Look at the folders that it names.")
+            raise DataError(f"{what}.", "Check the folders that it names.")
         first, count = report.failed[0], len(report.failed)
         detail = f"{first.path}: {_bare(first.reason, first.path)}"
         many = f": {count} left out, the first is" if count > 1 else "."
-        raise DataError(f"{what}{many} {detail}", "Each warning above names a file and what is wrong.")
+        raise DataError(f"{what}{many} {detail}", "Each warning above names a file and what is wrong with it.")
     return report
 
 

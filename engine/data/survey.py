@@ -1,6 +1,6 @@
-"""What there is to cache: sources and their windows, what of it is fresh, and which old files nobody owns any more.
+"""What there is to cache: sources, their windows, which caches are fresh, and which old files belong to nothing.
 
-Probes files and reads headers; decodes nothing and encodes nothing. Used by pipeline.py before and after its work.
+Probes files and reads headers; decodes and encodes nothing. Used by pipeline.py before and after its work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUIET_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What the person decided about existing caches and broken files."""
+    """What the person wants done with existing caches and broken files."""
 
     skip_existing: bool = False
     recache: bool = False
@@ -39,7 +39,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a cache is made with, besides its source: for names, metadata and fingerprints."""
+    """What a cache is made with, apart from its source: for names, metadata and fingerprints."""
 
     architecture: str  # short name, in file names
     architecture_full: str  # full name, in metadata
@@ -61,8 +61,11 @@ class Surveyed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One window to encode, the files that it becomes, and the state in which they were found."""
+class WindowCaches:
+    """One window of a source, its cache files, and the state in which they were found.
+
+    `state` is that of the worst file: "fresh", "stale", "missing" or "foreign" (without a fingerprint).
+    """
 
     window: Window
     paths: tuple[Path, ...]
@@ -112,12 +115,12 @@ def contents_of(source: Source, recipe: Recipe) -> tuple[Content, ...]:
     return tuple(fingerprints.content_of(path) for path in paths)
 
 
-def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[..., None]) -> list[Job]:
-    """One job for each window; sources that cannot be read fail.
+def planned_caches(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[..., None]) -> list[WindowCaches]:
+    """The caches of every window; sources that cannot be read fail.
 
     No two windows share a cache name: items.py refuses equal stems, config.py shared cache folders.
     """
-    jobs: list[Job] = []
+    planned: list[WindowCaches] = []
     for one in surveyed:
         if one.reason:
             fail(one.source, one.reason)
@@ -130,8 +133,8 @@ def latent_jobs(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[...
             expected = expected_fingerprint(window, one.contents or (), recipe)
             states = [fingerprints.state(path, expected) for path in paths]
             worst = next((state for state in ("missing", "stale", "foreign") if state in states), "fresh")
-            jobs.append(Job(window=window, paths=paths, expected=expected, state=worst))
-    return jobs
+            planned.append(WindowCaches(window=window, paths=paths, expected=expected, state=worst))
+    return planned
 
 
 def output_paths(window: Window, recipe: Recipe) -> tuple[Path, ...]:
@@ -164,42 +167,51 @@ def expected_fingerprint(window: Window, contents: tuple[Content, ...], recipe: 
     )
 
 
-def described(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Jobs of one source in plain values, from which another process makes them (`jobs_of`)."""
-    windows = [job.window for job in jobs]
+def described(planned: Sequence[WindowCaches]) -> dict[str, Any]:
+    """Windows of one source as plain values, for another process to read with `caches_of`."""
+    windows = [entry.window for entry in planned]
     return {
         "source": windows[0].source.key,
-        "contents": [vars(content) for content in jobs[0].expected.source],
+        "contents": [vars(content) for content in planned[0].expected.source],
         "windows": [(window.start, window.count, window.bucket, window.original) for window in windows],
     }
 
 
-def jobs_of(description: Mapping[str, Any], found: Mapping[tuple[int, str], Source], recipe: Recipe) -> list[Job]:
-    """The jobs that were described; they are wanted, whatever their state is by now. DataError."""
+def caches_of(
+    description: Mapping[str, Any], found: Mapping[tuple[int, str], Source], recipe: Recipe
+) -> list[WindowCaches]:
+    """What `described` wrote. All of it is wanted, whatever its state by now. DataError."""
     index, path = description["source"]
     source = found.get((index, path))
     if source is None:
-        raise DataError(f"{path} is gone from the dataset since the start.", "Start again.")
+        raise DataError(f"{path} has disappeared from the dataset since the start.", "Start again.")
     contents = tuple(Content(**content) for content in description["contents"])
-    jobs = []
+    planned = []
     for start, count, bucket, original in description["windows"]:
         window = Window(source=source, start=start, count=count, bucket=tuple(bucket), original=tuple(original))
         expected = expected_fingerprint(window, contents, recipe)
-        jobs.append(Job(window=window, paths=output_paths(window, recipe), expected=expected, state="missing"))
-    return jobs
+        planned.append(
+            WindowCaches(window=window, paths=output_paths(window, recipe), expected=expected, state="missing")
+        )
+    return planned
 
 
 # --------------------------------------------------------------------------------------------------- afterwards
 
 
 def tidy_latents(
-    datasets: Sequence[Dataset], surveyed: Sequence[Surveyed], jobs: Sequence[Job], recipe: Recipe, *, keep: bool
+    datasets: Sequence[Dataset],
+    surveyed: Sequence[Surveyed],
+    planned: Sequence[WindowCaches],
+    recipe: Recipe,
+    *,
+    keep: bool,
 ) -> int:
     """Remove the latent caches that no window owns, or with `keep` mark those that would be wrong to train on.
 
     A source that cannot be read just now keeps its caches while its content is what they were made from.
     """
-    owned = {path for job in jobs for path in job.paths}
+    owned = {path for entry in planned for path in entry.paths}
     stems = {(one.source.dataset.index, one.source.stem) for one in surveyed}
     removed = 0
     for dataset in datasets:

@@ -137,7 +137,9 @@ class Texts:
         found: dict[str, list[Path]] = {}
         for path in paths:
             if path not in self._owners:
-                raise DataError(f"{path.name}: its clip is gone from the dataset since the start.", "Start again.")
+                raise DataError(
+                    f"{path.name}: its clip has disappeared from the dataset since the start.", "Start again."
+                )
             found.setdefault(self._owners[path].caption, []).append(path)
         return found
 

@@ -108,10 +108,12 @@ def read_losses(output: Path) -> Losses:
 
 def judge(learning: Losses, still: Losses) -> str:
     """What the two trainings show, in one line. EngineError when they do not show that training works."""
-    hint = "Training does not work here. Please report it with what `python -m env_bootstrap run -- doctor` says."
+    hint = "Training does not work here. Please report it with the output of `python -m env_bootstrap run -- doctor`."
     if still.moved:
         losses = ", ".join(f"{loss:.6g}" for _, loss in still.validation)
-        raise EngineError(f"At learning rate 0 the loss on the same noise changed, where nothing may: {losses}.", hint)
+        raise EngineError(
+            f"At learning rate 0 the loss on the same noise changed, though nothing may change: {losses}.", hint
+        )
     if learning.change > -LEAST_FALL:
         raise EngineError(
             f"In {STEPS} steps on one clip the smoothed loss changed by {percent(learning.change)}. It has to fall by "

@@ -1,6 +1,6 @@
-"""What tasks and families hand to each other: clips, requests, the denoiser, experts. `contract.py` says who to whom.
+"""The values that tasks and families pass each other: clips, requests, the denoiser, experts. `contract.py` says how.
 
-Tensor suffixes, units and ranges are those of `contract.py`. Free of torch when imported: `options.py` uses some.
+Tensor suffixes, units and ranges are those of `contract.py`. Importing it loads no torch: `options.py` uses some.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Files = Mapping[str, str]
 Velocity = Callable[["Tensor", "Tensor"], "Tensor"]
 """`(x_BCTHW, timestep_B) -> velocity_BCTHW`: the DiT under one conditioning."""
 StepCache = Callable[["BlockStack"], "Tensor"]
-"""`blocks -> tokens after them`: runs the blocks, or knows what they would add."""
+"""`blocks -> tokens after them`: runs the blocks, or predicts what they would add."""
 
 
 class Variant(Protocol):
-    """A member of a family: `name` is a task's name where one fits, `config` whatever `model.build` takes."""
+    """A member of a family. `name`: the task's name, if one fits; `config`: whatever `model.build` takes."""
 
     family: str
     name: str
@@ -34,14 +34,14 @@ class Variant(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Clips of one size and one dataset, to be made into training samples. Pixels are RGB, -1..1.
+    """Clips of the same size and dataset, to be made into training samples. Pixels are RGB, -1..1.
 
-    The settings are those of the dataset file: `window` is `fp_latent_window_size`, the others `fp_1f_…`.
+    The settings come from the dataset file: `window` is `fp_latent_window_size`, the others are `fp_1f_…`.
     """
 
     frames_BCFHW: Tensor
-    controls_BCFHW: tuple[Tensor, ...] = ()  # each control of the clips, at a size of its own
-    alphas_BHW: tuple[Tensor | None, ...] = ()  # of each control image, 0..1; None where it has no alpha channel
+    controls_BCFHW: tuple[Tensor, ...] = ()  # one tensor per control; sizes may differ
+    alphas_BHW: tuple[Tensor | None, ...] = ()  # one per control image, 0..1; None if it has no alpha channel
     is_image: bool = False
     window: int = 9  # latent frames in a section
     clean_indices: tuple[int, ...] | None = None  # places in time of the controls (one-frame)
@@ -51,9 +51,9 @@ class Clips:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One video to make. Sizes in pixels as they were asked for, `frames` = 4n + 1.
+    """One video to make. Sizes in pixels, as requested; `frames` = 4n + 1.
 
-    `settings` is what `options.request_settings` gave: the family's own, files as Path.
+    `settings`: the family's own, from `options.request_settings`; files as Path.
     """
 
     prompt: str
@@ -62,36 +62,36 @@ class Request:
     height: int
     frames: int
     steps: int
-    shift: float | None  # None: the family works it out
-    guidance: float  # classifier-free; 1 is none
+    shift: float | None  # None: the family decides
+    guidance: float  # classifier-free guidance scale; 1: off
     seed: int
     cpu_noise: bool = False
     skip_layers: tuple[int, ...] = ()  # blocks that skip layer guidance leaves out, see `Denoise`
-    further_guidance: tuple[float, ...] = ()  # of the experts beside the first
+    further_guidance: tuple[float, ...] = ()  # for the experts after the first
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt plays a part."""
+        """Whether the negative prompt has any effect."""
         return bool(self.skip_layers) or any(scale != 1.0 for scale in (self.guidance, *self.further_guidance))
 
 
 class Encoders(Protocol):
-    """Models that are loaded when they are first looked at. A family that needs neither costs nothing."""
+    """Models that are loaded on first access: a family that needs neither pays for neither."""
 
     device: torch.device
 
     @property
     def vae(self) -> Any:
-        """What `vae.load` gave."""
+        """The result of `vae.load`."""
 
     @property
     def image(self) -> Any:
-        """What `image.load` gave; OptionError when the job names no file for it."""
+        """The result of `image.load`; OptionError if the job names no file for it."""
 
 
 class Denoise(Protocol):
-    """From noise to clean latents: solver, schedule, guidance, progress and stopping are inside."""
+    """From noise to clean latents. Takes care of solver, schedule, guidance, progress and stopping."""
 
     def __call__(
         self,
@@ -109,35 +109,35 @@ class Denoise(Protocol):
         label: str = "",
         shown: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Clean latents, float32, where noise_BCTHW is.
+        """Clean latents, float32, on the device of noise_BCTHW.
 
-        `both` takes a batch of twice the size, conditional first, and replaces the two others where guidance is on.
-        `skipped`: the unconditional velocity without the request's `skip_layers`, where it has any.
-        `clean_BCTHW` with `strength` below 1: begin that far up the schedule, from these latents under as much noise.
-        `shift`, `solver` None: the request's and the job's. `label` tells several calls of one video apart.
-        `shown`: of such clean latents those that a preview shows, on any device; None: all.
+        `both` takes a batch of twice the size, conditional first, and replaces the other two when guidance is on.
+        `skipped`: the unconditional velocity with the request's `skip_layers` left out, if it has any.
+        `clean_BCTHW` with `strength` below 1: start that far up the schedule, from these latents with noise added.
+        `shift`, `solver` None: those of the request and of the job. `label` tells several calls for one video apart.
+        `shown`: picks from such clean latents the part that a preview shows, on any device; None: everything.
         """
 
     def step_cache(self, settings: StepCacheSettings, *, label: str) -> StepCache:
-        """A step cache (sampling/step_caches.py) for one of the velocities of the next call; each needs one of its own.
+        """A step cache (sampling/step_caches.py) for one of the velocities of the next call; each needs its own.
 
-        `label` says of which velocity, for the log.
+        `label` names the velocity in the log.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expert:
-    """One of the DiTs of a job, which share the noise levels and take turns. Most families have one for all of them.
+    """One of a job's DiTs, each for a range of noise levels. Most families have a single one for all levels.
 
-    `ending` is what its options end with, and its LoRA's file name in a training: "" or such as "_high_noise".
+    `ending` is the ending of its options and of its LoRA's file name, such as "_high_noise"; "" for the first.
     """
 
     dit: str  # the file that `--dit` + ending names
     ending: str = ""
-    starts_at: float = 0.0  # the lowest sigma that it works at; the next expert's ends its range
-    loras: tuple[str, ...] = ()  # files that are merged into it
+    starts_at: float = 0.0  # its lowest sigma; the range ends where the next expert starts
+    loras: tuple[str, ...] = ()  # files to merge into it
     multipliers: tuple[float, ...] = ()
-    network_weights: str | None = None  # the LoRA that its training begins with
+    network_weights: str | None = None  # the LoRA that its training starts from
     guidance: float | None = None  # None: the request's
     waits: Literal["device", "memory", "file"] = "device"  # where its weights are while another one works
 
@@ -153,7 +153,7 @@ class Expert:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSize:
-    """A clip that `bench` measures with, in pixels. `vram`: the card that its mode "least" plans for."""
+    """The size of a clip for `bench`, in pixels. `vram`: the card that mode "least" plans for."""
 
     height: int
     width: int
@@ -170,8 +170,8 @@ class BenchSize:
 class BenchModel:
     """A DiT of a public size that `bench` measures: `config` is what `model.build` takes.
 
-    `options`: by verb what its commands say besides files and sizes; None leaves an option out. `modes`: flags that
-    leave out part of the steps, so that the average of many counts.
+    `options`: by verb, options beside files and sizes; None leaves an option out. `modes`: by name, flags that skip
+    part of the steps, so that an average over many is measured.
     """
 
     name: str  # in names of cases: "wan-14b"
@@ -187,10 +187,10 @@ class BenchModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchVae:
-    """The VAE of public size. `sizes` is empty where another family has the same one, which is measured there.
+    """The VAE in its public size. `sizes` is empty if another family has the same VAE and measures it.
 
-    `plain(tiny)` makes diffusers' VAE of random weights, for comparison: with `encode` and `decode` as theirs have.
-    ImportError where diffusers is not installed. `options`: by verb what its commands say besides files and sizes.
+    `plain(tiny)` makes diffusers' VAE with random weights for comparison, with its `encode` and `decode`; ImportError
+    if diffusers is not installed. `options`: by verb, options beside files and sizes.
     """
 
     name: str  # in names of cases: "wan"
@@ -201,7 +201,7 @@ class BenchVae:
 
 
 class Defaults(Protocol):
-    """What a generation does where nothing is said."""
+    """What applies where a job and its prompt line say nothing."""
 
     video_length: int
     infer_steps: int

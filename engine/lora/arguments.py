@@ -59,7 +59,7 @@ def read_network_arguments(module: str, arguments: Sequence[str]) -> NetworkArgu
     for key in values:
         if key not in allowed:
             raise OptionError(
-                f"--network_args {key} does not go with --network_module {module}.",
+                f"--network_args {key} does not work with --network_module {module}.",
                 f"It takes {', '.join(allowed)}.",
                 names=("network_args", "network_module"),
             )
@@ -174,5 +174,5 @@ def parse_network_args(arguments: Sequence[str]) -> dict[str, Any]:
         try:
             values[key] = convert(text)
         except (ValueError, SyntaxError, re.error) as error:
-            raise OptionError(f"--network_args {key}={text} does not fit.", f"It takes {wanted}.") from error
+            raise OptionError(f"--network_args {key}={text} is not valid.", f"It takes {wanted}.") from error
     return values

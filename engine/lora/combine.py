@@ -44,15 +44,15 @@ def concatenated(adapters: Weighted, *, where: str) -> LoraWeights:
     for weights, multiplier in adapters:
         if weights.dora is not None:
             raise WeightsError(
-                f"{where} is a DoRA, which does not add up with others.", "Merge it into a model: --save_merged_model."
+                f"{where} is a DoRA, which cannot be added to others.", "Merge it into a model: --save_merged_model."
             )
         lora = weights.as_lora()
         if lora.mid is not None:
-            raise WeightsError(f"{where} is a convolution taken apart, which is not joined with others.")
+            raise WeightsError(f"{where} is a decomposed convolution, which cannot be joined with others.")
         downs.append(lora.down.float())
         ups.append(lora.up.float() * (lora.scale * multiplier))
     if len({(up.shape[0], down.shape[1:]) for up, down in zip(ups, downs, strict=True)}) > 1:
-        raise WeightsError(f"{where} is of different sizes in these LoRAs.", "They are of different models.")
+        raise WeightsError(f"{where} is of different sizes in these LoRAs.", "They belong to different models.")
     down, up = torch.cat(downs), torch.cat(ups, dim=1)
     return LoraWeights(down, up, float(down.shape[0]))
 

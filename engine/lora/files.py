@@ -68,7 +68,7 @@ def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weigh
         first = next(iter(tensors))
         raise WeightsError(
             f"{role} {path.name}: none of its {len(tensors)} tensors belongs to this model (first: {first}).",
-            "It is a LoRA of another model family, or no LoRA at all.",
+            "It is a LoRA for another model family, or not a LoRA at all.",
         )
     dtype = next((value.dtype for key, value in tensors.items() if not key.endswith("alpha")), torch.float32)
     return LoraFile(path, reader.modules(), reader.differences, tuple(reader.unmatched), metadata, dtype)
@@ -162,7 +162,7 @@ class _Reader:
     def _misfit(self, path: str, rows: int) -> WeightsError:
         return WeightsError(
             f"{self._path.name}: {rows} output features are meant for {path}, which has another number.",
-            "This LoRA was made for another size of the model: name that model's file.",
+            "This LoRA was made for another size of the model: give the file of that model.",
         )
 
     def _differ(self, place: Place, parameter: str, difference: Tensor) -> bool:

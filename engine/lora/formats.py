@@ -79,7 +79,7 @@ def to_diffusers(
             continue
         if not isinstance(weights, LoraWeights):  # others would lose their kind, or could not be read by diffusers
             raise WeightsError(
-                f"diffusers has {len(names)} layers for {path}, and a {weights.kind} is not cut for it.",
+                f"diffusers has {len(names)} layers for {path}, and a {weights.kind} cannot be split.",
                 "Choose --target other.",
             )
         apart |= {name: weights.rows(start, stop) for name, start, stop in _rows(weights, names)}

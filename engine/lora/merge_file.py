@@ -25,7 +25,7 @@ def open_unscaled(path: str | Path, *, role: str) -> WeightFile:
     file = open_weights(path, role=role, dequantize=False)
     if any(dtype in FP8_DTYPES for dtype in file.dtypes.values()) and any("scale" in name for name in file.shapes):
         raise WeightsError(
-            f"{role} {file.path.name} holds fp8 weights with scales, into which nothing can be merged exactly.",
+            f"{role} {file.path.name} holds scaled fp8 weights, into which nothing can be merged exactly.",
             "Merge into the bf16 version of this model, or let `generate` merge while it loads.",
         )
     return file

@@ -302,9 +302,7 @@ def _attach(
     dit: nn.Module, adapters: Mapping[str, Adapter], name_prefix: str, rates: Mapping[str, float] | None
 ) -> LoraNetwork:
     if not adapters:
-        raise OptionError(
-            "No module of the model is left to put a LoRA on.", "Relax exclude_patterns in --network_args."
-        )
+        raise OptionError("No module of the model is left to adapt.", "Relax exclude_patterns in --network_args.")
     dit.requires_grad_(False)
     named = {kohya_name(path, name_prefix): adapter for path, adapter in adapters.items()}
     return LoraNetwork(dit, named, rates=rates)

@@ -84,7 +84,7 @@ def cut(weights: AdapterWeights, start: int, stop: int) -> AdapterWeights:
         return part
     if weights.dora is not None:
         raise WeightsError(
-            f"A {weights.kind} with DoRA cannot be cut at row {start}.", "Merge it where it was trained."
+            f"A {weights.kind} with DoRA cannot be cut at row {start}.", "Merge it in the tool that trained it."
         )
     return Assembled(((weights, start, stop),))
 

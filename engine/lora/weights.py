@@ -317,7 +317,9 @@ def _rows_of_dora(dora: Tensor | None, start: int, stop: int) -> Tensor | None:
     if dora is None:
         return None
     if dora.shape[0] == 1:
-        raise WeightsError("A DoRA with lengths of columns cannot be cut by rows.", "Merge it where it was trained.")
+        raise WeightsError(
+            "A DoRA with lengths of columns cannot be cut by rows.", "Merge it in the tool that trained it."
+        )
     return dora[start:stop]
 
 

@@ -6,8 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..contract.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _LOSS, _RATE, _HELD, _INK, _GRID = "#2563eb", "#d97706", "#059669", "#1f2937", "#e5e7eb"
 
@@ -42,13 +47,9 @@ def loss_curve(
     `losses` and `lr` have one value a step, `validation` (step, loss) where it was measured. Returns the path. Raises
     DiskError when it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     if smoothed:
         axes.plot(steps, losses, color=_LOSS, alpha=0.22, linewidth=1.0, label="each step")
         axes.plot(steps, smooth(losses), color=_LOSS, linewidth=2.2, label="moving average")
@@ -70,22 +71,12 @@ def loss_curve(
         rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
         for spine in rate_axes.spines.values():
             spine.set_visible(False)
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss", color=_INK)
+    _style(axes, title, x="step", y="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     axes.set_ylim(*_limits([*losses, *(loss for _, loss in validation)]))
     axes.margins(x=0.01)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
     axes.legend(handles=handles, frameon=False, loc="upper right", labelcolor=_INK)
-    with whole_file(Path(path)) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    return _saved(figure, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +95,9 @@ def courses_chart(courses: Sequence[Course], path: str | Path, *, title: str, av
     `average` and `measured` say in words what these points are. Returns the path. Raises DiskError when it cannot be
     written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     for course, colour in zip(courses, (_LOSS, _RATE, _HELD), strict=False):
         axes.plot(range(1, len(course.losses) + 1), course.losses, color=colour, alpha=0.18, linewidth=1.0)
         axes.plot(*zip(*course.average, strict=True), color=colour, linewidth=2.4)
@@ -126,21 +113,11 @@ def courses_chart(courses: Sequence[Course], path: str | Path, *, title: str, av
         Line2D([], [], color=_INK, linewidth=0, marker="o", markersize=5.5, label=measured),
         Line2D([], [], color=_INK, linewidth=1.0, alpha=0.3, label="each step"),
     ]
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss", color=_INK)
+    _style(axes, title, x="step", y="loss")
     axes.set_ylim(0, _limits([loss for course in courses for loss in course.losses])[1])
     axes.margins(x=0.01)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
     figure.legend(handles=kinds, loc="outside lower center", ncols=len(kinds), frameon=False, labelcolor=_INK)
-    with whole_file(Path(path)) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    return _saved(figure, path)
 
 
 def density_chart(counts: Sequence[int], weights: Sequence[float], path: str | Path, *, title: str) -> Path:
@@ -148,12 +125,7 @@ def density_chart(counts: Sequence[int], weights: Sequence[float], path: str | P
 
     The ranges are equal parts. Returns the path. Raises DiskError when it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     width = 1000 / len(counts)
     middles = [(number + 0.5) * width for number in range(len(counts))]
     total = sum(counts) or 1
@@ -163,15 +135,36 @@ def density_chart(counts: Sequence[int], weights: Sequence[float], path: str | P
     weight_axes.set_ylim(bottom=0)
     weight_axes.set_ylabel("loss weight", color=_RATE)
     weight_axes.tick_params(axis="y", colors=_RATE, length=0)
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
-    axes.set_xlabel("timestep (0 clean, 1000 noise)", color=_INK)
-    axes.set_ylabel("% of the draws", color=_INK)
+    _style(axes, title, x="timestep (0 clean, 1000 noise)", y="% of the draws")
     axes.set_xlim(0, 1000)
+    for spine in (*axes.spines.values(), *weight_axes.spines.values()):
+        spine.set_visible(False)
+    return _saved(figure, path)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.8), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _style(axes: Axes, title: str, *, x: str, y: str) -> None:
+    """Title, labels of the axes, horizontal grid lines behind the data, and no frame but the bottom line."""
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0)
-    for spine in (*axes.spines.values(), *weight_axes.spines.values()):
-        spine.set_visible(False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+
+
+def _saved(figure: Figure, path: str | Path) -> Path:
     with whole_file(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)

@@ -20,7 +20,7 @@ def colour(name: str, *, flag: str) -> tuple[int, int, int]:
         red, green, blue, *_ = ImageColor.getrgb(name)
     except ValueError:
         raise OptionError(
-            f"{flag} {name} is no colour.", "Use a name such as white, or a number such as #203040."
+            f"{flag} {name} is not a colour.", "Use a name such as white, or a number such as #203040."
         ) from None
     return red, green, blue
 

@@ -83,7 +83,7 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
         raise DataError(f"{path}: there is no video in this file (sound only?).", "Take it out of the dataset.")
     stream = streams[0]
     if stream.codec_context is None:
-        raise DataError(f"{path}: its video codec is not known to this FFmpeg.", "Convert the file to H.264.")
+        raise DataError(f"{path}: this FFmpeg does not support its video codec.", "Convert the file to H.264.")
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = _DECODER_THREADS
     return stream

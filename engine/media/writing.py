@@ -186,7 +186,7 @@ def _encoding(
     if pixel_format not in known:
         raise OptionError(f"{name} cannot store pixels as {pixel_format}.", hint=f"It can: {', '.join(known)}.")
     if bitrate is not None and bitrate <= 0:
-        raise OptionError(f"The bitrate is {bitrate}.", hint="Give bits a second, e.g. 8000000, or leave it out.")
+        raise OptionError(f"The bitrate is {bitrate}.", hint="Give bits per second, e.g. 8000000, or leave it out.")
     options = dict(codec.fixed)
     if codec.crf is not None and bitrate is None:
         if not 0 <= crf <= codec.crf:
@@ -343,7 +343,7 @@ def _same_size(frames: Iterable[np.ndarray], size: tuple[int, ...], path: Path) 
 def _rate(fps: float | Fraction) -> Fraction:
     """The frame rate as a fraction; 23.976 and its like become exactly n·1000/1001."""
     if not 0 < fps <= 1000:
-        raise OptionError(f"The frame rate is {fps}.", hint="Give --fps a number above 0, up to 1000.")
+        raise OptionError(f"The frame rate is {fps}.", hint="Give --fps a number above 0 and up to 1000.")
     if isinstance(fps, Fraction):
         return fps
     broadcast = Fraction(round(fps * 1.001) * 1000, 1001)

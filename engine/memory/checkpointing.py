@@ -1,11 +1,11 @@
-"""Gradient checkpointing of blocks: keep a block's inputs, compute the rest again in the backward pass.
+"""Gradient checkpointing of blocks: keep a block's inputs, recompute the rest in the backward pass.
 
-What is kept besides is the result of attention to many tokens (ops/kept_attention.py), which costs most to compute
-again: always where it waits in main memory, else where the device has room for it.
-A number of blocks can be left out, the last ones: they keep all that they compute, which is gone again when the others
-are differentiated, and are not run twice.
-With offload the inputs that carry gradients (the tokens) and the results of attention wait in main memory: copied there
-by a stream of their own while later blocks compute, and fetched one block ahead in the backward pass.
+The result of attention to many tokens (ops/kept_attention.py), which is the most expensive to recompute, is kept as
+well: always if it waits in main memory, else if the device has room for it.
+The last few blocks can be left out: they keep everything they compute, which is freed before the others are
+differentiated, and they are not run twice.
+With offload, the inputs that carry gradients (the tokens) and the results of attention wait in main memory. They are
+copied there on a stream of their own while later blocks compute, and fetched one block ahead in the backward pass.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def checkpoint_blocks(
     smallest_offload: int = SMALLEST_OFFLOAD,
     keep_from: int = KEEP_FROM,
 ) -> Offload | None:
-    """Wrap the forward of the first `count` blocks in a checkpoint; None: of all.
+    """Wrap the forward of the first `count` blocks (None: all) in a checkpoint.
 
-    Without gradients (sampling) nothing changes. Call it last, after `stream_blocks`. Random numbers (dropout) are the
-    same in the recomputation. `attention` says what happens to results of attention to at least `keep_from` keys;
-    "auto" keeps them where there is room. Returns the offload when there is one. OptionError: there are fewer blocks.
+    Without gradients (sampling) nothing changes. Call it last, after `stream_blocks`. Recomputation draws the same
+    random numbers (dropout). `attention`: what to do with results of attention to at least `keep_from` keys; "auto"
+    keeps them if there is room. Returns the offload, if there is one. OptionError: there are fewer blocks.
     """
     count = len(blocks) if count is None else count
     if not 1 <= count <= len(blocks):
         raise OptionError(
-            f"{count} blocks are to be checkpointed, but this model has {len(blocks)}.",
+            f"{count} blocks cannot be checkpointed: this model has {len(blocks)}.",
             hint=f"Give {COUNT_FLAG} a number from 1 to {len(blocks)}, or leave it out to checkpoint all.",
         )
     store = Offload(smallest_bytes=smallest_offload) if offload else None
@@ -67,10 +67,10 @@ def checkpoint_blocks(
 
 
 class Keeping:
-    """Whether results of attention are kept: asked for each block, decided once for each size of its input."""
+    """Decides whether results of attention are kept: called for each block, decided once per size of its input."""
 
     def __init__(self, attention: Attention, *, blocks: int, offloaded: bool, others: int = 0) -> None:
-        """`blocks` that are checkpointed, and `others` that are not."""
+        """`blocks`: how many are checkpointed; `others`: how many are not."""
         self._attention, self._blocks, self._others, self._offloaded = attention, blocks, others, offloaded
         self._decided: dict[torch.Size, bool] = {}
 
@@ -98,7 +98,7 @@ def _checkpointed(block: nn.Module, store: Offload | None, keeps: Keeping, keep_
         learning = learning_now(block) if make_root else None
         shelf = Shelf(store, keep_from=keep_from, once=learning is not None)
         contexts = shelf.contexts if keeps(tensors) else noop_context_fn
-        # the inputs are saved under these hooks; what PyTorch's checkpoint computes is under hooks of its own
+        # the inputs are saved under these hooks; PyTorch's checkpoint computes under hooks of its own
         with nullcontext() if store is None else store.hooks(tensors):
             if make_root is None or learning is None:
                 return checkpoint(inner, *args, use_reentrant=False, context_fn=contexts, **kwargs)
@@ -123,10 +123,10 @@ def _within(context: AbstractContextManager[Any], run: Callable[..., Any], *args
 
 
 class Offload:
-    """Tensors that autograd saves, in main memory. Host buffers are used again from step to step.
+    """Keeps tensors that autograd saves in main memory. Host buffers are reused from step to step.
 
-    Device memory that a copy reads or writes is held until the computing stream has been told to wait for that copy.
-    (Tensor.record_stream would leave it to events that lie behind while Python runs ahead, and memory would pile up.)
+    Device memory that a copy reads or writes is held until the compute stream has been made to wait for that copy.
+    (Tensor.record_stream relies on events that lag behind while Python runs ahead, so memory would pile up.)
     """
 
     def __init__(self, *, smallest_bytes: int = SMALLEST_OFFLOAD) -> None:
@@ -134,14 +134,14 @@ class Offload:
         self.moved = 0
         """Tensors sent to main memory so far."""
         self._free: dict[tuple[torch.device, int], list[Tensor]] = {}
-        self._runs: list[list[weakref.ref[_Parked]]] = []  # of each run of a block what was parked, oldest run first
+        self._runs: list[list[weakref.ref[_Parked]]] = []  # what each run of a block parked, oldest run first
         self._count = 0  # runs so far
-        self._places: dict[tuple[torch.device, int], list[Tensor]] = {}  # on the device, free, by their bytes
-        self._lent: dict[int, list[Tensor]] = {}  # of a run that was asked for: what its tensors lie in
+        self._places: dict[tuple[torch.device, int], list[Tensor]] = {}  # free device buffers, by size
+        self._lent: dict[int, list[Tensor]] = {}  # by run: the device buffers its fetched tensors use
         self._lanes: dict[torch.device, _Lane] = {}
 
     def hooks(self, inputs: list[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
-        """Hooks that move those of `inputs` which carry gradients; shared inputs (text, time) stay."""
+        """Hooks that move those `inputs` that carry gradients; shared inputs (text, time) stay."""
         moving = {_identity(value) for value in inputs if value.requires_grad and value.nbytes >= self.smallest_bytes}
         self._runs.append([])
         self._count += 1
@@ -159,8 +159,8 @@ class Offload:
         return torch.autograd.graph.saved_tensors_hooks(pack, self.take)
 
     def put(self, *tensors: Tensor) -> tuple[Tensor | _Parked, ...]:
-        """Send results of the block that runs now to main memory; small ones stay."""
-        self._lane(tensors[0].device).settle()  # once: the copy of one must not keep what follows the other waiting
+        """Send results of the running block to main memory; small ones stay."""
+        self._lane(tensors[0].device).settle()  # once: copying one must not delay what follows the other
         return tuple(self._park(tensor) if tensor.nbytes >= self.smallest_bytes else tensor for tensor in tensors)
 
     def _park(self, tensor: Tensor) -> _Parked:
@@ -175,7 +175,7 @@ class Offload:
         return parked
 
     def take(self, kept: Tensor | _Parked) -> Tensor:
-        """The tensor again. What the block before had parked is fetched meanwhile: backward asks for it next."""
+        """The tensor, back on the device. Starts to fetch what the block before parked, which backward needs next."""
         if not isinstance(kept, _Parked):
             return kept
         lane = self._lane(kept.device)
@@ -189,7 +189,7 @@ class Offload:
         due = self._due_after(kept)
         for parked in due:
             self._start(parked)
-        if all(parked.run != kept.run for parked in due):  # what is free now, nobody will ask for
+        if all(parked.run != kept.run for parked in due):  # nobody will ask for the free buffers any more
             self._places.clear()
         if not due:
             self._lent.clear()
@@ -202,16 +202,17 @@ class Offload:
             self._lane(parked.device).copy(parked.arriving, parked.on_host)
 
     def _take_back(self, run: int) -> None:
-        """Blocks are differentiated one after the other: as one begins, what others were lent is free again, unless
-        somebody made something else of it. The same places again and again leave the rest of the device's memory as it
-        was, so that what a block computes finds room where that of the one before was, also when hardly any is left."""
+        """Reclaim the device buffers lent to other runs. Blocks are differentiated one after the other, so as one
+        begins, the buffers of the others are free, unless another tensor now uses them. Reusing the same buffers leaves
+        the rest of the device's memory unfragmented: each block's results fit where those of the one before were, even
+        if there is hardly any memory left."""
         for number in [number for number in self._lent if number != run]:
             for place in self._lent.pop(number):
                 if _is_alone(place):
                     self._places.setdefault((place.device, place.nbytes), []).append(place)
 
     def _due_after(self, kept: _Parked) -> list[_Parked]:
-        """What of the same run was not taken yet, else what of the run before. Forgets runs that are over."""
+        """What the same run has not taken yet, else what the run before has not. Forgets finished runs."""
         alive = [[parked for reference in run if (parked := reference()) is not None] for run in self._runs]
         self._runs = [run for run, left in zip(self._runs, alive, strict=True) if left]
         alive = [run for run in alive if run]
@@ -226,7 +227,7 @@ class Offload:
 
 
 class _Lane:
-    """Copies beside the computation of one device; on a CPU they are made at once."""
+    """Copies alongside the computation of one device; on a CPU they happen at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -234,7 +235,7 @@ class _Lane:
         self.under_way: list[tuple[Tensor, Tensor]] = []
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Queue a copy behind everything that is queued now. Both ends are held until `settle`."""
+        """Queue a copy behind everything queued so far. Both ends are held until `settle`."""
         if self.side is None:
             target.copy_(source)
             return
@@ -244,14 +245,14 @@ class _Lane:
         self.under_way.append((target, source))
 
     def settle(self) -> None:
-        """Let the computing stream wait for the copies so far, after which their memory may go where it will."""
+        """Make the compute stream wait for the copies so far, after which their memory may be reused."""
         if self.under_way:
             torch.cuda.current_stream(self.device).wait_stream(self.side)
             self.under_way.clear()
 
 
 class _Parked:
-    """One tensor in main memory, and on its way back the copy on the device, both as bytes. `run`: of its block."""
+    """One tensor in main memory and, on its way back, its copy on the device, both as bytes. `run`: of the block."""
 
     def __init__(self, host: Tensor, tensor: Tensor, *, run: int) -> None:
         self.shape, self.dtype, self.device, self.run = tensor.shape, tensor.dtype, tensor.device, run
@@ -264,7 +265,7 @@ class _Parked:
 
 
 def _is_alone(place: Tensor) -> bool:
-    """Whether no other tensor lies in its memory: a compiler may have put a result there."""
+    """Whether no other tensor uses its memory: a compiler may have put a result there."""
     return _holders(place) == _holders(torch.empty(0))
 
 

@@ -53,8 +53,8 @@ class WeightSets:
         """
         if any(hasattr(block, COMPILED_WITH_GRAPHS) for block in blocks):
             raise OptionError(
-                "This compile mode records CUDA graphs, which need weights that stay in place; experts take turns.",
-                "Use --compile_mode default or max-autotune-no-cudagraphs, or train or run one expert alone.",
+                "This compile mode records CUDA graphs, which need weights to stay in place, but experts take turns.",
+                "Use --compile_mode default or max-autotune-no-cudagraphs, or use a single expert.",
             )
         self.model, self.current, self.keep = model, current, keep
         self._blocks, self._load, self._stream, self._pinned = blocks, load, stream, pinned and keep
@@ -86,7 +86,9 @@ class WeightSets:
         model, blocks = self._load(number)
         theirs, ours = self._resident(model, blocks), self._resident(self.model, self._blocks)
         if [(name, t.dtype) for name, t in theirs.items()] != [(name, t.dtype) for name, t in ours.items()]:
-            raise WeightsError("Weights that take turns in one model are of different kinds.", "Convert one of them.")
+            raise WeightsError(
+                "The weights of the experts have different names or number formats.", "Convert one of them."
+            )
         packed = self._stream.pack_blocks(blocks) if self._stream is not None else []
         return _Waiting({name: self._put(tensor) for name, tensor in theirs.items()}, packed)
 

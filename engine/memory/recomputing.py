@@ -1,14 +1,14 @@
-"""Compute a part of a model again for its gradients alone.
+"""Recompute a part of a model for its gradients alone.
 
-A checkpoint runs the part forward twice, each time with autograd, as if its result were wanted. Here the first run is
-without autograd and keeps nothing, and the second has no result but a root of the graph that gives the gradients: in a
-compiled part the last product of the second run (in many blocks the widest) and what the first would write for a
-backward pass are left out.
+An ordinary checkpoint runs the part forward twice, each time under autograd, as if its result were wanted both times.
+Here the first run is without autograd and saves nothing, and the second computes no result, only a root of the graph
+that yields the gradients. In a compiled part this saves the last product of the second run (in many blocks the widest)
+and everything that the first run would write for a backward pass.
 
-It needs to know which parameters learn inside, and that the part draws no random numbers, which graphs of their own
-would draw differently: `tell_what_learns` says so for a block. Blocks of which nothing was told are checkpointed as
-PyTorch does it. Given up: gradients of gradients; a second backward pass; forward and backward in one graph, for which
-the compiler keeps a seventh more at a time, since it looks for what to compute again only where it cuts the two itself.
+It must be known which parameters train inside, and that the part draws no random numbers, which separate graphs would
+draw differently: `tell_what_learns` records that for a block. Blocks without that record are checkpointed in PyTorch's
+way. Given up: gradients of gradients; a second backward pass; forward and backward in one graph, for which the compiler
+holds a seventh more, since it decides what to recompute only where it cuts the two apart itself.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from ..ops.last_product import without_result
 # left on a block
 LEARNS = "_learns"
 ROOT = "_root"
-"""Where the whole block is compiled: `root` of it, compiled too."""
+"""Set where the whole block is compiled: its `root`, also compiled."""
 
 Root = Callable[..., Tensor]
 Gradients = Callable[[Sequence[Tensor], Sequence[Tensor]], Iterable[Tensor | None]]
-"""Of (tensors, gradients of the results): a gradient for each of the tensors, and for each parameter that learns.
-Those tensors that need one are leaves of a graph."""
+"""(tensors, gradients of the results) -> a gradient for each of the tensors and each parameter that trains. Those
+tensors that need one are leaves of a graph."""
 
 
 def tell_what_learns(
     blocks: Iterable[nn.Module], learning: Callable[[nn.Module], Sequence[nn.Parameter] | None]
 ) -> None:
-    """`learning(block)`: the parameters that learn in it; None where it draws random numbers. Asked for when a block is
-    computed: to be told before that, and for good."""
+    """Record `learning(block)`, the parameters that train in it, or None if it draws random numbers. Call it before the
+    blocks run for the first time."""
     for block in blocks:
         setattr(block, LEARNS, learning(block))
 
 
 def learning_now(block: nn.Module) -> list[nn.Parameter] | None:
-    """The parameters that learn in a block now; None when it is not known, or it draws random numbers."""
+    """The parameters that train in a block at the moment; None if unknown, or if it draws random numbers."""
     told = getattr(block, LEARNS, None)
     return None if told is None else [parameter for parameter in told if parameter.requires_grad]
 
 
 def root(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], grads: Sequence[Tensor]) -> Tensor:
-    """A number whose gradients are those that follow from `grads`, which are those of what `compute` gives."""
+    """A scalar whose gradients are those that follow from `grads`, the gradients of the results of `compute`."""
     made = compute(*args, **kwargs)
     results = [made] if isinstance(made, Tensor) else list(made)
     return sum(_Root.apply(result, grad) for result, grad in zip(results, grads, strict=True))
@@ -67,18 +67,18 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:
         (grad,) = ctx.saved_tensors
-        return grad * one, None  # times 1, so that a compiler knows it for a part of the backward pass
+        return grad * one, None  # times 1, so that the compiler takes it for a part of the backward pass
 
 
 @functools.cache
 def root_named(name: str) -> Root:
-    """`root` with code of its own. torch.compile keeps its graphs by code: parts of different shapes that share one
-    would be taken for one part whose shapes change."""
+    """A copy of `root` with a code object of its own. torch.compile caches graphs by code object: parts that shared one
+    would look like a single part whose shapes change."""
     return types.FunctionType(root.__code__.replace(co_name=name), root.__globals__, name)
 
 
 def gradients(make_root: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Of the leaves that the root depends on; None for the others."""
+    """Gradients of the leaves; None for those that the root does not depend on."""
     with torch.enable_grad(), without_result():
         found = make_root()
     if not found.requires_grad:
@@ -87,7 +87,7 @@ def gradients(make_root: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Sequ
 
 
 class Call:
-    """How the arguments of a call are put together from the tensors among them. Holds no tensor itself."""
+    """The arguments of a call without the tensors among them, and how to put them back. Holds no tensor itself."""
 
     def __init__(self, leaves: Sequence[Any], spec: Any) -> None:
         self._others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -110,8 +110,8 @@ _TENSOR = object()
 
 def recomputed(call: Call, run: Callable[..., Any], again: Gradients, tensors: Sequence[Tensor],
                learning: Sequence[Tensor]) -> Any:  # fmt: skip
-    """What `run(*args, **kwargs)` of this call gives, computed without gradients. `tensors`, those of the call, are
-    kept, and in backward `again` is asked for their gradients and those of the parameters that learn inside."""
+    """The result of `run` for this call, computed without gradients. `tensors`, those of the call, are kept; in the
+    backward pass `again` gives their gradients and those of `learning`, the parameters that train inside."""
     return _Recomputed.apply(call, run, again, len(tensors), *tensors, *learning)
 
 
@@ -122,7 +122,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(*tensors[:count])
         kind = tensors[0].device.type
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        # whether one needs a gradient makes no difference now, and a compiler shall see none
+        # detached, so that the compiler sees no difference between those that need a gradient and the others
         args, kwargs = call.arguments([tensor.detach() for tensor in tensors[:count]])
         made = run(*args, **kwargs)
         return made if isinstance(made, Tensor) else tuple(made)
@@ -139,11 +139,11 @@ class _Recomputed(torch.autograd.Function):
 
 
 def wanting(leaves: Iterable[Tensor]) -> list[Tensor]:
-    """Those that need a gradient."""
+    """The leaves that need a gradient."""
     return [leaf for leaf in leaves if leaf.requires_grad]
 
 
 def for_each(leaves: Iterable[Tensor], found: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """A gradient, or None, for each leaf, where `found` are those of the leaves that need one."""
+    """A gradient or None for each leaf, given those of the leaves that need one."""
     rest = iter(found)
     return [next(rest) if leaf.requires_grad else None for leaf in leaves]

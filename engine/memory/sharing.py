@@ -170,7 +170,7 @@ def share_blocks(blocks: nn.ModuleList, shares: Shares, *, slots: int = 2) -> Sh
     if not torch.equal(ours, theirs):
         raise OptionError(
             f"{FLAG} needs the same number formats and buffers in all processes, but they differ.",
-            "--memory auto chooses for each GPU by itself: leave it out, and give the options that `plan` shows.",
+            "--memory auto chooses for each GPU separately: leave it out, and give the options that `plan` shows.",
             names=("shard_base", "memory"),
         )
     return SharedBlocks(blocks, shares, slots=slots)

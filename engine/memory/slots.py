@@ -1,12 +1,12 @@
 """Slots of device memory in which frozen blocks take turns: each is filled shortly before its block runs.
 
-A few slots, each as large as the largest block, are filled in turn on a stream of its own while earlier blocks compute.
-Nothing ever leaves a slot, since frozen weights do not change. It works forward, backward, in the recomputation of a
-checkpoint and without checkpointing: a weight saved for backward is remembered by its place and fetched again.
+There are a few slots, each as large as the largest block, filled on a separate stream while earlier blocks compute.
+Nothing is copied out of a slot, since frozen weights do not change. It works forward, backward, while a checkpoint
+recomputes, and without checkpointing: a weight that autograd saves is remembered by its place and fetched again.
 Parameters that train (adapters) are left alone.
 
 Only the order is guessed (next block forward, previous one backward): a wrong guess costs time, never correctness.
-On the CPU the same code runs without streams. Where the weights come from is for `streaming` and `sharing` to know.
+On the CPU the same code runs without streams. Where the weights come from is up to streaming.py and sharing.py.
 Given up: weights that train, several threads in one model.
 """
 
@@ -25,9 +25,9 @@ from ..contract.errors import OptionError
 from .pieces import IN_PIECES
 from .recomputing import ROOT
 
-ALIGNMENT = 256  # bytes: what GPU kernels expect of a tensor's start
+ALIGNMENT = 256  # bytes: GPU kernels expect tensors to start at multiples of it
 
-# attributes left on a block, so that a wrong order of wrapping is noticed
+# attributes set on a block, so that wrapping in the wrong order is noticed
 STREAMED = "_streamed"
 CHECKPOINTED = "_checkpointed"
 COMPILED_WITH_GRAPHS = "_compiled_with_graphs"
@@ -36,7 +36,7 @@ LOOKED_AT = "modulated"  # what a block may compute beside its forward, for a st
 
 @dataclass(frozen=True)
 class Piece:
-    """One frozen parameter and where it lies among its block's bytes."""
+    """One frozen parameter, and its place among the bytes of its block."""
 
     parameter: nn.Parameter
     start: int
@@ -55,7 +55,7 @@ class Piece:
 
 
 def lay_out(block: nn.Module) -> tuple[list[Piece], int]:
-    """The block's frozen parameters one after another, and how many bytes they take. ValueError when there is none."""
+    """The block's frozen parameters, one after another, and their size in bytes. ValueError if there are none."""
     pieces, end = [], 0
     for parameter in block.parameters():
         if parameter.requires_grad:
@@ -68,21 +68,21 @@ def lay_out(block: nn.Module) -> tuple[list[Piece], int]:
 
 
 def check_block(block: nn.Module, flag: str) -> None:
-    """Refuse blocks that were wrapped in the wrong order; `flag` is the option that wants slots."""
+    """Refuse blocks that were wrapped in the wrong order. `flag`: the option that asks for slots."""
     if hasattr(block, CHECKPOINTED):
         raise ValueError("slots come before checkpoint_blocks: a recomputation must fetch its weights")
     if hasattr(block, STREAMED):
         raise ValueError("these blocks go through slots already")
     if hasattr(block, COMPILED_WITH_GRAPHS):
         raise OptionError(
-            f"This compile mode records CUDA graphs, which need weights that stay in place; with {flag} they do not.",
+            f"This compile mode records CUDA graphs, which need weights to stay in place; with {flag} they do not.",
             hint=f"Use --compile_mode default or max-autotune-no-cudagraphs, or leave out {flag}.",
         )
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor saved for backward that lies in a slot: its position's weights, and which part of them."""
+    """A tensor in a slot that autograd has saved: the position of its block, and where in the slot it is."""
 
     position: int
     dtype: torch.dtype
@@ -92,26 +92,26 @@ class _Place:
 
 
 class BlockSlots:
-    """Blocks in their order ("positions") and the slots that hold some of them at a time.
+    """Blocks in their order ("positions"), and slots that hold a few of them at a time.
 
-    A subclass knows where their weights wait: it fills slots, and says what a parameter is while its block is in none.
+    A subclass knows where weights wait: it fills slots, and says what parameters hold while their block is in none.
     """
 
     def __init__(
         self, blocks: Sequence[nn.Module], pieces: Sequence[list[Piece]], *, bytes_each: int, slots: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        """`pieces` of each block (`lay_out`); `bytes_each`: the size of a slot."""
+        """`pieces`: those of each block (`lay_out`). `bytes_each`: the size of a slot."""
         self.device = device
         self.copies = 0
         """Blocks fetched so far."""
         self.waits = 0
-        """Times that a block was not even on its way when it was due."""
+        """How often a block was not even on its way when it was due."""
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pieces = pieces
         slots = min(slots, len(blocks))
         self._slots = [torch.empty(bytes_each, dtype=torch.uint8, device=device) for _ in range(slots)]
-        # made here once and for all: a view made under inference_mode could never be used in training again
+        # made once, here: a view made under inference_mode could never be used for training
         self._views = [[[piece.view(buffer) for piece in pieces] for pieces in self._pieces] for buffer in self._slots]
         self._slot_at = {slot.untyped_storage().data_ptr(): index for index, slot in enumerate(self._slots)}
         self._held: list[int | None] = [None] * slots
@@ -125,20 +125,21 @@ class BlockSlots:
             self._fetch(position, set(range(slots)))
 
     def _fill(self, position: int, slot: int) -> None:
-        """Queue what brings the block's bytes into the slot."""
+        """Queue the copy of the block's bytes into the slot."""
         raise NotImplementedError
 
     def _elsewhere(self, position: int) -> Sequence[Tensor]:
-        """What the parameters of a block that is in no slot hold, one for each piece."""
+        """The tensors that parameters hold while their block is in no slot, one per piece."""
         raise NotImplementedError
 
     @property
     def device_bytes(self) -> int:
-        """Of the slots."""
+        """Size of all slots together."""
         return sum(slot.nbytes for slot in self._slots)
 
     def need(self, position: int) -> None:
-        """Have the weights at `position` in place for what is queued next, and the next ones on their way."""
+        """Have the weights at `position` in place for whatever is queued next, and start fetching the following
+        ones."""
         if self._current is not None and self._current != position and self._current in self._held:
             self._record(self._used[self._held.index(self._current)])
         self._current = position
@@ -155,7 +156,7 @@ class BlockSlots:
                 self._fetch(following, {position, *ahead[: index + 1]})
 
     def _ahead(self, position: int) -> list[int]:
-        """The positions that come next, as many as there are other slots."""
+        """The positions expected next, as many as there are other slots."""
         backward = torch._C._current_graph_task_id() != -1
         step = -1 if backward else 1
         following = [position + step * distance for distance in range(1, len(self._slots))]
@@ -180,7 +181,7 @@ class BlockSlots:
         self.copies += 1
 
     def _send(self, position: int, slot: int) -> None:
-        """Queue what brings the block's bytes into the slot, once nothing reads what was there."""
+        """Queue the copy of the block's bytes into the slot, behind everything that reads its former content."""
         with self._beside():
             if self._side is not None:
                 self._side.wait_event(self._used[slot])
@@ -188,14 +189,14 @@ class BlockSlots:
             self._record(self._copied[slot])
 
     def _arrive(self, slot: int) -> None:
-        """Called before a slot is waited for. A subclass may queue here what it could not in `_send`."""
+        """Called before a slot is waited for. A subclass may queue here what it could not queue in `_send`."""
 
     def _beside(self) -> AbstractContextManager[Any]:
-        """What is queued in here neither waits for the computing nor keeps it waiting."""
+        """A context for work that neither waits for the computation nor delays it."""
         return torch.cuda.stream(self._side) if self._side is not None else nullcontext()
 
     def pack(self, tensor: Tensor) -> Tensor | _Place:
-        """Hook for what autograd saves: a tensor in a slot is remembered by its place, all else as it is."""
+        """Autograd's hook for saving: a tensor in a slot is replaced by its place, others are kept as they are."""
         slot = None if tensor.device.type != self.device.type else self._slot_of(tensor)
         if slot is None:
             return tensor
@@ -204,7 +205,7 @@ class BlockSlots:
         return _Place(position, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def unpack(self, saved: Tensor | _Place) -> Tensor:
-        """The saved tensor again, its block fetched when it has left."""
+        """Autograd's hook for loading: the saved tensor, after fetching its block again if it has left."""
         if not isinstance(saved, _Place):
             return saved
         self.need(saved.position)
@@ -223,7 +224,7 @@ class BlockSlots:
 
 
 class _Guard:
-    """What stands before a block: its weights are called for whenever it runs, recomputations included."""
+    """Wraps a block so that its weights are fetched whenever it runs, recomputations included."""
 
     def __init__(self, slots: BlockSlots, position: int) -> None:
         self.slots = slots
@@ -237,7 +238,7 @@ class _Guard:
         for part in getattr(block, IN_PIECES, ()):
             part.fetch = partial(self.slots.need, self.position)
         setattr(block, STREAMED, True)
-        # around the whole call, so that a checkpoint's own hooks lie inside and keep the last word
+        # around the whole call, so that a checkpoint's own hooks are inside and take precedence
         block.register_forward_pre_hook(self._enter)
         block.register_forward_hook(self._leave, always_call=True)
 
@@ -258,7 +259,7 @@ class _Guard:
 
 
 def _move_rest(block: nn.Module, pieces: list[Piece], device: torch.device) -> None:
-    """Buffers and training parameters to the device; those that go through slots stay where they are."""
+    """Move buffers and parameters that train to the device; parameters that go through slots stay."""
     fetched = {id(piece.parameter) for piece in pieces}
     for module in block.modules():
         for parameter in module._parameters.values():

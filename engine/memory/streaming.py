@@ -1,7 +1,7 @@
-"""Block streaming: frozen blocks wait in main memory, or on disk, and are copied to the device shortly before they run.
+"""Block streaming: frozen blocks wait in main memory or on disk, and are copied to the device shortly before they run.
 
-One copy a block, into one of a few slots (`slots.py`), while earlier blocks compute. Nothing is ever copied back, since
-frozen weights do not change. Where they wait, and how they come from there, is for `waiting` to know.
+One copy per block, into one of a few slots (slots.py), while earlier blocks compute. Nothing is ever copied back, since
+frozen weights do not change. Where blocks wait, and how they are fetched from there, is up to waiting.py.
 Given up: streaming weights that train.
 """
 
@@ -27,18 +27,17 @@ def stream_blocks(
     blocks: nn.ModuleList, count: int, *, device: torch.device | str, slots: int = 2, pinned: bool = True,
     from_disk: bool = False,
 ) -> BlockStream:  # fmt: skip
-    """Stream `count` of the blocks, evenly spread; put everything else of the blocks on `device`.
+    """Stream `count` of the blocks, evenly spread; put the others, and parameters that train, on `device`.
 
-    slots: device buffers, 2 or more overlap copying with computing. pinned: page-lock the main memory (CUDA only).
-    from_disk: they wait in files, best those that they were loaded from (`disk_loading`).
-    Call it after `compile_blocks` and before `checkpoint_blocks`. Returns the stream, which lives with the blocks.
-    Raises OptionError when there are fewer blocks, OutOfMemoryError when main memory does not suffice,
-    DiskError when the disk does not.
+    slots: device buffers; 2 or more overlap copying with computing. pinned: page-lock the main memory (CUDA only).
+    from_disk: blocks wait in files, ideally those they were loaded from (disk_loading.py). Call it after
+    `compile_blocks` and before `checkpoint_blocks`. Returns the stream, which lives as long as the blocks. OptionError:
+    there are fewer blocks. OutOfMemoryError, DiskError: main memory or the disk is too small.
     """
     device = torch.device(device)
     check_streamed(count, len(blocks))
     if slots < 1:
-        raise OptionError(f"{slots} buffers for streamed blocks.", hint="Give --block_swap_ring_size 1 or more.")
+        raise OptionError(f"Streamed blocks need a buffer, not {slots}.", hint="Give --block_swap_ring_size 1 or more.")
     for block in blocks:
         if any(parameter.is_meta for parameter in block.parameters()):
             raise ValueError("stream_blocks needs loaded weights, not meta tensors")
@@ -55,7 +54,7 @@ def stream_blocks(
 
 
 class BlockStream(BlockSlots):
-    """The streamed blocks: while they are in no slot, `home` keeps them."""
+    """The streamed blocks; `home` keeps those that are in no slot."""
 
     indices: list[int]
     """Which of the model's blocks are streamed."""
@@ -69,7 +68,7 @@ class BlockStream(BlockSlots):
             self._kept.append(home.keep(pieces, size))
             advance(size)  # page-locked memory comes at 1 to 2 GB/s
         self._at_rest: list[Kept] = []
-        self._coming: dict[int, tuple[int, Future[Tensor]]] = {}  # by slot: position, and its bytes when they are there
+        self._coming: dict[int, tuple[int, Future[Tensor]]] = {}  # by slot: position, and its bytes to come
         largest = max((size for _, size in laid_out), default=0)
         super().__init__(blocks, [pieces for pieces, _ in laid_out], bytes_each=largest, slots=slots, device=device)
 
@@ -78,9 +77,9 @@ class BlockStream(BlockSlots):
         return self.home.host_bytes + sum(kept.host_bytes for kept in self._kept or self._at_rest)
 
     def pack_blocks(self, blocks: nn.ModuleList) -> list[Kept]:
-        """The weights of other blocks of the same kind as `trade` takes them; they move to where streaming wants them.
+        """The weights of another model's blocks of the same kind, moved to where streamed blocks wait, for `trade`.
 
-        `blocks` are all of that model's; those at `indices` are taken.
+        `blocks`: all blocks of that model; those at `indices` are packed.
         """
         packed = []
         for index, ours in zip(self.indices, self._pieces, strict=True):
@@ -91,9 +90,9 @@ class BlockStream(BlockSlots):
         return packed
 
     def trade(self, coming: list[Kept]) -> list[Kept]:
-        """Stream these weights (of `pack_blocks`) from now on; gives those that were streamed before. Not in a step.
+        """Stream these weights (from `pack_blocks`) from now on; returns the former ones. Not during a step.
 
-        With no weights at all the blocks are left empty until the next trade.
+        An empty list leaves the blocks empty until the next trade.
         """
         if self._side is not None:
             torch.cuda.synchronize(self.device)  # nothing may still read or write a slot
@@ -109,13 +108,13 @@ class BlockStream(BlockSlots):
         return leaving
 
     def rest(self) -> None:
-        """Give the slots' memory back to the device; the weights stay where they wait. Not in a step."""
+        """Free the slots' device memory; the weights stay where they wait. Not during a step."""
         self._at_rest = self.trade([])
         for slot in self._slots:
             slot.untyped_storage().resize_(0)
 
     def wake(self) -> None:
-        """After `rest` and before the next step: have slots again."""
+        """Undo `rest`, before the next step."""
         for slot in self._slots:
             slot.untyped_storage().resize_(slot.nbytes)
         self._slot_at = {slot.untyped_storage().data_ptr(): index for index, slot in enumerate(self._slots)}
@@ -142,7 +141,7 @@ class BlockStream(BlockSlots):
         self._slots[slot][: len(source)].copy_(source, non_blocking=True)
 
     def _forget(self, slot: int) -> None:
-        """What was asked for this slot is not wanted any more; where it is read already, that comes to its end."""
+        """Cancel what was requested for this slot; a read that has begun runs to its end."""
         _, there = self._coming.pop(slot, (None, None))
         if there is not None:
             there.cancel()

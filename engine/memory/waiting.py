@@ -159,7 +159,7 @@ class Part:
         try:
             self.file.fill(block[self.start : self.stop], self.place)
         except EOFError as error:
-            raise WeightsError(f"{error}.", "Is the file changing? Start again when it is whole.") from error
+            raise WeightsError(f"{error}.", "Is the file being changed? Start again once it is complete.") from error
         except OSError as error:
             reason = error.strerror or str(error)
             raise DiskError(f"{self.file.name} could not be read: {reason}.", "Check the disk.") from error

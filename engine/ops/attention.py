@@ -1,12 +1,11 @@
 """Attention: one function, many backends.
 
-`auto` takes the fastest of those that round no more than PyTorch's: on CUDA the one that `choose_kernel` found, before
-that in an order that was measured. The other names pin a kernel; `flash2`, `flash3`, `xformers` and `sageattn` need
-their package, which is imported when first used; `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in
-float8. Our own kernel for Hopper (ops/hopper_attention.py) has no name to pin it by.
-Keys of different lengths in a batch never become a dense mask: keys are cut off, sample by sample where they differ.
-Knows nothing of models. Given up: attention masks other than key lengths and a repeated last key, dropout, causal
-attention.
+`auto` takes the fastest kernel that rounds no more than PyTorch's: on CUDA the one that `choose_kernel` measured as
+fastest, before it has run a fixed order. The other names pin a kernel. `flash2`, `flash3`, `xformers` and `sageattn`
+need their package, imported on first use; `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in float8.
+Our own kernel for Hopper (ops/hopper_attention.py) cannot be pinned.
+Different key lengths in a batch never become a dense mask: keys are cut off, sample by sample if lengths differ.
+Knows nothing of models. Given up: dropout, causal attention, masks other than key lengths and a repeated last key.
 """
 
 from __future__ import annotations
@@ -38,16 +37,17 @@ _CUDA_KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-"""Fastest first, as measured on an H100 in bf16 with 32 760 tokens and 40 heads: cuDNN 37 ms, flash 59, efficient 120.
-What `choose_kernel` finds on the GPU at hand goes before that.
+"""Fastest first, measured on an H100 in bf16 with 32,760 tokens and 40 heads: cuDNN 37 ms, flash 59, efficient 120.
+The choice of `choose_kernel` on the GPU at hand takes precedence.
 
-PyTorch's own order starts with flash. Forward and backward of both agree with float32 to bf16's rounding.
+PyTorch's own order starts with flash. Forward and backward of both agree with float32 up to bf16's rounding.
 """
 _EXACT_PACKAGES = ("flash2", "flash3", "xformers")
 _TRIED_TOKENS, _TRIED_HEADS = 32768, 12
-"""As many as a video has, since kernels differ by what a card can keep up; and so many programs that the last ones,
-which leave most of the GPU idle, do not decide. Of ours and cuDNN's on an H100, 16,384 tokens say 1.07 with 8 heads and
-0.93 with 24, 32,768 with 12 say 0.84, and Wan's attention 0.83."""
+"""The size of the trial: as many tokens as a video has, since kernels differ in what a card can sustain, and enough
+heads that the last wave of thread blocks, which leaves most of the GPU idle, does not decide. Time of our kernel over
+cuDNN's on an H100: 1.07 with 16,384 tokens and 8 heads, 0.93 with 24 heads, 0.84 with 32,768 tokens and 12 heads; in
+Wan's attention itself 0.83."""
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
 _PACKAGES = {
     "flash2": ("flash_attn", "flash_attn_func", "flash-attn"),
@@ -60,7 +60,7 @@ _WEIGHING = ("auto", "sdpa", "torch")
 _WITHOUT_GRADIENTS = {"sageattn": "SageAttention", "8bit": "Attention in 8 bits"}
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-_kernels: dict[str, Kernel] = {}  # those found so far; a plain dict, which torch.compile sees through
+_kernels: dict[str, Kernel] = {}  # those looked up so far; a plain dict, which torch.compile can trace
 
 
 def attention(
@@ -73,9 +73,9 @@ def attention(
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v for each sample and head: [B, L of q, H, D] in v's dtype.
 
-    `key_lengths_B` (integers, 1 … L of k, on the CPU: reading them from a GPU waits for it) says how many keys of
-    each sample count; the rest is ignored. None: all. The number of heads is the same in q, k and v.
-    Raises OptionError when the backend is unknown, its package missing, or it cannot do what is asked of it.
+    `key_lengths_B` (integers, 1 … L of k, on the CPU, since reading them from a GPU would wait for it): how many keys
+    of each sample count; None: all. q, k and v have the same number of heads.
+    OptionError: the backend is unknown, its package is missing, or it cannot do what is asked of it.
     """
     kernel = _kernels.get(backend) or _find_kernel(backend)
     if backend.startswith(("flash", "sage")):
@@ -99,7 +99,8 @@ def attention(
 def padded_attention(
     q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor, *, padding: int, backend: str = "auto"
 ) -> torch.Tensor:
-    """`attention` to keys and values of which the last ones are so many more times there, as tokens of padding are."""
+    """`attention` where the last key and value stand for `padding` more copies of themselves, as tokens of padding
+    do."""
     if padding and backend in _WEIGHING and _is_weighed(q_BLHD, k_BLHD):
         return _weighed(q_BLHD, k_BLHD, v_BLHD, 1 + padding)
     if padding:
@@ -108,8 +109,8 @@ def padded_attention(
 
 
 def available_backends(device: torch.device | None = None) -> list[str]:
-    """The names that work on this machine: PyTorch's own, and those whose package is installed. With a device those too
-    that must be tried out on it, which takes seconds."""
+    """The backends that work on this machine: PyTorch's own, and those whose package is installed. With a device also
+    those that have to be tried out on it, which takes seconds."""
     absent = {
         name for name, (module, _, _) in _PACKAGES.items() if importlib.util.find_spec(module.split(".")[0]) is None
     }
@@ -121,16 +122,16 @@ def available_backends(device: torch.device | None = None) -> list[str]:
 
 
 def check_backend(backend: str, device: torch.device | None = None) -> None:
-    """Raise OptionError when `backend` cannot work on this machine, or not on the device that is given.
+    """OptionError if `backend` cannot work on this machine or, if one is given, on this device.
 
-    For use before anything is loaded; `8bit` is tried out on the device, which takes seconds the first time.
+    For use before anything is loaded. `8bit` is tried out on the device, which takes seconds the first time.
     """
     _find_kernel(backend)
     why = missing(device) if backend == "8bit" and device is not None else None
     if why is not None:
         raise OptionError(
             f"The attention backend 8bit cannot be used here: {why}.",
-            "Use --attn_mode auto; or sageattn, whose package has kernels for more GPUs.",
+            "Use --attn_mode auto, or sageattn, whose package supports more GPUs.",
         )
 
 
@@ -159,7 +160,7 @@ def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
     if is_kept(q_BLHD, k_BLHD):
         return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=True)
     if q_BLHD.is_cuda and _learns(q_BLHD, k_BLHD, v_BLHD):
-        # not cuDNN, whose backward pass wants whole tiles
+        # not cuDNN, whose backward pass needs whole tiles
         with sdpa_kernel([_CUDA_KERNELS[name] for name in ("flash", "efficient", "math")], set_priority=True):
             return _pytorch(q_BLHD, k_BLHD, v_BLHD)
     if _is_short_on_a_cpu(q_BLHD, k_BLHD) and _learns(q_BLHD, k_BLHD, v_BLHD):
@@ -168,7 +169,7 @@ def _sdpa(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
 
 
 def _is_short_on_a_cpu(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor) -> bool:
-    """Where PyTorch's backward pass takes up to three times as long in bfloat16 as in float32, casts included."""
+    """Whether PyTorch's backward pass is slower in bfloat16 than in float32: up to three times, casts included."""
     pairs = q_BLHD.shape[1] * k_BLHD.shape[1]
     return q_BLHD.device.type == "cpu" and q_BLHD.dtype == torch.bfloat16 and pairs <= _SHORT_PAIRS
 
@@ -181,12 +182,12 @@ def _pytorch(
 
 
 def _is_weighed(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor) -> bool:
-    """On a CPU, where kernels add weights without loss; bfloat16 cannot hold the logarithm of a number of keys."""
+    """Whether a mask can stand for repeated keys: on a CPU. bfloat16 cannot hold the logarithm of their number."""
     return q_BLHD.device.type == "cpu" and (q_BLHD.dtype == torch.float32 or _is_short_on_a_cpu(q_BLHD, k_BLHD))
 
 
 def _weighed(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor, times: int) -> torch.Tensor:
-    """Keys that are alike have the weight of one, so many times over: e^(s + log n) = n e^s."""
+    """n equal keys weigh as much as one whose score is larger by log n: e^(s + log n) = n e^s."""
     weight_111L = torch.zeros(1, 1, 1, k_BLHD.shape[1])
     weight_111L[..., -1] = math.log(times)
     return _pytorch(q_BLHD.float(), k_BLHD.float(), v_BLHD.float(), weight_111L).to(v_BLHD.dtype)
@@ -231,15 +232,15 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
 def choose_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool, file: Path, clock: Clock
 ) -> Choice | None:
-    """Have `auto` take the fastest kernel for such tokens on this GPU from now on: PyTorch's, our own for Hopper, and
-    for tokens that do not learn those of installed packages that round nothing more. None where there is no choice.
+    """Make `auto` use the fastest kernel for such tokens on this GPU from now on. None if there is no choice.
 
-    Takes seconds, on small cards half a minute, once: `file` remembers it. `clock`: milliseconds of a run on the
-    device.
+    Candidates are PyTorch's kernels, our own for Hopper and, without gradients, those of installed packages that are
+    as exact. Takes seconds once, on small cards half a minute; `file` remembers the result. `clock`: milliseconds that
+    a run takes on the device.
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
-    own = torch.Generator(device).manual_seed(0)  # a job's random numbers stay as they are
+    own = torch.Generator(device).manual_seed(0)  # leaves the job's random numbers alone
     shape = 1, _TRIED_TOKENS, _TRIED_HEADS, head_dim
     try:
         qkv = [torch.randn(shape, generator=own, device=device, dtype=dtype) for _ in range(3)]
@@ -262,15 +263,15 @@ def choose_kernel(
 def _can_import(name: str) -> bool:
     try:
         _find_kernel(name)
-    except Exception:  # what a package does when it is imported is its own
+    except Exception:  # a package may fail in any way while it is imported
         return False
     return True
 
 
 def _versions() -> list[str]:
-    """Of the packages that may be tried, as far as they are imported."""
+    """Names and versions of the packages that may be tried, if they are imported."""
     modules = {name: sys.modules.get(_PACKAGES[name][0].split(".")[0]) for name in _EXACT_PACKAGES}
-    modules["triton"] = sys.modules.get("triton")  # which our own is compiled by
+    modules["triton"] = sys.modules.get("triton")  # compiles our own kernel
     return [f"{name} {getattr(module, '__version__', '?')}" for name, module in modules.items() if module is not None]
 
 
@@ -286,8 +287,8 @@ def _run(name: str, *qkv: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("musubi::fastest_attention", mutates_args=())
 def _fastest_unseen(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    """`_fastest` without gradients, as an operator that a compiler does not look into: a graph in which kernels are
-    chosen is compiled anew at every start."""
+    """`_fastest` without gradients, as an operator opaque to torch.compile: a graph that contains the choice of a
+    kernel could not be cached, and would be compiled at every start."""
     return _fastest(q_BLHD, k_BLHD, v_BLHD).contiguous()
 
 
@@ -309,12 +310,12 @@ def _imported(backend: str) -> Kernel:
         way = f'Build it from its source with "{sys.executable}"' if backend == "flash3" else how_to_install(module)
         raise OptionError(
             f"The attention backend {backend} needs the package {package}, which cannot be imported: {error}",
-            f"{way} (or use PyTorch's: --sdpa when training, --attn_mode torch else)",
+            f"{way} (or use PyTorch's: --sdpa when training, --attn_mode torch otherwise)",
         ) from error
 
 
 def _first_result(function: Callable) -> Kernel:
-    """FlashAttention 3 returned (out, softmax statistics) in its first releases and returns out alone since."""
+    """FlashAttention 3 returned (out, softmax statistics) in its first releases, and only out since then."""
 
     def kernel(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
         result = function(q_BLHD, k_BLHD, v_BLHD)
@@ -335,7 +336,7 @@ def _eight_bit(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor)
 
 
 def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
-    """Say in one line what would otherwise be an error from inside a kernel."""
+    """OptionError in place of an error from inside a kernel."""
     if q_BLHD.dtype not in (torch.float16, torch.bfloat16):
         dtype = str(q_BLHD.dtype).removeprefix("torch.")
         raise OptionError(
@@ -345,7 +346,7 @@ def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
 
 
 def _check_gradient(backend: str, *parts: torch.Tensor) -> None:
-    """Gradients would be missing, of SageAttention without a word."""
+    """OptionError if gradients are needed: they would be missing, silently with SageAttention."""
     if _learns(*parts):
         raise OptionError(
             f"{_WITHOUT_GRADIENTS[backend]} has no backward pass, so it can generate but not train.",

@@ -1,9 +1,9 @@
-"""Which of several attention kernels is the fastest on this GPU: tried out once, and remembered in a file.
+"""Which of several attention kernels is fastest on this GPU: measured once, and remembered in a file.
 
-That follows from the GPU, PyTorch and cuDNN together, and lists of it disagree: against FlashAttention people measured
-cuDNN's kernel at 0.82 of its speed on an A100 and 1.0 on an L40S (huggingface/transformers#48163), and at 1.2 on the
-architectures of RTX 30 and RTX 40, which is the L40S's too (pytorch/pytorch#192799). Knows no kernel and no model.
-Given up: a choice for each number of tokens.
+The answer depends on GPU, PyTorch and cuDNN together, and published figures disagree: cuDNN's kernel ran at 0.82 of
+FlashAttention's speed on an A100 and at 1.0 on an L40S (huggingface/transformers#48163), but at 1.2 on the RTX 30 and
+RTX 40 architectures, the latter being the L40S's (pytorch/pytorch#192799). Knows no kernel and no model.
+Given up: a separate choice for each number of tokens.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..contract.errors import DiskError
 from ..contract.files import write_bytes
 
 MARGIN = 0.95
-"""Another kernel than the usual one takes at most so much of its time: what comes out differs in the last bits, and is
-not to follow from how busy the GPU was."""
+"""A kernel replaces the usual one only if it takes at most this share of its time: results differ in the last bits, and
+must not depend on how busy the GPU happened to be."""
 
 CLOSE = 1.3
-"""Those that take at most so many times what the fastest takes are timed once more, by turns."""
+"""Kernels that take at most this many times as long as the fastest are timed again, by turns."""
 WARM_SECONDS = 2.0
-"""So long, of which the second half counts. A card that was idle runs faster than it can for long: on a cold H100 cuDNN
-took 9.4 ms and our kernel 9.2, where in a job's steps it saves a sixth."""
+"""How long that takes; only the second half counts. A card that was idle runs faster than it can sustain: on a cold
+H100 cuDNN took 9.4 ms and our kernel 9.2, though in the steps of a job ours saves a sixth."""
 
 _log = logging.getLogger(__name__)
 Kernels = Mapping[str, Callable[[], object]]
@@ -39,8 +39,10 @@ Clock = Callable[[Callable[[], object]], float]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a choice is for: tokens of this type and head size on this GPU (`machine`: its name, and versions of what
-    may be taken there), with or without gradients."""
+    """What a choice is for: tokens of this type and head size on this GPU, with or without gradients.
+
+    `machine`: the GPU's name, and the versions of the packages to choose from.
+    """
 
     device: torch.device
     machine: str
@@ -49,7 +51,7 @@ class Asked:
     learning: bool
 
     def key(self, kernels: Kernels) -> str:
-        """What the times follow from."""
+        """Everything that the times depend on."""
         versions = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
         dtype = str(self.dtype).removeprefix("torch.")
         way = "with gradients" if self.learning else "without gradients"
@@ -65,19 +67,19 @@ class Choice:
     remembered: bool
 
 
-_taken: dict[tuple[int, torch.dtype, int, bool], str] = {}  # a plain dict, which torch.compile sees through
+_taken: dict[tuple[int, torch.dtype, int, bool], str] = {}  # a plain dict, which torch.compile can trace
 
 
 def taken(device: torch.device, dtype: torch.dtype, head_dim: int, *, learning: bool) -> str | None:
-    """The kernel that was chosen for these; None where none was."""
+    """The kernel that was chosen for these; None if none was."""
     return _taken.get((device.index or 0, dtype, head_dim, learning))
 
 
 def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock) -> Choice | None:
-    """Take the fastest of the kernels from now on; the usual one comes first.
+    """Use the fastest of the kernels from now on; the usual one comes first in `kernels`.
 
-    Those that fail here are left out; None where no two are left, or memory ran out, and then the file learns nothing.
-    `file` remembers the times (a damaged one is made anew). `clock`: milliseconds of a run.
+    Kernels that fail here are left out. None if fewer than two are left or memory runs out; nothing is remembered then.
+    `file` remembers the times (a damaged file is replaced). `clock`: milliseconds that a run takes.
     """
     key = asked.key(kernels)
     told = _read(file)
@@ -90,7 +92,7 @@ def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock) -> Choic
             return None
         if len(times) < 2:
             return None
-        with suppress(DiskError):  # tried out again next time
+        with suppress(DiskError):  # then it is measured again next time
             write_bytes(file, (json.dumps({**told, key: times}, indent=1) + "\n").encode())
     usual = next(name for name in kernels if name in times)
     fastest = min(times, key=times.__getitem__)
@@ -100,7 +102,7 @@ def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock) -> Choic
 
 
 def forget() -> None:
-    """As in a process that has chosen nothing."""
+    """Drop all choices of this process."""
     _taken.clear()
 
 
@@ -149,7 +151,7 @@ def _read(file: Path) -> dict[str, object]:
 
 
 def _times(found: object, kernels: Kernels) -> dict[str, float] | None:
-    """What the file remembers, if it is what would be written there."""
+    """`found`, if it has the form in which times are written."""
     if (
         not isinstance(found, dict)
         or len(found) < 2

@@ -22,11 +22,13 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"--device {name}: torch knows no such device.", "Use cuda, cuda:0, cpu or mps.") from error
+        raise OptionError(
+            f"--device {name}: torch does not know such a device.", "Use cuda, cuda:0, cpu or mps."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(
             f"--device {name}: torch {torch.__version__} sees no CUDA GPU on this machine.",
-            "Leave --device out to take what there is, or run `python -m env_bootstrap status` to see the torch build.",
+            "Leave out --device to use what there is, or run `python -m env_bootstrap status` to see the torch build.",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0.")
@@ -44,7 +46,7 @@ def device_of_process(device: torch.device) -> torch.device:
     if int(local) >= count:
         raise OptionError(
             f"--num_processes needs a GPU for each process, but torch sees {count}.",
-            f"Use --num_processes {count}, or look at --gpu_ids.",
+            f"Use --num_processes {count}, or check --gpu_ids.",
         )
     return torch.device("cuda", int(local))
 

@@ -83,7 +83,7 @@ def missing(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < FIRST_CAPABILITY:
         found, first = (".".join(map(str, one)) for one in (capability, FIRST_CAPABILITY))
-        return f"it needs a GPU of compute capability {first} or more (RTX 40, H100), and this one has {found}"
+        return f"it needs a GPU of compute capability {first} or higher (RTX 40, H100), and this one has {found}"
     if importlib.util.find_spec("triton") is None:
         return f"it needs the package triton. {how_to_install('triton')}"
     try:

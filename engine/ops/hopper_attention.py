@@ -1,8 +1,8 @@
 """Attention in 16 bits by a kernel of our own for Hopper (H100, H200), where it takes 0.8 to 0.9 of cuDNN's time.
 
-It rounds no more than cuDNN's, and tells what cuDNN's backward pass wants to know. Written in Gluon, which Triton calls
-experimental and changes between versions: `can_run` tries the kernel out before anybody relies on it.
-Knows nothing of choices (ops/attention_choice.py). Given up: other heads than of 64 and 128, a backward pass.
+It rounds no more than cuDNN's, and returns the statistics that cuDNN's backward pass needs. Written in Gluon, which
+Triton calls experimental and changes between versions, so `can_run` tries the kernel before anybody relies on it.
+Knows nothing of choices (ops/attention_choice.py). Given up: head sizes other than 64 and 128, a backward pass.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch import Tensor
 from .attention_sizes import SHORTEST
 
 WIDTHS = (64, 128)
-"""Channels of a head that the kernel knows."""
+"""Head sizes that the kernel supports."""
 
-_ALIGNMENT = 16  # bytes: where the copy engine can begin to read
+_ALIGNMENT = 16  # bytes: where the copy engine can start to read
 _LARGEST_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.01, torch.int8: 0.1}
 _log = logging.getLogger(__name__)
 
 
 def may_run(device: torch.device, width: int) -> bool:
-    """Whether `can_run` is worth asking. Takes no time."""
+    """Whether `can_run` is worth calling. Takes no time itself."""
     return device.type == "cuda" and width in WIDTHS and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def is_worth_more(k_BLHD: Tensor, v_BLHD: Tensor) -> bool:
-    """Whether the kernel knows such keys and values, and there are enough: to a text's 512 it takes 1.4 times as long
-    as cuDNN's (benchmarks/README.md)."""
+    """Whether the kernel supports such keys and values, and has enough of them: for the 512 of a text it takes 1.4
+    times as long as cuDNN's (benchmarks/README.md)."""
     return v_BLHD.shape == k_BLHD.shape and k_BLHD.shape[1] >= SHORTEST
 
 
 @functools.cache
 def can_run(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernel can be compiled for this device, and is right there. Takes seconds the first time.
+    """Whether the kernel compiles for this device and gives right results. Takes seconds the first time.
 
     `dtype`: bfloat16, float16, or int8 for that of ops/eight_bit_attention.py.
     """
@@ -56,8 +56,8 @@ def can_run(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 
 @torch.no_grad()
 def _try_out(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Its distance from float32's results on the CPU, as a share of them: two samples, blocks that are not whole."""
-    own = torch.Generator("cpu").manual_seed(0)  # a job's random numbers stay as they are
+    """The relative error against float32 on the CPU, for two samples whose lengths are not whole blocks."""
+    own = torch.Generator("cpu").manual_seed(0)  # leaves the job's random numbers alone
     half = torch.bfloat16 if dtype == torch.int8 else dtype
     parts = [torch.randn(2, length, 2, width, generator=own, device="cpu").to(half) for length in (200, 1000, 1000)]
     q_BLHD, k_BLHD, v_BLHD = (part.to(device) for part in parts)
@@ -78,11 +78,11 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
 
 
 def hopper_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
-    """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], logsumexp of the scores [B, H, L of q] float32), without gaps.
+    """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], logsumexp of the scores [B, H, L of q] float32), contiguous.
 
-    To be asked for only where it `can_run`; q, k and v are of one type, their numbers of heads and channels equal.
-    Has no gradient. A NaN in a sample's first values reaches the sample before it, whose last keys it is multiplied
-    beside, by 0.
+    Only where it `can_run`. q, k and v have the same type, number of heads and head size. No gradient.
+    A NaN in a sample's first values also reaches the sample before it, whose last block of keys extends over them with
+    weight 0.
     """
     from .hopper_attention_gluon import attend
 
@@ -94,7 +94,7 @@ def hopper_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Te
 
 
 def token_rows(part_BLHD: Tensor) -> Tensor:
-    """[B·L, H·D]: as it lies, where the copy engine can read it so, or else copied."""
+    """[B·L, H·D]: a view if the copy engine can read the tensor as it is, else a copy."""
     samples, length, heads, width = part_BLHD.shape
     of_sample, of_token, of_head, of_channel = part_BLHD.stride()
     if not (

@@ -24,7 +24,7 @@ def host_bytes(count: int, *, pinned: bool, advice: str) -> Tensor:
         buffer = torch.empty(max(count, 1), dtype=torch.uint8, device="cpu")
     except RuntimeError as error:
         raise OutOfMemoryError(
-            f"Main memory has no room for another {count / 2**20:.0f} MiB.", hint=f"{advice}."
+            f"There is no room in main memory for another {count / 2**20:.0f} MiB.", hint=f"{advice}."
         ) from error
     if pinned:
         _lock(buffer, advice)

@@ -1,15 +1,15 @@
-"""Attention whose result a checkpoint keeps, so that the recomputation in the backward pass need not run it again.
+"""Attention whose result a checkpoint keeps, so that recomputing a block in the backward pass need not run it again.
 
-Of all that a transformer block computes, attention to its own tokens costs most per byte of its result. While a `Shelf`
-is open for writing, `own_attention` puts its output and softmax statistics there; while it is open for reading, it
-takes them back in the same order and computes nothing. The gradient comes from the ordinary kernels, which need only
-those two. The operator is opaque to torch.compile, so compiled blocks keep theirs as well.
+Of everything that a transformer block computes, self-attention costs most per byte of its result. While a `Shelf` is
+open for writing, `own_attention` puts its output and softmax statistics there; while it is open for reading,
+`own_attention` takes them back in the same order and computes nothing. Gradients come from the ordinary kernels, which
+need only those two. The operator is opaque to torch.compile, so this works in compiled blocks too.
 
 PyTorch's kernels are called by name: cuDNN from Hopper on, FlashAttention 2 elsewhere on CUDA, the CPU's for tests.
-Where they were tried (ops/attention_choice.py) our own for Hopper (ops/hopper_attention.py) comes first, unless another
-was clearly faster; it has cuDNN's backward pass, which takes the same statistics. All training on CUDA goes through
-here, also where nothing is kept (`own_attention`), since cuDNN's backward pass must be given whole tiles. Given up:
-masks, dropout, GPUs older than Ampere (`can_compute` says no).
+Once kernels have been measured (ops/attention_choice.py), our own for Hopper (ops/hopper_attention.py) is preferred
+unless another is clearly faster; its backward pass is cuDNN's, which takes the same statistics. All training on CUDA
+goes through here, even if nothing is kept, since cuDNN's backward pass must be given whole tiles. Given up: masks,
+dropout, GPUs older than Ampere (see `can_compute`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .device import free_bytes
 from .hopper_attention import can_run, hopper_attention, is_worth_more, may_run
 
 KEEP_FROM = 2048
-"""Keys: attention to fewer (to a text) costs less than the memory of its result is worth."""
+"""Keys. Attention to fewer (a text's) is cheap enough to recompute."""
 
 _HAS_FLASH = torch.backends.cuda.is_flash_attention_available()  # not in every build of torch
 
 Pair = tuple[Tensor, Tensor]
 Kernels = tuple[Callable[..., Pair], Callable[..., Any]]
-"""Forward (out and statistics) and backward, of BHLD tensors."""
+"""(forward, which gives output and statistics; backward), on BHLD tensors."""
 _aten = torch.ops.aten
 
 
@@ -47,10 +47,10 @@ class Store(Protocol):
 
 
 class Shelf:
-    """What one run of a checkpointed block keeps, oldest first. Can be read as often as the block is run again.
+    """What one run of a checkpointed block keeps, oldest first. Can be read each time the block is run again.
 
-    `once`: for compiled graphs that run without autograd, and write over what they have no use for any more. They get a
-    copy of what is kept, and what is read is theirs: there is no second backward pass.
+    `once`: for compiled graphs that run without autograd and overwrite tensors they no longer need. The shelf keeps
+    copies, and hands each out only once: there can be no second backward pass.
     """
 
     def __init__(self, store: Store | None = None, *, keep_from: int = KEEP_FROM, once: bool = False) -> None:
@@ -64,16 +64,16 @@ class Shelf:
         return _Open(self, reading=False), _Open(self, reading=True)
 
     def begin(self, *, reading: bool) -> None:
-        """From the first place on: put results here, or take them."""
+        """Start again at the first result, to put results here or take them."""
         self._reading, self._next = reading, 0
 
     def result(self, compute: Callable[[], Pair]) -> Pair:
-        """What was kept at this place, or what `compute` gives, which is kept."""
+        """The result kept at this place (reading), or that of `compute`, which is kept (writing)."""
         if self._reading:
             out, statistics = self._kept[self._next]
             if self._once:
                 if out is None:
-                    raise RuntimeError("what attention gave was kept for one backward pass, and this is a second")
+                    raise RuntimeError("results of attention were kept for one backward pass, and this is a second one")
                 self._kept[self._next] = (None, None)
             self._next += 1
             return (out, statistics) if self._store is None else (self._store.take(out), self._store.take(statistics))
@@ -84,7 +84,7 @@ class Shelf:
 
 
 class _Open:
-    """While entered, the shelf is the one that attention uses. Can be entered again, as often as it can be read."""
+    """A context in which attention uses this shelf. Can be entered repeatedly."""
 
     def __init__(self, shelf: Shelf, *, reading: bool) -> None:
         self._shelf, self._reading = shelf, reading
@@ -102,16 +102,16 @@ class _Open:
 
 
 _open_shelf: Shelf | None = None
-_keep_from: int | None = None  # of the open shelf: a plain number, which torch.compile can watch
+_keep_from: int | None = None  # the open shelf's; a plain number, which torch.compile can guard on
 
 
 def is_kept(q_BLHD: Tensor, k_BLHD: Tensor) -> bool:
-    """Whether `attention` of these is to go through `own_attention`: a shelf is open, and it is worth it."""
+    """Whether attention of these is kept, through `own_attention`: a shelf is open, and there are enough keys."""
     return _keep_from is not None and k_BLHD.shape[1] >= _keep_from and can_compute(q_BLHD)
 
 
 def can_compute(q_BLHD: Tensor) -> bool:
-    """Whether a kernel for this device, type and head size is known here."""
+    """Whether there is a kernel here for this device, type and head size."""
     if q_BLHD.device.type == "cpu":
         return True
     if q_BLHD.device.type != "cuda" or torch.cuda.get_device_capability(q_BLHD.device) < (8, 0):
@@ -121,14 +121,14 @@ def can_compute(q_BLHD: Tensor) -> bool:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What attention computes in: autocast's type where that is on, which leaves float64 as it is."""
+    """The type attention computes in: autocast's if that is on, which leaves float64 alone; else the tensor's."""
     kind = tensor.device.type
     cast = torch.is_autocast_enabled(kind) and tensor.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if cast else tensor.dtype
 
 
 def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: kept on the open shelf, or taken from it."""
+    """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: put it on the open shelf, or take it from there."""
     dtype = compute_dtype(q_BLHD)
     return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep)[0]
 
@@ -144,7 +144,7 @@ def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tu
         return out_BHLD.transpose(1, 2).contiguous(), statistics.reshape(batch, heads, length).contiguous()
 
     out_BLHD, statistics_BHL = _open_shelf.result(compute) if keep and _open_shelf is not None else compute()
-    return out_BLHD.detach(), statistics_BHL.detach()  # autograd marks what is returned: not the shelf's own
+    return out_BLHD.detach(), statistics_BHL.detach()  # autograd marks what is returned: spare the shelf's tensors
 
 
 @_attention.register_fake
@@ -195,8 +195,11 @@ def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Kernels:
 
 
 def trials(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> dict[str, Callable[[], object]]:
-    """Each kernel that there is a choice of on this GPU, forward and back; the usual one first. Where our own can run
-    it is that: beside cuDNN's backward pass, which it has, what it gains is a small part of the whole."""
+    """Forward and backward of each kernel to choose from on this GPU, the usual one first.
+
+    Our own counts as the usual one where it runs: it shares cuDNN's backward pass, so its gain is a small part of the
+    whole, too small for the margin.
+    """
     names = _possible(q_BLHD, k_BLHD, v_BLHD)
     if "hopper" in names:
         names.remove("hopper")
@@ -214,11 +217,11 @@ def _there_and_back(name: str, *parts_BLHD: Tensor) -> object:
 
 
 def _possible(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> list[str]:
-    """The usual one first. Whether our own can run is asked where kernels are tried, not at every call."""
+    """Names of kernels, the usual one first. `can_run` of our own is asked in `trials`, not in every call."""
     parts = (part.detach().transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     asked = torch.backends.cuda.SDPAParams(*parts, None, 0.0, False, False)
     hopper = torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9
-    # not float16: a key of zeros, which fills a tile up, weighs e^-logsumexp, soon more than float16 holds
+    # not float16: a key of zeros, which pads a tile, weighs e^-logsumexp, which easily overflows float16
     if hopper and q_BLHD.dtype == torch.bfloat16 and torch.backends.cuda.can_use_cudnn_attention(asked):
         own = ["hopper"] if is_worth_more(k_BLHD, v_BLHD) and may_run(q_BLHD.device, q_BLHD.shape[-1]) else []
         return ["cudnn", "flash", *own]
@@ -242,7 +245,7 @@ def _cudnn_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
     rows, columns = q.shape[2], k.shape[2]
     if not (rows % TILE or columns % TILE):
         return _cudnn_backward_of_tiles(grad, q, k, v, out, statistics)
-    # past the end queries weigh all keys with 0, and keys and values are 0
+    # padding has no effect: its queries give every key weight 0, and its keys and values are 0
     statistics = F.pad(statistics, (0, -rows % TILE), value=1e4)
     parts = (grad, q, k, v, out, statistics)
     if _is_room_for(grad, q, k, v, out):
@@ -261,7 +264,8 @@ def _is_room_for(*copies: Tensor) -> bool:
 
 
 def _whole_tiles(part_BHLD: Tensor) -> Tensor:
-    """With zeros at the end. Laid out as BLHD, as the gradients then are: of one sample they are cut without a copy."""
+    """Padded with zeros. In BLHD order, like the gradients then: those of a single sample are trimmed without a
+    copy."""
     batch, heads, length, width = part_BHLD.shape
     whole_BLHD = part_BHLD.new_empty((batch, -(-length // TILE) * TILE, heads, width))
     whole_BLHD[:, :length] = part_BHLD.transpose(1, 2)
@@ -302,5 +306,5 @@ _KERNELS: dict[str, Kernels] = {
 
 
 def _no_seed(device: torch.device) -> Tensor:
-    """Dropout's seed and offset, which the kernels take although there is no dropout."""
+    """Dropout's seed and offset, which the kernels require although there is no dropout."""
     return torch.zeros((), dtype=torch.int64, device=device)

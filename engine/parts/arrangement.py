@@ -50,7 +50,7 @@ def arranged_shapes(arrangement: Arrangement, shapes: Shapes, *, source: str = "
             told = ", ".join(f"{part.name} {list(shapes[part.name])}" for part in parts)
             raise WeightsError(
                 f"{source}: tensors that make up {ours} have shapes that do not fit together: {told}.",
-                "Is the file damaged, or of a model that is not supported?",
+                "Is the file damaged, or is the model not supported?",
             )
         rows = sum(len(range(shapes[part.name][0])[part.start : part.stop]) for part in parts)
         found[ours] = (rows, *shapes[parts[0].name][1:])

@@ -28,7 +28,7 @@ def head_dim(dim: int, metadata: Mapping[str, str], *, source: str) -> int:
     if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
         raise WeightsError(
             f"{source} has width {dim}, which does not divide into heads of {told}.",
-            "A small model needs the safetensors metadata key head_dim, an even number that divides its width.",
+            "A small model needs the safetensors metadata key head_dim: an even number that divides its width.",
         )
     return int(told)
 

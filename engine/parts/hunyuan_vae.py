@@ -26,6 +26,7 @@ from ..contract.errors import DataError, WeightsError
 from .causal_conv import lay_channels_last
 from .hunyuan_vae_network import HunyuanVae
 from .tiles import Run, Tiling, tiled_in_space, tiled_in_time
+from .vae_checks import check_clip, check_latents
 from .weights import WeightFile, load_into, metadata_number
 
 LATENT_CHANNELS = 16
@@ -199,7 +200,7 @@ def encode(vae: HunyuanVae, clip_BCFHW: Tensor, *, tiles: Tiles = ENCODE_TILES) 
     clip_BCFHW: RGB in -1..1 on any device, 4n+1 frames, height and width multiples of 8; moved tile by tile.
     Raises DataError for a clip of another size.
     """
-    _check_clip(clip_BCFHW)
+    check_clip(clip_BCFHW, family="HunyuanVideo", time_stride=TIME_STRIDE, space_stride=SPACE_STRIDE)
     pieces = _tiled(clip_BCFHW, lambda part: vae.to_moments(part.to(vae.device, vae.dtype)), *tiles.of_pixels())
     moments_BCTHW = torch.cat(list(pieces), dim=2).float()
     mean_BCTHW, logvar_BCTHW = moments_BCTHW.chunk(2, dim=1)
@@ -252,11 +253,7 @@ def _tiled(x_BCFHW: Tensor, run: Run, time: Tiling | None, space: Tiling | None)
 @torch.no_grad()
 def decode_chunks(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Iterator[Tensor]:
     """As `decode_frames`, straight from the network: in its dtype, and not limited to -1..1."""
-    if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[1] != vae.latent_channels:
-        raise DataError(
-            f"This VAE decodes latents [batch, {vae.latent_channels}, latent frames, height, width], "
-            f"not {list(latents_BCTHW.shape)}."
-        )
+    check_latents(latents_BCTHW, channels=vae.latent_channels)
     yield from _tiled(latents_BCTHW, lambda part: vae.to_pixels(part.to(vae.device, vae.dtype)), *tiles.of_latents())
 
 
@@ -272,21 +269,3 @@ def decode_frames(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECO
 def decode(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Tensor:
     """Decode to a whole clip_BCFHW in main memory, float32 RGB in -1..1: n latent frames make 4n-3 frames."""
     return torch.cat([chunk.cpu() for chunk in decode_frames(vae, latents_BCTHW, tiles=tiles)], dim=2)
-
-
-def _check_clip(clip_BCFHW: Tensor) -> None:
-    if clip_BCFHW.ndim != 5 or clip_BCFHW.shape[1] != 3:
-        raise DataError(f"The VAE takes RGB clips [batch, 3, frames, height, width], not {list(clip_BCFHW.shape)}.")
-    frames, height, width = clip_BCFHW.shape[2:]
-    if frames % TIME_STRIDE != 1:
-        below = max(1, (frames - 1) // TIME_STRIDE * TIME_STRIDE + 1)
-        raise DataError(
-            f"The HunyuanVideo VAE takes 4n+1 frames; this clip has {frames}.",
-            hint=f"Use {below} or {below + TIME_STRIDE}: target_frames in the dataset file, or --video_length.",
-        )
-    if height % SPACE_STRIDE or width % SPACE_STRIDE:
-        nearest = [max(1, round(size / SPACE_STRIDE)) * SPACE_STRIDE for size in (width, height)]
-        raise DataError(
-            f"The HunyuanVideo VAE takes widths and heights that are multiples of 8; this clip is {width}x{height}.",
-            hint=f"Nearest: {nearest[0]}x{nearest[1]}. Change resolution in the dataset file, or --video_size.",
-        )

@@ -107,7 +107,7 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM, blocks: int | Non
         ) from error
     if queries % head_dim or keys % head_dim:
         raise WeightsError(
-            f"The text encoder's widths {queries} and {keys} are no multiples of the head size {head_dim}.",
+            f"The text encoder's widths {queries} and {keys} are not multiples of the head size {head_dim}.",
             "A file of another head size says so in the safetensors metadata key head_dim.",
         )
     stored = _block_count(shapes)

@@ -80,7 +80,7 @@ class MappedFile(mmap.mmap):
                     self.stream.seek(start + done)
                     count = self.stream.readinto(part)
             if not count:
-                raise EOFError(f"{self.name} ended while it was read")
+                raise EOFError(f"{self.name} ended while it was being read")
             done += count
 
 

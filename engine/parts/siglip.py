@@ -68,7 +68,7 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM) -> Any:
         ) from error
     if width % head_dim:
         raise WeightsError(
-            f"The image encoder's width {width} is no multiple of the head size {head_dim}.",
+            f"The image encoder's width {width} is not a multiple of the head size {head_dim}.",
             "A file of another head size says so in the safetensors metadata key head_dim.",
         )
     side = math.isqrt(tokens)

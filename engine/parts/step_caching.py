@@ -77,7 +77,7 @@ def settled(
     flag = {"magcache": "step_cache_ratios", "teacache": "step_cache_coefficients"}.get(method)
     if flag is not None and not numbers and not calibrate:
         raise OptionError(
-            f"--step_cache {method}: nobody has published numbers for {model}.",
+            f"--step_cache {method}: there are no published numbers for {model}.",
             f"Generate once with --step_cache_calibrate, which prints --{flag}; or use --step_cache first_block.",
             names=("step_cache", flag),
         )

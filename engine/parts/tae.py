@@ -183,11 +183,11 @@ def check(path: str | Path, *, latent_channels: int, wanted: str, role: str) -> 
     file = open_weights(path, role=role)
     needed = [f"decoder.{index}.weight" for index in (1, 8, 14, 20)]
     if any(len(file.shapes.get(name, ())) != 4 for name in (*needed, *(f"{layer}.conv.weight" for layer in GROWTH))):
-        raise WeightsError(f"{role} {file.path.name} is no tiny autoencoder for video.", advice)
+        raise WeightsError(f"{role} {file.path.name} is not a tiny autoencoder for video.", advice)
     channels = file.shapes["decoder.1.weight"][1]
     if channels != latent_channels:
         raise WeightsError(
-            f"{role} {file.path.name} is made for latents of {channels} channels; here they have {latent_channels}.",
+            f"{role} {file.path.name} is for latents of {channels} channels, but here they have {latent_channels}.",
             advice,
         )
     return ArrangedWeights(file, arrange(file.shapes))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..contract.files import write_text
 from . import llama_text
+from .tiny_weights import SENTENCES
 from .tokenizers import CLIP, LLAMA3
 from .weights import write_weights
 
@@ -35,16 +36,6 @@ LLAMA_WORDS, CLIP_MERGES = 768, 192  # of the tokenizers, at the most
 LLAMA_BLOCKS, CLIP_BLOCKS, SIGLIP_BLOCKS = 4, 2, 2
 LLAMA_HEAD, CLIP_HEAD, SIGLIP_HEAD = 32, 32, 24
 SIGLIP_PATCH, SIGLIP_SIDE = 14, 4
-
-SENTENCES = (
-    "a red circle moves right in front of a night background",
-    "a blue square moves left in front of a sand background",
-    "a green triangle moves up in front of a mist background",
-    "a yellow star moves down, and a purple hexagon waits",
-    "a white dog runs over a sunny beach; slow camera, close-up, high quality",
-    "two teal balls fall from an orange roof in the rain, 4k video",
-    "the quick brown fox jumps over the lazy dog",
-)
 
 _LLAMA_WORDS = (  # how LLaMA 3 cuts text before it merges bytes
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import hunyuan_vae
+from .tiny_weights import COLOUR_AXES, DrawnTensors
 from .weights import write_weights
 
 WIDTH, GROUPS, LEVELS = 16, 4, 4
@@ -32,23 +33,9 @@ MEAN_SQUARE = 0.3  # of a colour in -1..1, as a rule
 LOG_VARIANCE = -8.0
 METADATA = {"norm_num_groups": str(GROUPS)}
 
-COLOUR_AXES = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
-"""RGB to the latent channels that are painted back: brightness, blueness, redness (BT.601)."""
 
-
-class _Tensors(dict[str, Tensor]):
-    """Tensors of one checkpoint in the making, drawn from one seed."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int, std: float) -> Tensor:
-        return torch.randn(shape, generator=self.generator) * std
-
-    def layer(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
-        self[f"{name}.weight"] = weight
-        self[f"{name}.bias"] = torch.zeros(weight.shape[0]) if bias is None else bias
+class _Tensors(DrawnTensors):
+    """Those of a HunyuanVideo VAE, whose convolutions are wrapped in a module `conv`."""
 
     def norm(self, name: str) -> None:
         self.layer(name, torch.ones(WIDTH))

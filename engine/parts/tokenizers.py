@@ -239,7 +239,7 @@ def find_tokenizer(
         if found is not None:
             return found
     raise WeightsError(
-        "No tokenizer for the text encoder was found.",
+        "No tokenizer was found for the text encoder.",
         hint=f"Put the {kind.any_file()} of {kind.origin} beside the weights, or name it with {flag}. "
         f"Tried: {'; '.join(tried)}.",
     )

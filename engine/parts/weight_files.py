@@ -76,7 +76,7 @@ def read_pickle(path: Path, *, role: str) -> dict[str, torch.Tensor]:
         if _looks_like_text(path) or not zipped:
             raise _not_weights(path, role=role) from error
         raise WeightsError(
-            f"{role}: {path.name} holds more than tensors, and loading it could run code, so it was refused.",
+            f"{role}: {path.name} holds more than tensors: loading it could run code, so it was refused.",
             "Use the .safetensors version of this model, or re-save its state dict with a tool that you trust.",
         ) from error
     except MemoryError:
@@ -136,7 +136,7 @@ def _not_weights(path: Path, *, role: str) -> WeightsError:
     if lowered.startswith((b"<!doctype", b"<html", b"<?xml")):
         return WeightsError(
             f"{what} is a web page, not weights.",
-            "The download link led to a page (a log-in or an error?): download the file itself.",
+            "The download link led to a web page (a login or an error?): download the file itself.",
         )
     if start.startswith(b"PK\x03\x04") and path.suffix.lower() == ".safetensors":
         return WeightsError(

@@ -45,7 +45,7 @@ def find_files(path: Path, *, role: str) -> list[Path]:
         return _files_in_index(path, role=role)
     if path.suffix.lower() != ".safetensors" and path.suffix.lower() not in PICKLE_SUFFIXES:
         raise WeightsError(
-            f"{role}: {path.name} is not a weight file that is known here (suffix {path.suffix or 'none'}).",
+            f"{role}: {path.name} is not a known kind of weight file (suffix {path.suffix or 'none'}).",
             "Give a .safetensors file (or .pt, .pth, .bin), a folder of shards, or a *.safetensors.index.json.",
         )
     if found := _SHARD.fullmatch(path.name):
@@ -73,7 +73,7 @@ def _files_in_folder(folder: Path, *, role: str) -> list[Path]:
     wholes = {(match["stem"], match["count"]) if (match := _SHARD.fullmatch(c.name)) else c for c in candidates}
     if not candidates:
         raise WeightsError(
-            f"{role}: the folder {folder} has no weight file in it.",
+            f"{role}: the folder {folder} contains no weight file.",
             "Give the folder that holds the .safetensors files, or one such file.",
         )
     if len(wholes) > 1:
@@ -94,7 +94,7 @@ def _all_present(paths: list[Path], *, whole: str, role: str) -> list[Path]:
     if absent:
         raise WeightsError(
             f"{role}: {whole} is one of {len(paths)} parts, and {len(absent)} are missing: {', '.join(absent[:4])}.",
-            f"Put all parts into {paths[0].parent}.",
+            f"Put all parts in {paths[0].parent}.",
         )
     return paths
 

@@ -121,7 +121,7 @@ def parse_line(text: str, *, letters: Letters = GENERATE, where: str = "prompt")
     prompt = text[: marks[0].start()].strip() if marks else text.strip()
     if not prompt:
         raise OptionError(
-            f"{where}: there is no prompt text.", hint="Write the prompt first, then options like --w 832."
+            f"{where}: there is no prompt text.", hint="Write the prompt first, then options such as --w 832."
         )
     values: dict[str, Any] = {}
     for mark, following in itertools.zip_longest(marks, marks[1:]):
@@ -155,7 +155,7 @@ def read_prompts(path: str | Path, *, letters: Letters = GENERATE, flag: str = "
         kept = [(number, line) for number, line in kept if line and not line.startswith("#")]
         lines = [parse_line(line, letters=letters, where=f"{path}:{number}") for number, line in kept]
     if not lines:
-        raise OptionError(f"{path} holds no prompt.", hint=f"Give {flag} a file with one prompt a line.")
+        raise OptionError(f"{path} holds no prompt.", hint=f"Give {flag} a file with one prompt per line.")
     return tuple(lines)
 
 
@@ -175,12 +175,14 @@ def _from_toml(table: dict[str, Any], path: Path) -> list[PromptLine]:
     common = table.pop("prompt", None)
     if table or not isinstance(common, dict):
         extra = f"it has {', '.join(sorted(table))}" if table else "it has no [prompt]"
-        raise OptionError(f"{path}: {extra}.", hint="Everything stands under [prompt] and [[prompt.subset]].")
+        raise OptionError(f"{path}: {extra}.", hint="Everything must be under [prompt] or [[prompt.subset]].")
     subsets = common.pop("subset", None)
     if subsets is None:
         return [_from_table(common, f"{path}: [prompt]")]
     if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
-        raise OptionError(f"{path}: subset is not a list of tables.", hint="Write [[prompt.subset]], twice bracketed.")
+        raise OptionError(
+            f"{path}: subset is not a list of tables.", hint="Write [[prompt.subset]], in double brackets."
+        )
     lines = []
     for number, subset in enumerate(subsets, start=1):
         where = f"{path}: [[prompt.subset]] {number}"
@@ -231,9 +233,9 @@ def _name_of(letter: str, letters: Letters, where: str) -> str:
     if head in letters:
         hint = f"Write --{head} {letter.partition('=')[2] or 'value'}, with a blank."
     elif letter.lower() in letters:
-        hint = f"Options are small letters: --{letter.lower()}."
+        hint = f"Option letters are lower case: --{letter.lower()}."
     else:
-        hint = f"Known: {' '.join(f'--{known}' for known in letters)}. Text itself may not hold ' --word'."
+        hint = f"Known: {' '.join(f'--{known}' for known in letters)}. The prompt itself may not contain ' --word'."
     raise OptionError(f"{where}: there is no option --{letter}.", hint=hint)
 
 

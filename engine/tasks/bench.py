@@ -86,7 +86,7 @@ def _device(job: Job) -> str:
     if device.type == "cpu":
         raise OptionError(
             "bench measures full-size models, which need a GPU.",
-            "Where there is none, --tiny tries bench itself on small models.",
+            "Without one, --tiny tries out bench itself on small models.",
             names=("tiny", "device"),
         )
     return asked or str(device)
@@ -137,7 +137,7 @@ class _Bench:
         finished = self._finished(case)
         left = tuple(mode for mode in modes if mode not in finished)
         if not left:
-            self._say(Log(message=f"{case.name} is finished already; --again measures it anew."))
+            self._say(Log(message=f"{case.name} is already finished; --again repeats it."))
             return
         for together in [left] if case.kind in KERNELS else [(mode,) for mode in left]:
             self._say(Stage(name=case.name, message=f"{', '.join(together)} ({label})"))
@@ -151,7 +151,7 @@ class _Bench:
         write_text(folder / "order.json", order.to_json())
         status = self._child(folder / "order.json", self.folder / LOG)
         if self._control.stop_requested:
-            raise Stopped("bench was stopped. The same command goes on where it was.")
+            raise Stopped("bench was stopped. The same command resumes where it left off.")
         result = Path(order.result)
         if not result.exists():  # killed from outside: most likely main memory ran out
             failed = {"kind": "killed", "message": f"the process ended with status {status}", "hint": ""}

@@ -122,7 +122,7 @@ def _run_step(command: list[str], say: Say, control: Control) -> None:
     with subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE) as process:
         status = process.wait()
     if control.stop_requested:
-        raise Stopped("The demo was stopped. The same command goes on where it was.")
+        raise Stopped("The demo was stopped. The same command resumes where it left off.")
     if status:
         raise _OF_STATUS.get(status, EngineError)(
             f"The step `{command[0]} {command[1]}` ended with status {status}; its own message stands above.",

@@ -1,6 +1,6 @@
-"""Loading the DiT as a job wants it: LoRAs merged, weights in fp8, blocks streamed, compiled.
+"""Loads and arranges the DiT as a job asks: LoRAs merged, weights in fp8, blocks compiled, streamed, checkpointed.
 
-Training and generation do the same things to the same blocks in the same order, so they do it here.
+Training and generation do the same to the same blocks in the same order, so both do it here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Loras = Sequence[tuple[LoraFile, float]]
 
 
 def tune_backends(memory: Memory) -> None:
-    """The switches of torch's CUDA backends that hold for the whole process."""
+    """Set torch's switches for CUDA backends, which apply to the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = memory.cuda_allow_tf32
     torch.backends.cudnn.allow_tf32 = memory.cuda_allow_tf32
     torch.backends.cudnn.benchmark = memory.cuda_cudnn_benchmark
@@ -45,7 +45,7 @@ def tune_backends(memory: Memory) -> None:
 
 
 def meta_dit(job: Job, dit_path: str, *, role: str = "--dit") -> nn.Module:
-    """The DiT without weights: names and shapes, read off the checkpoint's. A wrong file is refused here, early.
+    """The DiT without weights, its shapes taken from the checkpoint's header. Refuses a wrong file early.
 
     `role` is the flag that names the file.
     """
@@ -95,12 +95,11 @@ def load_dit(
     role: str = "--dit",
     shares: Shares | None = None,
 ) -> nn.Module:
-    """The frozen DiT on `device`, or in main memory where blocks are to be streamed from there (see `arrange_blocks`);
-    where they are to be streamed from disk, they stay there.
+    """The frozen DiT, loaded to `device`, or to where its streamed blocks wait: main memory or disk (`arrange_blocks`).
 
     `weight_format`: "stored", "fp8" or "fp8_scaled". LoRAs are merged before weights become fp8. `dtype` None: the
-    file's. `waiting`: for use on `device`, but in main memory for now. `role` is the flag that names the file.
-    `shares`, still empty, are filled with this process's part of the blocks, which then have no weights of their own.
+    file's. `waiting`: load to main memory for now, for later use on `device`. `role`: the flag that names the file.
+    `shares`, empty at first, is filled with this process's part of the blocks, which then hold no weights themselves.
     """
     model = part(job.family, "model")
     say(Stage(name="Loading the DiT", message=f"{path} on {device}"))
@@ -184,8 +183,8 @@ def arrange_blocks(
 ) -> Any:
     """Cut up, compile, stream or share out, and checkpoint the blocks, in this order, after adapters are attached.
 
-    `checkpointing`: how, for `checkpoint_blocks`; None for not at all. `learning`: see `tell_what_learns`. `shares`:
-    those that the blocks were loaded through. Returns what brings weights to the blocks, None where nothing has to.
+    `checkpointing`: arguments for `checkpoint_blocks`; None: no checkpointing. `learning`: see `tell_what_learns`.
+    `shares`: those that the blocks were loaded through. Returns what fetches weights for the blocks, None if nothing.
     """
     memory, blocks = job[Memory], part(job.family, "model").blocks(dit)
     if learning is not None:

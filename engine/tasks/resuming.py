@@ -1,14 +1,14 @@
-"""Whether a training begins or goes on, and from where; what it may overwrite, and what may have changed meanwhile.
+"""Whether a training starts or resumes, and from where; what it may overwrite, and which options may have changed.
 
-Beside the LoRA lies `<output_name>-training.json`: which training the files of that name belong to, with what options,
-and whether it is finished. The states of a training bear its number, so that `--fresh` needs to delete nothing: what
-an earlier training left is not gone on from, however far it came.
+Beside the LoRA is `<output_name>-training.json`, the record: which training the files of that name belong to, with what
+options, and whether it is finished. States carry the id of their training, so `--fresh` need not delete anything: what
+an earlier training left behind is never resumed from, however far it got.
 
-    stopped, killed or broken off, same options    go on from the newest whole state
-    finished, same options                         nothing to do, and that is said; more steps go on from its last state
-    another training's LoRA, or other options      refused: --fresh, or another --output_name
+    stopped, killed or failed, same options      resume from the newest complete state
+    finished, same options                       nothing to do, and say so; with more steps, resume from its last state
+    another training's LoRA, or other options    refused: --fresh, or another --output_name
 
-What an option's change means is decided here by name: `_FIXED` ones cannot change, those about files, logs and the
+Whether an option may change is decided here, by name: those in `_FIXED` may not, those about files, logs and the
 machine may, and all others may with a warning that names them.
 """
 
@@ -54,7 +54,7 @@ _QUIET_SECTIONS = (Run, Launch, Saving, Samples, Validation, Logging, Metadata, 
 _QUIET = {
     "max_train_steps", "max_train_epochs", "max_train_minutes", "max_not_finite_steps", "max_data_loader_n_workers",
     "persistent_data_loader_workers", "show_timesteps", "network_weights", "exploding_loss_factor", "ema_device",
-    "gradient_accumulation_steps",  # the loop says itself what that means
+    "gradient_accumulation_steps",  # the loop reports its effect itself
 }  # fmt: skip
 _FIXED = {
     _DATASET, "seed", "task", "network_module", "network_dim", "network_alpha", "network_args", "dim_from_weights",
@@ -65,10 +65,10 @@ _FIXED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What stands in `<output_name>-training.json`.
+    """The content of `<output_name>-training.json`.
 
-    `training` is its number, `options` those that count (`binding_options`), `finished_steps` how many it had when it
-    was finished, `origin` the state of another training that it began with, `started` when, as in names of folders.
+    `training`: its id; `options`: those that identify it (`binding_options`); `finished_steps`: its steps once it is
+    finished; `origin`: the state of another training that it started from; `started`: YYYYmmddHHMMSS.
     """
 
     training: str
@@ -80,7 +80,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a training begins: with `state`, at `position`, or with nothing. `record` tells of an earlier one."""
+    """Where a training starts: from `state`, at `position`, or from scratch. `record`: that of an earlier training."""
 
     state: Path | None = None
     position: Position | None = None
@@ -88,7 +88,7 @@ class Start:
 
     @property
     def seed(self) -> int | None:
-        """That of the training that goes on, or of the earlier try where there is no state."""
+        """The seed of the training being resumed or, without a state, of the earlier attempt."""
         if self.position is not None:
             return self.position.seed
         return None if self.record is None else self.record.options.get("seed")
@@ -100,7 +100,7 @@ class Start:
 
 
 def find_start(job: Job, say: Say) -> Start:
-    """Where this start of a job begins, by `--resume` and `--fresh`. WeightsError for a named state that is broken."""
+    """Where this job starts, given `--resume` and `--fresh`. WeightsError if the named state is broken."""
     saving = job[Saving]
     record = read_record(job)
     if saving.fresh:
@@ -115,7 +115,7 @@ def find_start(job: Job, say: Say) -> Start:
 
 
 def _newest(job: Job, record: Record, say: Say) -> Path | None:
-    """The newest whole state of a training; what is broken is told."""
+    """The newest complete state of a training; warns about broken ones."""
     saving = job[Saving]
     origin = [] if record.origin is None else [Path(record.origin)]
     for folder in (*states_of(saving.output_dir, saving.output_name), *origin):
@@ -130,8 +130,8 @@ def _newest(job: Job, record: Record, say: Say) -> Path | None:
 
 
 def going_on(job: Job, say: Say) -> Callable[[Job], Job]:
-    """What turns a job that broke off into one that goes on from the newest state of this start; unchanged where it
-    left none. To be asked for before the job runs."""
+    """A function that turns a failed job into one that resumes from the newest state of this start, or leaves it as it
+    is if there is none. Call `going_on` before the job runs."""
     before = read_record(job)
 
     def follow(broken_off: Job) -> Job:
@@ -148,9 +148,9 @@ def going_on(job: Job, say: Say) -> Callable[[Job], Job]:
 
 
 def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: int) -> str:
-    """What to tell whoever starts a finished training again; "" when there is something to do.
+    """The message for starting a finished training again; "" if there is something to do.
 
-    `now` are the `binding_options`. OptionError where going on, or beginning, would do harm.
+    `now`: the `binding_options`. OptionError if resuming, or starting, would destroy something.
     """
     saving, record = job[Saving], start.record
     final = final_lora(job)
@@ -163,8 +163,8 @@ def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: i
     changed = [] if record is None else changes(record.options, now)
     if record is not None and finished and not changed:
         return (
-            f"Nothing to do: this training is finished, with {record.finished_steps} steps: {final}. For more give a "
-            "higher --max_train_steps; --fresh trains it anew."
+            f"Nothing to do: this training is finished, with {record.finished_steps} steps: {final}. For more, give a "
+            "higher --max_train_steps; --fresh trains it from scratch."
         )
     if (record is None or changed or record.finished_steps is not None) and _loras(job):
         raise _would_be_lost(saving, final, record, changed)
@@ -172,7 +172,7 @@ def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: i
 
 
 def final_lora(job: Job) -> Path:
-    """Where the LoRA is when its training is finished."""
+    """The file of the finished LoRA."""
     return Path(job[Saving].output_dir) / f"{job[Saving].output_name}.safetensors"
 
 
@@ -182,21 +182,21 @@ def _is_finished(record: Record | None, steps: int) -> bool:
 
 def _would_be_lost(saving: Saving, final: Path, record: Record | None, changed: list[str]) -> OptionError:
     if record is None:
-        what = "exist already, and nothing says how they were made"
+        what = "already exist, and there is no record of how they were made"
     elif changed:
-        what = f"are of a training with other options ({'; '.join(changed)})"
+        what = f"belong to a training with other options ({'; '.join(changed)})"
     else:
-        what = f"are of a training that ended with {record.finished_steps} steps and left no state to go on from"
+        what = f"belong to a training that ended after {record.finished_steps} steps and left no state to resume from"
     more = "" if record is None or changed else f" --network_weights {final} starts from it under another name."
     return OptionError(
         f"LoRA files called {saving.output_name} in {saving.output_dir} {what}.",
-        f"Choose another --output_name, or write over them with --fresh.{more}",
+        f"Choose another --output_name, or overwrite them with --fresh.{more}",
         names=("output_name", "fresh"),
     )
 
 
 def _check_state(job: Job, start: Start, now: Mapping[str, Any]) -> None:
-    """Refuse a state that is another job's, and one whose training would write over another LoRA."""
+    """Refuse a state of another job, and one whose training would overwrite another LoRA."""
     saving, state = job[Saving], start.state
     assert state is not None
     owner = read_owner(state)
@@ -206,7 +206,7 @@ def _check_state(job: Job, start: Start, now: Mapping[str, Any]) -> None:
     if not (own or beside or origin) and _loras(job):
         raise OptionError(
             f"--resume {state} would write over LoRA files called {saving.output_name} in {saving.output_dir}, which "
-            "are of another training.",
+            "belong to another training.",
             "Choose another --output_name.",
             names=("resume", "output_name"),
         )
@@ -215,31 +215,31 @@ def _check_state(job: Job, start: Start, now: Mapping[str, Any]) -> None:
     fixed = changes(owner.options, now, only=True)
     if fixed:
         raise OptionError(
-            f"The training that {state} is of cannot go on with other options: {'; '.join(fixed)}.",
-            "Put them back as they were, or begin anew: --fresh, or another --output_name, with --network_weights to "
-            "start from what it has learnt.",
+            f"The training saved in {state} cannot continue with other options: {'; '.join(fixed)}.",
+            "Put them back as they were, or start over with --fresh or another --output_name; --network_weights starts "
+            "from what it has learnt.",
             names=tuple(name.split()[0] for name in fixed),
         )
 
 
-def told_changes(start: Start, now: Mapping[str, Any], say: Say) -> None:
-    """Warn of options that have changed since the state, and say that it goes on."""
+def report_changes(start: Start, now: Mapping[str, Any], say: Say) -> None:
+    """Say which state training resumes from, and warn of options that have changed since."""
     if start.state is None:
         return
     owner = read_owner(start.state)
     changed = changes(owner.options, now) if owner.options else []
-    say(Log(message=f"Going on from {start.state}."))
+    say(Log(message=f"Resuming from {start.state}."))
     if changed:
-        say(Warning_(message=f"Not as before, from here on: {'; '.join(changed)}."))
+        say(Warning_(message=f"Options changed from here on: {'; '.join(changed)}."))
 
 
 # ------------------------------------------------------------------------------------------------ options that count
 
 
 def binding_options(job: Job, items: Iterable[TrainItem], *, batch_sizes: Iterable[int], seed: int) -> dict[str, Any]:
-    """What makes a training the one it is, by option, as JSON knows it; the dataset by what is in its caches' names.
+    """The options that identify a training, as JSON values; the dataset as a hash of its caches' names.
 
-    Of model files only the names count: they may have moved.
+    Model files count by name alone: they may have moved.
     """
     found: dict[str, Any] = {}
     for section in job.sections.values():
@@ -272,9 +272,9 @@ def _name_only(value: Any) -> Any:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, only: bool = False) -> list[str]:
-    """Each option that differs, in words; `only` those that cannot change while a training goes on.
+    """Each option that differs, in words; `only`: those that cannot change during a training.
 
-    What only `now` has is an option that the engine did not have then.
+    An option that is in `now` alone did not exist in the engine then, so it is passed over.
     """
     names = [name for name in before if not only or _is_fixed(name)]
     return [f"{name} is {now.get(name)}, was {before[name]}" for name in names if now.get(name) != before[name]]
@@ -292,7 +292,7 @@ def record_path(job: Job) -> Path:
 
 
 def read_record(job: Job) -> Record | None:
-    """What is known of the training that the files of this name belong to; None where nothing is."""
+    """The record of the training that the files of this name belong to; None without one."""
     try:
         values = json.loads(record_path(job).read_text(encoding="utf-8"))
         return Record(**values)
@@ -301,13 +301,13 @@ def read_record(job: Job) -> Record | None:
     except (ValueError, TypeError) as error:
         raise OptionError(
             f"{record_path(job)} cannot be read ({error}).",
-            "Delete it and choose the state with --resume, or begin anew with --fresh.",
+            "Delete it and choose the state with --resume, or start over with --fresh.",
             names=("resume", "fresh"),
         ) from error
 
 
 def new_record(job: Job, start: Start, now: Mapping[str, Any]) -> Record:
-    """The record of this start: the one there was where its training goes on from its newest state, else a new one."""
+    """The record of this start: the existing one if its training resumes from its newest state, else a new one."""
     before, state = start.record, start.state
     if before is not None and state is not None and (before.origin == str(state) or _goes_on(job, before, state)):
         return replace(before, options=now, finished_steps=None)
@@ -345,7 +345,7 @@ def write_finished(job: Job, record: Record, *, steps: int) -> None:
 
 
 def _loras(job: Job) -> list[Path]:
-    """What there is of the LoRA files that this training writes, under way or at its end."""
+    """The existing files that this training would write as LoRAs, during training or at its end."""
     folder, name = Path(job[Saving].output_dir), job[Saving].output_name
     if not folder.is_dir():
         return []

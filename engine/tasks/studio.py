@@ -226,7 +226,7 @@ class Studio:
         try:
             made = write_pictures(result, self.frames(latents_BCTHW), as_images=as_images, say=self.say)
         except Exception:
-            self.say(Warning_(message=f"What was denoised is kept: generate --latent_path {path} decodes it."))
+            self.say(Warning_(message=f"The denoised latents are kept: generate --latent_path {path} decodes them."))
             raise
         self.previews.remove()
         if not wanted:

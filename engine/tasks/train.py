@@ -1,4 +1,4 @@
-"""`train <family>`: a LoRA from the caches of a dataset. Puts the parts of a training together; the loop runs it."""
+"""`train <family>`: train a LoRA on a dataset's caches. Assembles the parts of a training; training/loop.py runs it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .within_memory import within_memory
 if TYPE_CHECKING:
     from .samples import TrainingSamples
 
-HOME = "output_dir"  # the option that says where results go
+HOME = "output_dir"  # the option that names the folder for results
 
 
 def home(job: Job) -> Path:
@@ -54,7 +54,7 @@ def run(job: Job, say: Say, control: Control) -> str:
 
 
 def _only_training(job: Job) -> contextlib.AbstractContextManager[None]:
-    """Two trainings that write the same files would spoil each other's. Of several processes the first looks."""
+    """Lock the output files against a second training of the same name. Of several processes the first does so."""
     if not is_first_process():
         return contextlib.nullcontext()
     folder, name = job[Saving].output_dir, job[Saving].output_name
@@ -67,7 +67,7 @@ def _only_training(job: Job) -> contextlib.AbstractContextManager[None]:
 
 def _train(job: Job, say: Say, control: Control) -> str:
     ready = _prepare(job, say, control)
-    group, finished = ready.group, _finished_already(job, ready, say)
+    group, finished = ready.group, _already_finished(job, ready, say)
     if finished:
         group.leave()
         return finished
@@ -75,7 +75,7 @@ def _train(job: Job, say: Say, control: Control) -> str:
     with contextlib.ExitStack() as at_end:
         setup = _setup(job, ready, record, say, control, at_end)
         settings = choices.loop_settings(job, steps=ready.data.steps, seed=ready.data.seed, sampling=ready.sampling)
-        position = _taken_up(ready.start, setup, ready.data.binding, say)
+        position = _restore(ready.start, setup, ready.data.binding, say)
         if group.leads:
             resuming.write_record(job, record)
         outcome = train(setup, settings, start=position)
@@ -90,7 +90,8 @@ def _train(job: Job, say: Say, control: Control) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """What there is before the DiT is loaded: by then every mistake of the job that can be seen without it was."""
+    """What exists before the DiT is loaded. Any mistake in the job that can be found without the DiT has been by
+    then."""
 
     device: torch.device
     accelerator: Accelerator
@@ -126,7 +127,7 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
     if job[Launch].shard_base:
         choices.check_shared_base(job)
         experts.share_out(group)
-    start = group.told_by_first(resuming.find_start(job, say) if group.leads else Start())
+    start = group.broadcast(resuming.find_start(job, say) if group.leads else Start())
     return _Ready(
         device=device,
         accelerator=accelerator,
@@ -143,27 +144,28 @@ def _prepare(job: Job, say: Say, control: Control) -> _Ready:
 def _samples(job: Job, say: Say, control: Control) -> TrainingSamples | None:
     if job[Samples].sample_prompts is None:
         return None
-    from .samples import TrainingSamples  # with all that generates; most trainings begin sooner without
+    from .samples import TrainingSamples  # imports everything that generates: most trainings start sooner without
 
     return TrainingSamples(job, say, control)
 
 
-def _finished_already(job: Job, ready: _Ready, say: Say) -> str:
-    """What to tell whoever starts a finished training again, who wants to know where its LoRA is; else ""."""
+def _already_finished(job: Job, ready: _Ready, say: Say) -> str:
+    """The closing message for a training that had already finished, after naming its LoRA; else ""."""
     done = ""
     if ready.group.leads:
         done = resuming.finished_already(job, ready.start, ready.data.binding, steps=ready.data.steps)
-    done = ready.group.told_by_first(done)
+    done = ready.group.broadcast(done)
     if done:
         say(Artifact(kind="LoRA", path=str(resuming.final_lora(job))))
     return done
 
 
 def _setup(job: Job, ready: _Ready, record: Record, say: Say, control: Control, at_end: contextlib.ExitStack) -> Setup:
-    """The parts of the loop, the DiT loaded and adapted. What has to be closed when it ends is put into `at_end`."""
+    """The parts of the loop, with the DiT loaded and adapted. What must be closed afterwards is pushed onto
+    `at_end`."""
     data, experts, samples, leads = ready.data, ready.experts, ready.samples, ready.group.leads
     optimizer_choice = choices.optimizer_choice(job, ready.group, ready.device, say)
-    choices.scheduler_of(job, optimizer_choice.trial(), data.steps)  # a mistake shows now, before the DiT is loaded
+    choices.scheduler_of(job, optimizer_choice.trial(), data.steps)  # so that a mistake shows before the DiT is loaded
     trackers = choices.trackers_of(job, record.started, first_step=ready.start.first_step) if leads else ()
     uploader = choices.open_uploader(job, say) if leads else None
     on_saved = choices.upload_of(job, uploader)
@@ -217,7 +219,7 @@ def _checkpoints(
     on_saved: Callable[[Path], None],
     say: Say,
 ) -> Checkpoints:
-    """What writes the LoRA of each expert, its average, and the states."""
+    """The writer of each expert's LoRA, of its average, and of states."""
     data, experts, saving = ready.data, ready.experts, job[Saving]
     facts = training_facts(job, data, optimizer)
     size = trained_size(job, data.loader)
@@ -240,13 +242,13 @@ def _checkpoints(
     )
 
 
-def _taken_up(start: Start, setup: Setup, binding: Mapping[str, Any], say: Say) -> Position | None:
-    """Fill the parts from the state that the training goes on from, if any."""
+def _restore(start: Start, setup: Setup, binding: Mapping[str, Any], say: Say) -> Position | None:
+    """Load the state that the training resumes from, if any, into the parts; returns its position."""
     if start.state is None:
         return None
     optimizer = setup.optimizer.optimizer
     rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    resuming.told_changes(start, binding, say)
+    resuming.report_changes(start, binding, say)
     position = read_state(start.state, setup.parts)
     before = read_owner(start.state).options
     if before and before["learning_rate"] != binding["learning_rate"]:

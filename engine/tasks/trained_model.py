@@ -1,4 +1,4 @@
-"""The frozen DiT of a training with its adapters, wrapped as the job says."""
+"""A training's frozen DiT with its adapters, wrapped in checkpointing, streaming and compilation as the job says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .lora_targets import lora_target
 
 
 class TrainedModel:
-    """What the loop trains: `velocity` runs the DiT, `network` is what learns, `networks` one LoRA for each expert."""
+    """What the loop trains. `network` is everything that learns; `networks` holds one LoRA per expert."""
 
     def __init__(self, job: Job, experts: Experts, device: torch.device, seed: int, say: Say):
         self._model = part(job.family, "model")
@@ -46,7 +46,7 @@ class TrainedModel:
         )
 
     def parameter_groups(self, job: Job) -> list[dict[str, Any]]:
-        """What the optimizer is given, each group with its learning rate."""
+        """Parameter groups for the optimizer, each with its learning rate."""
         options = job[Network]
         ratio = read_network_arguments(options.network_module, options.network_args).loraplus_lr_ratio
         return self.network.parameter_groups(job[Optimizer].learning_rate, ratio)
@@ -55,7 +55,7 @@ class TrainedModel:
         return self._model.velocity(self.dit, x_BCTHW, timestep_B, cond)
 
     def prior(self, x_BCTHW: torch.Tensor, timestep_B: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
-        """The velocity without what is trained; it has no gradient."""
+        """The base model's velocity, without the adapters; it has no gradient."""
         with torch.no_grad(), self.network.disabled():
             return self.velocity(x_BCTHW, timestep_B, cond)
 
@@ -64,8 +64,11 @@ class TrainedModel:
 
 
 def check_networks(job: Job, experts: Experts, dit: nn.Module) -> None:
-    """Refuse now adapters that cannot be put on this DiT, which has no weights yet, and `--network_weights` that do
-    not fit them. OptionError, WeightsError."""
+    """Refuse adapters that do not suit this DiT, and `--network_weights` that do not fit them, before weights are
+    loaded.
+
+    `dit` is on the meta device. OptionError, WeightsError.
+    """
     for expert in experts.members:
         given = _given(job, expert, dit)
         network = _created(job, given, dit, seed=0)
@@ -83,7 +86,7 @@ def _given(job: Job, expert: Expert, dit: nn.Module) -> LoraFile | None:
 
 
 def _created(job: Job, given: LoraFile | None, dit: nn.Module, seed: int) -> lora.LoraNetwork:
-    """New adapters, as the options say or as `given` has them."""
+    """New adapters, shaped by the options or like those in `given`."""
     options, keys = job[Network], part(job.family, "keys")
     arguments = read_network_arguments(options.network_module, options.network_args)
     if given and options.dim_from_weights:
@@ -108,19 +111,19 @@ def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> l
     network = _created(job, given, dit, seed)
     if given:
         if options.dim_from_weights and options.network_dim is not None:
-            text = f"--network_dim {options.network_dim} is not used: --dim_from_weights takes the file's."
+            text = f"--network_dim {options.network_dim} is ignored: --dim_from_weights takes the rank of the file."
             say(Warning_(message=text))
         report_unmatched(given, say)
         if given.differences:
             text = f"{given.path.name} also changes {len(given.differences)} parameters in full, which is left out."
-            hint = "An adapter has no place for that: merge the file with --base_weights to keep it."
+            hint = "An adapter cannot hold that: merge the file with --base_weights to keep it."
             say(Warning_(message=f"--network_weights{expert.ending}: {text} {hint}"))
         network.load_state(to_default(given.modules))
     count = sum(parameter.numel() for parameter in network.parameters())
     kinds, ranks = " and ".join(network.kinds), ", ".join(map(str, network.ranks))
     say(Log(message=f"{kinds} of rank {ranks} on {len(network.paths)} modules, {count / 1e6:.1f} M parameters."))
     if "conv_dim" in arguments.values and not network.has_wide_convolutions:
-        say(Warning_(message="--network_args conv_dim changes nothing: no wide convolution of this model is adapted."))
+        say(Warning_(message="--network_args conv_dim has no effect: no wide convolution of this model is adapted."))
     if arguments.values.get("verbose"):
         for name, path in network.paths.items():
             say(Log(message=f"{name}: {path}"))

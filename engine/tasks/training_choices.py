@@ -123,7 +123,7 @@ def check_shared_base(job: Job) -> None:
     arguments = read_network_arguments(options.network_module, options.network_args)
     if arguments.create["decompose"] and not options.network_weights:
         raise OptionError(
-            "DoRA begins with the lengths of the base's weights, which no process has whole with --shard_base.",
+            "DoRA starts from the norms of the base's weights, which no process holds entirely with --shard_base.",
             "Leave out dora_wd=True in --network_args, or --shard_base.",
             names=("shard_base", "network_args"),
         )

@@ -1,4 +1,4 @@
-"""What a training reads: the caches to train on, those to validate on, and the batches made of them."""
+"""What a training reads: the caches to train and validate on, and the batches made from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .resuming import Start
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What is trained on, and for how long. `binding`: what makes this training the one it is (tasks/resuming.py)."""
+    """What is trained on, and for how long. `binding`: the options that identify this training (tasks/resuming.py)."""
 
     config: DatasetConfig
     loader: Loader
@@ -41,21 +41,21 @@ class TrainingData:
 
     @property
     def preserves_prior(self) -> bool:
-        """Whether there are clips that the model shall go on answering as it does without the LoRA."""
+        """Whether some clips are there to keep the model's answers as they are without the LoRA."""
         return self.loader.sampler.preserves_prior
 
     def item_names(self, epoch: int, first: int, count: int) -> list[str]:
-        """The cache files in some batches, for messages about them."""
+        """Names of the cache files in `count` batches of an epoch, for messages."""
         batches = self.loader.sampler.together(epoch)[first : first + count]
         return [item.latent_path.name for batch in batches for item in batch.items]
 
 
 def read_training_data(job: Job, start: Start, group: Group, say: Say, *, pin_memory: bool) -> TrainingData:
-    """The dataset file, the caches that it names, and what follows from how many there are. DataError."""
+    """Read the dataset file and its caches, and derive seed, steps and epochs. DataError."""
     training = job[Training]
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
-    seed = group.told_by_first(_seed(training.seed, start))
+    seed = group.broadcast(_seed(training.seed, start))
     items, validation = training_items(job, config, say)
     loader = loader_of(job, config, items, seed, group, pin_memory=pin_memory)
     steps, epochs = count_steps(
@@ -76,14 +76,14 @@ def read_training_data(job: Job, start: Start, group: Group, say: Say, *, pin_me
 
 
 def _seed(given: int | None, start: Start) -> int:
-    """That of the state where the training goes on; else the job's, or that of an earlier try, or a new one."""
+    """The seed of the state being resumed; else the job's, else that of an earlier attempt, else a new one."""
     if start.seed is not None and (start.state is not None or given is None):
         return start.seed
     return random.SystemRandom().randrange(2**32) if given is None else given
 
 
 def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[TrainItem], Validation | None]:
-    """What is trained on, and what is validated on. DataError."""
+    """The items to train on, and what to validate on. DataError."""
     options, wanted = part(job.family, "options"), job[ValidationOptions]
     names = {"architecture": options.ARCHITECTURE, "say": say, "family": job.family}
     items = load_items(config, **names)
@@ -98,9 +98,9 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
         _check_items(job, held, say)
         twice = {item.latent_path.resolve() for item in items} & {item.latent_path.resolve() for item in held}
         if twice and wanted.validation_dataset_config == job[Data].dataset_config:
-            say(Log(message="Validating on what is trained on: this shows what is learned by heart."))
+            say(Log(message="Validating on the training clips: this shows what has been memorised."))
         elif twice:
-            say(Warning_(message=f"{len(twice)} of the {len(held)} clips to validate on are trained on too."))
+            say(Warning_(message=f"{len(twice)} of the {len(held)} validation clips are also trained on."))
     held = choose(held, wanted.max_validation_steps, seed=wanted.validation_seed)
     say(Log(message=f"Clips to train on: {len(items)}, to validate on: {len(held)}."))
     return items, Validation(
@@ -116,7 +116,7 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
 def loader_of(
     job: Job, config: DatasetConfig, items: Sequence[TrainItem], seed: int, group: Group, *, pin_memory: bool
 ) -> Loader:
-    """What reads this process's batches of any epoch."""
+    """The loader of this process's batches, for any epoch."""
     sampler = BatchSampler(
         items,
         batch_sizes=[dataset.batch_size for dataset in config.datasets],

@@ -59,7 +59,7 @@ def within_memory(
     gc.collect()
     free_memory(device)
     forget_peaks(device)  # what is told of the job is what it took in the end
-    say(Warning_(message=f"{told} Going on with less: {less.flags}"))
+    say(Warning_(message=f"{told} Retrying with less: {less.flags}"))
     try:
         return task(go_on(less.job), say, control)
     except Exception as error:
@@ -81,7 +81,7 @@ def fitted(job: Job, device: torch.device, say: Say, *, held: int | None = None)
     """Choose, say what was chosen, and keep to --vram."""
     found = plan(job, limits=None if held is None else limits_at_start(job, held))
     say(event_of(found))
-    say(Log(message=verdict(found)) if found.fits else Warning_(message=f"{verdict(found)} It is tried."))
+    say(Log(message=verdict(found)) if found.fits else Warning_(message=f"{verdict(found)} Trying anyway."))
     told = asked_size(job)
     if told is not None:
         limit_memory(device, told - CONTEXT)

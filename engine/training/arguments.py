@@ -73,7 +73,7 @@ def check_names(flag: str, values: Iterable[str], wanted: Callable[..., Any], *,
     known = [name for name in known if name != "self" and name not in own]
     for name in values:
         if name in own:
-            raise OptionError(f"{flag}: {name} is set by its own option, not here.")
+            raise OptionError(f"{flag}: {name} is set by its own option.")
         near = nearest(name, known)
         if name not in known and (near or not open_ended):  # what takes any name still did not mean a misspelt one
             hint = near or f"It takes {', '.join(known)}."

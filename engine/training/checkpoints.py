@@ -64,7 +64,7 @@ class Checkpoints:
         if not name:
             raise OptionError("--output_name is missing.", "Give the LoRA a name, e.g. --output_name my_lora.")
         if Path(name).name != name:
-            raise OptionError(f"--output_name {name!r} is a path.", "The folder is --output_dir.")
+            raise OptionError(f"--output_name {name!r} is a path.", "Name the folder with --output_dir.")
         self.folder, self.name, self.keep = Path(folder), name, keep
         self.newest: Path | None = None  # the LoRA saved last, since this start
         self._say, self._on_saved, self._owner = say, on_saved, owner or Owner()
@@ -72,24 +72,23 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DiskError(f"--output_dir {folder} cannot be made ({error}).") from error
+            raise DiskError(f"--output_dir {folder} cannot be created ({error}).") from error
         if not os.access(self.folder, os.W_OK):
             raise DiskError(f"--output_dir {folder} is not writable.", "Choose another --output_dir.")
 
     def due_after_step(self, step: int) -> bool:
         """Whether `--save_every_n_steps` asks for a file now."""
-        return bool(self.keep.save_every_n_steps) and step % (self.keep.save_every_n_steps or 1) == 0
+        return is_due(step, self.keep.save_every_n_steps)
 
     def due_after_epoch(self, epoch: int, epochs: int) -> bool:
         """Whether `--save_every_n_epochs` asks for a file after `epoch` (from 1); the last epoch has its own file."""
-        every = self.keep.save_every_n_epochs
-        return bool(every) and epoch % (every or 1) == 0 and epoch < epochs
+        return is_due(epoch, self.keep.save_every_n_epochs) and epoch < epochs
 
     def save_step(
         self, parts: StateParts, position: Position, *, with_state: bool = False, stopping: bool = False
     ) -> Path:
         """Save after a step. `with_state`: the state too, whatever `--save_state` says, since somebody asked for it.
-        `stopping`: as well, but as one of those that go when newer ones have come."""
+        `stopping`: likewise, but as a passing state, removed when newer ones exist."""
         step, keep, every = position.step, self.keep, self.keep.save_every_n_steps
         due = self.due_after_step(step)
         kept = with_state or (keep.save_state and (due or not stopping))
@@ -104,8 +103,8 @@ class Checkpoints:
         return path
 
     def save_passing_state(self, parts: StateParts, position: Position) -> Path:
-        """Save a state alone, which goes when `--save_last_n_states` newer ones of its kind have come. One of this step
-        that is to stay is left as it is."""
+        """Save a state alone, to be removed once `--save_last_n_states` newer ones of its kind exist. A permanent state
+        of this step is left as it is."""
         there = self._state_folder(step_base(self.name, position.step))
         if self._is_to_stay(there):
             return there
@@ -179,6 +178,11 @@ class Checkpoints:
             shutil.rmtree(self._state_folder(base), ignore_errors=True)
 
 
+def is_due(number: int, every: int | None) -> bool:
+    """Whether something that happens after every `every` steps or epochs (None: never) happens after this one."""
+    return bool(every) and number % (every or 1) == 0
+
+
 def step_base(name: str, step: int | None) -> str:
     """File name without ending for a step; empty for None."""
     return "" if step is None else f"{name}-step{step:08d}"
@@ -190,7 +194,7 @@ def epoch_base(name: str, epoch: int | None) -> str:
 
 
 def old_step(step: int, every: int, last: int | None) -> int | None:
-    """The step whose file goes when `step` is saved: the newest multiple of `every` more than `last` steps back."""
+    """The step whose file is removed when `step` is saved: the newest multiple of `every` over `last` steps back."""
     if not last:
         return None
     gone = step - last - 1
@@ -199,7 +203,7 @@ def old_step(step: int, every: int, last: int | None) -> int | None:
 
 
 def old_epoch(epoch: int, every: int, last: int | None) -> int | None:
-    """The epoch whose file goes when `epoch` is saved; `last` counts saved files."""
+    """The epoch whose file is removed when `epoch` is saved; `last` counts saved files."""
     if not last:
         return None
     gone = epoch - every * last

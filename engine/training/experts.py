@@ -1,9 +1,8 @@
-"""Models that share the noise levels and take turns in training: who is next, and levels that are its own.
+"""Experts split the noise levels and take turns in training: which one is next, and the levels it trains at.
 
-One of them trains in an optimizer step, since exchanging their weights costs time. Who, is drawn: a level as any step
-without experts would have it falls into somebody's range. Every sample of the step then gets a level of its own from
-that range, drawn again and again until it lies inside, so that over the training each level comes as often as
-`--timestep_sampling` says and no sample is left out.
+One expert trains per optimizer step, since exchanging weights costs time. It is chosen by drawing a level as usual and
+taking the expert whose range it falls into. Then a level within that range is drawn for every sample of the step, by
+rejection, so that over the training each level comes up as often as `--timestep_sampling` says and no sample is lost.
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ _LEAST_ROUND = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedExperts:
-    """`starts` are the lowest sigma of each, ascending from 0; `names` are for the log; `use(number)` brings one in."""
+    """`starts`: the lowest sigma of each expert, ascending from 0; `names`: for the log; `use(number)` brings one
+    in."""
 
     starts: Sequence[float]
     names: Sequence[str]
     use: Callable[[int], None]
 
     def bounds(self, number: int) -> tuple[float, float]:
-        """The levels of one: from the first, up to but without the second."""
+        """Its range of sigmas: from the first value up to, but not including, the second."""
         return self.starts[number], [*self.starts, math.inf][number + 1]
 
 
 def choose_expert(
     sampling: SigmaSampling, starts: Sequence[float], *, latent_size: tuple[int, int], generator: torch.Generator
 ) -> int:
-    """Whose turn it is: each as often as levels fall into its range. `latent_size` as for `draw`."""
+    """The number of the expert to train: each as often as levels fall into its range. `latent_size` as for `draw`."""
     sigma_B, _ = draw(sampling, count=1, latent_size=latent_size, generator=generator)
     return bisect_right(starts, sigma_B.item()) - 1
 
@@ -54,9 +54,9 @@ def draw_within(
     generator: torch.Generator,
     uniform_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `draw`, but only sigmas within `bounds`, the second excluded: what falls outside is drawn anew.
+    """As `draw`, but only sigmas within `bounds`, upper end excluded: those outside are drawn again.
 
-    Stratified uniforms of the batch count for the first round only.
+    `uniform_B`, the stratified uniforms of the batch, count in the first round only.
     """
     low, high = bounds
     sigma_B, timestep_B = draw(sampling, count=count, latent_size=latent_size, generator=generator, uniform_B=uniform_B)

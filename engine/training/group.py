@@ -1,8 +1,8 @@
-"""The processes of one training: how they find each other, and the few things that they tell each other.
+"""The processes of one training: how they find each other, and the little that they exchange.
 
-Gradients are averaged by one exchange a step, over the adapters alone, which streaming, checkpointing and compilation
-need not know of. Given up: DistributedDataParallel. It would have to wrap the whole frozen model, exchanges after
-every micro-batch unless told otherwise, and waits for every parameter, also of a process that has no batch left.
+Gradients are averaged in one exchange per step, for the adapters alone; streaming, checkpointing and compilation need
+not know of it. Given up: DistributedDataParallel. It would have to wrap the whole frozen model, exchanges after every
+micro-batch unless told otherwise, and waits for every parameter, even of a process that has no batch left.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 def is_first_process() -> bool:
-    """Whether this is number 0 of a training's processes, or alone."""
+    """Whether this is process 0 of a training, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join(device: torch.device, *, mixed_precision: str, timeout_minutes: int) -> Accelerator:
-    """Meet the other processes, if the environment names any, and return what computes on `device` from now on.
+    """Join the other processes, if the environment names any, and return the accelerator for `device`.
 
-    `timeout_minutes`: how long one may keep the others waiting.
+    `timeout_minutes`: how long one process may keep the others waiting.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate and NCCL take the current one
@@ -46,22 +46,23 @@ def join(device: torch.device, *, mixed_precision: str, timeout_minutes: int) ->
 
 
 class SharedBase(Protocol):
-    """The model, where the processes share out its weights and all of them are needed to run it.
+    """The model, where its weights are split over the processes, so that all of them are needed to run it.
 
-    memory/sharing.py has one. `gathered` tells what was put together so far, in which order: the same in all of them.
+    Implemented in memory/sharing.py. `gathered` hashes which blocks were put together in which order, which must agree
+    in all processes.
     """
 
     gathered: int
 
     def led(self) -> contextlib.AbstractContextManager[None]:
-        """Around what some do with it, number 0 among them."""
+        """Around what some processes, number 0 among them, do with the model."""
 
     def follow(self) -> None:
-        """What the others do meanwhile."""
+        """What the other processes do meanwhile: hand over their parts until it is done."""
 
 
 class Group:
-    """This training's processes, counted from 0. Number 0 says and saves. Alone nothing here costs anything."""
+    """This training's processes, counted from 0. Number 0 reports and saves. With one process everything is a no-op."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -73,7 +74,7 @@ class Group:
         return self.number == 0
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, all of them in one exchange."""
+        """Replace each tensor by its sum over the processes, in a single exchange."""
         if self.count == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -83,7 +84,7 @@ class Group:
             tensor.copy_(total.view_as(tensor))
 
     def add_up_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """The mean over all processes' micro-batches: each has divided by their number already."""
+        """Sum the gradients. As each process has divided by the number of all micro-batches, this is their mean."""
         if self.count == 1:
             return
         learning = [parameter for parameter in parameters if parameter.requires_grad]  # not those of idle experts
@@ -93,23 +94,23 @@ class Group:
         self.add_up([parameter.grad for parameter in learning])  # type: ignore[misc]
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite each tensor with number 0's."""
+        """Overwrite each tensor with that of process 0."""
         if self.count > 1:
             with _broken_means_lost():
                 for tensor in tensors:
                     distributed.broadcast(tensor, src=0)
 
     def gather(self, whole: Tensor, part: Tensor) -> None:
-        """Fill `whole` with the parts of all processes, one after the other."""
+        """Fill `whole` with the parts of all processes, in their order."""
         exchange = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # torch < 2.13
         with _broken_means_lost():
             exchange(whole, part)
 
     @contextlib.contextmanager
     def first(self, count: int, shared: SharedBase | None) -> Iterator[bool]:
-        """Around what the first `count` processes (at least one) do with the model: whether this is one of them.
+        """Around what the first `count` processes (at least one) do with the model; yields whether this is one of them.
 
-        Where it is shared out, the others are kept in here until that is done.
+        Where the model is `shared`, the others stay in here and help until that is done.
         """
         mine = self.number < count
         if shared is None or count >= self.count:
@@ -122,23 +123,23 @@ class Group:
             yield False
 
     def rounds(self, count: int, shared: SharedBase | None) -> Iterator[int]:
-        """Which of `count` passes through the model are this process's, one after the other; each is made meanwhile."""
+        """The numbers of this process's passes through the model, of `count` in all; run each as it is yielded."""
         for first in range(0, count, self.count):
             with self.first(count - first, shared) as mine:
                 if mine:
                     yield first + self.number
-        if shared is not None and self.told_by_first(shared.gathered) != shared.gathered:
-            raise RuntimeError("the processes ran different blocks, and put parts together that are none of one block")
+        if shared is not None and self.broadcast(shared.gathered) != shared.gathered:
+            raise RuntimeError("the processes ran different blocks, so parts of different blocks were put together")
 
-    def told_by_first(self, value: T) -> T:
-        """Number 0's value, which may be any plain one."""
+    def broadcast(self, value: T) -> T:
+        """Process 0's `value`, in every process. Any value that pickle takes."""
         if self.count == 1:
             return value
         with _broken_means_lost():
             return broadcast_object_list([value])[0]
 
     def leave(self) -> None:
-        """Part from the others, when all have come so far."""
+        """Leave the group once all processes have come here."""
         if self.count > 1:
             with _broken_means_lost():
                 self._accelerator.wait_for_everyone()
@@ -156,6 +157,6 @@ def _broken_means_lost() -> Iterator[None]:
             raise
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ProcessLost(
-            f"The processes of this training lost each other: {first_line}",
-            "One of them ended or did not answer in time (--ddp_timeout). What it said stands above or in log.txt.",
+            f"The processes of this training lost contact: {first_line}",
+            "One of them ended or did not answer in time (--ddp_timeout). Its last words are above or in log.txt.",
         ) from error

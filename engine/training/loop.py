@@ -1,11 +1,11 @@
 """The training loop: the only one, for every family and every job.
 
-It knows batches as dictionaries with "latents", a velocity function, and the parts handed to it (`setup.py`); no
-family, no option, no file format. Every random draw is seeded from (seed, step, micro-batch), so a resumed training
-continues bit for bit, neither sampling nor data loading can disturb it, and several processes do what one would do
-with as much more accumulation. It waits for the GPU once an optimizer step. Given up: accelerate's own accumulation
-and data sharding, which cannot say where in an epoch they are; the caller's `batches` yields what this process is to
-train on.
+It knows batches (dictionaries with "latents"), a velocity function and the parts in `Setup`; it knows no family, no
+option and no file format. Every random draw is seeded from (seed, step, micro-batch), so a resumed training continues
+bit for bit, neither sampling nor data loading can disturb it, and N processes compute exactly what one process would
+with N times the accumulation. It synchronises with the GPU once per optimizer step. Given up: accelerate's own
+accumulation and data sharding, which cannot say where in an epoch they are; instead `Setup.batches` yields what this
+process is to train on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..contract.errors import DataError, OptionError
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
 from ..ops.randomness import undisturbed_randomness
 from .broken_step import StepWatch, where_memory_runs_out
+from .checkpoints import is_due
 from .experts import ALL_LEVELS, choose_expert
 from .fused_backward import FusedBackward
 from .group import Group
@@ -31,30 +32,30 @@ from .guard import Fault, Guard
 from .micro_batch import drawn_error
 from .requests import Requests
 from .schedules import rates_by_name
-from .setup import Batch, Outcome, Settings, Setup, count_steps, fitting, step_seed
+from .setup import Batch, Outcome, Settings, Setup, count_steps, starting_position, step_seed
 from .states import Position
 from .tally import Measured, Tally
 from .validation import validation_losses
 from .watch import Watch, Window
 
 __all__ = ["Outcome", "Settings", "Setup", "count_steps", "step_seed", "train"]
-WEIGHT_NORM_EVERY = 10  # steps: it takes a few small products for each module
+WEIGHT_NORM_EVERY = 10  # steps: the norm costs a few small matrix products per adapted module
 
 
 def train(setup: Setup, settings: Settings, *, start: Position | None = None) -> Outcome:
-    """Train until `max_steps`, or until a stop is asked for; everything is saved when it returns.
+    """Train until `max_steps` or a requested stop; everything is saved by the time it returns.
 
-    `start` is where a loaded state goes on. OptionError when the loss stays without a finite value.
+    `start` is the position stored in a loaded state. OptionError when too many steps in a row had to be skipped.
     """
     assert setup.accelerator.gradient_accumulation_steps == 1
     with warnings.catch_warnings():
-        # A skipped first step (overflow, not finite) is meant: the schedule follows the step number all the same.
+        # Skipping the first step (overflow, not finite) is intended: the schedule counts it all the same.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
         return _Training(setup, settings, start).run()
 
 
 class _Training:
-    """One run of the loop and where it is."""
+    """One run of the loop, and its position in the training."""
 
     def __init__(self, setup: Setup, settings: Settings, start: Position | None) -> None:
         self.setup, self.settings, self.accelerator = setup, settings, setup.accelerator
@@ -66,20 +67,21 @@ class _Training:
         self.together = settings.accumulation * self.group.count  # micro-batches in a step
         self.steps_per_epoch = math.ceil(setup.batches_per_epoch / self.together)
         self.epochs = math.ceil(settings.max_steps / self.steps_per_epoch)
-        start, note = fitting(start or Position(seed=settings.seed), setup.batches_per_epoch, self.together)
+        start = start or Position(seed=settings.seed)
+        start, note = starting_position(start, setup.batches_per_epoch, self.together)
         if note:
             self._say(Warning_(message=note))
         self.step, self.epoch, self.batch, self.seed = start.step, start.epoch, start.batch, start.seed
         stored = start.guards or [{} for _ in (setup.experts.names if setup.experts else [""])]
         factor, patience = settings.exploding_loss_factor, settings.max_not_finite_steps
-        self.guards = [Guard(factor=factor, patience=patience, stored=each) for each in stored]  # of each expert
+        self.guards = [Guard(factor=factor, patience=patience, stored=each) for each in stored]  # one per expert
         self.watch = Watch(start.watch)
         self.tally = Tally(setup.accelerator.device)
         self.requests = Requests(setup, settings, self.group)
         self.expert, self.bounds = 0, ALL_LEVELS
         self.window = Window(setup.batches_per_epoch, start.losses)
         self.first_step = start.step
-        self.stopping = False  # asked for while samples were made
+        self.stopping = False  # a stop was requested while samples were being made
         self.meter = Meter(self._shifted, total=settings.max_steps - start.step, unit="steps", label="Training")
 
     @property
@@ -99,12 +101,12 @@ class _Training:
 
     @property
     def guard(self) -> Guard:
-        """That of the expert that trains."""
+        """The guard of the expert being trained."""
         return self.guards[self.expert]
 
     @property
     def exploding(self) -> bool:
-        """Whether to wait with saving what is due: it would push out what is good."""
+        """Whether scheduled saves must wait: they would displace the last good ones."""
         return any(guard.exploding for guard in self.guards)
 
     # --- events
@@ -114,7 +116,7 @@ class _Training:
             self.setup.say(event)
 
     def _shifted(self, event: Event) -> None:
-        """The meter counts this run's steps, so that the rate is right; people count the training's."""
+        """The meter counts the steps of this run, to get the rate right; shift them to steps of the whole training."""
         if isinstance(event, Progress) and event.total is not None:
             first = self.first_step
             event = replace(event, done=event.done + first, total=event.total + first)
@@ -147,12 +149,12 @@ class _Training:
         self._say(Stage(name="Training", message=f"{settings.max_steps} steps, {self.epochs} epochs"))
         self.group.copy_from_first([parameter.data for parameter in self.parameters])
         if self.setup.ema is not None and self.setup.ema.begin() and self.step:
-            self._say(Log(message=f"The state has no average of the LoRA: it begins with step {self.step}."))
+            self._say(Log(message=f"The state holds no average of the LoRA: averaging starts at step {self.step}."))
         if self.step >= settings.max_steps:
-            text = f"The state has {self.step} of {settings.max_steps} steps already"
-            self._say(Warning_(message=f"{text}: nothing is left to train. Raise --max_train_steps to go on."))
+            text = f"The state is already at step {self.step} of {settings.max_steps}"
+            self._say(Warning_(message=f"{text}: there is nothing left to train. Raise --max_train_steps to continue."))
         elif self.step:
-            self._say(Log(message=f"Going on after step {self.step}, in epoch {self.epoch + 1}."))
+            self._say(Log(message=f"Resuming after step {self.step}, in epoch {self.epoch + 1}."))
         else:
             self._validate()
             if settings.sample_at_first:
@@ -165,7 +167,7 @@ class _Training:
         return Outcome(step=self.step, epoch=epoch, loss_average=self.window.mean, path=path, stopped=stopped)
 
     def _run_epoch(self) -> Path | None:
-        """The rest of the current epoch. A path when a stop was asked for and everything is saved there."""
+        """Train the rest of the current epoch. Returns the saved LoRA if a stop was requested, else None."""
         setup = self.setup
         batches = iter(setup.batches(self.epoch, self.batch))
         try:
@@ -179,17 +181,16 @@ class _Training:
                     return saved
         finally:
             if isinstance(batches, Generator):
-                batches.close()  # ends the threads that read ahead
+                batches.close()  # ends the read-ahead threads
         self._end_epoch()
         return None
 
     def _end_epoch(self) -> None:
-        """What an epoch's end brings. An epoch cut short by `max_steps` keeps its place, for a longer training."""
+        """Save, validate and sample as due. An epoch cut short by `max_steps` keeps its place, for a later resume."""
         epoch = self.epoch + 1
         self._log({"loss/epoch": self.window.epoch_mean}, epoch)
-        every = self.settings.sample_every_n_epochs
         saving = self.setup.checkpoints.due_after_epoch(epoch, self.epochs) and not self.exploding
-        sampling = bool(every) and epoch % (every or 1) == 0
+        sampling = is_due(epoch, self.settings.sample_every_n_epochs)
         validation = self.setup.validation
         validating = validation is not None and validation.due_after_epoch(epoch)
         if self.batch >= self.setup.batches_per_epoch:
@@ -207,7 +208,7 @@ class _Training:
     # --- one optimizer step
 
     def _train_step(self, batches: Iterator[Batch], count: int) -> None:
-        """One optimizer step on `count` micro-batches, of which this process has its share, at the end maybe none."""
+        """One optimizer step on `count` micro-batches. This process takes its share: near an epoch's end maybe none."""
         self.tally.clear()
         mine = range(self.group.number, count, self.group.count)
         batch = next(batches, None) if mine else None
@@ -215,12 +216,12 @@ class _Training:
         for number in self.group.rounds(count, self.setup.shared):
             batch = batch if number == mine[0] else next(batches, None)
             if batch is None:
-                raise DataError("The data ended before its epoch did.", "Were cache files removed while training?")
+                raise DataError("The data ran out before the epoch ended.", "Were cache files removed while training?")
             loss = self._loss(batch, number)
-            if self.fused is None or self._may_be_taken(loss):
+            if self.fused is None or self._is_sound(loss):
                 self.accelerator.backward(loss / count)
         measured = self.tally.take(self.group, self._clip_gradients(), count=count)
-        # With a loss scaler an overflow of the gradients is ordinary: the scaler skips the step and scales down.
+        # With a loss scaler, overflowing gradients are routine: the scaler skips the step and scales down.
         scaled = self.accelerator.scaler is not None
         fault = self.guard.fault(measured, scaled=scaled)
         if fault is None and self.fused is None:
@@ -242,7 +243,7 @@ class _Training:
         self.meter.advance()
 
     def _clip_gradients(self) -> Tensor:
-        """The norm that all of them had together. With a fused backward pass they are gone already."""
+        """Clip, and return the total norm before clipping. A fused backward pass has already consumed the gradients."""
         if self.fused is not None:
             return self.fused.take_norm()
         self.setup.optimizer.gather()
@@ -250,7 +251,7 @@ class _Training:
         return self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
 
     def _take_turn(self, batch: Batch | None) -> None:
-        """Of several experts, bring in the one that trains in this step: the same in all processes."""
+        """With several experts, bring in the one to train in this step: the same one in every process."""
         experts, number = self.setup.experts, 0
         if experts is None:
             return
@@ -261,7 +262,7 @@ class _Training:
                 latent_size=(batch["latents"].shape[-2], batch["latents"].shape[-1]),
                 generator=torch.Generator().manual_seed(step_seed(self.seed, self.step, -1)),
             )
-        self.expert = self.group.told_by_first(number)
+        self.expert = self.group.broadcast(number)
         self.bounds = experts.bounds(self.expert)
         experts.use(self.expert)
 
@@ -271,8 +272,8 @@ class _Training:
         drawn = drawn_error(self.setup, self.settings.sampling, batch, seed=seed, bounds=self.bounds)
         return self.tally.add(number, drawn)
 
-    def _may_be_taken(self, loss: Tensor) -> bool:
-        """With a fused backward pass there is no way back afterwards, and the step is this micro-batch alone."""
+    def _is_sound(self, loss: Tensor) -> bool:
+        """Judge the loss before a fused backward pass, which cannot be undone. Such a step is a single micro-batch."""
         return self.guard.fault(self.tally.take(self.group, torch.zeros_like(loss), count=1)) is None
 
     def _report(self, measured: Measured, rates: dict[str, float]) -> None:
@@ -305,25 +306,25 @@ class _Training:
         self._say(Warning_(message=f"Step {self.step}: {fault.text}; the step was skipped.{named}"))
         if self.guard.gives_up:
             kept = self.setup.checkpoints.newest if self.guard.exploding else self._save_step(stopping=True)
-            raise self.guard.surrender(self.step, named=named, kept=self.group.told_by_first(str(kept or "")))
+            raise self.guard.surrender(self.step, named=named, kept=self.group.broadcast(str(kept or "")))
 
     # --- between two steps
 
     def _after_step(self) -> Path | None:
-        """Save and sample where it is due or asked for. A path when a stop was asked for and everything is saved."""
-        checkpoints, every = self.setup.checkpoints, self.settings.sample_every_n_steps
+        """Validate, save and sample as due or requested. Returns the saved LoRA if a stop was requested, else None."""
+        checkpoints = self.setup.checkpoints
         stop, save, sample, state = self.requests.take()
         stop = stop and self.step < self.settings.max_steps
         due = checkpoints.due_after_step(self.step) and not self.exploding
         state = state and not self.exploding
         validation = self.setup.validation
         validating = not stop and validation is not None and validation.due_after_step(self.step)
-        sampling = not stop and (sample or (bool(every) and self.step % (every or 1) == 0))
+        sampling = not stop and (sample or is_due(self.step, self.settings.sample_every_n_steps))
         if not (stop or save or due or state or sampling or validating):
             return None
         path = None
         if validating:
-            self._validate()  # first, so that the state knows of it
+            self._validate()  # first, so that a saved state includes it
         if stop or save or due:
             path = self._save_step(with_state=save, stopping=stop)
         elif state:
@@ -348,18 +349,18 @@ class _Training:
         self.requests.state_saved()
 
     def _save(self, save: Callable[[], Path]) -> Path:
-        """Written once; the others wait in the next step's exchange. What is broken never replaces what is good."""
+        """Save in process 0; the others wait in the next step's exchange. Weights that are not finite are refused."""
         if not self.group.leads:
             return Path()
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             raise OptionError(
-                f"The LoRA's weights are not finite numbers any more after step {self.step}. They were not saved.",
-                "What was saved before is good. Start again with a lower --learning_rate, or --max_grad_norm 1.",
+                f"After step {self.step} the LoRA's weights are no longer finite numbers. They were not saved.",
+                "Earlier saves are good. Start again with a lower --learning_rate, or with --max_grad_norm 1.",
             )
         return save()
 
     def _keep_what_is_done(self) -> None:
-        """Memory ran out within a step: the steps before it are saved, so that less memory can go on from there.
+        """Memory ran out during a step: save the steps before it, so that a retry with less memory resumes there.
 
         Some parameters may have taken this step already, with a fused backward pass or where the optimizer's own step
         broke off: then what is on disk has to do.
@@ -369,34 +370,34 @@ class _Training:
             self._save_passing_state()
 
     def _validate(self) -> None:
-        """The loss on what is not trained on; the training goes on as if nothing had been."""
+        """Report the loss on held-out clips. Leaves no trace in the training."""
         if self.setup.validation is None:
             return
         self._modes(training=False)
-        with self._looking():
+        with self._evaluating():
             self._tell(validation_losses(self.setup, self.setup.validation, self.group, say=self._say))
 
     def _sample(self, epoch: int | None) -> None:
-        """Make samples, and go on as if nothing had been; a stop asked for meanwhile is seen before the next step."""
+        """Make samples. Leaves no trace in the training; a stop requested meanwhile is obeyed before the next step."""
         if self.setup.on_sample is None:
-            self._say(Warning_(message="There is nothing to make samples of: --sample_prompts was not given."))
+            self._say(Warning_(message="No samples can be made: --sample_prompts was not given."))
             return
         self._modes(training=False)
         with self.group.first(1, self.setup.shared) as mine:
             if mine:
-                with self._looking(), torch.no_grad():
+                with self._evaluating(), torch.no_grad():
                     self.setup.on_sample(self.step, epoch)
-        self.stopping = self.group.told_by_first(self.setup.control.stop_requested)
+        self.stopping = self.group.broadcast(self.setup.control.stop_requested)
         self._say(Stage(name="Training", message=f"{self.step} of {self.settings.max_steps} steps are done"))
 
     @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Around what looks at the LoRA, or at its average if there is one, and leaves everything as it was."""
+    def _evaluating(self) -> Iterator[None]:
+        """Show the LoRA, or its average if there is one; pause the clock and restore the random state afterwards."""
         averaged = nullcontext() if self.setup.ema is None else self.setup.ema.shown()
         with self.meter.paused(), undisturbed_randomness(self.accelerator.device), averaged:
             yield
 
     def _modes(self, *, training: bool) -> None:
-        """Dropout, and the weights that a schedule-free optimizer keeps apart for training and for use."""
+        """Switch dropout, and the weights of a schedule-free optimizer, which differ between training and use."""
         self.setup.network.train(training)
         (self.setup.optimizer.train if training else self.setup.optimizer.eval)()

@@ -1,6 +1,6 @@
-"""One micro-batch of a training step: the noise and the noise levels that are drawn for it, and its error.
+"""One micro-batch of a training step: draw its noise levels and noise, and compute its error.
 
-All draws follow from one seed, so it does not matter which process has the micro-batch, nor what happened before.
+All draws follow from one seed, so neither the process that has the micro-batch nor anything before it matters.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from .step import flow_error, prior_error, to_device
 
 
 class Drawn(NamedTuple):
-    """`loss` has a gradient; `sigma_B` is on the CPU; `error_B` is each sample's squared error, weighted.
+    """What one micro-batch comes to: means over each sample's elements, float32, on the device unless noted.
 
-    `plain_B` is the same without the weight, `idle_B` what it would be for a model that answers zero. `strayed`: where
-    the batch is to be answered as without the LoRA, the mean squared difference from that answer, weighted; else None.
+    `loss`: a scalar with a gradient. `sigma_B`: 0..1, on the CPU. `error_B`: each sample's squared error times its
+    weight. `plain_B`: the same unweighted. `idle_B`: what a model that always answers zero would score, unweighted.
+    `strayed`: for a batch of prior preservation, the weighted squared distance from the base model's answer, else None.
     """
 
     loss: Tensor
@@ -34,7 +35,7 @@ class Drawn(NamedTuple):
 def drawn_error(
     setup: Setup, sampling: SigmaSampling, batch: Batch, *, seed: int, bounds: tuple[float, float]
 ) -> Drawn:
-    """Noise a batch and let the model in use, which works at the sigmas within `bounds`, take it away again."""
+    """Noise a batch at sigmas within `bounds`, the range of the expert in use, and compare what the model predicts."""
     device = setup.accelerator.device
     torch.manual_seed(seed)  # dropout
     latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32, non_blocking=True)

@@ -222,7 +222,7 @@ def choose_optimizer(
     chosen.trial(rates)
     if not chosen.step_alone(torch.device(device)) and fused:
         raise OptionError(
-            f"--fused_backward_pass moves one parameter at a time, but {chosen.wanted.__name__} looks at all together.",
+            f"--fused_backward_pass updates one parameter at a time, but {chosen.wanted.__name__} needs all together.",
             "Leave out --fused_backward_pass, or choose e.g. --optimizer_type AdamW, Adafactor, CAME, Lion or Muon.",
         )
     return chosen

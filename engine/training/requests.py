@@ -1,4 +1,4 @@
-"""What a running training is asked for between two steps: by the person, by a signal, or by the clock."""
+"""What a running training is asked to do between two steps: by the person, a signal, or the clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Asked(NamedTuple):
 
 
 class Requests:
-    """Asks the first process, which alone hears and has the clock that counts, and tells all."""
+    """Collects requests in process 0, which alone hears them and keeps the time, and passes them to all."""
 
     def __init__(self, setup: Setup, settings: Settings, group: Group) -> None:
         self._control: Control = setup.control
@@ -28,18 +28,18 @@ class Requests:
         self._started_s = self._state_saved_s = setup.clock()
 
     def take(self) -> Asked:
-        """What was asked for since the last call; a stop stays asked for."""
+        """What was requested since the last call. A stop stays requested."""
         control, every = self._control, self._settings.save_state_every_minutes
         if self._group.leads and self._time_is_over() and not control.stop_requested:
             limit = f"--max_train_minutes {self._settings.max_minutes:g}"
-            self._say(Log(message=f"{limit} are over: saving."))
+            self._say(Log(message=f"{limit} are up: saving."))
             control.request_stop()
         state = bool(every) and self._clock() - self._state_saved_s >= 60 * every
         asked = Asked(control.stop_requested, control.take_save(), control.take_sample(), state)
-        return self._group.told_by_first(asked)
+        return self._group.broadcast(asked)
 
     def state_saved(self) -> None:
-        """The clock for states begins anew."""
+        """Restart the clock for `save_state_every_minutes`."""
         self._state_saved_s = self._clock()
 
     def _time_is_over(self) -> bool:

@@ -125,7 +125,7 @@ def take_rates(scheduler: LRScheduler | HeldRate, optimizer: torch.optim.Optimiz
     if not isinstance(scheduler, LambdaLR):
         raise OptionError(
             f"--learning_rate cannot be changed in the middle of a training with {type(scheduler).__name__}.",
-            "Give the one that it began with.",
+            "Give the one that it started with.",
         )
     scheduler.base_lrs = list(rates)
     for group, rate, shape in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
@@ -241,7 +241,7 @@ def _stable(schedule: Schedule, warmup: int, total: int, extras: dict[str, Any])
     stable = total - warmup - decay
     if stable < 0:
         raise OptionError(
-            f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} are more than the {total} steps of the training."
+            f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} exceed the {total} steps of the training."
         )
     rise, fall = str(extras.get("warmup_type", "linear")), str(extras.get("decay_type", "cosine"))
     for key, kind in (("warmup_type", rise), ("decay_type", fall)):
@@ -286,7 +286,7 @@ def _piecewise(extras: dict[str, Any]) -> Factor:
 def _rex(schedule: Schedule, warmup: int, total: int, extras: dict[str, Any]) -> Factor:
     """Reflected exponential: starts at the full rate and bends down to the least one, after a linear warm-up."""
     if warmup > total:
-        raise OptionError(f"--lr_warmup_steps {warmup} is more than the {total} steps of the training.")
+        raise OptionError(f"--lr_warmup_steps {warmup} exceeds the {total} steps of the training.")
     least = 0.01 if schedule.min_ratio is None else schedule.min_ratio
     alpha, beta = float(extras.get("rex_alpha", 0.1)), float(extras.get("rex_beta", 0.9))
     span = total - warmup
@@ -306,7 +306,7 @@ def _from_class(schedule: Schedule, optimizer: torch.optim.Optimizer) -> LRSched
     """`--lr_scheduler_type`: a class of torch.optim.lr_scheduler, or any dotted path."""
     wanted = find_class("--lr_scheduler_type", schedule.class_path, home="torch.optim.lr_scheduler")
     if issubclass(wanted, ReduceLROnPlateau):
-        raise OptionError("--lr_scheduler_type ReduceLROnPlateau needs a validation loss, which there is not.")
+        raise OptionError("--lr_scheduler_type ReduceLROnPlateau needs a validation loss, which is not available.")
     arguments = parse_arguments("--lr_scheduler_args", schedule.arguments)
     check_names("--lr_scheduler_args", arguments, wanted, own=("optimizer",))
     try:
@@ -321,7 +321,7 @@ def _from_class(schedule: Schedule, optimizer: torch.optim.Optimizer) -> LRSched
 def _adafactor(schedule: Schedule, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """`adafactor:0.001`: reports the rate that Adafactor chooses by itself, and the given one before the first step."""
     if type(optimizer).__name__ != "Adafactor":
-        raise OptionError("--lr_scheduler adafactor goes only with --optimizer_type Adafactor.")
+        raise OptionError("--lr_scheduler adafactor only works with --optimizer_type Adafactor.")
     _no_warmup("adafactor", steps_of("--lr_warmup_steps", schedule.warmup, 1))
     _, _, text = schedule.name.partition(":")
     try:

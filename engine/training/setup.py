@@ -1,4 +1,4 @@
-"""What a training is set up with: the parts and the numbers that the loop is given, and what it gives back."""
+"""What the training loop is given (its parts and its numbers), and what it returns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Numbers of the loop. `max_steps` are optimizer steps; `accumulation` micro-batches of each process make one.
-    `max_minutes` count from this start on; 0 for `save_state_every_minutes` is never; `exploding_loss_factor` and
-    `max_not_finite_steps` are the guard's (training/guard.py)."""
+    """Numbers of the loop.
+
+    `max_steps` counts optimizer steps, each made of `accumulation` micro-batches per process. `max_minutes` counts from
+    this start, not from the training's first one. `save_state_every_minutes` 0: never. `exploding_loss_factor` and
+    `max_not_finite_steps` belong to the guard (training/guard.py).
+    """
 
     max_steps: int
     seed: int
@@ -54,22 +57,23 @@ class Settings:
 class Setup:
     """The parts of a training.
 
-    An epoch is a row of micro-batches, `batches_per_epoch` of them, in an order that depends on nothing but the epoch;
-    of several processes each takes every n-th. `batches(epoch, first)` yields this one's of an epoch (from 0), counted
-    from number `first` of the row. A batch has "latents" (BCTHW), and may have "timesteps" (uniforms 0..1 of
-    `--num_timestep_buckets`). With `prior`, which is the model without what is trained, it may have "prior": whether it
-    shall go on answering like that, its loss times `prior_weight`. Latents times `latent_scale` are what the model
-    takes.
-    `item_names(epoch, first, count)` names what some batches of the row hold.
-    `velocity(noisy_BCTHW, timestep_B, cond)` runs the model. `on_sample(step, epoch)` makes
-    samples, in the first process; epoch (from 1, 0 before training) is None when a step is the reason.
-    `experts`: of several models that share the noise levels, `velocity` runs the one that was last brought in, and
-    parameters that belong to the others have `requires_grad` off.
-    `shared`: the model, where processes share out its weights: they run it together, whether they need it or not.
-    `ema` averages what is trained: samples and validation see the average.
-    `history` is what a training that goes on shall know of before: something with state_dict() and load_state_dict().
-    `clock` counts seconds, from anywhere.
-    The accelerator must be made with gradient_accumulation_steps=1: the loop accumulates by itself.
+    An epoch is a row of `batches_per_epoch` micro-batches, in an order that depends on nothing but the epoch; of P
+    processes each takes every P-th. `batches(epoch, first)` yields this process's share of an epoch (counted from 0),
+    starting at number `first` of the row. A batch has "latents" (BCTHW; the model takes them times `latent_scale`). It
+    may have "timesteps" (uniforms 0..1, for `--num_timestep_buckets`) and "prior": true where the LoRA must leave the
+    base model's answer, `prior`, unchanged; such a loss counts `prior_weight` times.
+    `item_names(epoch, first, count)` names the items in `count` batches of the row.
+    `velocity(noisy_BCTHW, timestep_B, cond)` runs the model.
+    `on_sample(step, epoch)` makes samples, in process 0. `epoch` counts from 1 and is 0 before training; it is None
+    when a step, not the end of an epoch, was the reason.
+    `experts`: several models that split the noise levels. `velocity` runs the one brought in last; parameters of the
+    others have `requires_grad` off.
+    `shared`: the model, where its weights are split over the processes. They have to run it together, even a process
+    that has no use for the result.
+    `ema` averages the trained weights; samples and validation see the average.
+    `history` is saved with each state and loaded on resume: something with state_dict() and load_state_dict().
+    `clock` counts seconds from an arbitrary origin.
+    The accelerator must be made with gradient_accumulation_steps=1: the loop does its own accumulation.
     """
 
     accelerator: Accelerator
@@ -111,7 +115,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a training ended. `path` is the LoRA saved last; `epoch` counts from 1."""
+    """How a training ended. `path` is the last LoRA saved; `epoch` counts from 1."""
 
     step: int
     epoch: int
@@ -123,9 +127,9 @@ class Outcome:
 def count_steps(
     batches_per_epoch: int, *, accumulation: int, max_train_steps: int, max_train_epochs: int | None
 ) -> tuple[int, int]:
-    """(optimizer steps, epochs) of a training; `max_train_epochs` wins. The last group of an epoch may be smaller.
+    """(optimizer steps, epochs) of a training; `max_train_epochs` wins. The last step of an epoch may be smaller.
 
-    `accumulation`: micro-batches in a step, of all processes together.
+    `accumulation`: micro-batches per step, over all processes.
     """
     if batches_per_epoch < 1:
         raise DataError("There is nothing to train on: the dataset has no cached items.", "Run cache-latents first.")
@@ -136,11 +140,11 @@ def count_steps(
     return steps, math.ceil(steps / each)
 
 
-def fitting(start: Position, batches_per_epoch: int, together: int) -> tuple[Position, str]:
-    """(where a training goes on, what to say about it). `together`: micro-batches in a step, of all processes.
+def starting_position(start: Position, batches_per_epoch: int, together: int) -> tuple[Position, str]:
+    """(where to resume, a warning about it or ""). `together`: micro-batches per step, over all processes.
 
-    A place in an epoch means nothing after the data or the grouping changed: then it goes on at the epoch's start.
-    Half the processes with twice the accumulation are the same grouping.
+    A place within an epoch means nothing once the data or the grouping has changed: training then resumes at the start
+    of the epoch. Half the processes with twice the accumulation are the same grouping.
     """
     before = (start.batches_per_epoch, start.accumulation * start.processes)
     if start.step == 0 or before == (batches_per_epoch, together):
@@ -148,11 +152,11 @@ def fitting(start: Position, batches_per_epoch: int, together: int) -> tuple[Pos
     epoch = start.step // math.ceil(batches_per_epoch / together)
     return replace(start, epoch=epoch, batch=0, losses=()), (
         "The dataset, --gradient_accumulation_steps or the number of processes changed since the state was saved: "
-        f"going on after step {start.step} at the beginning of epoch {epoch + 1}."
+        f"resuming after step {start.step} at the beginning of epoch {epoch + 1}."
     )
 
 
 def step_seed(seed: int, step: int, number: int) -> int:
-    """Seed of micro-batch `number` of a step, 0..2^63: neighbours share nothing. Whichever process has it."""
+    """Seed of micro-batch `number` of a step, 0..2^63, whichever process has it. Neighbours are unrelated."""
     digest = hashlib.sha256(f"{seed}/{step}/{number}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

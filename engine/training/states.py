@@ -135,7 +135,9 @@ def complaint(folder: Path) -> str:
         newer = manifest["format"] != _FORMAT
     except FileNotFoundError:
         if any(folder.glob("*.safetensors")) or any(folder.glob("random_states_*")):
-            return "it was written by another tool, which keeps no step in it, so there is nothing to go on from"
+            return (
+                "it was written by another tool, which does not store the step in it, so training cannot resume from it"
+            )
         return "it is not a state folder, or was never finished (no manifest.json)"
     except (OSError, ValueError, KeyError, TypeError):
         return "its manifest.json cannot be read"

@@ -1,6 +1,6 @@
-"""What the losses of one optimizer step come to, whichever process had them.
+"""Adds up the losses of one optimizer step, over all processes.
 
-They are added up where they arise: only `take` waits for the device, once a step.
+Sums are kept on the device; only `take` waits for it, once per step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from .watch import LEVELS, by_level
 
 
 class Measured(NamedTuple):
-    """Of one step. `losses`: of each micro-batch. `level_sums`, `level_counts`: of its samples at each noise level.
+    """One step's figures. `losses`: one per micro-batch. `level_sums`, `level_counts`: loss by tenth of sigma
+    (watch.py).
 
-    `error` is the mean over its samples without their weights, `idle` what answering zero would have cost. `strayed` is
-    the mean over its micro-batches that preserve the prior, NaN where there is none.
+    `error`: the unweighted mean over samples; `idle`: what answering zero would have scored (`Drawn`). `strayed`: the
+    mean over micro-batches of prior preservation, NaN without any.
     """
 
     losses: list[float]
@@ -33,7 +34,7 @@ class Measured(NamedTuple):
 
 
 class Tally:
-    """Adds up micro-batches, from `clear` on."""
+    """Sums over the micro-batches since `clear`."""
 
     def __init__(self, device: torch.device) -> None:
         self._losses: dict[int, Tensor] = {}
@@ -42,15 +43,15 @@ class Tally:
         self._strayed = torch.zeros(2, device=device)  # sum and number of micro-batches
 
     def clear(self) -> None:
-        """Begin a step."""
+        """Start a step."""
         self._losses.clear()
         self._levels.zero_()
         self._errors.zero_()
         self._strayed.zero_()
 
     def add(self, number: int, drawn: Drawn) -> Tensor:
-        """Take in micro-batch `number` of the step, and return its loss, which has a gradient."""
-        self._losses[number] = drawn.error_B.mean().float() + 0 * drawn.loss.detach().float()  # no number if it is none
+        """Add micro-batch `number` of the step; returns its loss, which has a gradient."""
+        self._losses[number] = drawn.error_B.mean().float() + 0 * drawn.loss.detach().float()  # NaN if the loss is
         self._levels += by_level(drawn.sigma_B, drawn.error_B)
         self._errors += torch.stack([drawn.plain_B.sum(), drawn.idle_B.sum()])
         if drawn.strayed is not None:
@@ -58,7 +59,8 @@ class Tally:
         return drawn.loss
 
     def take(self, group: Group, norm: Tensor, *, count: int) -> Measured:
-        """The step's `count` micro-batches of all processes, the same in each. `norm` of the gradients is theirs."""
+        """The figures of the step's `count` micro-batches, the same in all processes. `norm`: of the summed
+        gradients."""
         values = torch.zeros(count, device=self._levels.device)
         for number, loss in self._losses.items():
             values[number] = loss

@@ -81,7 +81,7 @@ class WandbTracker:
             self._run = wandb.init(**init)
         except wandb.Error as error:  # no key, a wrong one, no connection, a project's name that it does not like
             raise OptionError(
-                f"--log_with: wandb cannot begin a run: {' '.join(str(error).split())}",
+                f"--log_with: wandb cannot start a run: {' '.join(str(error).split())}",
                 "Give --wandb_api_key, log in with `wandb login`, or keep the run here with WANDB_MODE=offline.",
             ) from error
 
@@ -168,13 +168,13 @@ def _tracker_tables(path: str | Path | None) -> dict[str, dict[str, Any]]:
             hint = nearest(name, KINDS, f"Put the settings under {' or '.join(f'[{kind}]' for kind in KINDS)}.")
             raise OptionError(f"{_CONFIG} {path}: there is no tracker {name}.", hint)
         if not isinstance(table, dict):
-            raise OptionError(f"{_CONFIG} {path}: {name} is no table.", f"Write [{name}] and the settings below it.")
+            raise OptionError(f"{_CONFIG} {path}: {name} is not a table.", f"Write [{name}] and the settings below it.")
     return tables
 
 
 def _require(package: str, log_with: str) -> None:
     if importlib.util.find_spec(package) is None:
-        way = "Mend it with: python -m env_bootstrap repair" if package == "tensorboard" else how_to_install(package)
+        way = "Fix it with: python -m env_bootstrap repair" if package == "tensorboard" else how_to_install(package)
         raise OptionError(
             f"--log_with {log_with} needs the package {package}, which is not in the engine's environment.",
             f"{way} (or choose another --log_with)",

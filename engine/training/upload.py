@@ -122,7 +122,7 @@ def fetch_state(api: Any, place: str, *, say: Say) -> Path:
     if not folder.is_dir():
         raise OptionError(
             f"--resume {place}: there is no folder {path} in {name}.",
-            "Look at the repository's files; a state's folder ends in -state.",
+            "Check the repository's files; a state's folder ends in -state.",
             names=("resume",),
         )
     return folder

@@ -1,9 +1,9 @@
-"""The loss on clips that are not trained on, at fixed noise levels and with the same noise every time.
+"""The loss on held-out clips, at fixed noise levels and with the same noise every time.
 
-So the numbers compare between steps, and between trainings of any seed, rank or distribution of noise levels. The
-noise belongs to a clip's name, the level and `--validation_seed`, and is drawn on the CPU, the same on every machine.
-Knows no file: batches of one clip are handed in. Given up: batches, which would tie the numbers to how clips are put
-together.
+This makes the numbers comparable between steps, and between trainings of any seed, rank or distribution of noise
+levels. The noise follows from a clip's name, the level and `--validation_seed`, and is drawn on the CPU, so it is the
+same on every machine. Knows no files: clips are handed in, one per batch. Given up: larger batches, which would tie the
+numbers to how clips are grouped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..contract.events import Meter, Say
+from .checkpoints import is_due
 from .experts import TrainedExperts
 from .group import Group
 from .step import flow_step, to_device
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What is validated on, and when.
+    """What to validate on, and when.
 
-    `clips(first, every)` yields the name and the batch of each `every`-th clip of all `count`, from number `first` on.
-    `sigmas` lie in 0..1, without 0.
+    `clips(first, every)` yields (name, batch of one) for every `every`-th of the `count` clips, starting at `first`.
+    `sigmas`: above 0, up to 1.
     """
 
     clips: Callable[[int, int], Iterable[tuple[str, Mapping[str, Any]]]]
@@ -42,22 +43,22 @@ class Validation:
     every_n_epochs: int | None = None
 
     def due_after_step(self, step: int) -> bool:
-        return bool(self.every_n_steps) and step % (self.every_n_steps or 1) == 0
+        return is_due(step, self.every_n_steps)
 
     def due_after_epoch(self, epoch: int) -> bool:
         """`epoch` counts from 1."""
-        return bool(self.every_n_epochs) and epoch % (self.every_n_epochs or 1) == 0
+        return is_due(epoch, self.every_n_epochs)
 
 
 @torch.no_grad()
 def validation_losses(setup: Setup, validation: Validation, group: Group, *, say: Say) -> dict[str, float]:
-    """The mean loss over all clips: `loss/validation`, and `loss/validation_sigma_0.5` for each level.
+    """Mean losses over all clips: `loss/validation`, and such as `loss/validation_sigma_0.5` for each level.
 
-    Each process takes its share of the clips; all get the same numbers, to the last bit those of one process. Experts
-    are brought in as the levels need them, and the one of the highest level stays.
+    Each process takes its share of the clips; all return the same numbers, bit for bit those of a single process.
+    Experts are brought in as the levels need them; the one of the highest level is left in place.
     """
     sigmas, device = sorted(validation.sigmas), setup.accelerator.device
-    # a place for each, zero but in the process that has the clip: adding up over processes then rounds nothing
+    # one cell per clip and level, zero except in the process that has the clip: the sum over processes is exact
     losses, turns = torch.zeros(validation.count, len(sigmas), device=device), _turns(sigmas, setup.experts)
     mine = len(range(group.number, validation.count, group.count))
     meter = Meter(say, total=mine * len(turns), unit="clips", label="Validating")
@@ -88,7 +89,7 @@ def validation_losses(setup: Setup, validation: Validation, group: Group, *, say
 
 
 def _turns(sigmas: Sequence[float], experts: TrainedExperts | None) -> dict[int, list[int]]:
-    """For each expert, which of the levels are its own."""
+    """For each expert, the numbers of the levels in its range."""
     turns: dict[int, list[int]] = {}
     for number, sigma in enumerate(sigmas):
         expert = 0 if experts is None else bisect_right(experts.starts, sigma) - 1

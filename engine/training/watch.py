@@ -1,7 +1,7 @@
-"""Whether a training goes well, from its losses: averages, also by noise level, and a warning when they explode.
+"""How a training is doing, from its losses: averages, overall and by noise level, and a warning when they rise.
 
-Losses of single steps say little, since the noise level decides most of them. So each tenth of the levels has an
-average of its own, over about the last fifty samples in it. Knows numbers only; what it remembers goes into a state.
+The loss of a single step says little, since the noise level decides most of it. So each tenth of the levels has its own
+average, over about the last fifty samples. Knows numbers only; what it remembers is saved with each state.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import torch
 from torch import Tensor
 
 LEVELS = 10  # equal parts of sigma 0..1
-SAMPLES = 50  # that an average reaches back over
+SAMPLES = 50  # that an average looks back over
 EXPLODED, CALM = 2.0, 1.5  # times the lowest average: when to warn, and when to be ready to warn again
 
 
 def by_level(sigma_B: Tensor, loss_B: Tensor) -> Tensor:
-    """Shape [2, LEVELS] where loss_B is: the sum of the losses at each level, and how many there are."""
+    """[2, LEVELS] on the device of loss_B: the sum of the losses at each level, and how many there are."""
     level_B = (sigma_B * LEVELS).long().clamp(0, LEVELS - 1).to(loss_B.device, non_blocking=True)
     table = torch.zeros(2, LEVELS, device=loss_B.device)
     return table.index_add_(1, level_B, torch.stack([loss_B.float(), torch.ones_like(loss_B, dtype=torch.float32)]))
 
 
 class Average:
-    """An exponential moving average over about the last SAMPLES values, without the start's bias."""
+    """An exponential moving average over about the last SAMPLES values, corrected for the bias at the start."""
 
     def __init__(self, total: float = 0.0, weight: float = 0.0) -> None:
         self.total, self.weight = total, weight
 
     def add(self, value: float, count: int = 1) -> float:
-        """Take in `count` values with this mean, and return the average."""
+        """Add `count` values of this mean; returns the average."""
         keep = (1 - 1 / SAMPLES) ** count
         self.total, self.weight = keep * self.total + (1 - keep) * value, keep * self.weight + (1 - keep)
         return self.total / self.weight
 
 
 class Window:
-    """The losses of the last micro-batches: as many as an epoch has, but SAMPLES at least.
+    """The losses of the latest micro-batches: one epoch's, but at least SAMPLES.
 
-    musubi-tuner averages over the epoch alone, which for a dataset of one clip is nothing but the last loss.
+    musubi-tuner averages over the epoch alone, which for a dataset of one clip is just the last loss.
     """
 
     def __init__(self, batches_per_epoch: int, losses: Iterable[float] = ()) -> None:
-        """`losses` are those of a state that a training goes on from."""
+        """`losses`: those stored in the state being resumed from."""
         self._epoch = batches_per_epoch
         self._losses = deque(losses, maxlen=max(batches_per_epoch, SAMPLES))
 
@@ -73,7 +73,7 @@ def _mean(losses: Sequence[float]) -> float:
 
 
 class Watch:
-    """What the losses were so far. `stored` is the `state` of a training that goes on."""
+    """The losses so far. `stored`: the `state` of the training being resumed."""
 
     def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
         stored = stored or {}
@@ -84,7 +84,7 @@ class Watch:
         self._warned: bool = stored.get("warned", False)
 
     def state(self) -> dict[str, Any]:
-        """Plain values that give the same Watch again."""
+        """Plain values from which to make the same Watch again."""
         return {
             "levels": {str(level): (average.total, average.weight) for level, average in self._levels.items()},
             "loss": (self._loss.total, self._loss.weight),
@@ -94,7 +94,7 @@ class Watch:
         }
 
     def add_levels(self, sums: list[float], counts: list[float]) -> dict[str, float]:
-        """Take in what `by_level` gave, and return the averages of the levels that were met, by their names."""
+        """Add a result of `by_level`; returns the averages of the levels it touched, by metric name."""
         values = {}
         for level, (total, count) in enumerate(zip(sums, counts, strict=True)):
             if count:
@@ -103,7 +103,7 @@ class Watch:
         return values
 
     def add_loss(self, loss: float) -> str:
-        """Take in the loss of a step, and return a warning when it is time for one."""
+        """Add the loss of a step; returns a warning when one is due, else ""."""
         average = self._loss.add(loss)
         self._steps += 1
         if self._steps < SAMPLES:

@@ -135,7 +135,7 @@ def test_a_launcher_s_precision_is_checked_like_any_other() -> None:
 
 def test_lines_of_unknown_scripts_name_the_nearest() -> None:
     for words in (["wan_trian_network.py"], ["accelerate", "launch", "src/wan_trian_network.py", "--dit", "d"]):
-        with pytest.raises(OptionError, match="no script that this engine knows") as caught:
+        with pytest.raises(OptionError, match="not a script that this engine knows") as caught:
             cli.parse(words)
         assert caught.value.hint == "Did you mean wan_train_network?"
 

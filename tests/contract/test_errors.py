@@ -84,6 +84,6 @@ def test_the_statuses_of_the_classes_are_those_of_the_table() -> None:
 def test_another_python_is_told_of_the_environment() -> None:
     """`python -m engine train …` in a Python without torch is no bug of ours."""
     failed, status = as_failed(ModuleNotFoundError("No module named 'torch'", name="torch"))
-    assert status == 2 and "has no package torch" in failed.message
+    assert status == 2 and "lacks the package torch" in failed.message
     assert "python -m env_bootstrap run --" in failed.hint and "repair" in failed.hint
     assert as_failed(ModuleNotFoundError("No module named 'engine.colours'", name="engine.colours"))[1] == 70

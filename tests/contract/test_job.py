@@ -126,7 +126,7 @@ def test_load_job_refuses_what_it_cannot_know_or_do(tmp_path: Path) -> None:
     for text, message in (
         ("dit = 'd'", "does not say which command"),
         ("command = 'train'\ndit = 'd'", "does not say which model family"),
-        ("command = 'train'\nfamily = 'wan'\nevents = true", "events is about one run"),
+        ("command = 'train'\nfamily = 'wan'\nevents = true", "events applies to a single run"),
         ("command = 3", "command in .* needs text"),
     ):
         path.write_text(text + "\n", encoding="utf-8")

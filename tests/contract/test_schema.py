@@ -138,7 +138,7 @@ def test_in_a_file_the_message_names_key_and_file() -> None:
     assert caught.value.hint == "Change coats in a.toml."
     with pytest.raises(OptionError) as caught:
         build([Paint], {"coats": "2"}, source="job.toml")
-    assert caught.value.hint == "Take away the quotes: coats = 2"
+    assert caught.value.hint == "Remove the quotes: coats = 2"
 
 
 def test_two_sections_cannot_claim_one_name() -> None:

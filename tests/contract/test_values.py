@@ -50,7 +50,7 @@ def test_a_windows_path_eaten_by_toml_escapes_is_noticed() -> None:
 
 def test_a_path_that_no_job_file_can_hold_is_refused() -> None:
     option = Option("dit", "str", None, "File.", nullable=True, file_kind="dit")
-    with pytest.raises(OptionError, match=r"--dit holds bytes that are no UTF-8.*caf\\udce9") as caught:
+    with pytest.raises(OptionError, match=r"--dit holds bytes that are not UTF-8.*caf\\udce9") as caught:
         checked(option, b"caf\xe9/dit.safetensors".decode("utf-8", "surrogateescape"), Place("dit"))
     assert "Rename" in caught.value.hint
 

@@ -81,8 +81,8 @@ def test_clips_that_came_or_went_since_caching_are_told(tmp_path):
     heard = Heard()
     assert len(load(config, heard)) == 3
     came, went = heard.warnings
-    assert "Clips that have no latent cache are not trained on (1): new.mp4. Run" in came
-    assert "are trained on, though the dataset has them no more (1): clip_0. Run" in went
+    assert "Clips without a latent cache are not trained on (1): new.mp4. Run" in came
+    assert "are trained on although they are no longer in the dataset (1): clip_0. Run" in went
     latents(config)
     texts(config)
     heard = Heard()
@@ -132,7 +132,7 @@ def test_leftovers_of_other_settings_are_not_trained_on(tmp_path):
     latents(config, keep_cache=True)
     heard = Heard()
     assert {item.key[2] for item in load(config, heard)} == {3}
-    assert any("3 latent caches of other settings" in message for message in heard.logs)
+    assert any("3 latent caches made with other settings" in message for message in heard.logs)
 
 
 def test_a_run_cut_short_between_two_models_is_refused(tmp_path):

@@ -294,7 +294,7 @@ def test_a_clip_that_is_gone_when_another_looks_is_one_clear_error(tmp_path: Pat
 
     monkeypatch.setattr(Company, "share_out", late)
     monkeypatch.setattr(Company, "__exit__", leaving)
-    with pytest.raises(ProcessLost, match=r"gone\.mp4 is gone from the dataset"):
+    with pytest.raises(ProcessLost, match=r"gone\.mp4 has disappeared from the dataset"):
         some.latents()
     assert isinstance(some.failures[1], DataError)
 
@@ -305,7 +305,7 @@ def test_whoever_finds_the_store_gone_knows_why(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("Connection reset by peer\nmore")
 
     lonely = Company(Gone(), number=1, count=2)  # type: ignore[arg-type]
-    with pytest.raises(ProcessLost, match="lost each other: Connection reset by peer$"):
+    with pytest.raises(ProcessLost, match="lost contact: Connection reset by peer$"):
         list(lonely.pieces(object()))  # type: ignore[arg-type]
 
 

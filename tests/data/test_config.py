@@ -181,7 +181,7 @@ WRONG = {
     "tiny": (video(resolution=8), ["resolution is 8", "16 or more"], ""),
     "multiple": (video(enable_bucket=False, resolution=[850, 480]), ["850x480", "multiple of 16"], "[848, 480]"),
     "empty list": (video(target_frames=[]), ["target_frames is []"], ""),
-    "no source": ("[[datasets]]\nbatch_size = 1\n", ["#1: there is none of image_directory"], ""),
+    "no source": ("[[datasets]]\nbatch_size = 1\n", ["#1: none of image_directory"], ""),
     "two sources": (video(image_directory="x"), ["image_directory and video_directory are both set"], ""),
     "no captions": ('[[datasets]]\nvideo_directory = "c"\nenable_bucket = true\n', ["caption_extension"], ".txt"),
     "extension": (video(caption_extension="txt"), ["caption_extension is 'txt'", '".txt"'], ""),

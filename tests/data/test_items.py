@@ -63,7 +63,7 @@ def test_names_that_are_no_utf_8_are_refused_before_caches_bear_them(tmp_path):
     """safetensors writes a file of such a name, and does not open it."""
     touch(tmp_path, "a.mp4", b"\x83e\x83X\x83g.mp4".decode("utf-8", "surrogateescape"))
     said = refusal(of_folder(tmp_path))
-    assert "1 of 2 videos have names that are no UTF-8" in said
+    assert "1 of 2 videos have names that are not UTF-8" in said
     found, problems = items.survey(of_folder(tmp_path))
     assert ([source.path.name for source in found], len(problems)) == (["a.mp4"], 1)
 

@@ -141,7 +141,7 @@ def test_a_failed_step_is_repeated_and_the_done_ones_are_not(world: World, capsy
     world.set(install=[{"match": "base.txt", "lines": NETWORK, "status": 1, "once": True}])
     assert world.main("create") == 1
     said = capsys.readouterr().err
-    assert "no connection to x.example" in said and "it goes on" in said and "log:" in said
+    assert "no connection to x.example" in said and "it resumes" in said and "log:" in said
     assert set(world.stamp()["steps"]) == {"venv", "torch"}
     world.forget_calls()
     assert world.main("create") == 0
@@ -229,7 +229,7 @@ def test_interrupted(world: World, number: int, status: int) -> None:
     child.send_signal(number)
     said = child.communicate(timeout=10)[1]
     assert child.returncode == status
-    assert "Run the same command again: it goes on" in said
+    assert "Run the same command again: it resumes" in said
     assert not is_alive(int((world.folder / "busy").read_text()))
     assert world.main("create") == 0
 

@@ -116,7 +116,7 @@ def test_repair_builds_anew_when_reinstalling_was_not_enough(world: World, capsy
     world.set(imports_failed=["av"])
     world.forget_calls()
     assert world.main("repair") == 1  # the fake never heals
-    assert "Building anew" in capsys.readouterr().err
+    assert "Rebuilding" in capsys.readouterr().err
     assert any("venv" in call["argv"] for call in world.calls())
 
 

@@ -202,7 +202,7 @@ def test_a_lora_is_trained_resumed_and_says_where_it_comes_from(cached: Prepared
     assert metadata["ss_network_module"] == "networks.lora_toy" and metadata["ss_base_model_version"] == "toy"
     assert metadata["modelspec.architecture"] == "toy-blocks/lora"
     more = train(engine, cached, tmp_path, "--max_train_steps", 5, "--resume", tmp_path / "demo-lora-state")
-    assert more.status == 0 and "Going on after step 3" in more.err
+    assert more.status == 0 and "Resuming after step 3" in more.err
 
 
 @pytest.mark.parametrize(

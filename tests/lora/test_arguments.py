@@ -59,10 +59,10 @@ def test_modules_and_algorithms(module: str, arguments: list[str], kind: type) -
         ("networks.nothing", [], "unknown"),
         ("lycoris.kohya", ["algo=ia3"], "algo=ia3 cannot be trained"),
         ("lycoris.kohya", ["preset=attn-mlp"], "preset=attn-mlp"),
-        ("networks.loha", ["conv_dim=4"], "conv_dim does not go with --network_module networks.loha"),
-        ("networks.loha", ["loraplus_lr_ratio=4"], "loraplus_lr_ratio does not go with"),
-        ("networks.lora", ["factor=4"], "factor does not go with"),
-        ("networks.lora", ["algo=loha"], "algo does not go with"),
+        ("networks.loha", ["conv_dim=4"], "conv_dim does not work with --network_module networks.loha"),
+        ("networks.loha", ["loraplus_lr_ratio=4"], "loraplus_lr_ratio does not work with"),
+        ("networks.lora", ["factor=4"], "factor does not work with"),
+        ("networks.lora", ["algo=loha"], "algo does not work with"),
     ],
 )
 def test_what_does_not_go_together_is_refused(module: str, arguments: list[str], told: str) -> None:

@@ -154,4 +154,4 @@ def test_an_environment_without_it_is_told_what_mends_it(missing: str) -> None:
         "print(status, told.message, told.hint)"
     )
     told = child(code)
-    assert told.startswith("2 ") and f"no package {missing}" in told and "python -m env_bootstrap repair" in told
+    assert told.startswith("2 ") and f"lacks the package {missing}" in told and "python -m env_bootstrap repair" in told

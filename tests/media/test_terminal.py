@@ -54,5 +54,5 @@ def test_pictures_stand_side_by_side_in_the_width_that_is_asked_for() -> None:
 
 def test_colours_have_names_or_numbers() -> None:
     assert colour("white", flag="--x") == (255, 255, 255) and colour("#102030", flag="--x") == (16, 32, 48)
-    with pytest.raises(OptionError, match="--console_back greenish is no colour"):
+    with pytest.raises(OptionError, match="--console_back greenish is not a colour"):
         colour("greenish", flag="--console_back")

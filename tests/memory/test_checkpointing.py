@@ -73,7 +73,7 @@ def test_the_last_blocks_are_left_out_where_some_are():
 
 @pytest.mark.parametrize("count", [0, 6])
 def test_more_blocks_than_there_are_is_an_error(count):
-    with pytest.raises(OptionError, match=f"{count} blocks are to be checkpointed, but this model has 5"):
+    with pytest.raises(OptionError, match=f"{count} blocks cannot be checkpointed: this model has 5"):
         checkpoint_blocks(Stack().blocks, count=count)
 
 

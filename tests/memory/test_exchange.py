@@ -110,7 +110,7 @@ def test_sets_of_different_number_formats_are_refused():
         return other, other.blocks
 
     model = Model(0)
-    with pytest.raises(WeightsError, match="different kinds"):
+    with pytest.raises(WeightsError, match="different names or number formats"):
         WeightSets(model, model.blocks, 0, load).use(1)
 
 

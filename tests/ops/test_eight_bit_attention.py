@@ -78,7 +78,7 @@ def refused(device):
 
 def test_an_older_gpu_is_told(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert "compute capability 8.9 or more" in refused(gpu) and "8.0" in refused(gpu)
+    assert "compute capability 8.9 or higher" in refused(gpu) and "8.0" in refused(gpu)
 
 
 def test_a_missing_triton_is_told(monkeypatch, gpu):

@@ -136,7 +136,7 @@ def test_files_that_do_not_fit(folder, weights, tmp_path):
     with pytest.raises(WeightsError, match="lacks embeddings.token_embedding.weight"):
         load(path)
     write_weights(path, weights, metadata={"head_dim": "48"})
-    with pytest.raises(WeightsError, match="width 64 is no multiple of the head size 48"):
+    with pytest.raises(WeightsError, match="width 64 is not a multiple of the head size 48"):
         load(path)
     write_weights(path, {**weights, table: torch.zeros(9000, 64)}, metadata=METADATA)
     with pytest.raises(WeightsError, match="for a token table of 9000 rows"):

@@ -243,7 +243,7 @@ def test_files_that_do_not_fit(weights, tokenizer_folder, tmp_path):
         with pytest.raises(WeightsError, match=words):
             load(path)
     write_weights(path, weights)
-    with pytest.raises(WeightsError, match="64 and 32 are no multiples of the head size 128"):
+    with pytest.raises(WeightsError, match="64 and 32 are not multiples of the head size 128"):
         load(path)
     write_weights(path, {n: v for n, v in weights.items() if "layers." not in n or ".0." in n}, metadata=METADATA)
     with pytest.raises(WeightsError, match="has 1 blocks; at least 3"):

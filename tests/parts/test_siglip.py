@@ -113,7 +113,7 @@ def test_images_that_do_not_fit(path, image):
 def test_files_that_do_not_fit(weights, tmp_path):
     path = tmp_path / "file.safetensors"
     write_weights(path, weights)
-    with pytest.raises(WeightsError, match="width 48 is no multiple of the head size 72"):
+    with pytest.raises(WeightsError, match="width 48 is not a multiple of the head size 72"):
         load(path)
     write_weights(path, {"embeddings.patch_embedding.weight": torch.zeros(48, 3, 14, 14)})
     with pytest.raises(WeightsError, match="lacks embeddings.position_embedding.weight"):

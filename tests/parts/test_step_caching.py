@@ -44,7 +44,7 @@ def test_what_is_asked_for_wins_over_the_model_s_and_that_over_the_method_s():
 
 @pytest.mark.parametrize("method", ["magcache", "teacache"])
 def test_a_model_without_numbers_is_told_how_to_get_some(method):
-    with pytest.raises(OptionError, match="nobody has published numbers for m") as caught:
+    with pytest.raises(OptionError, match="there are no published numbers for m") as caught:
         settled({"method": method}, {}, model="m")
     assert "--step_cache_calibrate" in caught.value.hint and "first_block" in caught.value.hint
     assert settled({"method": method, "calibrate": True}, {}, model="m").calibrate
@@ -71,7 +71,7 @@ def test_published_models_need_no_numbers(family, method):
 @pytest.mark.parametrize("family", FILES)
 def test_models_of_other_sizes_are_not_the_published_ones(family):
     tiny = SimpleNamespace(dim=64, num_layers=2, num_single_layers=2, num_double_blocks=2, num_single_blocks=2)
-    with pytest.raises(OptionError, match="nobody has published numbers for a model of these sizes"):
+    with pytest.raises(OptionError, match="there are no published numbers for a model of these sizes"):
         of("--step_cache teacache", family=family, config=tiny)
 
 
@@ -89,7 +89,7 @@ def test_two_experts_have_two_lists():
     two = "--task t2v-A14B --dit_high_noise h --step_cache"
     high, low = of(f"{two} magcache").numbers
     assert (len(high), len(low)) == (26, 14) and high[0] == low[0] == 1.0
-    with pytest.raises(OptionError, match="nobody has published numbers for --task t2v-A14B"):
+    with pytest.raises(OptionError, match="there are no published numbers for --task t2v-A14B"):
         of(f"{two} teacache")
     assert of(f"{two} teacache --step_cache_coefficients 1,0;2,0").numbers == ((1.0, 0.0), (2.0, 0.0))
 

@@ -49,10 +49,10 @@ def test_what_does_not_belong_is_refused(weights, tmp_path):
 
 def test_another_kind_of_file_is_refused_with_what_would_be_right(weights, tmp_path):
     others = {"decoder.1.weight": torch.zeros(8, 48, 3, 3)}
-    with pytest.raises(WeightsError, match="latents of 48 channels; here they have 16") as refused:
+    with pytest.raises(WeightsError, match="latents of 48 channels, but here they have 16") as refused:
         checked(tmp_path / "taew2_2.safetensors", {**weights, **others})
     assert "--preview_vae takes taehv" in refused.value.hint
-    with pytest.raises(WeightsError, match=r"vae\.safetensors is no tiny autoencoder"):
+    with pytest.raises(WeightsError, match=r"vae\.safetensors is not a tiny autoencoder"):
         checked(tmp_path / "vae.safetensors", {"decoder.conv_in.weight": torch.zeros(2, 2)})
     with pytest.raises(DataError, match="16 channels"):
         next(tae.TinyAutoencoder(latent_channels=16, widths=(2, 2, 2, 2)).decode_frames(torch.zeros(1, 4, 1, 2, 2)))

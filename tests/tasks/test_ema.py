@@ -187,7 +187,7 @@ def as_if_killed(whole: Path, folder: Path, *, after: int) -> Path:
 def test_a_killed_training_goes_on_with_its_average(train, whole, tmp_path) -> None:
     out = as_if_killed(whole, tmp_path, after=4)
     result = train(*EMA)
-    assert result.status == 0 and "Going on after step 4" in result.err, result.err
+    assert result.status == 0 and "Resuming after step 4" in result.err, result.err
     for ema in ("", "_ema"):
         assert same_weights(out / f"demo-lora{ema}.safetensors", whole / f"demo-lora{ema}.safetensors")
 
@@ -196,7 +196,7 @@ def test_another_decay_counts_from_there_and_is_told(train, whole, tmp_path) -> 
     out = as_if_killed(whole, tmp_path, after=4)
     result = train("--use_ema", "--ema_decay", 0.1, "--ema_device", "cpu")
     said = " ".join(result.err.split())
-    assert result.status == 0 and "Not as before, from here on: ema_decay is 0.1, was 0.7." in said
+    assert result.status == 0 and "Options changed from here on: ema_decay is 0.1, was 0.7." in said
     assert same_weights(out / "demo-lora.safetensors", whole / "demo-lora.safetensors")
     assert not same_weights(out / "demo-lora_ema.safetensors", whole / "demo-lora_ema.safetensors")
 
@@ -207,7 +207,7 @@ def test_it_can_be_left_out_and_begun_again(train, whole, tmp_path) -> None:
     assert result.status == 0 and "use_ema is False, was True" in " ".join(result.err.split())
     assert same_weights(out / "demo-lora-step00000004.safetensors", whole / "demo-lora-step00000004.safetensors")
     result = train(*EMA)
-    assert result.status == 0 and "it begins with step 4" in " ".join(result.err.split())
+    assert result.status == 0 and "averaging starts at step 4" in " ".join(result.err.split())
     steps = [out / f"demo-lora-step{step:08d}.safetensors" for step in (5, 6)]
     found, wanted = load_file(out / "demo-lora_ema.safetensors"), averaged(steps, 0.7)
     assert all(torch.allclose(value, wanted[name], rtol=0, atol=1e-7) for name, value in found.items())
@@ -230,5 +230,5 @@ def test_an_average_is_not_written_over_another_lora(train, tmp_path) -> None:
     other = tmp_path / "out" / "demo-lora_ema.safetensors"
     other.write_bytes(b"of another training")
     refused = train(*EMA)
-    assert refused.status == 2 and "nothing says how they were made" in " ".join(refused.err.split())
+    assert refused.status == 2 and "there is no record of how they were made" in " ".join(refused.err.split())
     assert train("--max_train_steps", 1).status == 0 and other.read_bytes() == b"of another training"

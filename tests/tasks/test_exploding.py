@@ -65,7 +65,7 @@ def test_it_ends_with_advice_and_goes_on_from_what_was_good(train, cached, tmp_p
     assert states == ["demo-lora-state", "demo-lora-step00000008-state", "demo-lora-step00000012-state"]
     assert all(torch.isfinite(value).all() for value in load_file(out / "demo-lora-step00000012.safetensors").values())
     again = train(*SAVING)
-    assert again.status == 0 and "Going on after step 14" in again.err and not skipped(" ".join(again.err.split()))
+    assert again.status == 0 and "Resuming after step 14" in again.err and not skipped(" ".join(again.err.split()))
 
 
 def test_a_damaged_clip_is_left_out_and_named(train, cached) -> None:

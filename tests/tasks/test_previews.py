@@ -127,7 +127,7 @@ def test_a_single_frame_is_a_png_in_the_place_of_the_record(models, tmp_path):
 def test_a_wrong_file_is_refused_before_anything_is_loaded(models, tmp_path):
     words = ("wan", *models["wan"], *SMALL, "--save_path", tmp_path, "--preview_latent_every", 1, "--preview_vae")
     vae = models["wan"][models["wan"].index("--vae") + 1]
-    with pytest.raises(WeightsError, match="no tiny autoencoder") as refused:
+    with pytest.raises(WeightsError, match="not a tiny autoencoder") as refused:
         generated(*words, vae)
     assert "taew2_1" in refused.value.hint
     with pytest.raises(WeightsError, match="--preview_vae"):

@@ -117,7 +117,7 @@ def test_a_process_that_dies_while_others_gather_ends_the_job(cached, tmp_path: 
     ("more", "said"),
     [
         ((), "this is the only one"),
-        (("--network_args", "dora_wd=True"), "DoRA begins with the lengths of the base's weights"),
+        (("--network_args", "dora_wd=True"), "DoRA starts from the norms of the base's weights"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(cached, engine, tmp_path: Path, more: tuple[str, ...], said: str) -> None:

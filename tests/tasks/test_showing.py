@@ -68,6 +68,8 @@ def test_what_cannot_be_read_is_said_and_what_cannot_be_shown_is_refused(engine,
     (tmp_path / "clips" / "b.mp4").write_text("no video")
     result = show(engine, dataset, "console")
     assert result.status == 0 and "b.mp4: this is not a video" in result.err and "a.mp4" in result.out
-    assert "--console_back greenish is no colour" in show(engine, dataset, "console", "--console_back", "greenish").err
+    assert (
+        "--console_back greenish is not a colour" in show(engine, dataset, "console", "--console_back", "greenish").err
+    )
     result = show(engine, dataset, "console", "--events")
     assert result.status == 2

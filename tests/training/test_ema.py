@@ -265,7 +265,7 @@ def test_an_average_can_begin_later_and_be_left_out_again(tmp_path: Path) -> Non
     later = job(tmp_path, keep=Keep(save_state_on_train_end=True), ema=0.8, max_steps=8, **constant)
     steps = following(later)
     later.resume(tmp_path / "toy-state")
-    assert any("begins with step 4" in event.message for event in later.said(Log))
+    assert any("averaging starts at step 4" in event.message for event in later.said(Log))
     assert len(steps) == 4 and same(average_of(later), recomputed(steps, 0.8))
     without = job(tmp_path / "without", max_steps=ITEMS * 2, **constant)
     assert without.run(read_state(tmp_path / "toy-state", without.setup.parts)).step == ITEMS * 2

@@ -131,7 +131,7 @@ def test_a_state_goes_on_with_as_many_processes_or_as_much_more_accumulation(fou
 def test_another_global_batch_goes_on_at_an_epoch_s_beginning_and_says_so(found) -> None:
     first, second = found["regrouped"][1]
     (warning,) = first["warnings"]
-    assert "going on after step 4 at the beginning of epoch 3" in warning and first["step"] == 10
+    assert "resuming after step 4 at the beginning of epoch 3" in warning and first["step"] == 10
     seen = [seen for process in (first, second) for epoch, seen in process["seen"] if epoch == 2]
     assert sorted(seen) == list(range(7))
 
@@ -168,7 +168,7 @@ def test_processes_that_ran_different_blocks_of_a_shared_base_are_found_out(monk
     """What they gathered is made of parts of different blocks: numbers like any others."""
     group, shared = object.__new__(Group), SimpleNamespace(gathered=7)
     group.number, group.count = 0, 2
-    monkeypatch.setattr(group, "told_by_first", lambda value: 7)
+    monkeypatch.setattr(group, "broadcast", lambda value: 7)
     assert list(group.rounds(4, shared)) == [0, 2]
     shared.gathered = 8
     with pytest.raises(RuntimeError, match="ran different blocks"):

@@ -260,7 +260,7 @@ def test_statistics_and_streaks_go_on_as_if_never_interrupted(tmp_path: Path) ->
 def test_states_by_time_wait_until_the_loss_is_well_again(tmp_path: Path) -> None:
     made = learnt(tmp_path, lr=1e-3, times=1e4, at=20, max_steps=40, save_state_every_minutes=1.0,
                   setup={"clock": iter(range(0, 10**6, 30)).__next__})  # fmt: skip
-    with pytest.raises(OptionError, match="None was saved before"):
+    with pytest.raises(OptionError, match="None was saved since this start"):
         made.run()
     steps = sorted(read_position(state).step for state in tmp_path.glob("*-state"))
     assert steps and max(steps) <= 20

@@ -143,7 +143,7 @@ def test_other_step_counts_are_refused(given) -> None:
         ({"name": "cosin"}, "cosine"),
         ({"name": "constant", "warmup": 5}, "constant_with_warmup"),
         ({"name": "cosine_with_min_lr"}, "min_lr_ratio"),
-        ({"name": "warmup_stable_decay", "warmup": 50, "decay": 20}, "more than"),
+        ({"name": "warmup_stable_decay", "warmup": 50, "decay": 20}, "exceed"),
         ({"name": "piecewise_constant"}, "step_rules"),
         ({"name": "cosine", "arguments": ("num_cycle=1",)}, "num_cycles"),
         ({"name": "linear", "arguments": ("x",)}, "key=value"),

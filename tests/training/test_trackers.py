@@ -114,7 +114,7 @@ def test_what_wandb_refuses_is_one_line_and_not_a_fault_of_ours(wandb, monkeypat
 
     (open_tracker,) = choose_trackers("wandb", logging_dir=tmp_path, wandb_api_key="key")
     monkeypatch.setattr(wandb, fails, refuse)
-    with pytest.raises(OptionError, match="wandb cannot begin a run: No API key configured.") as caught:
+    with pytest.raises(OptionError, match="wandb cannot start a run: No API key configured.") as caught:
         open_tracker()
     assert "--wandb_api_key" in caught.value.hint and "WANDB_MODE=offline" in caught.value.hint
 
@@ -136,7 +136,7 @@ def test_all_means_both(wandb, tmp_path: Path) -> None:
     [
         ("[wandv]\na = 1", "Did you mean wandb?"),
         ("name = 'x'", "there is no tracker name"),
-        ("wandb = 3", "wandb is no table"),
+        ("wandb = 3", "wandb is not a table"),
         ("[wandb]\nentitty = 'x'", "Did you mean entity?"),
         ("[tensorboard]\nflush = 3", "Did you mean flush_secs?"),
         ("[tensorboard]\nlog_dir = 'x'", "own option"),

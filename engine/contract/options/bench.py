@@ -20,12 +20,12 @@ class Bench(Section, title="Measuring"):
         positional=True, metavar="WHAT",
     )  # fmt: skip
     list: bool = opt(False, "List the cases with their modes, and end.", transient=True)
-    case: tuple[str, ...] = opt((), "Only cases of these names, or whose names begin so.", metavar="NAME")
+    case: tuple[str, ...] = opt((), "Only cases with these names, or whose names begin with them.", metavar="NAME")
     mode: tuple[str, ...] = opt(
         (), "Only these modes, also such as --list shows in brackets, which are not run otherwise.", metavar="NAME"
     )
     steps: int | None = opt(
-        None, "Measure so many steps, or calls, after those for warming up. Default: 5 steps, 20 calls of a kernel.",
+        None, "Measure this many steps, or calls, after the warm-up. Default: 5 steps, 20 calls of a kernel.",
         low=1, unit="steps",
     )  # fmt: skip
     out: str | None = opt(
@@ -36,7 +36,7 @@ class Bench(Section, title="Measuring"):
         None, "Folder for the models, up to 35 GB, which are removed afterwards. Default: scratch/ in the folder of "
         "the results.", file_kind="folder", metavar="DIR",
     )  # fmt: skip
-    again: bool = opt(False, "Measure anew what is finished.")
+    again: bool = opt(False, "Measure finished cases again.")
     tiny: bool = opt(
-        False, "Use small models, also without a GPU: a trial of bench itself, whose figures mean nothing."
+        False, "Use small models, even without a GPU: this tries out bench itself; the figures mean nothing."
     )

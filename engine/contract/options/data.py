@@ -24,25 +24,23 @@ class Caching(Section, title="Caching"):
     """How caches are made. Finished ones are skipped as long as source, settings and model are unchanged."""
 
     batch_size: int | None = opt(
-        None, "Encode at most so many items at once. Default: batch_size of the dataset file.", low=1, unit="items"
+        None, "Encode at most this many items at once. Default: batch_size of the dataset file.", low=1, unit="items"
     )
     num_workers: int | None = opt(
         None, "Threads that read and decode files. Default: one less than the CPU cores.", low=1, unit="threads"
     )
     skip_existing: bool = opt(
-        False, "Keep cache files of unknown origin too, such as musubi-tuner's; without it they are made anew."
+        False, "Keep cache files of unknown origin too, such as musubi-tuner's; without this flag they are made again."
     )
-    recache: bool = opt(False, "Make every cache anew, also those that are up to date.")
-    keep_cache: bool = opt(
-        False, "Keep cache files that belong to nothing in the dataset any more; they would be trained on."
-    )
+    recache: bool = opt(False, "Make every cache again, even those that are up to date.")
+    keep_cache: bool = opt(False, "Keep cache files whose clips are no longer in the dataset; they will be trained on.")
     strict: bool = opt(False, "Stop at the first file that cannot be read, instead of reporting and skipping it.")
 
     def __post_init__(self) -> None:
         if self.recache and self.skip_existing:
             raise OptionError(
                 "--recache and --skip_existing contradict each other.",
-                hint="Leave out --skip_existing to make everything anew, or --recache to keep what exists.",
+                hint="Leave out --skip_existing to make everything again, or --recache to keep what exists.",
                 names=("recache", "skip_existing"),
             )
 
@@ -58,27 +56,27 @@ class LatentCaching(Caching, title="Caching"):
     console_width: int = opt(80, "Width of pictures in the terminal.", low=8, unit="characters", advanced=True)
     console_back: str = opt("black", "Colour around pictures in the terminal.", advanced=True, metavar="COLOUR")
     console_num_images: int | None = opt(
-        None, "Draw at most so many clips of each dataset in the terminal. Default: all.", low=1, advanced=True
+        None, "Draw at most this many clips of each dataset in the terminal. Default: all.", low=1, advanced=True
     )
-    disable_cudnn_backend: bool = opt(False, "Do without cuDNN; may help on AMD GPUs.", advanced=True)
+    disable_cudnn_backend: bool = opt(False, "Do not use cuDNN; may help on AMD GPUs.", advanced=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetTools(Section, title="Looking at a dataset"):
-    """For which family, and how the contact sheet looks."""
+    """Which family to count for, and what the contact sheet looks like."""
 
-    family: str = opt("wan", "Count frames and buckets as this model family does.", metavar="FAMILY")
+    family: str = opt("wan", "Count frames and buckets the way this model family does.", metavar="FAMILY")
     sheet_path: str | None = opt(
         None, "Write the contact sheet to this PNG. Default: beside the dataset file.", file_kind="image",
         metavar="FILE",
     )  # fmt: skip
-    sheet_items: int = opt(32, "Show at most so many items on the sheet.", low=1, unit="items")
-    sheet_frames: int = opt(4, "Show so many frames of each clip.", low=1, high=16, unit="frames")
+    sheet_items: int = opt(32, "Show at most this many items on the sheet.", low=1, unit="items")
+    sheet_frames: int = opt(4, "Show this many frames of each clip.", low=1, high=16, unit="frames")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Section, title="Demo"):
-    """The whole main job on small models, to see that everything works."""
+    """The whole workflow on small models, to see that everything works."""
 
     family: str = opt("wan", "Run the demo of this model family.", metavar="FAMILY")
     out: str | None = opt(

@@ -20,13 +20,13 @@ class Prompting(Section, title="What to generate"):
 
     prompt: str | None = opt(None, "What the video shows.", metavar="TEXT")
     negative_prompt: str | None = opt(
-        None, 'What it should not show. Default: the family\'s own text; "" for none.', metavar="TEXT"
+        None, 'What the video should not show. Default: the family\'s own text; "" for none.', metavar="TEXT"
     )
     video_size: tuple[int, int] = opt(
         (256, 256), "Height and width, multiples of 16.", low=16, unit="pixels", metavar=("HEIGHT", "WIDTH")
     )
     video_length: int | None = opt(
-        None, "How long: 1, 5, 9, … 81 (4n+1). Default: what the task was made for.", low=1, unit="frames"
+        None, "Length: 1, 5, 9, … 81 (4n+1). Default: what the task was made for.", low=1, unit="frames"
     )
     infer_steps: int | None = opt(None, "Denoising steps. Default: the task's.", low=1, high=1000, unit="steps")
     guidance_scale: float | None = opt(
@@ -37,7 +37,7 @@ class Prompting(Section, title="What to generate"):
         None, "Above 1 spends more steps on high noise. Default: the task's.", low=0.0001, high=1000
     )
     sample_solver: Literal["unipc", "dpm++", "euler", "vanilla"] = opt(
-        "unipc", "How to step through the noise; vanilla is another word for euler."
+        "unipc", "How to step through the noise; vanilla is another name for euler."
     )
     seed: int | None = opt(None, "Seed of the noise. Default: a new one, noted in the metadata.", low=0, high=SEED_HIGH)
     cpu_noise: bool = opt(False, "Draw the noise on the CPU, as ComfyUI does: same seed, same noise.")
@@ -51,7 +51,7 @@ class Prompting(Section, title="What to generate"):
         given = [name for name in ("prompt", "from_file", "interactive") if getattr(self, name) not in (None, False)]
         if len(given) > 1:
             raise OptionError(
-                f"{' and '.join('--' + name for name in given)} are different ways to say what to generate.",
+                f"{' and '.join('--' + name for name in given)} are alternative ways to say what to generate.",
                 hint=f"Keep only --{given[0]} or --{given[1]}.",
                 names=tuple(given),
             )
@@ -116,7 +116,7 @@ class Output(Section, title="Output"):
     latent_path: tuple[str, ...] = opt(
         (), "Decode this saved latent instead of generating.", file_kind="latent", metavar="FILE"
     )
-    no_metadata: bool = opt(False, "Write no prompt and settings into the files.")
+    no_metadata: bool = opt(False, "Do not write prompt and settings into the files.")
     codec: Literal["libx264", "libx265", "libsvtav1", "libvpx-vp9", "prores_ks", "ffv1"] = opt(
         "libx264", "Video encoder; libx264 plays everywhere. prores_ks is for .mov, ffv1 (lossless) for .mkv.",
         advanced=True,
@@ -152,10 +152,10 @@ class Output(Section, title="Output"):
 
 @dataclass(frozen=True, kw_only=True)
 class Previews(Section, title="Previews"):
-    """A moving picture of the video that is being made, to see early whether it is worth waiting for."""
+    """A moving preview of the video being made, to see early whether it is worth waiting for."""
 
     preview_latent_every: int = opt(
-        0, "Show what the model has in mind after every so many steps, and after the last: latent_preview.webp beside "
+        0, "Show what the model is heading for every N steps, and after the last: latent_preview.webp beside "
         "the results, or .png of one frame. 0: never.", low=0, unit="steps",
     )  # fmt: skip
     preview_vae: str | None = opt(
@@ -175,8 +175,9 @@ class GenerationMemory(Memory, title="Memory and speed"):
     memory: Literal["off", "auto"] = redefault(MemoryPlan, "memory", "off")
     vram: str | None = redefault(MemoryPlan, "vram", None)
     optimized: bool = opt(
-        False, "What makes generating on a GPU faster or smaller and rounds more, as far as this machine has it: "
-        "--fp8_scaled, --compile, --fp16_accumulation, --attn_mode 8bit. What is set otherwise stays.",
+        False, "Switch on what makes generating on a GPU faster or smaller at the cost of more rounding, as far as "
+               "this machine supports it: --fp8_scaled, --compile, --fp16_accumulation, --attn_mode 8bit. Options set "
+               "explicitly keep their value.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -190,7 +191,7 @@ class GenerationMemory(Memory, title="Memory and speed"):
             if value not in choices:
                 raise OptionError(
                     f"--compile_args: {value!r} is no {name}; right would be {', '.join(choices)}.",
-                    hint="Better use --compile_backend, --compile_mode, --compile_dynamic and --compile_fullgraph.",
+                    hint="Use --compile_backend, --compile_mode, --compile_dynamic and --compile_fullgraph instead.",
                     names=("compile_args",),
                 )
         meant = {

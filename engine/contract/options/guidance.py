@@ -17,11 +17,11 @@ class GuidanceSteps(Section, title="Guidance", late=True):
     """Guidance that is left out in some steps, or made by skipping layers."""
 
     cfg_skip_mode: Literal["early", "late", "middle", "early_late", "alternate", "none"] = opt(
-        "none", "In which steps guidance is left out, which makes them twice as fast: the first, the last, those in "
-        "the middle or at both ends, or every so often. Needs --cfg_apply_ratio.", advanced=True,
+        "none", "In which steps to skip guidance, which makes them twice as fast: the first, the last, "
+                "those in the middle or at both ends, or at regular intervals. Needs --cfg_apply_ratio.", advanced=True,
     )  # fmt: skip
     cfg_apply_ratio: float | None = opt(
-        None, "Share of the steps that have guidance. Needs --cfg_skip_mode.", low=0, high=1, advanced=True
+        None, "Share of the steps that use guidance. Needs --cfg_skip_mode.", low=0, high=1, advanced=True
     )
     slg_layers: str | None = opt(
         None, "Blocks that skip layer guidance leaves out, counted from 0, such as 4,5,6. Needs --slg_mode.",
@@ -31,8 +31,8 @@ class GuidanceSteps(Section, title="Guidance", late=True):
     slg_start: float = opt(0.0, "Where it begins, as a share of the steps.", low=0, high=1, advanced=True)
     slg_end: float = opt(0.3, "Where it ends, as a share of the steps.", low=0, high=1, advanced=True)
     slg_mode: Literal["original", "uncond"] | None = opt(
-        None, "original adds a third prediction, in which blocks are skipped; uncond lets it take the place of the "
-        "unconditional one. Needs --slg_layers.", advanced=True,
+        None, "original adds a third prediction, in which blocks are skipped; uncond uses it in place "
+              "of the unconditional one. Needs --slg_layers.", advanced=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -61,8 +61,8 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     blocks_to_swap: int | None = opt(
-        None, "Keep so many of the model's blocks in main memory, or with --block_swap_from_disk on disk, and stream "
-        "them to the GPU when they are due.", low=0, unit="blocks",
+        None, "Keep this many of the model's blocks in main memory (with "
+              "--block_swap_from_disk: on disk) and stream each to the GPU when it is due.", low=0, unit="blocks",
     )  # fmt: skip
     use_pinned_memory_for_block_swap: bool = opt(
         False, "Pin the streamed blocks in main memory: faster copies; on Windows it uses shared GPU memory.",
@@ -95,8 +95,8 @@ class Memory(Section, title="Memory and speed", accepted=ACCEPTED):
         False, "Let cuDNN try its algorithms for each new shape and keep the fastest.", advanced=True
     )
     fp16_accumulation: bool = opt(
-        False, "Let fp16 products add up in fp16: faster on GeForce cards, less exact. It changes nothing in a model "
-        "that computes in another format.", advanced=True,
+        False, "Accumulate fp16 products in fp16: faster on GeForce cards, less exact. No effect on a "
+               "model that computes in another format.", advanced=True,
     )  # fmt: skip
 
     @property
@@ -119,24 +119,27 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
     """Trading time for memory, and compiling for time."""
 
     gradient_checkpointing: bool = opt(
-        False, "Compute activations again in the backward pass instead of keeping them: far less memory, about a "
-        "third slower.",
+        False, "Recompute activations in the backward pass instead of keeping them: far less memory, about a third "
+               "slower.",
     )  # fmt: skip
     gradient_checkpointing_cpu_offload: bool = opt(
         False, "Keep the checkpoints in main memory. Needs --gradient_checkpointing.", advanced=True
     )
     gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = opt(
-        "auto", "Whether checkpoints keep the results of attention too: a tenth to a seventh faster for twice their "
-        "memory, same numbers. auto keeps them where the GPU has room, and always in main memory.", advanced=True,
+        "auto", "Whether checkpoints also keep the results of attention: a tenth to a seventh faster "
+                "for twice the memory of checkpoints, same numbers. auto keeps them if the GPU has "
+                "room, and always if they wait in main memory.", advanced=True,
     )  # fmt: skip
     gradient_checkpointing_blocks: int | None = opt(
-        None, "Checkpoint only so many blocks, the first ones; the others keep what they compute: faster by a part of "
-        "their forward pass, for much memory. Needs --gradient_checkpointing. Default: all.", low=1, unit="blocks",
+        None, "Checkpoint only the first N blocks; the others keep everything they compute, "
+              "which saves most of their recomputation but takes much memory. Needs "
+              "--gradient_checkpointing. Default: all.", low=1, unit="blocks",
         advanced=True,
     )  # fmt: skip
     optimizer_cpu_offload: bool = opt(
-        False, "Keep the optimizer's state and the gradients in main memory but for the moment of its step: with AdamW "
-        "up to 12 bytes of the GPU less for each parameter of the LoRA, same numbers, some 0.03 seconds a step.",
+        False, "Keep the optimizer's state and the gradients in main memory except during its step: with AdamW this "
+               "saves up to 12 bytes of GPU memory per parameter of the LoRA, for the same numbers and about 0.03 "
+               "seconds a step.",
         advanced=True,
     )  # fmt: skip
     block_swap_h2d_only: bool = opt(
@@ -149,8 +152,9 @@ class TrainingMemory(Memory, title="Memory and speed", accepted=ACCEPTED):
     )  # fmt: skip
     img_in_txt_in_offloading: bool = opt(False, "Keep the embedders in main memory.", advanced=True)
     ffn_chunks: int = opt(
-        1, "Compute feed-forward layers, and whatever else of a block treats each token by itself, in so many pieces "
-        "of the tokens: a half to a third of the memory at the peak of a step, some percent slower.", low=1, high=64,
+        1, "Compute feed-forward layers, and everything else in a block that treats each token by "
+           "itself, in this many pieces: a half to a third of the memory at the peak of a step, a few "
+           "percent slower.", low=1, high=64,
         unit="pieces", advanced=True,
     )  # fmt: skip
     dynamo_backend: str = opt(

@@ -83,14 +83,14 @@ class GenerationPrecision(Precision, title="Precision", accepted=ACCEPTED):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Section, title="Attention", accepted=ACCEPTED):
-    """Which attention training uses. With no flag the fastest one that works is taken."""
+    """Which attention training uses. Without a flag, the fastest one that works is used."""
 
     sdpa: bool = opt(False, "PyTorch's own scaled dot product attention.")
     flash_attn: bool = opt(False, "FlashAttention 2; needs the package flash-attn.")
     flash3: bool = opt(False, "FlashAttention 3; needs its package and a Hopper GPU.", advanced=True)
-    xformers: bool = opt(False, "Attention of the package xformers.")
+    xformers: bool = opt(False, "Attention from the xformers package.")
     sage_attn: bool = opt(
-        False, "SageAttention. It has no gradients, so it is for generation only (--attn_mode sageattn).",
+        False, "SageAttention. It computes no gradients, so it only works for generation (--attn_mode sageattn).",
         advanced=True,
     )  # fmt: skip
     split_attn: bool = opt(
@@ -101,14 +101,14 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
         if self.sage_attn:
             raise OptionError(
                 "--sage_attn cannot train: SageAttention computes no gradients.",
-                hint="Leave it out (the best attention is chosen by itself), or use --sdpa.",
+                hint="Leave it out (the best attention is chosen automatically), or use --sdpa.",
                 names=("sage_attn",),
             )
         chosen = self._chosen()
         if len(chosen) > 1:
             raise OptionError(
                 f"{' and '.join('--' + name for name in chosen)} were given, but only one attention can be used.",
-                hint=f"Keep --{chosen[0]}, or leave out all of them: the best one is then chosen by itself.",
+                hint=f"Keep --{chosen[0]}, or leave out all of them: the best one is then chosen automatically.",
                 names=tuple(chosen),
             )
 

@@ -66,5 +66,5 @@ def of_others(name: str) -> str:
     if name in _HERE:
         return f"It is blissful-tuner's; here it is {_HERE[name]}."
     if name in _NOT_HERE:
-        return f"It is blissful-tuner's ({_NOT_HERE[name]}), which this engine does not have: leave it out."
+        return f"It is blissful-tuner's ({_NOT_HERE[name]}), and this engine does not have it: leave it out."
     return ""

@@ -38,11 +38,11 @@ class Run(Section, title="Run"):
 
 @dataclass(frozen=True, kw_only=True)
 class Processes(Section, title="Several GPUs"):
-    """Working in more than one process. Nobody needs to run `accelerate config`."""
+    """Working in more than one process. There is no need to run `accelerate config`."""
 
     num_processes: int = opt(
-        1, "Work in this many processes, one for each GPU. Each takes other clips, so a training step is made of so "
-        "many times more of them.", low=1, advanced=True,
+        1, "Work in this many processes, one for each GPU. Each takes other clips, so a "
+           "training step covers as many times more clips.", low=1, advanced=True,
     )  # fmt: skip
     gpu_ids: str | None = opt(
         None, "Which GPUs to use: all, or their numbers such as 0,1. Default: the first ones.", advanced=True,
@@ -59,7 +59,7 @@ class Processes(Section, title="Several GPUs"):
         if wrong:
             raise OptionError(
                 f"--gpu_ids {self.gpu_ids}: {wrong[0]!r} is no GPU.",
-                hint="Write all, or numbers with commas between them, such as 0,1.",
+                hint="Write all, or numbers separated by commas, such as 0,1.",
                 names=("gpu_ids",),
             )
         twice = [name for name in ids if ids.count(name) > 1]
@@ -82,15 +82,15 @@ class Processes(Section, title="Several GPUs"):
 
 @dataclass(frozen=True, kw_only=True)
 class Launch(Processes, title="Several GPUs", accepted=ACCEPTED):
-    """Training in more than one process. Nobody needs to run `accelerate config`."""
+    """Training in more than one process. There is no need to run `accelerate config`."""
 
     ddp_timeout: int = opt(
-        120, "Give up when a process does not answer for so long, such as one that draws samples while the others "
+        120, "Give up when a process has not answered for this long, such as one that draws samples while the others "
         "wait. One that ends is noticed at once.", low=1, unit="minutes", advanced=True,
     )  # fmt: skip
     shard_base: bool = opt(
-        False, "Share the frozen model out over the processes: each GPU keeps a part of every block, and a block is "
-        "put together when it is due. For models that do not fit on one GPU; needs a fast link between them.",
+        False, "Split the frozen model over the processes: each GPU keeps a part of every block, and a block is put "
+               "together when it is due. For models that do not fit on one GPU; needs a fast link between the GPUs.",
         aliases=("dit_fsdp",), advanced=True,
     )  # fmt: skip
     ddp_gradient_as_bucket_view: bool = opt(

@@ -18,57 +18,57 @@ class Saving(Section, title="Saving and resuming"):
 
     output_dir: str = opt("output", "Folder for LoRA files, states and samples.", file_kind="folder", metavar="DIR")
     output_name: str = opt("lora", "Name of the LoRA file, without .safetensors.", metavar="NAME")
-    save_every_n_epochs: int | None = opt(None, "Save the LoRA after every so many epochs.", low=1, unit="epochs")
-    save_every_n_steps: int | None = opt(None, "Save the LoRA after every so many steps.", low=1, unit="steps")
+    save_every_n_epochs: int | None = opt(None, "Save the LoRA every N epochs.", low=1, unit="epochs")
+    save_every_n_steps: int | None = opt(None, "Save the LoRA every N steps.", low=1, unit="steps")
     save_last_n_epochs: int | None = opt(
-        None, "Keep only the LoRA files of the last so many epochs. Needs --save_every_n_epochs.", low=1,
+        None, "Keep only the LoRA files of the last N epochs. Needs --save_every_n_epochs.", low=1,
         unit="epochs", advanced=True,
     )  # fmt: skip
     save_last_n_steps: int | None = opt(
-        None, "Keep only the LoRA files of the last so many steps. Needs --save_every_n_steps.", low=1, unit="steps",
+        None, "Keep only the LoRA files of the last N steps. Needs --save_every_n_steps.", low=1, unit="steps",
         advanced=True,
     )  # fmt: skip
     save_state: bool = opt(False, "Save with each LoRA what --resume needs (optimizer, schedule, position).")
     save_state_on_train_end: bool = opt(False, "Save that state at the end of the training only.")
     save_last_n_epochs_state: int | None = opt(
-        None, "Keep states of the last so many epochs. Default: as --save_last_n_epochs.", low=1, unit="epochs",
+        None, "Keep only the states of the last N epochs. Default: as --save_last_n_epochs.", low=1, unit="epochs",
         advanced=True,
     )  # fmt: skip
     save_last_n_steps_state: int | None = opt(
-        None, "Keep states of the last so many steps. Default: as --save_last_n_steps.", low=1, unit="steps",
+        None, "Keep only the states of the last N steps. Default: as --save_last_n_steps.", low=1, unit="steps",
         advanced=True,
     )  # fmt: skip
     resume: str = opt(
-        "auto", "Go on from this state folder: same step, epoch, order of clips and file names. auto: from the newest "
-        "whole state of a training of this --output_name that was stopped, killed or broken off, if there is one.",
+        "auto", "Resume from this state folder: same step, epoch, order of clips and file names. auto: from the newest "
+        "whole state of a training of this --output_name that was stopped or killed or has failed, if there is one.",
         file_kind="state", metavar="DIR",
     )  # fmt: skip
     save_precision: Literal["float", "fp32", "fp16", "bf16"] = opt(
         "fp32", "Number format of saved LoRA files; bf16 halves their size."
     )
     fresh: bool = opt(
-        False, "Begin anew, whatever an earlier training of this --output_name left; its files are written over."
+        False, "Start over, whatever an earlier training of this --output_name left; its files are overwritten."
     )
     save_state_every_minutes: float = opt(
-        30.0, "Save a state whenever so much time has passed without one, so that a crash costs no more; 0 does not.",
+        30.0, "Save a state whenever this much time has passed without one, so that a crash costs no more; 0: never.",
         low=0, unit="minutes",
     )  # fmt: skip
     save_last_n_states: int = opt(
-        2, "Keep so many of the states that time or a stop brought. Those of --save_state have limits of their own.",
+        2, "Keep this many of the states saved by the clock or at a stop; those of --save_state have their own limits.",
         low=1, unit="states", advanced=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.fresh and self.resume != "auto":
             raise OptionError(
-                f"--fresh begins anew, --resume {self.resume} goes on.",
+                f"--fresh starts over, but --resume {self.resume} continues.",
                 hint="Keep one of them.",
                 names=("fresh", "resume"),
             )
         if not self.output_name.strip() or any(sign in self.output_name for sign in '/\\:*?"<>|'):
             raise OptionError(
-                f"--output_name {self.output_name!r} is no file name.",
-                hint="Use a plain name such as my-lora; folders go to --output_dir.",
+                f"--output_name {self.output_name!r} is not a file name.",
+                hint="Use a plain name such as my-lora; give the folder with --output_dir.",
                 names=("output_name",),
             )
         length = len(self.output_name.encode("utf-8", "replace"))
@@ -92,7 +92,7 @@ class Saving(Section, title="Saving and resuming"):
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata(Section, title="Metadata"):
-    """What is written into the LoRA file about itself."""
+    """What the LoRA file says about itself."""
 
     no_metadata: bool = opt(False, "Write only what a loader needs: base model, module, rank, alpha.", advanced=True)
     training_comment: str | None = opt(None, "A comment for the metadata.", advanced=True, metavar="TEXT")
@@ -130,7 +130,7 @@ class HuggingFace(Section, title="Hugging Face"):
     """Uploading what is saved, and resuming from what was uploaded. The files stay on this machine too."""
 
     huggingface_repo_id: str | None = opt(
-        None, "Upload each saved LoRA to this repository, which is made if it does not exist.", advanced=True,
+        None, "Upload each saved LoRA to this repository, which is created if it does not exist.", advanced=True,
         metavar="OWNER/NAME",
     )  # fmt: skip
     huggingface_repo_type: Literal["model", "dataset", "space"] = opt("model", "Type of the repository.", advanced=True)
@@ -142,20 +142,20 @@ class HuggingFace(Section, title="Hugging Face"):
         advanced=True, secret=True, metavar="TOKEN",
     )  # fmt: skip
     huggingface_repo_visibility: Literal["private", "public"] = opt(
-        "private", "Who may see a repository that is made.", advanced=True
+        "private", "Who may see a repository that is created.", advanced=True
     )
     save_state_to_huggingface: bool = opt(False, "Upload each saved state as well.", advanced=True)
     resume_from_huggingface: bool = opt(
         False, "--resume names a state in a repository: owner/name/path, then :revision and :type if they are not "
         "main and model.", advanced=True,
     )  # fmt: skip
-    async_upload: bool = opt(False, "Upload while training goes on, instead of waiting.", advanced=True)
+    async_upload: bool = opt(False, "Upload while training continues, instead of waiting.", advanced=True)
 
     def __post_init__(self) -> None:
         for name in ("huggingface_path_in_repo", "save_state_to_huggingface", "async_upload"):
             if getattr(self, name) and self.huggingface_repo_id is None:
                 raise OptionError(
-                    f"--{name} is about uploads, but no repository is named.",
+                    f"--{name} concerns uploads, but no repository is named.",
                     hint=f"Add --huggingface_repo_id, or leave out --{name}.",
                     names=(name, "huggingface_repo_id"),
                 )
@@ -167,22 +167,22 @@ SAMPLE_DEFAULTS = {"video_size": (256, 256), "video_length": 1, "infer_steps": 2
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Section, title="Samples while training"):
-    """Videos made with the LoRA as it is, to watch it learn: in the folder sample of --output_dir."""
+    """Videos made with the LoRA so far, to watch it learn; saved in the folder sample in --output_dir."""
 
     sample_prompts: str | None = opt(
         None, "File with a prompt for each sample (.txt, .toml, .json); a line may end in --w --h --f --d --s --fs, "
         "--g (embedded guidance), --l (classifier-free guidance), --n, --i, --ei, --cn, --ci, --of. Needs --vae and "
         "the text encoders. See docs/PROMPTS.md.", file_kind="prompts", metavar="FILE",
     )  # fmt: skip
-    sample_every_n_steps: int | None = opt(None, "Make samples after every so many steps.", low=1, unit="steps")
-    sample_every_n_epochs: int | None = opt(None, "Make samples after every so many epochs.", low=1, unit="epochs")
+    sample_every_n_steps: int | None = opt(None, "Make samples every N steps.", low=1, unit="steps")
+    sample_every_n_epochs: int | None = opt(None, "Make samples every N epochs.", low=1, unit="epochs")
     sample_at_first: bool = opt(False, "Make samples before the first step too.")
 
     def __post_init__(self) -> None:
         for name in ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"):
             if getattr(self, name) and self.sample_prompts is None:
                 raise OptionError(
-                    f"--{name} says when samples are made, but not of what.",
+                    f"--{name} says when to make samples, but not of what.",
                     hint=f"Add --sample_prompts with a file of prompts, or leave out --{name}.",
                     names=(name, "sample_prompts"),
                 )
@@ -203,8 +203,9 @@ class Logging(Section, title="Logging"):
         "network_train", "Name of the tracker; for wandb the project.", advanced=True, metavar="NAME"
     )
     log_tracker_config: str | None = opt(
-        None, "TOML file with more settings: what stands under [wandb] goes to wandb.init, under [tensorboard] to "
-        "SummaryWriter.", file_kind="config", advanced=True, metavar="FILE",
+        None, "TOML file with more settings: those under [wandb] "
+              "go to wandb.init, those under [tensorboard] to "
+              "SummaryWriter.", file_kind="config", advanced=True, metavar="FILE",
     )  # fmt: skip
     wandb_run_name: str | None = opt(None, "Name of the run in wandb.", advanced=True, metavar="NAME")
     wandb_api_key: str | None = opt(

@@ -19,31 +19,32 @@ class StepCaching(Section, title="Step cache", late=True):
     """Leaving the model's blocks out in steps that would change little: faster, slightly different."""
 
     step_cache: StepCacheMethod = opt(
-        "none", "What tells such steps: magcache by ratios that were measured on the model, teacache by how much the "
-        "timestep changes what goes into the blocks, first_block by running the first block, which fits every model.",
+        "none", "How to find such steps: magcache by ratios measured on the model, teacache by how much the timestep "
+                "changes the input of the blocks, first_block by running the first block, which works with every "
+                "model.",
     )  # fmt: skip
     step_cache_threshold: float | None = opt(
-        None, "Estimated change up to which steps are left out: higher is faster. Default: a careful one for method "
-        "and model.", low=0, high=1000, advanced=True,
+        None, "Estimated change up to which steps are skipped: higher is faster. "
+              "Default: a cautious one for the method and model.", low=0, high=1000, advanced=True,
     )  # fmt: skip
     step_cache_start: float | None = opt(
-        None, "Share of the steps, at the beginning, that always run; one at least. Default: the method's.", low=0,
+        None, "Share of the steps, at the start, that always run; at least one. Default: the method's.", low=0,
         high=1, advanced=True,
     )  # fmt: skip
     step_cache_max_skips: int | None = opt(
-        None, "Leave out at most so many steps in a row. Default: the method's.", low=1, high=1000, advanced=True
+        None, "Skip at most this many steps in a row. Default: the method's.", low=1, high=1000, advanced=True
     )
     step_cache_ratios: str | None = opt(
-        None, "Ratios of magnitudes for magcache, step by step, spread over more or fewer steps; of two experts two "
-        "lists, that for high noise first. Default: the published ones of this model.", advanced=True,
+        None, "Ratios of magnitudes for magcache, step by step, spread over more or fewer steps; two "
+              "lists for two experts, high noise first. Default: the published ones of this model.", advanced=True,
         metavar="X,X;X,X",
     )  # fmt: skip
     step_cache_coefficients: str | None = opt(
-        None, "Polynomial for teacache, highest power first; of two experts two. Default: the published one of this "
+        None, "Polynomial for teacache, highest power first; for two experts two. Default: the published one of this "
         "model.", advanced=True, metavar="X,X;X,X",
     )  # fmt: skip
     step_cache_calibrate: bool = opt(
-        False, "Leave nothing out, and print the numbers that fit this model and prompt.", advanced=True
+        False, "Skip nothing, and print the numbers that fit this model and prompt.", advanced=True
     )
 
     def __post_init__(self) -> None:

@@ -11,12 +11,12 @@ from ..schema import Section, opt
 SIGMA_REL_HIGH = 12**-0.5
 """A power-function average that never falls with time is not wider than this (arXiv 2312.02696, equation 126)."""
 
-_FAMILY = "Model family of the LoRA. Default: found by its names."
+_FAMILY = "Model family of the LoRA. Default: recognised from its tensor names."
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConvert(Section, title="Conversion"):
-    """From one LoRA naming to another. Every layout is read; what each weight changes by stays the same."""
+    """From one LoRA naming to another. Every layout is read; the effect of each weight stays the same."""
 
     input: str = opt(None, "LoRA file to read.", required=True, file_kind="lora", metavar="FILE")
     output: str = opt(None, "LoRA file to write.", required=True, metavar="FILE")
@@ -34,7 +34,7 @@ class LoraConvert(Section, title="Conversion"):
     )  # fmt: skip
     family: str | None = opt(None, _FAMILY, metavar="FAMILY")
     dit: str | None = opt(
-        None, "Model file whose layers to go by. Needed only for a LoRA of a model of no public size.",
+        None, "Model file that the LoRA is for. Needed only if the model does not have a published size.",
         file_kind="dit", advanced=True, metavar="FILE",
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ class LoraConvert(Section, title="Conversion"):
 class LoraMerge(
     Section, title="Merging", accepted={"dit_in_channels": "the number of input channels is read from the file"}
 ):
-    """LoRAs into a model file, or several into one LoRA."""
+    """Merge LoRAs into a model file, or several into one LoRA."""
 
     dit: str | None = opt(None, "DiT file to merge into.", file_kind="dit", metavar="FILE")
     dit_in_channels: int | None = opt(None, "Input channels of the DiT.", low=1, advanced=True)
@@ -77,7 +77,7 @@ class LoraMerge(
         if (self.save_merged_model is None) == (self.save_merged_lora is None):
             raise OptionError(
                 "One of --save_merged_model and --save_merged_lora says what to write.",
-                hint="--save_merged_model writes a model, --save_merged_lora a LoRA.",
+                hint="--save_merged_model writes a model, but --save_merged_lora a LoRA.",
                 names=("save_merged_model", "save_merged_lora"),
             )
         if self.save_merged_model is not None and self.dit is None:
@@ -97,7 +97,7 @@ class LoraMerge(
         if len(self.lora_multiplier) > len(self.lora_weight):
             raise OptionError(
                 f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} files.",
-                hint="Give at most one for each file.",
+                hint="Give at most one per file.",
                 names=("lora_multiplier", "lora_weight"),
             )
 
@@ -124,9 +124,9 @@ class LoraEma(Section, title="Averaging"):
         None, "LoRA files of one training.", required=True, positional=True, file_kind="lora", metavar="FILE"
     )
     output_file: str = opt(None, "LoRA file to write.", required=True, metavar="FILE")
-    no_sort: bool = opt(False, "Take the files in the order given, not by their training step.")
-    beta: float = opt(0.95, "How much the average so far counts.", low=0, high=1)
-    beta2: float | None = opt(None, "How much it counts at the last file; in between it changes evenly.", low=0,
+    no_sort: bool = opt(False, "Use the files in the order given, instead of sorting them by training step.")
+    beta: float = opt(0.95, "Weight of the average so far.", low=0, high=1)
+    beta2: float | None = opt(None, "Its weight at the last file; in between it changes linearly.", low=0,
                               high=1)  # fmt: skip
     sigma_rel: float | None = opt(
         None, "Width of a power-function average (arXiv 2312.02696) instead of --beta.", low=0.0001,
@@ -135,4 +135,4 @@ class LoraEma(Section, title="Averaging"):
 
     def __post_init__(self) -> None:
         if len(self.path) < 2:
-            raise OptionError("An average needs two LoRA files or more.", hint="Name them all.", names=("path",))
+            raise OptionError("An average needs at least two LoRA files.", hint="Name them all.", names=("path",))

@@ -23,16 +23,16 @@ LR_SCHEDULERS = (
 class Training(Section, title="Training", accepted=ACCEPTED):
     """How long to train and with what batches."""
 
-    max_train_steps: int = opt(1600, "Stop after so many optimizer steps.", low=1, unit="steps")
+    max_train_steps: int = opt(1600, "Stop after this many optimizer steps.", low=1, unit="steps")
     max_train_epochs: int | None = opt(
-        None, "Stop after so many passes over the dataset; counts instead of --max_train_steps.", low=1, unit="epochs"
+        None, "Stop after this many passes over the dataset; replaces --max_train_steps.", low=1, unit="epochs"
     )
     seed: int | None = opt(None, "Seed of everything random. Default: a new one each time.", low=0, high=SEED_HIGH)
     gradient_accumulation_steps: int = opt(
-        1, "Add up the gradients of so many batches for one optimizer step.", low=1, unit="batches"
+        1, "Add up the gradients of this many batches for one optimizer step.", low=1, unit="batches"
     )
     max_data_loader_n_workers: int = opt(
-        8, "At most so many processes that load caches; fewer use less main memory.", low=0, unit="processes",
+        8, "At most this many processes that load caches; fewer use less main memory.", low=0, unit="processes",
         advanced=True,
     )  # fmt: skip
     persistent_data_loader_workers: bool = opt(
@@ -42,27 +42,28 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         None, "Draw which noise levels would be trained, then end without training.", advanced=True
     )
     max_train_minutes: float | None = opt(
-        None, "Stop and save after so much training since this start. The same command goes on from there.",
+        None, "Stop and save after this much time, counted from this start. The same command resumes from there.",
         low=0.01, unit="minutes",
     )  # fmt: skip
     max_not_finite_steps: int = opt(
-        10, "A step whose loss or gradient is not a finite number, or whose loss has exploded, is skipped; give up "
-        "after so many in a row.", low=1, unit="steps", advanced=True,
+        10, "A step whose loss or gradient is not a finite number, or whose loss "
+            "has exploded, is skipped; give up after this many in a row.", low=1, unit="steps", advanced=True,
     )  # fmt: skip
     exploding_loss_factor: float = opt(
-        5.0, "A loss has exploded when it is so many times what is normal, or when most of five are worse than "
-        "predicting nothing at all would be, which the base model was not. 0: never.", low=0, advanced=True,
+        5.0, "A loss has exploded if it is this many times the normal one, or if most of five "
+             "are worse than predicting nothing at all, provided the base model did better. 0: "
+             "never.", low=0, advanced=True,
     )  # fmt: skip
     prior_loss_weight: float = opt(
         1.0,
-        "How much datasets with preserve_prior count, clips on which the LoRA shall change nothing; 0: not at all.",
+        "Weight of datasets with preserve_prior, clips on which the LoRA should change nothing; 0 ignores them.",
         low=0, advanced=True,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Section, title="Optimizer"):
-    """What moves the weights."""
+    """How the weights are updated."""
 
     optimizer_type: str = opt(
         "AdamW", "AdamW, AdamW8bit and others of bitsandbytes, Adafactor, Prodigy, AdamWScheduleFree, CAME, Lion, Muon "
@@ -75,12 +76,13 @@ class Optimizer(Section, title="Optimizer"):
     learning_rate: float = opt(2e-6, "Learning rate. For a LoRA, 1e-4 to 2e-4 is usual; for Prodigy 1.", low=0)
     max_grad_norm: float = opt(1.0, "Clip the gradient to this norm; 0 does not clip.", low=0, advanced=True)
     fused_backward_pass: bool = opt(
-        False, "Move each weight as soon as its gradient is there, which is then freed: less memory. Needs "
+        False, "Update each weight as soon as its gradient is ready, then free the gradient: less memory. Needs "
         "--max_grad_norm 0, no accumulation, one GPU.", advanced=True,
     )  # fmt: skip
     full_bf16: bool = opt(
-        False, "Keep the LoRA itself and its gradients in bf16, half the memory; rounded by chance, so that small "
-        "steps are not lost. Needs --mixed_precision bf16; saves most with --fused_backward_pass.", advanced=True,
+        False, "Keep the LoRA itself and its gradients in bf16: half the memory. Rounding is "
+               "stochastic, so that small steps are not lost. Needs --mixed_precision bf16; saves most "
+               "with --fused_backward_pass.", advanced=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class Optimizer(Section, title="Optimizer"):
             raise OptionError("--optimizer_type is empty.", hint="Use AdamW.", names=("optimizer_type",))
         if self.fused_backward_pass and self.max_grad_norm:
             raise OptionError(
-                "--fused_backward_pass never has all gradients at once, so their norm cannot be clipped "
+                "--fused_backward_pass never holds all gradients at once, so their norm cannot be clipped "
                 f"(--max_grad_norm {self.max_grad_norm:g}).",
                 hint="Add --max_grad_norm 0, or leave out --fused_backward_pass.",
                 names=("fused_backward_pass", "max_grad_norm"),
@@ -103,11 +105,11 @@ class Schedule(Section, title="Learning rate schedule"):
         "constant", f"Shape of the learning rate over time: {', '.join(LR_SCHEDULERS)}.", metavar="NAME"
     )
     lr_warmup_steps: int | float = opt(
-        0, "Rise to the full learning rate over so many steps, or this share of all (0.05 or 5%).",
+        0, "Rise to the full learning rate over this many steps, or this share of all (0.05 or 5%).",
         low=0, unit="steps",
     )  # fmt: skip
     lr_decay_steps: int | float = opt(
-        0, "Fall at the end over so many steps, or this share of all; for warmup_stable_decay.", low=0, unit="steps",
+        0, "Fall at the end over this many steps, or this share of all; for warmup_stable_decay.", low=0, unit="steps",
         advanced=True,
     )  # fmt: skip
     lr_scheduler_num_cycles: int = opt(1, "Restarts, for cosine_with_restarts.", low=1, advanced=True)
@@ -169,13 +171,15 @@ class Timesteps(Section, title="Noise levels"):
     logit_mean: float = opt(0.0, "Mean, for logit_normal and logsnr.", advanced=True)
     logit_std: float = opt(1.0, "Standard deviation, for logit_normal and logsnr.", low=0, advanced=True)
     mode_scale: float = opt(1.29, "Scale, for mode.", advanced=True)
-    min_timestep: int | None = opt(None, "Train no lower noise than this. Default: 0.", low=0, high=999)
-    max_timestep: int | None = opt(None, "Train no higher noise than this. Default: 1000.", low=1, high=1000)
+    min_timestep: int | None = opt(None, "Train at no lower noise level than this. Default: 0.", low=0, high=999)
+    max_timestep: int | None = opt(None, "Train at no higher noise level than this. Default: 1000.", low=1, high=1000)
     preserve_distribution_shape: bool = opt(
-        False, "Within the limits draw again instead of squeezing the distribution. Not for sigma.", advanced=True
+        False,
+        "Draw again until inside the limits, instead of squeezing the distribution into them. Not for sigma.",
+        advanced=True,
     )
     num_timestep_buckets: int | None = opt(
-        None, "Draw evenly from so many strata each epoch; 2 or more. Steadier with few clips.", low=1, advanced=True
+        None, "Draw evenly from this many strata each epoch; 2 or more. Steadier with few clips.", low=1, advanced=True
     )
     guidance_scale: float = opt(
         1.0, "Embedded guidance that HunyuanVideo and FramePack train with. Models without it only note it in the "
@@ -204,7 +208,7 @@ class Network(Section, title="LoRA"):
     network_dim: int | None = opt(
         None, "Rank of the LoRA: higher learns more and makes a larger file. Default: 4.", low=1, high=4096
     )
-    network_alpha: float = opt(1.0, "The LoRA counts alpha / rank times. Many set it to the rank or half of it.", low=0)
+    network_alpha: float = opt(1.0, "The LoRA is scaled by alpha / rank. Often set to the rank or half of it.", low=0)
     network_dropout: float | None = opt(
         None, "Share of the LoRA's inputs that is dropped in each step.", low=0, high=1, advanced=True
     )
@@ -217,20 +221,22 @@ class Network(Section, title="LoRA"):
         key_values=True, metavar="KEY=VALUE",
     )  # fmt: skip
     network_weights: str | None = opt(
-        None, "Start from this LoRA instead of from nothing.", file_kind="lora", metavar="FILE"
+        None, "Start from this LoRA instead of a new one.", file_kind="lora", metavar="FILE"
     )
     dim_from_weights: bool = opt(
-        False, "Take rank and alpha from --network_weights, whatever --network_dim says.", advanced=True
+        False,
+        "Take rank and alpha from --network_weights instead of from --network_dim and --network_alpha.",
+        advanced=True,
     )
     scale_weight_norms: float | None = opt(
         None, "Keep the norm of each LoRA module below this; 1 is a good start.", low=0, advanced=True
     )
     use_ema: bool = opt(
-        False, "Average the LoRA over its last steps (EMA), beside training it: saved as NAME_ema with each save, and "
-        "what samples and validation use.",
+        False, "Also keep an average of the LoRA over its last steps (EMA): saved as NAME_ema with each save, and "
+               "used for samples and validation.",
     )  # fmt: skip
     ema_decay: float = opt(
-        0.999, "Share of the average that stays in each step; less at first: at most (1 + n) / (10 + n) after n steps.",
+        0.999, "Share of the average that each step keeps; less at first: at most (1 + n) / (10 + n) after n steps.",
         low=0, high=1, advanced=True,
     )  # fmt: skip
     ema_device: Literal["accelerator", "cpu"] = opt(

@@ -19,9 +19,9 @@ class Validation(Section, title="Validation"):
     validation_split: float = opt(
         0.0, "Hold out this share of the dataset's clips to validate on, such as 0.1.", low=0, high=0.9
     )
-    validate_every_n_steps: int | None = opt(None, "Validate after every so many steps.", low=1, unit="steps")
+    validate_every_n_steps: int | None = opt(None, "Validate every N steps.", low=1, unit="steps")
     validate_every_n_epochs: int | None = opt(
-        None, "Validate after every so many epochs. Default: 1, unless --validate_every_n_steps is given.", low=1,
+        None, "Validate every N epochs. Default: 1, unless --validate_every_n_steps is given.", low=1,
         unit="epochs",
     )  # fmt: skip
     validation_timesteps: tuple[int, ...] = opt(
@@ -29,11 +29,11 @@ class Validation(Section, title="Validation"):
         advanced=True, metavar="T",
     )  # fmt: skip
     validation_seed: int = opt(
-        42, "Seed of the held-out choice and of the noise; losses compare between trainings of the same one.", low=0,
-        advanced=True,
+        42, "Seed for choosing the held-out clips and for the noise; losses compare only under the same one.",
+        low=0, advanced=True,
     )  # fmt: skip
     max_validation_steps: int | None = opt(
-        None, "Validate on at most so many clips. Default: all.", low=1, unit="clips", advanced=True
+        None, "Validate on at most this many clips. Default: all.", low=1, unit="clips", advanced=True
     )
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Validation(Section, title="Validation"):
             for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"):
                 if getattr(self, name) is not None:
                     raise OptionError(
-                        f"--{name} is about validation, but there is nothing to validate on.",
+                        f"--{name} concerns validation, but there is nothing to validate on.",
                         hint="Add --validation_split 0.1 or --validation_dataset_config.",
                         names=(name, "validation_split"),
                     )

@@ -41,7 +41,7 @@ class FramePackTextGeneration(TextEncoders, title="Text encoders"):
     """LLaVA-LLaMA-3 for the details, CLIP-L for the gist."""
 
     custom_system_prompt: str | None = opt(
-        None, "What LLaMA is told to look at in a prompt. Default: the text that the model was trained with.",
+        None, "What LLaMA is instructed to look at in a prompt. Default: as in the model's training.",
         advanced=True, metavar="TEXT",
     )  # fmt: skip
 
@@ -122,9 +122,11 @@ class FramePackLength(Section, title="Length and sections"):
     """A video is made in sections of 36 frames."""
 
     video_seconds: float = opt(
-        5.0, "How long, at 30 frames a second, to the nearest section.", low=0, high=600, unit="seconds"
+        5.0, "Length at 30 frames a second, rounded to whole sections.", low=0, high=600, unit="seconds"
     )
-    video_sections: int | None = opt(None, "How many sections; wins over --video_seconds.", low=1, high=1000)
+    video_sections: int | None = opt(
+        None, "Number of sections; takes precedence over --video_seconds.", low=1, high=1000
+    )
     latent_paddings: str | None = opt(
         None, "Distance of each section from the start, the last section first, such as 3,2,1,0. Not for F1.",
         advanced=True, metavar="N,N",
@@ -155,9 +157,9 @@ class FramePackInputs(Section, title="Images", late=True):
 class FramePackGuidance(Section, title="Guidance", late=True):
     """How strongly the prompt pulls."""
 
-    embedded_cfg_scale: float = opt(10.0, "Guidance that the model itself applies; made for 10.", low=0, high=1000)
+    embedded_cfg_scale: float = opt(10.0, "Guidance built into the model, which was made for 10.", low=0, high=1000)
     guidance_rescale: float = opt(
-        0.0, "Bring the contrast of --guidance_scale back, 0 to 1.", low=0, high=1, advanced=True
+        0.0, "Undo the rise in contrast that --guidance_scale brings, 0 to 1.", low=0, high=1, advanced=True
     )
     rope_scaling_factor: float = opt(
         0.5, "Scale places in height and width, for high resolutions.", low=0.01, high=100, advanced=True
@@ -195,17 +197,18 @@ class FramePackMagCache(Section, title="MagCache", late=True):
     """Leaving the model's blocks out in steps that would change little: about twice as fast, slightly different."""
 
     magcache_mag_ratios: str | None = opt(
-        None, "Switch it on with these ratios of magnitudes, step by step; 0 for the usual ones. As many as "
-        "--infer_steps are best, others are spread over the steps.", advanced=True, metavar="X,X",
+        None, "Switch it on with these ratios of magnitudes, step by step; 0 for the "
+              "usual ones. Best as many as --infer_steps; otherwise they are spread "
+              "over the steps.", advanced=True, metavar="X,X",
     )  # fmt: skip
     magcache_retention_ratio: float = opt(
         0.2, "Share of the steps, at the beginning, that always run.", low=0, high=1, advanced=True
     )
     magcache_threshold: float = opt(
-        0.24, "Estimated error up to which steps are left out: higher is faster.", low=0, high=1000, advanced=True
+        0.24, "Estimated error up to which steps are skipped: higher is faster.", low=0, high=1000, advanced=True
     )
-    magcache_k: int = opt(6, "Leave out at most so many steps in a row.", low=0, high=1000, advanced=True)
+    magcache_k: int = opt(6, "Skip at most this many steps in a row.", low=0, high=1000, advanced=True)
     magcache_calibration: bool = opt(
-        False, "Leave nothing out, and print the ratios of this model and prompt for --magcache_mag_ratios.",
+        False, "Skip nothing, and print the ratios of this model and prompt for --magcache_mag_ratios.",
         advanced=True,
     )  # fmt: skip

@@ -66,7 +66,7 @@ def sections_wanted(*, seconds: float, sections: int | None = None, window: int 
     """
     if sections is not None:
         if sections < 1:
-            raise OptionError(f"--video_sections {sections}: a video has at least one.", "Give 1 or more.")
+            raise OptionError(f"--video_sections {sections}: a video has at least one section.", "Give 1 or more.")
         return sections
     return max(round(seconds * FRAMES_PER_SECOND / (TIME_STRIDE * window)), 1)
 

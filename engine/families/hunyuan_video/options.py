@@ -151,13 +151,13 @@ SINGLE_BLOCKS = "single_blocks"
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanGuidance(Section, title="Guidance", accepted=ACCEPTED):
-    """The scale that the model is told (embedded), and how the other kind is worked out."""
+    """The scale that the model takes as an input (embedded), and how the other kind is computed."""
 
     embedded_cfg_scale: float = opt(
-        6.0, "Guidance that the model knows by itself, without doubling the time. SkyReels: 1.", low=0, high=100
+        6.0, "Guidance built into the model, which does not double the time. SkyReels: 1.", low=0, high=100
     )
     split_uncond: bool = opt(
-        False, "With --guidance_scale: ask for the two predictions one after the other. Slower, less memory."
+        False, "With --guidance_scale: compute the two predictions one after the other. Slower, less memory."
     )
     split_attn: bool = opt(False, "Compute attention one item of the batch at a time.", advanced=True)
     img_in_txt_in_offloading: bool = redefault(TrainingMemory, "img_in_txt_in_offloading", False)
@@ -174,13 +174,13 @@ class HunyuanInputs(Section, title="Image and video", late=True):
         None, "Video to be remade; its first frames are used.", file_kind="video", metavar="FILE"
     )
     strength: float = opt(
-        0.8, "How much of --video_path is remade: the share of the steps that is walked.", low=0.01, high=1
+        0.8, "How much of --video_path is remade: the share of the steps that are run.", low=0.01, high=1
     )
 
     def __post_init__(self) -> None:
         if self.image_path is not None and self.video_path is not None:
             raise OptionError(
-                "--image_path and --video_path are two ways to begin a video.",
+                "--image_path and --video_path are two ways to start a video.",
                 hint="Keep one of them.",
                 names=("image_path", "video_path"),
             )
@@ -319,7 +319,7 @@ def request_settings(job: Job, line: Any) -> dict[str, Any]:
     """What sample.py wants to know beside the prompt. OptionError for what HunyuanVideo cannot do."""
     for name in ("end_image_path", "control_video_path", "control_image_path", "control_image_mask_path", "one_frame"):
         if getattr(line, name):
-            raise OptionError(f"{line.where}: HunyuanVideo takes no {name}.", hint="Take it out of the prompt.")
+            raise OptionError(f"{line.where}: HunyuanVideo takes no {name}.", hint="Remove it from the prompt.")
     inputs, guidance = job[HunyuanInputs], job[HunyuanGuidance]
     image = line.image_path or inputs.image_path
     scale = guidance.embedded_cfg_scale if line.guidance_scale is None else line.guidance_scale

@@ -42,7 +42,7 @@ def check_request(request: Request, dit: nn.Module) -> None:
     what, config = f'The prompt "{shorten(request.prompt, 40, placeholder="…")}"', dit.config
     if config.concat_dim not in (0, config.out_dim):
         raise OptionError(
-            f"--dit is an image-to-video model of {config.in_dim} input channels, which nothing here generates with.",
+            f"--dit is an image-to-video model of {config.in_dim} input channels, which cannot be generated with here.",
             "Use a text-to-video model, or SkyReels V1 image-to-video.",
             names=("dit",),
         )

@@ -74,7 +74,7 @@ def build(shapes: Mapping[str, tuple[int, ...]], *, head_dim: int = DEFAULT_HEAD
         raise WeightsError(f"--clip: the file lacks {error}.", "Check that the file is whole.") from error
     if width % head_dim:
         raise WeightsError(
-            f"--clip: the width {width} is no multiple of the head size {head_dim}.",
+            f"--clip: the width {width} is not a multiple of the head size {head_dim}.",
             "A file of another head size says so in its metadata key head_dim.",
         )
     config = CLIPVisionConfig(

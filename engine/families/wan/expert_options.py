@@ -93,8 +93,8 @@ class WanExpertsGeneration(WanExperts, title="Wan 2.2 experts"):
         _check_count(self, "lora_multiplier_high_noise", "lora_weight_high_noise")
         if self.lazy_loading and self.offload_inactive_dit:
             raise OptionError(
-                "--lazy_loading and --offload_inactive_dit are two places for the expert that is not in use.",
-                "Keep --offload_inactive_dit when main memory has room for it, else --lazy_loading.",
+                "--lazy_loading and --offload_inactive_dit are two places for the expert not in use.",
+                "Keep --offload_inactive_dit if main memory has room for it, else --lazy_loading.",
                 names=("lazy_loading", "offload_inactive_dit"),
             )
 
@@ -108,14 +108,14 @@ def check_experts(job: Job, *, task: str, has_folder: bool = False) -> None:
         return
     if _boundary(options, task) is None:
         raise OptionError(
-            f"--task {task} is of one model, so it does not say where --dit_high_noise takes over.",
+            f"--task {task} has a single model, so it does not say where --dit_high_noise takes over.",
             "Choose --task t2v-A14B or i2v-A14B, or add --timestep_boundary.",
             names=("task", "dit_high_noise"),
         )
     if LoraStack in job and job[LoraStack].save_merged_model is not None:
         raise OptionError(
             "--save_merged_model merges one DiT at a time.",
-            "Leave out --dit_high_noise, and merge the other expert in a run of its own, as --dit.",
+            "Leave out --dit_high_noise, and merge the other expert in a separate run, as --dit.",
             names=("save_merged_model", "dit_high_noise"),
         )
 

@@ -42,7 +42,7 @@ class WanImageCaching(Section, title="Images", late=True):
             )
         if self.one_frame and self.flf2v:
             raise OptionError(
-                "--one_frame and --flf2v are two kinds of caches.",
+                "--one_frame and --flf2v are two kinds of cache.",
                 hint="Leave out --flf2v: an flf2v model takes one-frame caches with two control images.",
                 names=("one_frame", "flf2v"),
             )
@@ -79,8 +79,9 @@ class WanInputs(Section, title="Images and control", late=True, accepted=_MASKS)
         "see --src_mask.", file_kind="video", aliases=("src_video",), advanced=True, metavar="PATH",
     )  # fmt: skip
     reference_image_path: str | None = opt(
-        None, "Image of who or what appears in the video, for Fun-Control V1.1 models; CLIP sees it instead of the "
-        "start image.", file_kind="image", advanced=True, metavar="FILE",
+        None, "Image of who or what appears in the video, for "
+              "Fun-Control V1.1 models; CLIP gets it instead of the "
+              "start image.", file_kind="image", advanced=True, metavar="FILE",
     )  # fmt: skip
     one_frame_inference: str | None = opt(
         None, "Make one frame only, such as target_index=1,control_index=0;2.", advanced=True, metavar="SETTINGS"
@@ -92,15 +93,16 @@ class WanInputs(Section, title="Images and control", late=True, accepted=_MASKS)
         (), "Masks of the control images.", file_kind="image", advanced=True, metavar="FILE"
     )
     trim_tail_frames: int = opt(
-        0, "Leave out so many frames at the end of the video; 3 is usual where an i2v model gets an end image.", low=0,
+        0, "Drop this many frames at the end of the video; 3 is usual where an i2v model gets an end image.", low=0,
         unit="frames", advanced=True,
     )  # fmt: skip
     strength: float = opt(
-        0.8, "How much of --video_path is made anew: 1 all of it, 0.1 hardly anything.", low=0, high=1, advanced=True
+        0.8, "How much of --video_path is remade: 1 is all of it, 0.1 hardly anything.", low=0, high=1, advanced=True
     )
     src_mask: str | None = opt(
-        None, "Mask of --control_path for VACE models, a video, an image or a folder of images: what is white is made "
-        "anew, what is black stays.", file_kind="video", advanced=True, metavar="PATH",
+        None, "Mask of --control_path for VACE models, a video, an "
+              "image or a folder of images: white is generated "
+              "anew, black is kept.", file_kind="video", advanced=True, metavar="PATH",
     )  # fmt: skip
     src_ref_images: tuple[str, ...] = opt(
         (), "Images of who or what appears in the video, for VACE models.", file_kind="image", advanced=True,
@@ -112,10 +114,11 @@ class WanInputs(Section, title="Images and control", late=True, accepted=_MASKS)
     camera_pose: str | None = opt(
         None, "What the camera does, for Fun-Control models with a camera.", choices=tuple(CAMERA_POSES), advanced=True
     )
-    camera_speed: float = opt(1.0, "How fast it does so: 2 is twice as far.", low=0, advanced=True)
+    camera_speed: float = opt(1.0, "Speed of the camera: 2 moves it twice as far.", low=0, advanced=True)
     control_camera_txt: str | None = opt(
-        None, "File with a line for each frame that says where the camera is, as VideoX-Fun's: instead of "
-        "--camera_pose.", file_kind="camera", advanced=True, metavar="FILE",
+        None, "File with a line per frame that says where the "
+              "camera is, in VideoX-Fun's format; replaces "
+              "--camera_pose.", file_kind="camera", advanced=True, metavar="FILE",
     )  # fmt: skip
 
 
@@ -248,7 +251,7 @@ def _one_frame_problems(settings: Mapping[str, Any]) -> Iterable[tuple[str, str]
             "Give a place for each, such as control_index=0;2.",
         )
     if len({places.target_index, *places.control_indices}) <= count:
-        yield "two frames are at the same place in time", "Give target_index and each control_index a place of its own."
+        yield "two frames have the same place in time", "Give target_index and each control_index a place of its own."
     has_two = count == 2 or (settings["image_path"] is not None and settings["end_image_path"] is not None)
     if takes_two_images(settings["task"]) and not has_two:
         yield f"--task {settings['task']} sees two images", "Give two --control_image_path, or add --end_image_path."

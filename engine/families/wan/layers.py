@@ -1,7 +1,7 @@
 """The layers of the Wan DiT: attention, the block and its VACE twin, head, image embedding, camera adapter.
 
-Modules have the original checkpoint's names. Norms, modulation and head compute in float32, the rest in the weights'
-type. Knows neither the order in which they run (model.py) nor where their inputs come from (conditions.py).
+Modules have the original checkpoint's names. Norms, modulation and head compute in float32, the rest in the type of
+the weights. Knows neither the order in which layers run (model.py) nor where inputs come from (conditions.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(SelfAttention):
-    """Attention to the text and, with their own keys and values, to the image tokens; the two results are added."""
+    """Attention to the text and, with separate keys and values, to the image tokens; the two results are added."""
 
     def __init__(self, config: WanConfig, *, backend: str):
         super().__init__(config, backend=backend)
@@ -55,7 +55,7 @@ class CrossAttention(SelfAttention):
             self.norm_k_img = RmsNorm(config.dim, eps=config.eps)
 
     def seen(self, text_BLD: torch.Tensor, image_BLD: torch.Tensor | None) -> tuple[tuple[torch.Tensor, ...], ...]:
-        """Keys and values of the text, and of the image tokens where there are any."""
+        """(keys, values) of the text, and of the image tokens if there are any, BLHD each."""
         text_k_BLHD, text_v_BLHD = self.heads(self.norm_k(self.k(text_BLD))), self.heads(self.v(text_BLD))
         pairs = [(text_k_BLHD, text_v_BLHD)]
         if image_BLD is not None:
@@ -65,7 +65,7 @@ class CrossAttention(SelfAttention):
     def forward(self, x_BLD: torch.Tensor, seen: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
         q_BLHD = self.heads(self.norm_q(self.q(x_BLD)))
         (text_k_BLHD, text_v_BLHD), *image = seen
-        padding = self.text_len - text_k_BLHD.shape[1]  # more tokens like the last one
+        padding = self.text_len - text_k_BLHD.shape[1]  # tokens left out that are like the last one
         found_BLHD = padded_attention(q_BLHD, text_k_BLHD, text_v_BLHD, padding=padding, backend=self.backend)
         for k_BLHD, v_BLHD in image:
             found_BLHD = found_BLHD + attention(q_BLHD, k_BLHD, v_BLHD, backend=self.backend)
@@ -73,7 +73,7 @@ class CrossAttention(SelfAttention):
 
 
 class WanAttentionBlock(nn.Module):
-    """One transformer block. Its name is what LoRA files and tools of the world know it by.
+    """One transformer block, under the class name that other tools and LoRA files know it by.
 
     Takes and returns plain tensors, so that it can be streamed, checkpointed and compiled on its own.
     """
@@ -101,8 +101,8 @@ class WanAttentionBlock(nn.Module):
         text_BLD: torch.Tensor,
         image_BLD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`time_B6D` float32: shift, scale, gate for self-attention, then for the feed-forward layer. `text_BLD`: all
-        text_len tokens, or fewer, the last of which is padding."""
+        """`time_B6D`, float32: shift, scale and gate for self-attention, then for the feed-forward layer. `text_BLD`:
+        all text_len tokens, or fewer, of which the last one is padding and stands for the rest."""
         shift, scale, *others = (self.modulation.float() + time_B6D).chunk(6, dim=1)
         return self.after_attention(
             x_BLD,
@@ -137,7 +137,7 @@ class WanAttentionBlock(nn.Module):
         modulation: Sequence[torch.Tensor],
         seen: Sequence[Sequence[torch.Tensor]],
     ) -> torch.Tensor:
-        """What attention found, the text and the feed-forward layer, added to the tokens."""
+        """Add to the tokens what self-attention found, then cross-attention, then the feed-forward layer."""
         gate, ffn_shift, ffn_scale, ffn_gate = modulation
         x_BLD = gated_sum(x_BLD, self.self_attn.o(found_BLD), gate)
         del found_BLD  # not needed while the widest layer runs
@@ -151,13 +151,13 @@ class WanAttentionBlock(nn.Module):
 
 
 class VaceWanAttentionBlock(WanAttentionBlock):
-    """A block of VACE's second row, which works on the tokens of the control and hands hints to the first row.
+    """A block of VACE's second stack, which processes the tokens of the control and passes hints to the main stack.
 
-    The first of them lets the video's own tokens in (`before_proj`). Of a class of its own, so that a LoRA goes where
-    it goes in the model that VACE was made from.
+    The first one also lets the video's own tokens in (`before_proj`). A class of its own, so that a LoRA adapts the
+    same layers as in the model that VACE was made from.
     """
 
-    LAST = ()  # what comes after attention is not yet the block's result
+    LAST = ()  # `after_attention` does not yet give the block's result
 
     def __init__(self, config: WanConfig, *, backend: str, first: bool):
         super().__init__(config, backend=backend)
@@ -168,7 +168,7 @@ class VaceWanAttentionBlock(WanAttentionBlock):
     def forward(  # type: ignore[override]
         self, control_BLD: torch.Tensor, *others: torch.Tensor | None, video_BLD: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(control tokens for the next of these blocks, hint). `video_BLD` is for the first, `others` as above."""
+        """(control tokens for the next VACE block, hint). `video_BLD`: for the first one; `others`: as above."""
         if video_BLD is not None:
             control_BLD = self.before_proj(control_BLD) + video_BLD
         control_BLD = super().forward(control_BLD, *others)
@@ -176,7 +176,7 @@ class VaceWanAttentionBlock(WanAttentionBlock):
 
 
 class Head(nn.Module):
-    """Tokens to patch values, float32."""
+    """Tokens to the values of their patches, float32."""
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -191,7 +191,7 @@ class Head(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP features to context tokens; with two images a sample, learned positions are added first."""
+    """CLIP features to context tokens; for two images per sample, learned positions are added first."""
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -213,7 +213,7 @@ class ImageEmbedding(nn.Module):
 
 
 class CameraResidual(nn.Module):
-    """Two convolutions beside the pictures that go through them."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -225,7 +225,7 @@ class CameraResidual(nn.Module):
 
 
 class CameraAdapter(nn.Module):
-    """Rays of light at every pixel (camera.py) to what they add to the video's tokens."""
+    """Camera rays at every pixel (camera.py) to what they add to the video's tokens."""
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -234,7 +234,7 @@ class CameraAdapter(nn.Module):
         self.residual_blocks = nn.Sequential(CameraResidual(config.dim))
 
     def forward(self, rays_BCTHW: torch.Tensor) -> torch.Tensor:
-        """[B, camera_dim / 64, T, H, W], H and W in pixels, to tokens [B, L, D]. Each latent frame by itself."""
+        """[B, camera_dim / 64, T, H, W], H and W in pixels, to tokens [B, L, D], each latent frame by itself."""
         frames = rays_BCTHW.to(self.conv.weight.dtype).transpose(1, 2)
         pictures = F.pixel_unshuffle(frames.flatten(0, 1), PIXELS_A_SIDE)
         features = self.residual_blocks(self.conv(pictures))

@@ -1,13 +1,13 @@
 """The Wan DiT: build, load, blocks, velocity.
 
 One class for every variant of the Wan2.1 architecture (t2v, i2v with CLIP, first and last frame, Fun-Control with its
-reference image or a camera, VACE, and each expert of Wan2.2 A14B); which parts exist follows from WanConfig. Modules
-have the original checkpoint's names. Time embedding, norms, modulation and head compute in float32 whatever type the
-weights have; the rest in the weights' type, residual stream included, as musubi-tuner and diffusers do (the official
-code widens it). Checked against Wan-Video/Wan2.1 9737cba9, diffusers 0.42.1 and, with a camera, ComfyUI, to 1e-5
-(tests/golden, tests/families/wan).
-Knows nothing of samplers, training, memory or LoRA: these act on `blocks(dit)`. Given up: Wan2.2's times of its own for
-each token: only its 5B model, which has another VAE, ever gets different ones.
+reference image or a camera, VACE, and each expert of Wan2.2 A14B); WanConfig decides which parts exist. Modules have
+the original checkpoint's names. Time embedding, norms, modulation and head compute in float32 whatever the type of the
+weights; everything else, residual stream included, in the type of the weights, as in musubi-tuner and diffusers (the
+official code keeps the stream in float32). Checked against Wan-Video/Wan2.1 9737cba9, diffusers 0.42.1 and, with a
+camera, ComfyUI, to 1e-5 (tests/golden, tests/families/wan). Knows nothing of samplers, training, memory or LoRA: these
+act on `blocks(dit)`. Given up: a timestep per token, as in Wan2.2: only its 5B model, which has another VAE, ever gets
+different ones.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class WanModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that blocks compute in. Read from a layer that never becomes fp8."""
+        """The type in which blocks compute, read from a layer that is never fp8."""
         return self.text_embedding[0].weight.dtype
 
     def forward(
@@ -87,16 +87,16 @@ class WanModel(nn.Module):
         skip_blocks: Collection[int] = (),
         step_cache: StepCache = BlockStack.run,
     ) -> torch.Tensor:
-        """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples of one size; H and W even.
+        """Velocity (noise - clean), float32 [B, out_dim, T, H, W]. All samples have the same size; H and W are even.
 
-        timestep_B in 0..1000. `text`: a sample each [L, text_dim] with L <= 512, unpadded: the padding is added
-        here and attended to, as the model was trained. `y_BCTHW` is put after x on channels (mask and image or
-        control latents). `clip_BLD`: [B, 257, 1280], two images a sample as [B, 514, 1280] or [2B, 257, 1280].
-        `reference_BCHW`: latent of Fun-Control's reference image. `camera_BCTHW`: rays (camera.py). `vace_BCTHW`:
-        VACE's context (conditions.py), as large as x; hints from it count `vace_strength` times; None: no hints.
-        `frame_indices`: for each sample, the places in time of its latent frames instead of 0 … T-1 (one-frame); Python
-        numbers, so that nothing waits for a GPU. `skip_blocks`: numbers of blocks that are left out, for skip layer
-        guidance. `step_cache` wraps the blocks; TeaCache looks at what the blocks are told of the time.
+        timestep_B in 0..1000. `text`: [L, text_dim] per sample, L <= 512, unpadded: padding is added here and attended
+        to, as in the model's training. `y_BCTHW`: channels appended to x (mask and image, or control latents).
+        `clip_BLD`: [B, 257, 1280]; for two images a sample [B, 514, 1280] or [2B, 257, 1280]. `reference_BCHW`: latent
+        of Fun-Control's reference image. `camera_BCTHW`: rays (camera.py). `vace_BCTHW`: VACE's context (conditions.py)
+        for a video of x's size, whose hints count `vace_strength` times; None: no hints. `frame_indices`: for each
+        sample the positions in time of its latent frames, instead of 0 … T-1 (one-frame); Python numbers, so that
+        nothing waits for the GPU. `skip_blocks`: numbers of blocks to leave out, for skip layer guidance. `step_cache`
+        wraps the blocks; TeaCache is shown the time embedding.
         """
         x_BLD, grid, own = self._tokens(x_BCTHW, y_BCTHW, camera_BCTHW, reference_BCHW)
         cos_LD, sin_LD = self._rotary_table(grid, frame_indices, x_BLD.device)
@@ -108,7 +108,7 @@ class WanModel(nn.Module):
         control_BLD = None if vace_BCTHW is None else self._control_tokens(vace_BCTHW)
         blocks = self._through_blocks(x_BLD, control_BLD, seen, vace_strength=vace_strength, skip_blocks=skip_blocks)
         stack = BlockStack(x_BLD, blocks, modulated=lambda _: time_B6D)
-        del control_BLD  # which its own blocks replace as they go
+        del control_BLD  # the VACE blocks replace it as they go: do not hold the first one
         values = self.head(step_cache(stack), time_BD)
         return self._to_video(values[:, values.shape[1] - own.numel() :], own)
 
@@ -119,8 +119,10 @@ class WanModel(nn.Module):
         camera_BCTHW: torch.Tensor | None,
         reference_BCHW: torch.Tensor | None,
     ) -> tuple[torch.Tensor, tuple[int, ...], torch.Size]:
-        """The tokens that the blocks work on, how many there are in time, height and width, and how many of them are
-        the video's own, which stand last."""
+        """(tokens for the blocks, their number in time, height and width, that of the video's own tokens).
+
+        The video's own tokens come last, after those of a reference image.
+        """
         if y_BCTHW is not None:
             x_BCTHW = torch.cat([x_BCTHW, y_BCTHW.to(x_BCTHW.dtype)], dim=1)
         tokens_BTHWD = self.patch_embedding(x_BCTHW).to(self.dtype)
@@ -140,7 +142,7 @@ class WanModel(nn.Module):
         vace_strength: float,
         skip_blocks: Collection[int],
     ) -> Iterator[torch.Tensor]:
-        """The tokens after each block."""
+        """Run the blocks; yields the tokens after each one."""
         for number, block in enumerate(self.blocks):
             hint_BLD = None
             if control_BLD is not None and number in self.config.vace_places:
@@ -157,9 +159,9 @@ class WanModel(nn.Module):
     def _hint(
         self, number: int, control_BLD: torch.Tensor, x_BLD: torch.Tensor, seen: Sequence[torch.Tensor | None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(control tokens, hint) of the VACE block that belongs to block `number`, just before that block runs.
+        """(control tokens, hint) from the VACE block that belongs to block `number`, just before that block runs.
 
-        The official code computes all hints first, which takes as many times the memory of the tokens.
+        The official code computes all hints first, and so holds as many tensors of the tokens' size.
         """
         block = self.vace_blocks[self.config.vace_places.index(number)]
         return block(control_BLD, *seen, video_BLD=x_BLD if number == 0 else None)
@@ -172,14 +174,17 @@ class WanModel(nn.Module):
         return torch.stack([F.pad(sample.to(self.dtype), (0, 0, 0, length - len(sample))) for sample in text])
 
     def _text_length(self, longest: int, device: torch.device) -> int:
-        """On a CPU one token of padding, which counts as so many: most of a small model's work is saved. Elsewhere all
-        padding, so that blocks are compiled for one length."""
+        """The length that captions are padded to.
+
+        On a CPU only one token of padding, which attention counts as many times as needed (`padded_attention`): it
+        saves most of a small model's work. Elsewhere the full length, so that blocks are compiled for one length only.
+        """
         return min(longest + 1, self.config.text_len) if device.type == "cpu" else self.config.text_len
 
     def _rotary_table(
         self, grid: tuple[int, ...], frame_indices: Sequence[Sequence[float]] | None, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One table for all samples, [L, head_dim/2] each, or [B, L, head_dim/2] where their frame indices differ."""
+        """(cos, sin), [L, head_dim/2] each for all samples, or [B, L, head_dim/2] if their frame indices differ."""
         rows = [None] if frame_indices is None else [tuple(row) for row in frame_indices]
         rows = rows[:1] if len(set(rows)) == 1 else rows
         tables = [
@@ -198,12 +203,12 @@ class WanModel(nn.Module):
     def _prepend_reference(
         self, x_BLD: torch.Tensor, grid: tuple[int, ...], reference_BCHW: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """The reference image becomes latent frame 0, and the video follows it (VideoX-Fun, Fun-V1.1-Control)."""
+        """Put the reference image before the video, as latent frame 0 (VideoX-Fun, Fun-V1.1-Control)."""
         reference = self.ref_conv(reference_BCHW.to(self.ref_conv.weight.dtype)).flatten(2).transpose(1, 2)
         return torch.cat([reference.to(x_BLD.dtype), x_BLD], dim=1), (grid[0] + 1, *grid[1:])
 
     def _to_video(self, values_BLP: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-        """Tokens of (pt, ph, pw, channel) values back to [B, C, T, H, W]."""
+        """Tokens, each holding (pt, ph, pw, channel) values, back to [B, C, T, H, W]."""
         patch, channels = self.config.patch_size, self.config.out_dim
         cells = values_BLP.view(len(values_BLP), *grid, *patch, channels)
         video = cells.permute(0, 7, 1, 4, 2, 5, 3, 6)
@@ -217,7 +222,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     attention_backend: str = "auto",
 ) -> WanModel:
-    """A model of this configuration, frozen; on "meta" it takes no memory and has names and shapes only."""
+    """A frozen model of this configuration; on "meta" it has names and shapes only and takes no memory."""
     return build_frozen(lambda: WanModel(config, attention_backend=attention_backend), device=device, dtype=dtype)
 
 
@@ -231,11 +236,11 @@ def load(
     attention_backend: str = "auto",
     role: str = "--dit",
 ) -> WanModel:
-    """Load a checkpoint in any public layout; `.variant` of the result says what it is. Weights are frozen.
+    """Load a checkpoint in any public layout, frozen; `.variant` of the result says which one it is.
 
-    `task` None skips the comparison with the job. dtype None takes the type that most of the file's weights have
-    (bfloat16 for an fp8 file). `transform(name, tensor)` sees each tensor before it is cast: LoRA merging.
-    Raises WeightsError: no readable file, another kind of file, not the task's.
+    `task` None: do not check it against the job. `dtype` None: the type of most weights in the file (bfloat16 for an
+    fp8 file). `transform(name, tensor)` sees each tensor before it is cast, for LoRA merging.
+    WeightsError: the file is unreadable, of another kind, or not for this task.
     """
     file, variant = recognised(path, role=role, task=task, detect=detect, check_task=check_task)
     return load_frozen(
@@ -253,7 +258,7 @@ def load(
 def blocks(dit: WanModel) -> nn.ModuleList:
     """The blocks in the order in which they run: what streaming, checkpointing, compile, fp8 and LoRA act on.
 
-    VACE's own run before the block that their hint is added to. The list around them is made for the call then.
+    A VACE block runs before the block that its hint is added to. With VACE the list is made anew by each call.
     """
     if dit.config.vace_dim is None:
         return dit.blocks
@@ -269,9 +274,9 @@ def velocity(
 
     cond: "text" (list of [L, D]), and where the variant has them "y" [B, C, T, H, W], "clip" [B, 257, 1280],
     "reference" [B, C, H, W], "camera" [B, C, T, H, W], "vace" [B, C, T, H, W] with "vace_strength", "frame_indices" (a
-    list of numbers for each sample), "skip_blocks" (numbers of blocks to leave out). A Fun-Control model without a
-    start image gets zeros for "clip", one without a reference image zeros for "reference", as in VideoX-Fun;
-    musubi-tuner sends half of the text through the image attention instead.
+    list of numbers per sample), "skip_blocks" (numbers of blocks to leave out). As in VideoX-Fun, a Fun-Control model
+    gets zeros for "clip" without a start image, and zeros for "reference" without a reference image; musubi-tuner
+    sends half of the text through the image attention instead.
     """
     config, clip_BLD, reference_BCHW = dit.config, cond.get("clip"), cond.get("reference")
     if clip_BLD is None and config.image_dim is not None and (config.is_control or config.camera_dim is not None):
@@ -295,11 +300,11 @@ def velocity(
 
 
 def cond_from_batch(batch: Mapping[str, Any], *, task: str | None = None) -> dict[str, Any]:
-    """The conditioning in a batch of cached tensors (samples.py), as far as the task takes it; None: all there is.
+    """The conditioning in a batch of cached tensors (samples.py) that the task uses; task None: all of it.
 
     "t5" list of [L, D]; "latents_image" [B, 20, T, H, W]; "latents_control" [B, 16, T, H, W]; "clip" [B, 257, 1280],
-    or [B, n, 257, 1280] of several images: first-and-last-frame models take two, others the first. "f_indices" [B, T]
-    is passed on; musubi-tuner caches it for one-frame training and then forgets it.
+    or [B, n, 257, 1280] for several images: first-and-last-frame models take two, others the first. "f_indices" [B, T]
+    becomes "frame_indices"; musubi-tuner caches it for one-frame training but never uses it.
     """
     wants = VARIANTS[task] if task else None
     cond: dict[str, Any] = {"text": batch["t5"]}
@@ -325,7 +330,7 @@ CACHED_STATES = "t5"
 
 
 def check_cache(shapes: Mapping[str, tuple[int, ...]], *, task: str = DEFAULT_TASK) -> str:
-    """What a cache of these tensors lacks for the task, and how to add it; "" when it will do."""
+    """What a cache of these tensors lacks for the task, and how to add it; "" if nothing."""
     wants = VARIANTS[task]
     needs = "cache-latents with --i2v --clip" if wants.image_encoder else "cache-latents with --i2v"
     if takes_two_images(task):

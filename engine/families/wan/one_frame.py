@@ -30,7 +30,7 @@ def parse(text: str, *, where: str = "--one_frame_inference") -> OneFrame:
         name, _, value = part.partition("=")
         places = [place.strip() for place in value.split(";")]
         if name not in ("target_index", "control_index") or not all(place.isdigit() for place in places):
-            raise OptionError(f"{where}: {part!r} is no place in time.", _FORM)
+            raise OptionError(f"{where}: {part!r} is not a place in time.", _FORM)
         if name in found or (name == "target_index" and len(places) > 1):
             raise OptionError(f"{where}: {name} is given twice.", _FORM)
         found[name] = tuple(map(int, places))
@@ -47,5 +47,5 @@ def order(target_index: int, control_indices: Sequence[int]) -> list[tuple[int, 
     places: list[tuple[int, int | None]] = [(place, number) for number, place in enumerate(control_indices)]
     places.append((target_index, None))
     if len({place for place, _ in places}) < len(places):
-        raise ValueError("two frames are at the same place in time")
+        raise ValueError("two frames have the same place in time")
     return sorted(places, key=lambda frame: frame[0])

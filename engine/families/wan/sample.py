@@ -43,7 +43,7 @@ def check_request(request: Request, dit: nn.Module) -> None:
     if any(layer >= count for layer in request.skip_layers):
         raise OptionError(
             f"--slg_layers names block {max(request.skip_layers)}, but 0 to {count - 1} can be left out.",
-            "Correct --slg_layers; blocks of VACE's own always run.",
+            "Correct --slg_layers; VACE's own blocks always run.",
             names=("slg_layers", "dit"),
         )
     step_caches.settings(request, dit)

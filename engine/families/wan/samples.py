@@ -56,7 +56,7 @@ def one_frame_samples(
     except ValueError as error:
         raise DataError(
             f"fp_1f_clean_indices {list(clips.clean_indices or ())} and fp_1f_target_index {clips.target_index}: "
-            f"{error}.", "Give each control and the image a place of its own in the dataset file."
+            f"{error}.", "Give the image and each control a different place in the dataset file."
         ) from error  # fmt: skip
     latents_BCTHW = known_BCTHW.clone()
     latents_BCTHW[:, :, target] = encode(clips.frames_BCFHW)[:, :, 0]

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...contract.files import write_bytes
+from ...parts.tiny_weights import COLOUR_AXES, SENTENCES, DrawnTensors
 from ...parts.weights import write_weights
 from . import model as wan_model
 from . import tiny_clip
@@ -64,35 +65,6 @@ CLEAN_CHANNELS = CONSTANT_CHANNEL + 1
 SMALL = 0.1
 """Gain of the VAE's colour channels before its last SiLU, which halves what is small and bends what is large."""
 
-COLOUR_AXES = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
-"""RGB to the three latent channels that are painted back: brightness, blueness, redness (BT.601)."""
-
-SENTENCES = (
-    "a red circle moves right in front of a night background",
-    "a blue square moves left in front of a sand background",
-    "a green triangle moves up in front of a mist background",
-    "a yellow star moves down, and a purple hexagon waits",
-    "a white dog runs over a sunny beach; slow camera, close-up, high quality",
-    "two teal balls fall from an orange roof in the rain, 4k video",
-    "the quick brown fox jumps over the lazy dog",
-)
-"""What the tiny tokenizer is trained on; anything else it spells in bytes."""
-
-
-class _Tensors(dict[str, Tensor]):
-    """Tensors of one checkpoint in the making, drawn from one seed."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int, std: float) -> Tensor:
-        return torch.randn(shape, generator=self.generator) * std
-
-    def layer(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
-        self[f"{name}.weight"] = weight
-        self[f"{name}.bias"] = torch.zeros(weight.shape[0]) if bias is None else bias
-
 
 def _pass_through(out_channels: int, in_channels: int, kernel: tuple[int, ...], tap: Tensor | None = None) -> Tensor:
     """A kernel that copies channel i to channel i: at the newest frame's centre, or spread over space by `tap`."""
@@ -105,7 +77,7 @@ def _pass_through(out_channels: int, in_channels: int, kernel: tuple[int, ...], 
     return weight
 
 
-def _residual(tensors: _Tensors, name: str, in_channels: int, out_channels: int, *, strength: float) -> None:
+def _residual(tensors: DrawnTensors, name: str, in_channels: int, out_channels: int, *, strength: float) -> None:
     """A residual block that leaves the clean channels alone and adds random features of `strength` to the others."""
     tensors[f"{name}.residual.0.gamma"] = torch.ones(in_channels, 1, 1, 1)
     tensors[f"{name}.residual.3.gamma"] = torch.ones(out_channels, 1, 1, 1)
@@ -118,7 +90,7 @@ def _residual(tensors: _Tensors, name: str, in_channels: int, out_channels: int,
         tensors.layer(f"{name}.shortcut", _pass_through(out_channels, in_channels, (1, 1, 1)))
 
 
-def _middle(tensors: _Tensors, name: str, channels: int, *, strength: float) -> None:
+def _middle(tensors: DrawnTensors, name: str, channels: int, *, strength: float) -> None:
     _residual(tensors, f"{name}.0", channels, channels, strength=strength)
     tensors[f"{name}.1.norm.gamma"] = torch.ones(channels, 1, 1)
     tensors.layer(f"{name}.1.to_qkv", tensors.normal(3 * channels, channels, 1, 1, std=channels**-0.5))
@@ -128,7 +100,7 @@ def _middle(tensors: _Tensors, name: str, channels: int, *, strength: float) -> 
     _residual(tensors, f"{name}.2", channels, channels, strength=strength)
 
 
-def _vae_encoder(tensors: _Tensors) -> None:
+def _vae_encoder(tensors: DrawnTensors) -> None:
     first, last = VAE_WIDTHS[0], VAE_WIDTHS[-1]
     weight = tensors.normal(first, 3, 3, 3, 3, std=0.2)
     weight[:CLEAN_CHANNELS] = _pass_through(CLEAN_CHANNELS, 3, (3, 3, 3))
@@ -156,7 +128,7 @@ def _vae_encoder(tensors: _Tensors) -> None:
     tensors.layer("encoder.head.2", _pass_through(2 * CHANNELS, last, (3, 3, 3)))
 
 
-def _vae_decoder(tensors: _Tensors) -> None:
+def _vae_decoder(tensors: DrawnTensors) -> None:
     last = VAE_WIDTHS[-1]
     bias = torch.zeros(last)
     bias[CONSTANT_CHANNEL] = CONSTANT
@@ -188,7 +160,7 @@ def _unsquash(channels: int) -> float:
     return 2.0 * CONSTANT / (SMALL * channels**0.5)
 
 
-def _calibration_clip(tensors: _Tensors) -> Tensor:
+def _calibration_clip(tensors: DrawnTensors) -> Tensor:
     """Smooth random colours with hard-edged patches, [4, 3, 17, 64, 64] RGB in -1..1: enough like a picture."""
     batch, frames, size = 4, 17, 64
     coarse = tensors.normal(batch, 3, 5, 4, 4, std=0.7)
@@ -200,7 +172,7 @@ def _calibration_clip(tensors: _Tensors) -> Tensor:
     return clip.clamp(-1, 1)
 
 
-def _fit_latents(tensors: _Tensors, features_NC: Tensor, colours_N3: Tensor) -> None:
+def _fit_latents(tensors: DrawnTensors, features_NC: Tensor, colours_N3: Tensor) -> None:
     """Set `conv1` (features to latents) and `conv2` (latents to colours) from what the encoder makes of a clip.
 
     Latents 0 … 2 are the colour axes, the others the strongest directions of what colour does not explain; each with
@@ -233,7 +205,7 @@ def _fit_latents(tensors: _Tensors, features_NC: Tensor, colours_N3: Tensor) -> 
 
 def vae_tensors(seed: int) -> dict[str, Tensor]:
     """A Wan VAE of width 8 under the original names, float32."""
-    tensors = _Tensors(seed)
+    tensors = DrawnTensors(seed)
     _vae_encoder(tensors)
     _vae_decoder(tensors)
     tensors.layer("conv1", torch.eye(2 * CHANNELS).reshape(2 * CHANNELS, 2 * CHANNELS, 1, 1, 1))
@@ -258,7 +230,7 @@ def dit_tensors(seed: int, config: WanConfig = DIT_CONFIG) -> dict[str, Tensor]:
     are open, so that what a LoRA adds arrives; and the time shifts the norms enough to be seen. Untrained it answers
     with a mixture of its input, which is wrong by more than saying nothing.
     """
-    tensors = _Tensors(seed)
+    tensors = DrawnTensors(seed)
     for name, parameter in wan_model.build(config).named_parameters():
         shape = tuple(parameter.shape)
         if name.endswith(".bias"):
@@ -277,7 +249,7 @@ def dit_tensors(seed: int, config: WanConfig = DIT_CONFIG) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _join_ends(tensors: _Tensors, config: WanConfig) -> None:
+def _join_ends(tensors: DrawnTensors, config: WanConfig) -> None:
     """Make patch embedding and head each other's reverse, up to gain; other channels get axes of their own."""
     patch = (*config.patch_size, config.in_dim)  # the head's order; the patch embedding has channels first
     axes_DP, _ = torch.linalg.qr(tensors.normal(config.dim, math.prod(patch), std=1.0))
@@ -295,7 +267,7 @@ def _join_ends(tensors: _Tensors, config: WanConfig) -> None:
 
 def text_tensors(seed: int, *, rows: int, width: int = DIT_CONFIG.text_dim) -> dict[str, Tensor]:
     """A UMT5 encoder under Wan's names, float32; its outputs have unit variance."""
-    tensors = _Tensors(seed)
+    tensors = DrawnTensors(seed)
     tensors["token_embedding.weight"] = tensors.normal(rows, width, std=1.0)
     for number in range(TEXT_LAYERS):
         block = f"blocks.{number}"

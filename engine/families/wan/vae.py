@@ -39,6 +39,7 @@ from ...parts.causal_conv import (
     lay_channels_last,
 )
 from ...parts.doubled_convolution import doubled_picture_convolution
+from ...parts.vae_checks import check_clip, check_latents
 from ...parts.weights import WeightFile, load_into, open_weights
 from ..values import Clips
 from . import samples
@@ -312,7 +313,7 @@ def encode(vae: WanVae, clip_BCFHW: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_features(vae: WanVae, clip_BCFHW: Tensor) -> Tensor:
     """As `encode`, up to what the encoder says before it is turned into mean and variance; in the VAE's dtype."""
-    _check_clip(clip_BCFHW)
+    check_clip(clip_BCFHW, family="Wan", time_stride=TIME_STRIDE, space_stride=SPACE_STRIDE)
     memory = FrameMemory(on_cpu=vae.cache_on_cpu)
     encoded = []
     for start in (0, *range(1, clip_BCFHW.shape[2], TIME_STRIDE)):
@@ -321,32 +322,10 @@ def encode_features(vae: WanVae, clip_BCFHW: Tensor) -> Tensor:
     return torch.cat(encoded, dim=2)
 
 
-def _check_clip(clip_BCFHW: Tensor) -> None:
-    if clip_BCFHW.ndim != 5 or clip_BCFHW.shape[1] != 3:
-        raise DataError(f"The VAE takes RGB clips [batch, 3, frames, height, width], not {list(clip_BCFHW.shape)}.")
-    frames, height, width = clip_BCFHW.shape[2:]
-    if frames % TIME_STRIDE != 1:
-        below = max(1, (frames - 1) // TIME_STRIDE * TIME_STRIDE + 1)
-        raise DataError(
-            f"The Wan VAE takes 4n+1 frames; this clip has {frames}.",
-            hint=f"Use {below} or {below + TIME_STRIDE}: target_frames in the dataset file, or --video_length.",
-        )
-    if height % SPACE_STRIDE or width % SPACE_STRIDE:
-        nearest = [max(1, round(size / SPACE_STRIDE)) * SPACE_STRIDE for size in (width, height)]
-        raise DataError(
-            f"The Wan VAE takes widths and heights that are multiples of 8; this clip is {width}x{height}.",
-            hint=f"Nearest: {nearest[0]}x{nearest[1]}. Change resolution in the dataset file, or --video_size.",
-        )
-
-
 @torch.no_grad()
 def decode_chunks(vae: WanVae, latents_BCTHW: Tensor) -> Iterator[Tensor]:
     """As `decode_frames`, straight from the network: in its dtype, and not limited to -1..1."""
-    if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[1] != vae.latent_channels:
-        raise DataError(
-            f"This VAE decodes latents [batch, {vae.latent_channels}, latent frames, height, width], "
-            f"not {list(latents_BCTHW.shape)}."
-        )
+    check_latents(latents_BCTHW, channels=vae.latent_channels)
     memory = FrameMemory(on_cpu=vae.cache_on_cpu)
     mean_1C111, inverse_std_1C111 = vae.tables()
     z_BCTHW = latents_BCTHW.to(vae.device, torch.float32) / inverse_std_1C111 + mean_1C111

@@ -134,7 +134,7 @@ def test_full_fine_tuning_is_still_to_come() -> None:
         (f"{GENERATE_LINE} --vae_spatial_tile_sample_min_size 100", "use 96 or 128"),
         (f"{GENERATE_LINE} --dit_in_channels 33", "take 16 or 32"),
         (f"{GENERATE_LINE} --dit_in_channels 16 --image_path a.png", "--image_path needs a DiT of 32"),
-        (f"{GENERATE_LINE} --video_path a.mp4 --image_path a.png", "two ways to begin"),
+        (f"{GENERATE_LINE} --video_path a.mp4 --image_path a.png", "two ways to start"),
         (GENERATE_LINE.replace("--text_encoder2", "--negative_prompt"), "--text_encoder2 is required"),
         (f"{TRAIN} --network_module networks.lora_wan", "does not train this family"),
     ],

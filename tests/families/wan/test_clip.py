@@ -103,7 +103,7 @@ def test_preprocessing_is_bicubic_without_antialias(images):
 
 def test_the_published_head_size_is_the_default(path, tmp_path):
     write_weights(tmp_path / "file.safetensors", load_file(path))
-    with pytest.raises(WeightsError, match="no multiple of the head size 80"):
+    with pytest.raises(WeightsError, match="not a multiple of the head size 80"):
         clip.load(tmp_path / "file.safetensors", device="cpu", dtype=torch.float32)
 
 
