@@ -20,8 +20,8 @@ test('how a run ended is said in the reader’s language, with its numbers and n
   assert.equal(said('2 of 3 written to /data/out'), '3 件中 2 件を /data/out に保存しました')
   assert.equal(said('1 written to /data/out'), '1 件を /data/out に保存しました')
   assert.equal(
-    said('8 windows cached, 0 were there, 0 left out'),
-    'ウィンドウ：8 件をキャッシュ、0 件は作成済み、0 件を除外'
+    said('8 clips cached, 0 were there, 0 left out'),
+    'クリップ：8 件をキャッシュ、0 件は作成済み、0 件を除外'
   )
   assert.equal(said('Cancelled.'), '中止しました。')
 })
@@ -34,7 +34,7 @@ test('a sentence of another form stays as it is', async () => {
 
 test('in English every sentence stays as it is', async () => {
   await loadTexts('en')
-  const cached = '8 windows cached, 0 were there, 1 left out, 2 orphaned caches removed'
+  const cached = '8 clips cached, 0 were there, 1 left out, 2 orphaned caches removed'
   for (const words of ['2 of 3 written to {path}', cached]) assert.equal(said(words), words)
 })
 
