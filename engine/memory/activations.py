@@ -77,6 +77,10 @@ COMPILED: dict[Kind, tuple[Sizes, float]] = {
 What a compiler computes together it does not write (copies of norms in 32 bits), or holds together (feed-forward rows
 and their gradients). H100: with these numbers five trainings of Wan 14B and 1.3B, whole and in two pieces, and two of
 HunyuanVideo are predicted within 1 %."""
+JOINED = 8.7
+"""What compiled "double" and "single" blocks take less, in tokens x width, where q, k, v and the feed-forward row have
+layers of their own: a part of what one layer made keeps all of it, and their gradients need not be joined. H100:
+FramePack, kept and streamed."""
 COMPILED_KEPT: dict[Kind, float] = {"cross": -2.5, "double": 0, "single": -1.3}
 """What it keeps more where nothing is run again, in tokens x width. H100: Wan 14B with 13 of 40 blocks so, HunyuanVideo
 with 15 of 60, its last ones."""
@@ -231,11 +235,12 @@ def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, ag
     else:
         found = _block(work, run, numbers.last)
     unit = how.batch * work.tokens * work.dim * HALF
-    inside = how.batch * (found + _quantizing(work, run, how) + _compiled(work, run, how))
+    apart = 0 if run.joined or not how.compile or pieces > 1 else _bytes(work, run, (JOINED, 0))
+    inside = how.batch * (found + _quantizing(work, run, how) + _compiled(work, run, how) - apart)
     beside = seen_bytes(work, how.batch)
     if pieces == 1 and not again:
         return inside + beside, 0  # when it comes to attention, what was kept after it is gone
-    before = how.batch * _block(work, run, attending)
+    before = how.batch * (_block(work, run, attending) - apart)
     # tokens of captions come to those of the video, and are known only when they are there
     length = work.tokens if run.kind == "cross" else None
     tiles = how.whole_tiles == "always" or (how.whole_tiles == "kept" and how.keeps)

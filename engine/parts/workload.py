@@ -14,13 +14,17 @@ their own and one attention. single: attention and feed-forward side by side, on
 @dataclass(frozen=True, kw_only=True)
 class BlockRun:
     """Blocks of one kind that follow each other; `prefix` begins their weights' names: `prefix.0.`, `prefix.1.` …, or
-    from another number on, `first`, where blocks of another prefix run in between."""
+    from another number on, `first`, where blocks of another prefix run in between.
+
+    `joined`, of "double" and "single" blocks: one layer makes q, k and v, and in the latter the feed-forward row too;
+    else each has its own."""
 
     kind: Kind
     prefix: str
     count: int
     ffn_dim: int
     first: int = 0
+    joined: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

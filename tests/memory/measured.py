@@ -24,6 +24,7 @@ from engine.bench.files import CAPTION, Input, decoding_options, write_caches, w
 from engine.contract.cli import parse
 from engine.contract.job import changed
 from engine.families import names, part
+from engine.memory import activations
 from engine.memory.activations import BLOCKS, COMPILED, Activations, Sizes
 from engine.memory.estimate import GIB, largest
 from engine.parts.workload import Kind
@@ -59,6 +60,7 @@ SINCE_NARROW: frozenset[Key] = frozenset({
     (H100, "train-wan-1.3b-480x832x81", "free"), (H100, "train-wan-1.3b-480x832x81", "least"),
     (H100, "train-hunyuan-13b-544x960x33", "plain"), (H100, "train-hunyuan-13b-544x960x33", "free"),
     (H100, "train-hunyuan-13b-544x960x33", "least"),
+    (H100, "train-framepack-640x640", "free"), (H100, "train-framepack-640x640", "least"),
 })  # fmt: skip
 """Trainings since a LoRA's scale multiplies what is narrow and compiled blocks write no gradients in float32. All
 others are of before, and predicted with `WIDE` and `WRITTEN_OUT`."""
@@ -136,6 +138,7 @@ class Predictions:
             mock.patch.object(planned_weights, "WHOLE_TILES", tiles),
             mock.patch.dict(BLOCKS, WIDE if before else {}),
             mock.patch.dict(COMPILED, WRITTEN_OUT if before else {}),
+            mock.patch.object(activations, "JOINED", 0 if before else activations.JOINED),
         ):
             job = parse(self._words(CASES[row["case"]], row))
             assert job is not None

@@ -243,10 +243,9 @@ def dit_work(job: Job, config: FramePackConfig, latent_size: tuple[int, int, int
 
     newest, middle, oldest = HISTORY
     seen = IMAGE_TOKENS if config.image_dim else 0
-    double = BlockRun(kind="double", prefix="transformer_blocks", count=config.num_layers, ffn_dim=config.ffn_dim)
-    single = BlockRun(
-        kind="single", prefix="single_transformer_blocks", count=config.num_single_layers, ffn_dim=config.ffn_dim
-    )
+    apart = {"ffn_dim": config.ffn_dim, "joined": False}
+    double = BlockRun(kind="double", prefix="transformer_blocks", count=config.num_layers, **apart)
+    single = BlockRun(kind="single", prefix="single_transformer_blocks", count=config.num_single_layers, **apart)
     return Work(
         dim=config.dim,
         tokens=tokens(frames + 1 + newest, 1) + tokens(middle, 2) + tokens(oldest, 4) + seen + TEXT_TOKENS,
