@@ -1,7 +1,8 @@
 """Which options make a job fit: the first of a row of settings, cheapest in time and numbers first.
 
 What was asked for is never taken back, only added to. Whoever asks says what settings take ("measure"); nothing here
-knows models or formulas. Order of the rows: results stay bit for bit the same until fp8, the last that changes numbers.
+knows models or formulas. Order of the rows: results stay the same until fp8, the last that changes numbers (bit for
+bit, where nothing is compiled).
 
     training     checkpoints, of as few blocks as will do; blocks streamed, as few as will do; checkpoints in main
                  memory; what the optimizer needs too; the same in fp8; what is token by token in pieces; all of it with
