@@ -32,6 +32,8 @@ PASSED_ON = {
     "test": "test [pytest's arguments]: make the environment if needed, with the test packages, then run the tests.",
 }
 OURS = ("create", "repair", "add", "remove", "status", "python", *PASSED_ON)
+ELSEWHERE = {"install": "create", "setup": "create", "update": "repair", "upgrade": "repair", "uninstall": "remove"}
+"""What other tools call them."""
 ALIKE = 0.7  # difflib's ratio: `demoo` is a slip of the fingers, the engine's `generate` is none of `create`
 NOT_OUR_FAULT = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 PATIENCE = "limit to waiting for another run, in seconds (default: none)"
@@ -78,8 +80,9 @@ def parser() -> argparse.ArgumentParser:
 def unknown(words: Sequence[str]) -> Problem:
     """What to say of a first word that is no command here; most likely it is one of the engine's."""
     near = difflib.get_close_matches(words[0], OURS, n=1, cutoff=ALIKE)
-    if near:
-        return Problem("option", f"There is no command {words[0]}.", f"Did you mean {near[0]}?")
+    meant = near[0] if near else ELSEWHERE.get(words[0])
+    if meant:
+        return Problem("option", f"There is no command {words[0]}.", f"Did you mean {meant}?")
     line = f"python -m env_bootstrap run -- {shlex.join(words)}"
     return Problem("option", f"There is no command {words[0]} here.", f"The engine's commands stand behind run: {line}")
 

@@ -2,10 +2,10 @@
 
 The training keeps its own folder with states, curves and samples, which no LoRA list should show; the files of the
 LoRA itself are linked from there, or copied where the disk cannot link. Only what is certainly ours is taken away: a
-numbered file that disappears from the training's folder while the training runs (save_last_n_steps,
-save_last_n_epochs), whose link or copy nobody has touched. A run that goes on finds those of earlier ones in a record
-in that folder. Given up: what was deleted while no node looked (ComfyUI was killed) stays, since a person could have
-deleted it.
+numbered file that disappears from the training's folder while a training runs that keeps but the last of them
+(save_last_n_steps, save_last_n_epochs), whose link or copy nobody has touched. A run that goes on finds those of
+earlier ones in a record in that folder. Given up: what was deleted while no node looked (ComfyUI was killed) stays,
+since a person could have deleted it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ Stamp = list[int]
 class Publisher:
     """Puts the LoRA files of one training into a folder."""
 
-    def __init__(self, folder: Path, training: Path):
-        """`training` is the training's own folder, where earlier runs of it may have left files and a record."""
-        self._folder, self._record = folder, training / RECORD
+    def __init__(self, folder: Path, training: Path, *, deletes: bool = True):
+        """`training` is the training's own folder, where earlier runs of it may have left files and a record.
+
+        `deletes`: the training itself deletes files there.
+        """
+        self._folder, self._record, self._deletes = folder, training / RECORD, deletes
         self._made: dict[Path, Stamp] = {
             training / name: stamp
             for name, stamp in _read(self._record).items()
@@ -62,11 +65,20 @@ class Publisher:
         return target
 
     def tidy(self) -> None:
-        """Take away what the training has deleted since, unless somebody has put another file in its place."""
+        """Take away what the training has deleted since, unless somebody has put another file in its place.
+
+        Nothing while its whole folder is gone (a disk that was taken off). What cannot be deleted now is tried again.
+        """
+        if not self._deletes or not self._record.parent.is_dir():
+            return
         gone = [file for file in self._made if not file.exists()]
         for file in gone:
-            if self._made.pop(file) == _stamp(self._target(file)):
-                self._target(file).unlink(missing_ok=True)
+            if self._made[file] == _stamp(self._target(file)):
+                try:
+                    self._target(file).unlink(missing_ok=True)
+                except OSError:  # in use on Windows, or a folder that may only be read
+                    continue
+            del self._made[file]
         if gone:
             self._keep_record()
 

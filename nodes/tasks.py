@@ -12,6 +12,7 @@ from typing import Any
 
 from ..engine.contract.errors import OptionError
 from ..engine.contract.job import Job
+from ..engine.contract.options import Saving
 from ..engine.contract.schema import Option
 from . import host, jobs, manifest, paths, places, settings, show, sockets, widgets
 from .dataset import Dataset, dataset_of
@@ -191,7 +192,9 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
         "dataset": call.inputs["dataset"].stamp(), "training": name, "settings": settings.depends(call.inputs),
     }  # fmt: skip
     key = manifest.key_of(job, beside=beside, without=("resume",))  # however often it was interrupted
-    publisher = Publisher(paths.result_folder("lora"), folder)
+    saving = job[Saving]
+    deletes = bool(saving.save_last_n_steps or saving.save_last_n_epochs)
+    publisher = Publisher(paths.result_folder("lora"), folder, deletes=deletes)
     again = found_again(call, key, places.TRAIN, family)
     if again is not None:
         return _trained(call, family, publisher, Path(again[1]["lora"]), again[0])

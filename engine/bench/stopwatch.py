@@ -32,7 +32,7 @@ def step_of(event: Event, *, training: bool) -> int | None:
     """The number of the training or denoising step, or of the cached clip, that an event says is done; else None."""
     if training:
         return event.step if isinstance(event, Metric) and "loss/current" in event.values else None
-    return event.done if isinstance(event, Progress) and event.unit in ("steps", "windows") else None
+    return event.done if isinstance(event, Progress) and event.unit in ("steps", "clips") else None
 
 
 class Stopwatch:

@@ -101,6 +101,7 @@ def _of_another_model(script: str) -> bool:
     """Whether it is musubi-tuner's script for a model that is not here: its nearest name would train something else."""
     parts = {name: _PURPOSE.fullmatch(name) for name in (script, *script_names())}
     ours = {found["model"] for name, found in parts.items() if found and name != script}
+    ours |= {words for name in family_names() for words in (name.replace("-", "_"), name.partition("-")[0])}
     asked = parts[script]
     return asked is not None and not closest(asked["model"], ours)
 

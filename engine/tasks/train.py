@@ -83,9 +83,14 @@ def _train(job: Job, say: Say, control: Control) -> str:
             resuming.write_finished(job, record, steps=outcome.step)
         group.leave()
     if outcome.stopped:
-        say(Log(message="The same command goes on from here."))
+        say(Log(message=_how_to_go_on(job[Saving])))
         return f"Stopped after {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
     return f"Trained {outcome.step} steps, average loss {outcome.loss_average:.4f}: {outcome.path}"
+
+
+def _how_to_go_on(saving: Saving) -> str:
+    without = " without --fresh" if saving.fresh else " without --resume" if saving.resume != resuming.AUTO else ""
+    return f"Started again{without}, this training goes on from here."
 
 
 @dataclass(frozen=True, kw_only=True)

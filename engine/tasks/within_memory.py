@@ -29,6 +29,7 @@ from .plan import event_of, verdict
 from .planned_weights import processes
 
 Task = Callable[[Job, Say, Control], str]
+TRIED = "Trying anyway."
 GoOn = Callable[[Job], Job]
 """The job that goes on where one that broke off was."""
 
@@ -52,7 +53,7 @@ def within_memory(
         less = less_than(found, job) if found_no_room(error) else None
         if less is None:
             raise
-        if go_on is None or not less.options or not less.fits or in_company():
+        if go_on is None or not less.options or not less.fits or processes(job) > 1:  # the others cannot go on alone
             raise explained(error, less) from error
         told = as_failed(error)[0].message
     # here the exception is gone, and with it the frames that held tensors
@@ -81,7 +82,7 @@ def fitted(job: Job, device: torch.device, say: Say, *, held: int | None = None)
     """Choose, say what was chosen, and keep to --vram."""
     found = plan(job, limits=None if held is None else limits_at_start(job, held))
     say(event_of(found))
-    say(Log(message=verdict(found)) if found.fits else Warning_(message=f"{verdict(found)} Trying anyway."))
+    say(Log(message=verdict(found)) if found.fits else Warning_(message=f"{verdict(found)} {TRIED}"))
     told = asked_size(job)
     if told is not None:
         limit_memory(device, told - CONTEXT)
@@ -124,11 +125,6 @@ def less_than(found: Plan | None, job: Job) -> Plan | None:
 def found_no_room(error: BaseException) -> bool:
     """Whether the GPU's memory ran out; of main memory the error tells by itself."""
     return not isinstance(error, EngineError) and as_failed(error)[0].kind == "memory"
-
-
-def in_company() -> bool:
-    """Whether other processes train along, which cannot go on alone."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def explained(error: Exception, less: Plan) -> OutOfMemoryError:

@@ -21,6 +21,13 @@ class StepWatch:
         optimizer.register_step_pre_hook(lambda *_: self._note(halfway=True))
         optimizer.register_step_post_hook(lambda *_: self._note(halfway=False))
 
+    @contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """What belongs to the step too, and is wrong where it breaks off: an average of the weights."""
+        self.halfway = True
+        yield
+        self.halfway = False
+
     def _note(self, *, halfway: bool) -> None:
         self.halfway = halfway
 

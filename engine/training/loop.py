@@ -239,7 +239,8 @@ class _Training:
         else:
             self._report(measured, rates)
             if self.setup.ema is not None and not self.optimizer.step_was_skipped:
-                self.setup.ema.update()
+                with self.steps.unfinished():
+                    self.setup.ema.update()
         self.meter.advance()
 
     def _clip_gradients(self) -> Tensor:

@@ -33,7 +33,7 @@ def test_training_counts_its_metrics_and_everything_else_its_progress():
     assert step_of(bar, training=False) == 2 and step_of(metric, training=False) is None
     assert step_of(Metric(step=3, values={"loss/validation": 1.0}), training=True) is None
     assert step_of(Progress(done=1, total=9, unit="frames"), training=False) is None
-    assert step_of(Progress(done=1, total=9, unit="windows"), training=False) == 1
+    assert step_of(Progress(done=1, total=9, unit="clips"), training=False) == 1
 
 
 def test_the_stopwatch_waits_for_the_device_before_it_looks_at_the_clock(monkeypatch):

@@ -189,6 +189,38 @@ def test_what_a_person_changed_renamed_or_deleted_stays_as_it_is(trained: Any) -
     assert {file.name for file in shown.iterdir()} == left
 
 
+def test_a_training_whose_folder_is_gone_for_a_while_loses_nothing(trained: Any) -> None:
+    """A disk that was taken off, or a folder that somebody renamed, while it runs."""
+    folder, shown, start = trained
+    later = start()
+    folder.rename(folder.with_name("elsewhere"))
+    later.tidy()
+    assert not folder.exists() and {file.name for file in shown.iterdir()} >= set(STEPS)
+    folder.with_name("elsewhere").rename(folder)
+    (folder / STEPS[0]).unlink()
+    later.tidy()
+    assert not (shown / STEPS[0]).exists(), "it is told when the folder is back"
+
+
+def test_a_training_that_keeps_all_takes_nothing_away(trained: Any) -> None:
+    folder, shown, _ = trained
+    (folder / STEPS[0]).unlink()  # by hand
+    part("nodes.publish").Publisher(shown, folder, deletes=False).tidy()
+    assert (shown / STEPS[0]).exists()
+
+
+def test_what_cannot_be_deleted_ends_nothing_and_is_tried_again(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, shown, start = trained
+    later = start()
+    (folder / STEPS[0]).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("in use")))
+        later.tidy()
+    assert (shown / STEPS[0]).exists()
+    later.tidy()
+    assert not (shown / STEPS[0]).exists()
+
+
 @pytest.mark.parametrize("record", ["", "[1]", '{"../../cat-step00000002.safetensors": [1, 2, 3]}'])
 def test_a_damaged_record_of_what_was_published_deletes_nothing(trained: Any, record: str) -> None:
     folder, shown, start = trained
@@ -260,7 +292,7 @@ def test_a_cancelled_training_leaves_no_lora_that_it_has_deleted(
 
     monkeypatch.setattr(jobs, "run_job", run_job)
     with pytest.raises(management.InterruptProcessingException):
-        train()
+        train(training=run_node("LoRATrainingConfig", save_every_n_steps=2, save_last_n_steps=1)[0])
     assert not (published / step).exists()
 
 

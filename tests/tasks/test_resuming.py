@@ -205,7 +205,8 @@ def test_a_stop_says_how_to_go_on(train, whole, tmp_path) -> None:
     as_if_killed(whole, tmp_path, after=7)
     result = train("--max_train_steps", 100_000, "--max_train_minutes", 0.01)
     said = " ".join(result.err.split())
-    assert result.status == 0 and "The same command goes on from here. Stopped after" in said
+    assert result.status == 0
+    assert "Started again, this training goes on from here." in said and "Stopped after" in said, said[-600:]
 
 
 def test_a_lower_learning_rate_counts_from_there(train, whole, tmp_path) -> None:

@@ -147,6 +147,7 @@ def test_other_errors_pass(error):
 @pytest.mark.usefixtures("on_a_gpu")
 def test_several_processes_do_not_go_on_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     task = Task(1)
     with pytest.raises(OutOfMemoryError):
         run(task, "--memory", "auto")

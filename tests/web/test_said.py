@@ -21,7 +21,7 @@ from engine.parts.scratch_place import no_room
 from engine.processes import _unsaid
 from engine.tasks.fitting import Plan
 from engine.tasks.plan import verdict
-from engine.tasks.within_memory import explained
+from engine.tasks.within_memory import TRIED, explained
 from tests.nodes.conftest import part
 
 from .test_page import IN_A_TERMINAL, calls, keyword, scripts_of, texts
@@ -103,7 +103,7 @@ def failures() -> Iterator[Failed]:
     yield _unsaid(1, -9)
     for plan in plans():
         yield as_failed(explained(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), plan))[0]
-        yield Failed(kind="memory", message=f"{verdict(plan)} It is tried.")
+        yield Failed(kind="memory", message=f"{verdict(plan)} {TRIED}")
 
 
 BY_THEMSELVES = re.compile(
