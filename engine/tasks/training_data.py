@@ -133,7 +133,7 @@ def _check_items(job: Job, items: Sequence[TrainItem], say: Say) -> None:
     model, options = part(job.family, "model"), part(job.family, "options")
     arguments = options.conditioning_arguments(job)
     task, check_values = options.dit_arguments(job)["task"], getattr(model, "check_values", None)
-    meter = Meter(say, total=len(items), unit="caches", label="Reading the dataset", quiet_s=QUIET_S)
+    meter = Meter(say, total=len(items), unit="caches", label="Checking the caches", quiet_s=QUIET_S)
     states, width = getattr(model, "CACHED_STATES", ""), _text_width(job)
     for item in items:
         meter.advance()

@@ -212,7 +212,7 @@ def test_too_many_blocks(count):
 
 
 def test_no_slots():
-    with pytest.raises(OptionError, match="buffers"):
+    with pytest.raises(OptionError, match="need a buffer, not 0"):
         stream_blocks(Stack().blocks, 2, device="cpu", slots=0)
 
 

@@ -29,6 +29,6 @@ def test_text_that_was_encoded_for_another_model_is_told(tmp_path: Path) -> None
     dit = tiny.tiny_model_options(tmp_path)["train"]["dit"]
     job = cli.parse(["train", "wan", "--dit", str(dit), "--task", "t2v-1.3B", "--dataset_config", "d.toml"])
     assert job is not None
-    _check_items(job, [item(tiny.DIT_CONFIG.text_dim)])
+    _check_items(job, [item(tiny.DIT_CONFIG.text_dim)], say=lambda event: None)
     with pytest.raises(DataError, match="cat_wan.safetensors cannot be trained on: its text has 4096 numbers a token"):
-        _check_items(job, [item(4096)])
+        _check_items(job, [item(4096)], say=lambda event: None)
