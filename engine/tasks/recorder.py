@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..contract.events import Artifact, Event, Metric, Resource, Say
+from ..contract.errors import DiskError
+from ..contract.events import Artifact, Event, Metric, Resource, Say, Warning_
 from ..media.charts import loss_curve
 from ..ops.device import memory_in_use
 
@@ -49,8 +50,13 @@ class Recorder:
         self._validation = list(state.get("validation", ()))
 
     def draw(self, path: Path) -> None:
-        """The loss curve as a PNG; nothing when there are too few steps to make a line."""
-        if len(self._steps) > 1:
-            title = path.stem.removesuffix("_loss")
+        """Write the loss curve as a PNG, given enough steps to make a line. What the disk refuses is a warning."""
+        if len(self._steps) < 2:
+            return
+        title = path.stem.removesuffix("_loss")
+        try:
             loss_curve(self._steps, self._losses, path, title=title, validation=self._validation)
+        except DiskError as error:
+            self._say(Warning_(message=f"There is no loss curve. {error.message}"))
+        else:
             self._say(Artifact(kind="loss curve", path=str(path)))

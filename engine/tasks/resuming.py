@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import OptionError
+from ..contract.errors import DiskError, OptionError
 from ..contract.events import Log, Say, Warning_
 from ..contract.files import write_text
 from ..contract.job import Job, changed
@@ -339,9 +339,12 @@ def write_record(job: Job, record: Record) -> None:
     write_text(record_path(job), json.dumps(asdict(record), indent=1) + "\n")
 
 
-def write_finished(job: Job, record: Record, *, steps: int) -> None:
-    """Note that the training came to its end."""
-    write_record(job, replace(record, finished_steps=steps))
+def write_finished(job: Job, record: Record, say: Say, *, steps: int) -> None:
+    """Note that the training came to its end. Where the disk refuses that, its last steps would only be done again."""
+    try:
+        write_record(job, replace(record, finished_steps=steps))
+    except DiskError as error:
+        say(Warning_(message=f"The training is finished, but its record does not say so. {error.message}"))
 
 
 def _loras(job: Job) -> list[Path]:

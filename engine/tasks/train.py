@@ -25,6 +25,7 @@ from ..training.optimizers import BuiltOptimizer
 from ..training.schedules import take_rates
 from ..training.sigmas import SigmaSampling
 from ..training.states import Position, read_owner, read_state
+from ..training.trackers import LastingTracker
 from . import noise_levels, resuming
 from . import training_choices as choices
 from .attention_kernels import settle_attention
@@ -80,7 +81,7 @@ def _train(job: Job, say: Say, control: Control) -> str:
             resuming.write_record(job, record)
         outcome = train(setup, settings, start=position)
         if group.leads and not outcome.stopped:
-            resuming.write_finished(job, record, steps=outcome.step)
+            resuming.write_finished(job, record, say, steps=outcome.step)
         group.leave()
     if outcome.stopped:
         say(Log(message=_how_to_go_on(job[Saving])))
@@ -184,7 +185,7 @@ def _setup(job: Job, ready: _Ready, record: Record, say: Say, control: Control, 
     recorder = Recorder(say, ready.device)
     if leads:
         at_end.callback(recorder.draw, Path(job[Saving].output_dir) / f"{job[Saving].output_name}_loss.png")
-    opened = [open_tracker() for open_tracker in trackers]
+    opened = [LastingTracker(open_tracker(), say) for open_tracker in trackers]
     for tracker in opened:
         at_end.callback(tracker.close)
     return Setup(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract.errors import DataError, OptionError
+from ..contract.errors import DataError
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
 from ..ops.randomness import undisturbed_randomness
 from .broken_step import StepWatch, where_memory_runs_out
@@ -31,6 +31,7 @@ from .group import Group
 from .guard import Fault, Guard
 from .micro_batch import drawn_error
 from .requests import Requests
+from .saves import Saves
 from .schedules import rates_by_name
 from .setup import Batch, Outcome, Settings, Setup, count_steps, starting_position, step_seed
 from .states import Position
@@ -78,6 +79,7 @@ class _Training:
         self.watch = Watch(start.watch)
         self.tally = Tally(setup.accelerator.device)
         self.requests = Requests(setup, settings, self.group)
+        self.saves = Saves(setup, self.requests, self.group, self.parameters, say=self._say)
         self.expert, self.bounds = 0, ALL_LEVELS
         self.window = Window(setup.batches_per_epoch, start.losses)
         self.first_step = start.step
@@ -141,7 +143,7 @@ class _Training:
                 return self._outcome(saved, stopped=True)
         self.meter.close()
         self._modes(training=False)
-        path = self._save(lambda: self.setup.checkpoints.save_last(self.epochs, self.setup.parts, self.position))
+        path = self.saves.last(self.epochs, self.position)
         return self._outcome(path, stopped=False)
 
     def _begin(self) -> None:
@@ -200,7 +202,7 @@ class _Training:
             if validating:
                 self._validate()
             if saving:
-                self._save(lambda: self.setup.checkpoints.save_epoch(epoch, self.setup.parts, self.position))
+                self.saves.epoch(epoch, self.position)
             if sampling:
                 self._sample(epoch)
             self._modes(training=True)
@@ -329,7 +331,8 @@ class _Training:
         if stop or save or due:
             path = self._save_step(with_state=save, stopping=stop)
         elif state:
-            self._save_passing_state()
+            self._modes(training=False)
+            self.saves.passing_state(self.position)
         if sampling:
             self._sample(None)
         self._modes(training=True)
@@ -337,28 +340,7 @@ class _Training:
 
     def _save_step(self, *, with_state: bool = False, stopping: bool = False) -> Path:
         self._modes(training=False)
-        checkpoints = self.setup.checkpoints
-        if with_state or stopping or checkpoints.keep.save_state:
-            self.requests.state_saved()
-        return self._save(
-            lambda: checkpoints.save_step(self.setup.parts, self.position, with_state=with_state, stopping=stopping)
-        )
-
-    def _save_passing_state(self) -> None:
-        self._modes(training=False)
-        self._save(lambda: self.setup.checkpoints.save_passing_state(self.setup.parts, self.position))
-        self.requests.state_saved()
-
-    def _save(self, save: Callable[[], Path]) -> Path:
-        """Save in process 0; the others wait in the next step's exchange. Weights that are not finite are refused."""
-        if not self.group.leads:
-            return Path()
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-            raise OptionError(
-                f"After step {self.step} the LoRA's weights are no longer finite numbers. They were not saved.",
-                "Earlier saves are good. Start again with a lower --learning_rate, or with --max_grad_norm 1.",
-            )
-        return save()
+        return self.saves.step(self.position, with_state=with_state, stopping=stopping)
 
     def _keep_what_is_done(self) -> None:
         """Memory ran out during a step: save the steps before it, so that a retry with less memory resumes there.
@@ -368,7 +350,8 @@ class _Training:
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.step > self.first_step and self.group.leads and self.fused is None and not self.steps.halfway:
-            self._save_passing_state()
+            self._modes(training=False)
+            self.saves.passing_state(self.position, ending=True)
 
     def _validate(self) -> None:
         """Report the loss on held-out clips. Leaves no trace in the training."""

@@ -72,7 +72,7 @@ class Setup:
     that has no use for the result.
     `ema` averages the trained weights; samples and validation see the average.
     `history` is saved with each state and loaded on resume: something with state_dict() and load_state_dict().
-    `clock` counts seconds from an arbitrary origin.
+    `clock` counts seconds from an arbitrary origin; `sleep` waits for some.
     The accelerator must be made with gradient_accumulation_steps=1: the loop does its own accumulation.
     """
 
@@ -99,6 +99,7 @@ class Setup:
     history: Any = None
     validation: Validation | None = None
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
     @property
     def parts(self) -> StateParts:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..contract import toml
-from ..contract.errors import OptionError
+from ..contract.errors import OptionError, as_failed
+from ..contract.events import Say, Warning_
 from ..contract.files import in_the_way
 from ..contract.packages import how_to_install
 from .arguments import check_names, nearest
@@ -100,6 +101,32 @@ class WandbTracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class LastingTracker:
+    """A tracker that falls silent once it fails, as where the disk is full: no curve is worth a training."""
+
+    def __init__(self, tracker: Tracker, say: Say) -> None:
+        self._tracker, self._say, self._failed = tracker, say, False
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._try(lambda: self._tracker.log(values, step))
+
+    def log_sample(self, name: str, path: Path, picture: Image.Image, step: int) -> None:
+        self._try(lambda: self._tracker.log_sample(name, path, picture, step))
+
+    def close(self) -> None:
+        self._try(self._tracker.close)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            call()
+        except Exception as error:  # whatever a library raises: a disk's error, a connection's, a queue's
+            self._failed = True
+            kind = type(self._tracker).__name__.removesuffix("Tracker")
+            self._say(Warning_(message=f"{kind} gets no more of this training: {as_failed(error)[0].message}"))
 
 
 def choose_trackers(

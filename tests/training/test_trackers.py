@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.machinery
 import importlib.util
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.contract.errors import OptionError
-from engine.training.trackers import choose_trackers
+from engine.training.trackers import LastingTracker, choose_trackers
 
 
 class PlayedRun:
@@ -169,3 +170,27 @@ def test_a_missing_tracker_comes_with_the_line_that_installs_it(
     with pytest.raises(OptionError, match=f"needs the package {package}") as caught:
         choose_trackers(package, logging_dir=tmp_path)
     assert f"python -m env_bootstrap {way} " in caught.value.hint
+
+
+class Broken:
+    """A tracker whose disk is full."""
+
+    asked = 0
+
+    def log(self, values, step: int) -> None:
+        self.asked += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log_sample = close = log
+
+
+def test_a_tracker_that_fails_is_said_once_and_no_longer_asked() -> None:
+    broken, said = Broken(), []
+    tracker = LastingTracker(broken, said.append)
+    for step in range(3):
+        tracker.log({"loss/current": 0.5}, step)
+    tracker.close()
+    (warning,) = said
+    assert (
+        broken.asked == 1 and "No space left" in warning.message and warning.message.startswith("Broken gets no more")
+    )
