@@ -31,7 +31,7 @@ def may_run(device: torch.device, width: int) -> bool:
 
 def is_worth_more(k_BLHD: Tensor, v_BLHD: Tensor) -> bool:
     """Whether the kernel supports such keys and values, and has enough of them: for the 512 of a text it takes 1.4
-    times as long as cuDNN's (benchmarks/README.md)."""
+    times as long as cuDNN's (benchmarks/optimisations.md)."""
     return v_BLHD.shape == k_BLHD.shape and k_BLHD.shape[1] >= SHORTEST
 
 
