@@ -24,7 +24,7 @@ CHOSEN_AT_RUN_TIME = {
     "artifact": None, "error": None, "family": None, "verb": None, "resource": None, "state": None, "tab": None,
     "notify": None, "jobs": {"all", "running", "finished", "failed"}, "run": {"stop", "save", "sample", "cancel"},
     "setup": {"create", "repair", "cancel", "update", "go_on", "fact", "state", "words"}, "settings": None,
-    "doing": None, "unit": None, "said": None, "planned": None,
+    "doing": None, "unit": None, "word": None, "said": None, "planned": None,
 }  # fmt: skip
 """Groups of texts whose keys are put together by the page; None: all of the group."""
 IN_A_TERMINAL = ("bench", "demo", "doctor", "lora_info")

@@ -8,10 +8,14 @@ import { translations } from './api.mjs'
 let language = 'en'
 let chosen = {}
 let english = {}
-let forms = [] // [key, pattern] of the sentences under "said", those that say more first
+let forms = [] // [key, parts] of the sentences under "said", those that say more first
+let known = new Map() // sentences as they came → as they are shown: a card is drawn often, and says the same each time
 let options = {} // option → what it is called on a node
 
 const MOST_SENTENCES = 8
+const MOST_KNOWN = 200
+const SENTENCES = ['message', 'reason', 'error', 'why'] // values that may themselves be sentences of a form
+const WORDS = ['kind', 'what'] // values that may be one of the words under "word"
 
 /** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
 export async function loadTexts(locale) {
@@ -19,8 +23,9 @@ export async function loadTexts(locale) {
   const all = await translations()
   english = all.en?.musubi ?? {}
   chosen = all[language]?.musubi ?? all[language.split('-')[0]]?.musubi ?? english
-  const sentences = Object.entries(english.said ?? {}).sort(([, one], [, other]) => other.length - one.length)
-  forms = sentences.map(([key, form]) => [key, patternOf(form)])
+  forms = Object.entries(english.said ?? {}).map(([key, form]) => [key, partsOf(form)])
+  forms.sort(([, one], [, other]) => fixed(other) - fixed(one))
+  known = new Map()
   options = namesOf((all[language] ?? all[language.split('-')[0]] ?? all.en)?.nodeDefs)
 }
 
@@ -80,7 +85,18 @@ export function doingNow({ progress, stage, message }) {
  * have the forms under "said", with the numbers and names that stand in them; a sentence of no form stays as it is.
  */
 export function said(words) {
-  const all = (words ?? '').split(/(?<=[.?])(?=[ \n])/) // each but the first begins with what parts it from the one before
+  if (!words || chosen === english) return words ?? ''
+  let found = known.get(words)
+  if (found === undefined) {
+    found = inWords(words)
+    if (known.size >= MOST_KNOWN) known.delete(known.keys().next().value) // the oldest
+    known.set(words, found)
+  }
+  return found
+}
+
+function inWords(words) {
+  const all = words.split(/(?<=[.?])(?=[ \n])/) // each but the first begins with what parts it from the one before
   const sentences = [...all.slice(0, MOST_SENTENCES - 1), all.slice(MOST_SENTENCES - 1).join('')].filter(Boolean)
   let found = ''
   while (sentences.length) {
@@ -95,22 +111,49 @@ export function said(words) {
 function firstOf(sentences) {
   for (let count = 1; count <= sentences.length; count += 1) {
     const [, gap, words] = /^(\s*)(.*)$/s.exec(sentences.slice(0, count).join(''))
-    for (const [key, pattern] of forms) {
-      const match = pattern.exec(words)
-      if (!match) continue
-      const { unit, stage, ...others } = match.groups ?? {}
-      const values = { ...others, unit: unitOf(unit), stage: stage && planned(stage) }
-      return [count, gap + text(`said.${key}`, values)]
+    for (const [key, parts] of forms) {
+      const values = valuesIn(words, parts)
+      if (values) return [count, gap + text(`said.${key}`, shownAs(values))]
     }
   }
   return [1, sentences[0]]
 }
 
-/** Of sentences of a form, with groups for what stands where it has `{name}`. */
-function patternOf(form) {
-  const parts = form.split(/\{(\w+)\}/) // text and names in turn
-  const pattern = parts.map((part, place) => (place % 2 ? `(?<${part}>.*?)` : part.replace(/[^\w\s]/g, '\\$&')))
-  return new RegExp(`^${pattern.join('')}$`, 's')
+/** Values as they are shown: a word, a unit, a stage or a sentence of ours in the reader's language. */
+function shownAs(values) {
+  const shown = { ...values }
+  if (values.unit) shown.unit = unitOf(values.unit)
+  if (values.stage) shown.stage = planned(values.stage)
+  for (const name of WORDS) if (values[name]) shown[name] = textOr(`word.${values[name]}`, values[name])
+  for (const name of SENTENCES) if (values[name]) shown[name] = inWords(values[name])
+  return shown
+}
+
+/** Text and names in turn: "{count} written" → ["", "count", " written"]. */
+function partsOf(form) {
+  return form.split(/\{(\w+)\}/)
+}
+
+/** How much of a form is the same in every sentence of it. */
+function fixed(parts) {
+  return parts.reduce((sum, part, place) => sum + (place % 2 ? 0 : part.length), 0)
+}
+
+/** What stands in a sentence where its form has names, each as short as can be; null if it is of another form. */
+function valuesIn(words, parts) {
+  const last = parts.at(-1)
+  if (!words.startsWith(parts[0]) || !words.endsWith(last)) return null
+  if (parts.length === 1) return words === last ? {} : null
+  const values = {}
+  let from = parts[0].length
+  for (let place = 1; place < parts.length; place += 2) {
+    const after = parts[place + 1]
+    const to = place === parts.length - 2 ? words.length - last.length : words.indexOf(after, from)
+    if (to < from) return null
+    values[parts[place]] = words.slice(from, to)
+    from = to + after.length
+  }
+  return values
 }
 
 /** "steps", "clips", …: what the engine counts, in the reader's language. */

@@ -1,0 +1,232 @@
+"""What the engine and the nodes tell a person when something is wrong, as sentences, read from their sources.
+
+Each message and each hint is a text in the code, mostly with values in it. Here it becomes sentences with `{name}` for
+each value, in the words of a node, as a page gets them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice, product
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.nodes.conftest import part
+
+from .test_page import scripts_of
+
+TELLING = {
+    "EngineError", "OptionError", "DataError", "WeightsError", "OutOfMemoryError", "DiskError", "ProcessLost",
+    "Stopped", "Warning_", "JobFailed", "Missing", "Refusal", "Refused", "Failed",
+}  # fmt: skip
+"""What is made to tell a person something: its arguments are sentences, whatever they look like."""
+ASIDE = {
+    "opt", "Command", "job_file", "Argument", "ArgumentParser", "_announce", "NotOffered", "Outcome",
+    "Widget", "Result", "Node", "Socket", "_plain", "_cache_node", "Switch", "replace",
+    "Log", "debug", "info", "change",
+}  # fmt: skip
+"""Calls whose texts are for other readers: helps and logs. What `change` says of a run is in test_said.py."""
+NOT_IN_COMFYUI = (
+    "engine/bench", "engine/demo", "engine/contract/cli.py", "engine/contract/pages.py", "engine/contract/launch.py",
+    "engine/contract/commands.py", "engine/contract/help.py", "engine/contract/job.py", "engine/contract/toml.py",
+    "engine/contract/options/others.py", "engine/contract/options/bench.py", "engine/media/terminal.py",
+    "engine/serving.py", "engine/tasks/bench.py", "engine/tasks/demo.py", "engine/tasks/docs.py",
+    "engine/tasks/doctor.py", "engine/tasks/lora_info.py", "engine/tasks/dataset_check.py", "engine/tasks/plan.py",
+    "engine/training/upload.py", "engine/lora/info.py", "nodes/__main__.py", "nodes/pages.py", "nodes/manifest.py",
+    "nodes/publish.py",
+)  # fmt: skip
+"""Where only a command line is spoken to."""
+NODES_GIVE = {
+    "optimizer_args", "network_args", "lr_scheduler_args", "log_level", "device", "output_dir", "save_path", "output",
+    "output_file", "save_merged_model", "save_merged_lora", "job_dir", "tokenizer", "tokenizer1", "tokenizer2",
+}  # fmt: skip
+"""Options that no node has as a widget, though a node's job may well have them."""
+VALUE, MARK = "zq{}zq", re.compile(r"zq([a-z_]\w*?)zq")
+ENDING = re.compile(
+    r"(?<=[.?])(?<!e\.g\.)(?<!i\.e\.)(?=[ \n])|^zq\w+?zq(?= \()|(?:^|(?<=[.?] )|(?<=zq ))zq\w+?zq(?= (?:[A-Z][a-z ]|zq\w+zq$))"
+)
+"""Between two sentences; of which one may be a value that is a sentence by itself."""
+MOST = 24
+PLACES = {"where", "near"}
+"""Names of texts that stay values: of one form for all of them."""
+
+
+class Sentence(NamedTuple):
+    """A sentence with `{name}` for each value, and where it stands."""
+
+    words: str
+    place: str
+
+    @property
+    def form(self) -> tuple[str, ...]:
+        """The words between the values."""
+        return tuple(re.split(r"\{\w+\}", self.words))
+
+
+def name_of(value: ast.expr) -> str:
+    """A name for what stands between two pieces of a text."""
+    match value:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.strip("_").lower()
+        case ast.Call(func=ast.Attribute(attr="join"), args=[inner]) | ast.Call(func=_, args=[inner, *_]):
+            return name_of(inner)
+        case ast.Call(func=inner) | ast.Subscript(value=inner) | ast.Starred(value=inner):
+            return name_of(inner)
+        case ast.GeneratorExp(elt=inner) | ast.ListComp(elt=inner) | ast.BinOp(left=inner):
+            return name_of(inner)
+    return "value"
+
+
+Known = dict[str, list[ast.expr]]
+"""What the names of texts stand for, at a place in the code."""
+
+
+def is_text(value: ast.expr) -> bool:
+    return any(isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", 0), str) for node in ast.walk(value))
+
+
+def is_written_out(value: ast.expr | None) -> bool:
+    match value:
+        case ast.Constant(value=str()) | ast.JoinedStr():
+            return True
+        case ast.IfExp(body=one, orelse=other):
+            return is_written_out(one) and is_written_out(other)
+        case ast.Dict(values=several):
+            return all(is_written_out(one) for one in several)
+    return False
+
+
+def known_in(block: ast.AST, outside: Known) -> Known:
+    """Also the texts that have a name in a function or a module, where each is written out and they are few."""
+    found: Known = {}
+    for node in ast.iter_child_nodes(block) if isinstance(block, ast.Module) else ast.walk(block):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
+                target=ast.Name(id=name), value=ast.expr() as value
+            ):
+                found.setdefault(name, []).append(value)
+            case (
+                ast.AugAssign(target=ast.Name(id=name), value=value)
+                | ast.For(target=ast.Name(id=name), iter=value)
+                | ast.comprehension(target=ast.Name(id=name), iter=value)
+            ):
+                found.setdefault(name, []).append(ast.Starred(value))  # nothing that is written out
+            case ast.arg(arg=name):
+                found.setdefault(name, []).append(ast.Starred(ast.Name(name)))
+    plain = {name: values for name, values in found.items() if all(map(is_written_out, values))}
+    return {**{name: values for name, values in outside.items() if name not in found}, **plain}
+
+
+def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
+    """Every text that an expression can be, as far as it is written out; a mark for each value in it."""
+    match value:
+        case ast.Constant(value=str(words)):
+            yield words
+        case ast.JoinedStr(values=pieces):
+            for chosen in islice(product(*(list(texts_of(piece, known)) for piece in pieces)), MOST):
+                yield "".join(chosen)
+        case ast.FormattedValue(value=inner):
+            yield from texts_of(inner, known)
+        case ast.IfExp(body=one, orelse=other):
+            yield from texts_of(one, known)
+            yield from texts_of(other, known)
+        case ast.BoolOp(values=several):
+            for one in several:
+                yield from texts_of(one, known)
+        case ast.BinOp(left=one, op=ast.Add(), right=other) if is_text(one) or is_text(other):
+            for chosen in product(list(texts_of(one, known)), list(texts_of(other, known))):
+                yield "".join(chosen)
+        case ast.Call(func=ast.Attribute(value=(ast.JoinedStr() | ast.Constant()) as inner, attr="strip")):
+            yield from texts_of(inner, known)
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[_, ast.Constant(value=str(words))]) if (
+            name in known
+        ):
+            yield from (text for one in known[name] for text in texts_of(one, known))
+            yield words
+        case ast.Subscript(value=ast.Name(id=name)) if name in known and isinstance(known[name][0], ast.Dict):
+            yield from (text for one in known[name] for text in texts_of(one, known))
+        case ast.Name(id=name) if name in known and name not in PLACES and not isinstance(known[name][0], ast.Dict):
+            inner_known = {other: values for other, values in known.items() if other != name}
+            yield from (text for one in known[name] for text in texts_of(one, inner_known))
+        case ast.Dict(values=several):
+            for one in several:
+                yield from texts_of(one, known)
+        case None:
+            return
+        case _:
+            yield VALUE.format(name_of(value) or "value")
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """The sentences of a text with marks, in the words of a node."""
+    for words in ENDING.split(text):
+        if terminal_only().search(words):
+            continue
+        count: dict[str, int] = {}
+
+        def named(found: re.Match[str], count: dict[str, int] = count) -> str:
+            name = {"unit": "units", "stage": "stages"}.get(found[1], found[1])  # these two mean more on the page
+            count[name] = count.get(name, 0) + 1
+            return f"{{{name}{count[name] if count[name] > 1 else ''}}}"
+
+        yield MARK.sub(named, part("nodes.words").of_node(words)).strip()
+
+
+@cache
+def terminal_only() -> re.Pattern[str]:
+    """A flag that no job of a node has: a sentence with it is said in a terminal only."""
+    return re.compile(rf"--({'|'.join(sorted(part('nodes.allowed').LEFT_OUT.keys() - NODES_GIVE))})\b")
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a text in the code reads like something said to a person: it begins and ends as a sentence does."""
+    words = text.strip()
+    return bool(re.match(r"[A-Z`]|zq|--[a-z]", words)) and words.endswith((".", "?")) and words.count(" ") > 1
+
+
+def said_in(node: ast.AST, known: Known) -> Iterator[tuple[int, str]]:
+    """Texts that are said to a person, and their lines."""
+    match node:
+        case ast.Module() | ast.FunctionDef():
+            known = known_in(node, known)
+        case ast.Expr(value=ast.Constant()):
+            return
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in ASIDE:
+            return
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in TELLING:
+            for value in (*node.args, *(item.value for item in node.keywords if item.arg in ("message", "hint"))):
+                yield from ((node.lineno, text) for text in texts_of(value, known))
+        case ast.JoinedStr() | ast.Constant() | ast.BinOp() | ast.IfExp():
+            texts = list(texts_of(node, known))  # type: ignore[arg-type]
+            if any(is_sentence(text) for text in texts):
+                yield from ((node.lineno, text) for text in texts)
+                return
+    for inner in ast.iter_child_nodes(node):
+        yield from said_in(inner, known)
+
+
+def enough_of_it_is_fixed(words: str) -> bool:
+    """A sentence that is nearly all values tells nothing that could be said in other words."""
+    return len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\{\w+\}", " ", words))) > 1
+
+
+@cache
+def sentences() -> dict[tuple[str, ...], Sentence]:
+    """All that a person in ComfyUI may be told, by the words between the values."""
+    found: dict[tuple[str, ...], Sentence] = {}
+    for path, tree in scripts_of("engine", "nodes"):
+        if not path.startswith(NOT_IN_COMFYUI):
+            for line, text in said_in(tree, {}):
+                for words in sentences_of(text):
+                    if enough_of_it_is_fixed(words):
+                        sentence = Sentence(words, f"{path}:{line}")
+                        found.setdefault(sentence.form, sentence)
+    return found
+
+
+if __name__ == "__main__":
+    for sentence in sentences().values():
+        print(sentence.place, sentence.words, sep="\t")
