@@ -35,7 +35,7 @@ NOT_IN_COMFYUI = (
     "engine/contract/options/others.py", "engine/contract/options/bench.py", "engine/media/terminal.py",
     "engine/serving.py", "engine/tasks/bench.py", "engine/tasks/demo.py", "engine/tasks/docs.py",
     "engine/tasks/doctor.py", "engine/tasks/lora_info.py", "engine/tasks/dataset_check.py", "engine/tasks/plan.py",
-    "engine/training/upload.py", "engine/lora/info.py", "nodes/__main__.py", "nodes/pages.py", "nodes/manifest.py",
+    "engine/training/upload.py", "engine/lora/info.py", "nodes/allowed.py", "nodes/__main__.py", "nodes/pages.py", "nodes/manifest.py",
     "nodes/publish.py",
 )  # fmt: skip
 """Where only a command line is spoken to."""
@@ -46,7 +46,7 @@ NODES_GIVE = {
 """Options that no node has as a widget, though a node's job may well have them."""
 VALUE, MARK = "zq{}zq", re.compile(r"zq([a-z_]\w*?)zq")
 ENDING = re.compile(
-    r"(?<=[.?])(?<!e\.g\.)(?<!i\.e\.)(?=[ \n])|^zq\w+?zq(?= \()|(?:^|(?<=[.?] )|(?<=zq ))zq\w+?zq(?= (?:[A-Z][a-z ]|zq\w+zq$))"
+    r"(?<=[.?])(?<!e\.g\.)(?<!i\.e\.)(?=[ \n])|^zq\w+?zq(?= \()|^zqadvicezq(?= )|(?:^|(?<=[.?] )|(?<=zq ))zq\w+?zq(?= (?:[A-Z][a-z ]|zq\w+zq$))"
 )
 """Between two sentences; of which one may be a value that is a sentence by itself."""
 MOST = 24
@@ -141,11 +141,10 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
                 yield "".join(chosen)
         case ast.Call(func=ast.Attribute(value=(ast.JoinedStr() | ast.Constant()) as inner, attr="strip")):
             yield from texts_of(inner, known)
-        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[_, ast.Constant(value=str(words))]) if (
-            name in known
-        ):
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[_, other]) if name in known:
             yield from (text for one in known[name] for text in texts_of(one, known))
-            yield words
+            if is_written_out(other):
+                yield from texts_of(other, known)
         case ast.Subscript(value=ast.Name(id=name)) if name in known and isinstance(known[name][0], ast.Dict):
             yield from (text for one in known[name] for text in texts_of(one, known))
         case ast.Name(id=name) if name in known and name not in PLACES and not isinstance(known[name][0], ast.Dict):
@@ -210,7 +209,8 @@ def said_in(node: ast.AST, known: Known) -> Iterator[tuple[int, str]]:
 
 def enough_of_it_is_fixed(words: str) -> bool:
     """A sentence that is nearly all values tells nothing that could be said in other words."""
-    return len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\{\w+\}", " ", words))) > 1
+    fixed = re.findall(r"[A-Za-z]{2,}", re.sub(r"\{\w+\}", " ", words))
+    return len(fixed) > 1 or any(len(word) > 4 for word in fixed)
 
 
 @cache
