@@ -144,10 +144,17 @@ def test_what_a_run_s_card_says_is_said_in_every_language():
 
 OF_AN_ERROR = "error_"
 LEFT_OUT = {
-    # helps of options, which stand in the same files
-    "Model family of the LoRA.", "Default: recognised from its tensor names.",
-    # of what no node asks for
-    "Add resume owner/name/path-of-the-state.",
+    # helps, which stand where messages do
+    "Model family of the LoRA.", "Default: recognised from its tensor names.", "Empty: all.",
+    "Regular expression: merge only modules whose name it matches, such as cross_attn.",
+    "Regular expression: leave out modules whose name it matches; what is included stays.",
+    "How long a LoRA is trained, its rank, which noise levels it sees, how often it is saved.",
+    "What moves the weights: optimizer, learning rate and how it changes over the training.",
+    "Videos made while training, to watch the LoRA learn.",
+    "What trades time for GPU memory in a training: fp8, block streaming, checkpointing, attention.",
+    "Empty: the default; a blank: none.", "{unset}: the default.",
+    "Add resume owner/name/path-of-the-state.",  # no node asks for uploads
+    "{size}, which has {free} GiB free.",  # the end of a sentence that `failures` makes
 }  # fmt: skip
 """Sentences that nobody meets in ComfyUI, beside those that `sentences` passes by."""
 
@@ -165,3 +172,16 @@ def test_what_is_wrong_is_said_in_every_language():
     assert LEFT_OUT == {one.split(": ", 1)[1] for one in missing}
     stale = {key: form for form, key in forms.items() if key.startswith(OF_AN_ERROR) and form not in told}
     assert stale == {}, "No message has these forms any more: reword them as the message was, or take them out."
+
+
+def test_kinds_of_files_are_named_in_every_language():
+    """"It looks like a LoRA, not a Wan DiT": what files are called there is under "word"."""
+    kinds = {
+        call.args[1].value
+        for _, tree in scripts_of("engine/families", "engine/parts")
+        for call in calls(tree, {"Kind"})
+        if len(call.args) == 4 and isinstance(call.args[1], ast.Constant)
+    }
+    assert "a LoRA" in kinds
+    others = {"video", "image", "latent", "text", "height", "width"}
+    assert {re.sub("[^a-z0-9]+", "_", kind.lower()) for kind in kinds | others} == texts("en")["word"].keys()

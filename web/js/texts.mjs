@@ -11,11 +11,12 @@ let english = {}
 let forms = [] // [key, parts] of the sentences under "said", those that say more first
 let known = new Map() // sentences as they came → as they are shown: a card is drawn often, and says the same each time
 let options = {} // option → what it is called on a node
+let helps = new Map() // what a widget is for, in English → in the reader's language: often the hint of an error
 
 const MOST_SENTENCES = 8
 const MOST_KNOWN = 200
 const SENTENCES = ['message', 'reason', 'error', 'why'] // values that may themselves be sentences of a form
-const WORDS = ['kind', 'what'] // values that may be one of the words under "word"
+const WORDS = ['kind', 'kind2', 'what', 'known'] // values that may be, and `known` must be, of the words under "word"
 
 /** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
 export async function loadTexts(locale) {
@@ -26,14 +27,26 @@ export async function loadTexts(locale) {
   forms = Object.entries(english.said ?? {}).map(([key, form]) => [key, partsOf(form)])
   forms.sort(([, one], [, other]) => fixed(other) - fixed(one))
   known = new Map()
-  options = namesOf((all[language] ?? all[language.split('-')[0]] ?? all.en)?.nodeDefs)
+  const nodes = (all[language] ?? all[language.split('-')[0]] ?? all.en)?.nodeDefs
+  options = namesOf(nodes)
+  helps = helpsOf(all.en?.nodeDefs, nodes)
 }
 
-/** The names of widgets and inputs of our nodes, by their ids, without the id that may stand behind them. */
-function namesOf(nodes) {
+/** Widgets and inputs of our nodes: their node, their id, and their texts. */
+function inputsOf(nodes) {
   const ours = Object.entries(nodes ?? {}).filter(([id]) => id.startsWith('MusubiTuner_'))
-  const inputs = ours.flatMap(([, node]) => Object.entries(node.inputs ?? {}))
-  return Object.fromEntries(inputs.map(([id, { name }]) => [id, name?.replace(` (${id})`, '')]))
+  return ours.flatMap(([node, { inputs }]) => Object.entries(inputs ?? {}).map(([id, texts]) => [node, id, texts]))
+}
+
+/** Their names, by their ids, without the id that may stand behind them. */
+function namesOf(nodes) {
+  return Object.fromEntries(inputsOf(nodes).map(([, id, { name }]) => [id, name?.replace(` (${id})`, '')]))
+}
+
+/** Their tooltips, by the English ones. */
+function helpsOf(inEnglish, nodes) {
+  const pairs = inputsOf(inEnglish).map(([node, id, { tooltip }]) => [tooltip, nodes?.[node]?.inputs?.[id]?.tooltip])
+  return new Map(pairs.filter(([one, other]) => one && other))
 }
 
 /** The language in use, as Intl takes it. */
@@ -88,7 +101,7 @@ export function said(words) {
   if (!words || chosen === english) return words ?? ''
   let found = known.get(words)
   if (found === undefined) {
-    found = inWords(words)
+    found = helps.get(words) ?? inWords(words)
     if (known.size >= MOST_KNOWN) known.delete(known.keys().next().value) // the oldest
     known.set(words, found)
   }
@@ -113,7 +126,7 @@ function firstOf(sentences) {
     const [, gap, words] = /^(\s*)(.*)$/s.exec(sentences.slice(0, count).join(''))
     for (const [key, parts] of forms) {
       const values = valuesIn(words, parts)
-      if (values) return [count, gap + text(`said.${key}`, shownAs(values))]
+      if (values && (!values.known || wordOf(values.known, null))) return [count, gap + text(`said.${key}`, shownAs(values))]
     }
   }
   return [1, sentences[0]]
@@ -124,9 +137,14 @@ function shownAs(values) {
   const shown = { ...values }
   if (values.unit) shown.unit = unitOf(values.unit)
   if (values.stage) shown.stage = planned(values.stage)
-  for (const name of WORDS) if (values[name]) shown[name] = textOr(`word.${values[name]}`, values[name])
+  for (const name of WORDS) if (values[name]) shown[name] = wordOf(values[name])
   for (const name of SENTENCES) if (values[name]) shown[name] = inWords(values[name])
   return shown
+}
+
+/** "video", "a LoRA", …: what the engine calls a kind of thing, in the reader's language. */
+function wordOf(name, otherwise = name) {
+  return textOr(`word.${keyOf(name)}`, otherwise)
 }
 
 /** Text and names in turn: "{count} written" → ["", "count", " written"]. */
