@@ -116,14 +116,14 @@ def command(asked: Asked) -> Answer:
     found, word = _own_run(asked), asked.body.get("command")
     if word not in COMMANDS:
         raise Refusal(400, f"There is no command {word!r}.", f"There are: {', '.join(COMMANDS)}.")
-    child = jobs.runs.child(found.id)
-    if child is None:
+    orders = jobs.runs.orders(found.id)
+    if orders is None:
         raise Refusal(409, "The run is not under way.", "Only a running one takes commands.")
     if word == "cancel":
-        child.cancel()
+        orders.cancel()
         found.change("stopping", message="Cancelled.")
     else:
-        child.send(word)
+        orders.send(word)
     if word == "stop":
         found.change("stopping", message="Stopping: finishing the step at hand and saving.")
     return Answer(data=found.summary())

@@ -24,6 +24,7 @@ from ..engine.contract.errors import EngineError
 from ..engine.contract.events import Done, Event, Failed, Progress, Stage
 from ..engine.contract.files import whole_file
 from . import environment, host, jobs, paths, places, run, show
+from .orders import Orders
 from .runs import Run
 
 NAME = paths.DEMO
@@ -59,12 +60,14 @@ _under_way: list[Run] = []
 
 
 def _make(this: Run) -> None:
+    orders = Orders()
+    jobs.runs.control(this, orders)
     try:
-        with jobs.on_gpu(this, _stopped):
+        with jobs.on_gpu(this, orders, _stopped):
             this.change("running", message="The engine is starting.")
             names = places.family_names()
             for number, family in enumerate(names):
-                _of_family(this, family, number * len(STEPS), len(names) * len(STEPS))
+                _of_family(this, orders, family, number * len(STEPS), len(names) * len(STEPS))
         this.change("done", message=f"In {_shown(models())} and {_shown(clips())}.")
     except EngineError as problem:
         this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
@@ -89,7 +92,7 @@ def clips() -> Path:
     return Path(host.folder_paths().get_input_directory()) / NAME
 
 
-def _of_family(this: Run, family: str, done: int, total: int) -> None:
+def _of_family(this: Run, orders: Orders, family: str, done: int, total: int) -> None:
     """Prepare one family's demo in a working folder, train a LoRA there, and put the files in their places."""
     folder = paths.work() / VERB / family
     dashed = family.replace("_", "-")
@@ -101,16 +104,15 @@ def _of_family(this: Run, family: str, done: int, total: int) -> None:
     }  # fmt: skip
     for number, step in enumerate(STEPS):
         so_far = Progress(done=done + number, total=total, unit="step")
-        _engine(
-            this, [*arguments[step], "--job_dir", str(this.folder / f"{family}-{step}"), "--events"], family, so_far
-        )
+        record = ["--job_dir", str(this.folder / f"{family}-{step}"), "--events"]
+        _engine(this, orders, [*arguments[step], *record], family, so_far)
     for source, target in [*_model_files(folder, family), *_loras(folder, family), *_clip_files(folder)]:
         with whole_file(target, durable=False) as temporary:
             shutil.copyfile(source, temporary)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _engine(this: Run, arguments: list[str], family: str, so_far: Progress) -> None:
+def _engine(this: Run, orders: Orders, arguments: list[str], family: str, so_far: Progress) -> None:
     """One engine command; what it says goes into the run's log. JobFailed in its own words."""
 
     def take(event: Event) -> None:
@@ -122,11 +124,11 @@ def _engine(this: Run, arguments: list[str], family: str, so_far: Progress) -> N
 
     program = environment.engine_program(arguments, folder=paths.work(), log=this.folder / "log.txt")
     child = run.Child(program, take)
-    jobs.runs.control(this, child)
     ended = None
-    while ended is None:
-        ended = child.wait(TICK_S)
-        show.tell(this)
+    with orders.to(child):
+        while ended is None:
+            ended = child.wait(TICK_S)
+            show.tell(this)
     if isinstance(ended.last, Done) and not ended.last.stopped:
         return
     if isinstance(ended.last, Failed):

@@ -20,6 +20,7 @@ from ..engine.contract.files import write_text
 from ..engine.contract.job import Job, make_job
 from ..engine.contract.schema import listed
 from . import allowed, environment, host, paths, places, preferences, run, show, words
+from .orders import Orders
 from .records import Runs
 from .runs import Run
 from .spec import Call
@@ -56,13 +57,15 @@ def run_job(
         paths.jobs(), title=call.node.title, verb=job.command.verb, family=job.family or "", node=call.node_id,
         prompt=call.prompt_id, workflow=call.workflow_id,
     )  # fmt: skip
+    orders = Orders()
+    runs.control(this, orders)
     try:
         _keep_workflow(this, call)
         if not uses_gpu:
-            return _run(this, job, on_artifact or _ignore)
-        with on_gpu(this, host.raise_interrupted, unwanted=host.interrupted, for_worker=_may_stay(job)):
+            return _run(this, orders, job, on_artifact or _ignore)
+        with on_gpu(this, orders, host.raise_interrupted, unwanted=host.interrupted, for_worker=_may_stay(job)):
             host.unload_models()
-            return _run(this, job, on_artifact or _ignore)
+            return _run(this, orders, job, on_artifact or _ignore)
     except EngineError as problem:
         this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
         raise
@@ -70,6 +73,7 @@ def run_job(
         this.change("stopped" if host.is_interruption(problem) else "failed", message="Cancelled.")
         raise
     finally:
+        runs.control(this, None)
         show.tell(this)
 
 
@@ -83,41 +87,24 @@ def _may_stay(job: Job) -> bool:
     return job.command.verb == places.GENERATE and preferences.load().keep_alive > 0
 
 
-class Waiting:
-    """Takes the page's commands for a run that has no program yet, as a `run.Child` does."""
-
-    def __init__(self) -> None:
-        self.over = False
-
-    def cancel(self) -> None:
-        self.over = True
-
-    def send(self, command: str) -> None:
-        self.over = self.over or command == "stop"
-
-
 @contextlib.contextmanager
 def on_gpu(
-    this: Run, give_up: Callable[[], object], *, unwanted: Callable[[], bool] = lambda: False, for_worker: bool = False
-) -> Iterator[None]:
+    this: Run, orders: Orders, give_up: Callable[[], object], *, unwanted: Callable[[], bool] = lambda: False,
+    for_worker: bool = False,
+) -> Iterator[None]:  # fmt: skip
     """Have the GPU for this run in this block, with no other program of ours on it.
 
-    Waits for it; `give_up` raises, and is called when the run is cancelled meanwhile, or `unwanted`. An engine that
+    Waits for it; `give_up` raises, and is called when the run is told to end meanwhile, or `unwanted`. An engine that
     stayed leaves, unless the run is `for_worker`.
     """
-    waiting = Waiting()
-    runs.control(this, waiting)
+    while not run.gpu.acquire(timeout=TICK_S):
+        if not this.message:
+            this.change("waiting", message="Waiting for another run to give up the GPU.")
+        show.tell(this)
+        if orders.to_end or unwanted():
+            give_up()
     try:
-        while not run.gpu.acquire(timeout=TICK_S):
-            if not this.message:
-                this.change("waiting", message="Waiting for another run to give up the GPU.")
-            show.tell(this)
-            if waiting.over or unwanted():
-                give_up()
-    finally:
-        runs.control(this, None)
-    try:
-        if waiting.over:  # it was told so as the GPU became free
+        if orders.to_end:  # it was told so as the GPU became free
             give_up()
         if not for_worker:
             bench.clear()
@@ -130,16 +117,14 @@ def _ignore(kind: str, path: str) -> None:
     pass
 
 
-def _run(this: Run, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
+def _run(this: Run, orders: Orders, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
     write_text(this.folder / "job.toml", job.to_toml())
-    with (_in_worker if _may_stay(job) else _in_engine)(this, job) as child:
-        runs.control(this, child)
+    with (_in_worker if _may_stay(job) else _in_engine)(this, job) as child, orders.to(child):
         this.change("running", message="The engine is starting.")
         files = _new_files(this)
         try:
             ended = _wait(this, child, partial(_hand_on, this, files, on_artifact))
         finally:
-            runs.control(this, None)
             with contextlib.suppress(OSError):  # one that never started has nothing to be ended
                 if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
                     child.cancel()

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..engine.contract.events import Event, Resource, read
 from ..engine.contract.files import disk_error
+from .orders import Orders
 from .runs import OVER, RECORD, Run, at_work
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
@@ -30,7 +31,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._live: dict[str, Run] = {}
-        self._controls: dict[str, Any] = {}
+        self._controls: dict[str, Orders] = {}
         self._lock = threading.Lock()
 
     def begin(
@@ -62,15 +63,15 @@ class Runs:
         run.show_on(node, prompt, workflow)
         return run
 
-    def control(self, run: Run, child: Any) -> None:
-        """Whom commands for this run go to; None when it is over."""
+    def control(self, run: Run, orders: Orders | None) -> None:
+        """Where commands for this run go; None when it is over."""
         with self._lock:
-            if child is None:
+            if orders is None:
                 self._controls.pop(run.id, None)
             else:
-                self._controls[run.id] = child
+                self._controls[run.id] = orders
 
-    def child(self, run_id: str) -> Any:
+    def orders(self, run_id: str) -> Orders | None:
         with self._lock:
             return self._controls.get(run_id)
 

@@ -57,23 +57,14 @@ EncodeClips = Callable[[ClipBatch], Sequence[Sample | Sequence[Sample]]]
 
 def cache_latents(
     config: DatasetConfig,
+    recipe: Recipe,
+    rules: Rules,
     *,
-    architecture: str,
-    native_fps: float,
     encode: EncodeClips,
-    identity: str,
     say: Say,
     control: Control,
-    settings: Mapping[str, Any] | None = None,
-    architecture_full: str = "",
     workers: int = 4,
     batch_size: int = 1,
-    skip_existing: bool = False,
-    recache: bool = False,
-    keep_cache: bool = False,
-    strict: bool = False,
-    use_controls: bool = False,
-    sections: Callable[[Window], int | None] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     max_bytes: int = GIB,
@@ -82,28 +73,15 @@ def cache_latents(
 ) -> CacheReport:
     """Cache every window of the dataset file that is not fresh.
 
-    `encode(batch)` gets pixels of `dtype` on `device`, controls only with `use_controls`, and returns for each clip
+    `encode(batch)` gets pixels of `dtype` on `device`, controls only if the recipe uses them, and returns for each clip
     its tensors under plain names ("latents" is CTHW, no batch dimension), or a list of those, one per sample.
-    `sections(window)` says how many samples a window makes, which are then numbered; if either is None: one.
-    `architecture`
-    is the short name, `architecture_full` the one in the metadata (empty: the same), `identity` names the model's
-    weights. `workers` threads decode; `max_bytes` and `max_clips` bound the clips between decoding and encoding.
+    `workers` threads decode; `max_bytes` and `max_clips` bound the clips between decoding and encoding.
     `company`: the processes that share the work; the report is empty in all but number 0.
     DataError if nothing could be cached. Stopped if `control` asked to stop: what was encoded is on disk by then.
     """
     company = company or Company()
-    recipe = Recipe(
-        architecture=architecture,
-        architecture_full=architecture_full or architecture,
-        identity=identity,
-        settings=dict(settings or {}),
-        native_fps=native_fps,
-        use_controls=use_controls,
-        sections=sections,
-    )
-    rules = Rules(skip_existing=skip_existing, recache=recache, keep_cache=keep_cache, strict=strict)
     run = Run(lambda: control.stop_requested)
-    ledger = Ledger(one_at_a_time(say), run, strict)
+    ledger = Ledger(one_at_a_time(say), run, rules.strict)
     room = ClipQueue(run, max_bytes=max_bytes, max_clips=max_clips if company.count == 1 else CLIPS_AHEAD)
     helping = None if company.leads else Errand(run, company.tell)
     encoder = Encoder(encode, recipe, helping or ledger, room, batch_size=batch_size, device=device, dtype=dtype)

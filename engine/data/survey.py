@@ -45,6 +45,7 @@ class Recipe:
     architecture_full: str  # full name, in metadata
     identity: str  # of the model that encodes
     settings: Mapping[str, Any]  # the family's own that change the tensors
+    # of latents only
     native_fps: float | None = None
     use_controls: bool = False
     sections: Callable[[Window], int | None] | None = None  # training samples of a window; None: one, unnumbered

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from .fingerprints import Fingerprint
 from .items import Source
 from .report import CacheReport, Errand, Ledger, announce, check_count, one_at_a_time, reason_of, usable
 from .stages import Run, Writer
-from .survey import Rules, all_sources, tidy_texts
+from .survey import Recipe, Rules, all_sources, tidy_texts
 
 Sample = Mapping[str, Tensor]
 EncodeTexts = Callable[[list[str]], Sequence[Sample]]
@@ -30,34 +29,27 @@ EncodeTexts = Callable[[list[str]], Sequence[Sample]]
 
 def cache_text(
     config: DatasetConfig,
+    recipe: Recipe,
+    rules: Rules,
     *,
-    architecture: str,
     encode: EncodeTexts,
-    identity: str,
     say: Say,
     control: Control,
-    settings: Mapping[str, Any] | None = None,
-    architecture_full: str = "",
     batch_size: int = 16,
-    skip_existing: bool = False,
-    recache: bool = False,
-    keep_cache: bool = False,
-    strict: bool = False,
     company: Company | None = None,
 ) -> CacheReport:
     """Cache the encoded caption of every source. Equal captions are encoded once; batches span all datasets.
 
-    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"). Rules, arguments and
-    errors are those of cache_latents.
+    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"). Errors are those of
+    cache_latents.
     """
     company = company or Company()
-    rules = Rules(skip_existing=skip_existing, recache=recache, keep_cache=keep_cache, strict=strict)
     run = Run(lambda: control.stop_requested)
-    ledger = Ledger(one_at_a_time(say), run, strict)
-    owners = {cache.text_path(source, architecture): source for source in all_sources(config, ledger.say)}
-    prints = {path: _fingerprint(source.caption, identity, settings) for path, source in owners.items()}
+    ledger = Ledger(one_at_a_time(say), run, rules.strict)
+    owners = {cache.text_path(source, recipe.architecture): source for source in all_sources(config, ledger.say)}
+    prints = {path: _fingerprint(source.caption, recipe) for path, source in owners.items()}
     helping = None if company.leads else Errand(run, company.tell)
-    texts = Texts(owners, prints, helping or ledger, encode=encode, architecture=architecture_full or architecture)
+    texts = Texts(owners, prints, helping or ledger, encode=encode, architecture=recipe.architecture_full)
     if helping:
         with company.obeying(run):
             texts.encode([Path(path) for path in piece] for piece in company.pieces(run))
@@ -73,15 +65,15 @@ def cache_text(
         batches = texts.batches(wanted, size=batch_size)
         texts.encode(company.share_out(batches, describe=lambda batch: list(map(str, batch))))
     ledger.conclude(len(wanted), unit="captions", stop_requested=control.stop_requested)
-    purged = tidy_texts(config.datasets, set(owners), architecture, keep=keep_cache)
+    purged = tidy_texts(config.datasets, set(owners), recipe.architecture, keep=rules.keep_cache)
     skipped = len(owners) - len(wanted)
     report = CacheReport(done=ledger.done, skipped=skipped, failed=tuple(ledger.failed), purged=purged)
     return usable(report, config)
 
 
-def _fingerprint(caption: str, identity: str, settings: Mapping[str, Any] | None) -> Fingerprint:
+def _fingerprint(caption: str, recipe: Recipe) -> Fingerprint:
     digest = fingerprints.caption_digest(caption)
-    return Fingerprint(settings={"family": dict(settings or {})}, model=identity, caption=digest)
+    return Fingerprint(settings={"family": dict(recipe.settings)}, model=recipe.identity, caption=digest)
 
 
 def _hear(message: Message, ledger: Ledger, owners: Mapping[Path, Source]) -> None:

@@ -16,9 +16,11 @@ from ..data.clips import Window
 from ..data.company import Company, meet
 from ..data.config import load_config
 from ..data.pipeline import ClipBatch, cache_latents
+from ..data.survey import Recipe
 from ..families import part
 from ..families.values import Clips
 from ..ops.device import dtype_of
+from .cache_text import rules_of
 from .encoders import Encoders, own_device
 from .needs import folder_of
 from .showing import show
@@ -36,38 +38,43 @@ def run(job: Job, say: Say, control: Control) -> str:
 
 
 def _cache(job: Job, say: Say, control: Control) -> str:
-    caching, options = job[LatentCaching], part(job.family, "options")
+    caching = job[LatentCaching]
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
     with meet() as company:
         if caching.debug_mode is not None:
             return show(job, config, say, control) if company.leads else ""
         encoders = Encoders(job, say, device=own_device(job))
-        image_files = options.IMAGE_FILES if encoders.has_image_encoder() else ()
         torch.backends.cudnn.enabled = not caching.disable_cudnn_backend
         report = cache_latents(
             config,
-            architecture=options.ARCHITECTURE,
-            architecture_full=options.ARCHITECTURE_FULL,
-            native_fps=options.NATIVE_FPS,
+            _recipe(job, encoders),
+            rules_of(caching),
             encode=sample_maker(job, encoders),
-            identity=encoders.identity(("vae", *image_files), "the VAE file"),
-            settings={"dtype": str(_stored_dtype(job)).removeprefix("torch."), **options.latent_settings(job)},
-            use_controls=options.takes_controls(job),
-            sections=_counter(job, options.latent_settings(job)),
-            workers=caching.num_workers or _readers(company),
-            batch_size=caching.batch_size or 1,
-            skip_existing=caching.skip_existing,
-            recache=caching.recache,
-            keep_cache=caching.keep_cache,
-            strict=caching.strict,
-            device=encoders.device,
-            dtype=encoders.vae_dtype,
             say=say,
             control=control,
+            workers=caching.num_workers or _readers(company),
+            batch_size=caching.batch_size or 1,
+            device=encoders.device,
+            dtype=encoders.vae_dtype,
             company=company,
         )
     return report.summary("clips")
+
+
+def _recipe(job: Job, encoders: Encoders) -> Recipe:
+    options = part(job.family, "options")
+    files = ("vae", *(options.IMAGE_FILES if encoders.has_image_encoder() else ()))
+    settings = options.latent_settings(job)
+    return Recipe(
+        architecture=options.ARCHITECTURE,
+        architecture_full=options.ARCHITECTURE_FULL,
+        identity=encoders.identity(files, "the VAE file"),
+        settings={"dtype": str(_stored_dtype(job)).removeprefix("torch."), **settings},
+        native_fps=options.NATIVE_FPS,
+        use_controls=options.takes_controls(job),
+        sections=_counter(job, settings),
+    )
 
 
 def _readers(company: Company) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..contract.job import Job
 from ..contract.options import Caching, Data
 from ..data.company import meet
 from ..data.config import load_config
+from ..data.survey import Recipe, Rules
 from ..data.text_pipeline import cache_text
 from ..families import part
 from .encoders import Encoders, own_device
@@ -24,7 +26,7 @@ def home(job: Job) -> Path | None:
 
 
 def run(job: Job, say: Say, control: Control) -> str:
-    caching, options = job[Caching], part(job.family, "options")
+    options = part(job.family, "options")
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
     encoders, encode_captions = Encoders(job, say, device=own_device(job)), part(job.family, "text").encode
@@ -35,18 +37,22 @@ def run(job: Job, say: Say, control: Control) -> str:
     with meet() as company:
         report = cache_text(
             config,
-            architecture=options.ARCHITECTURE,
-            architecture_full=options.ARCHITECTURE_FULL,
+            Recipe(
+                architecture=options.ARCHITECTURE,
+                architecture_full=options.ARCHITECTURE_FULL,
+                identity=encoders.identity(options.TEXT_FILES, "the text encoder file"),
+                settings={name: value for name, value in options.text_arguments(job).items() if name != "tokenizer"},
+            ),
+            rules_of(job[Caching]),
             encode=encode,
-            identity=encoders.identity(options.TEXT_FILES, "the text encoder file"),
-            settings={name: value for name, value in options.text_arguments(job).items() if name != "tokenizer"},
-            batch_size=caching.batch_size or 16,
-            skip_existing=caching.skip_existing,
-            recache=caching.recache,
-            keep_cache=caching.keep_cache,
-            strict=caching.strict,
             say=say,
             control=control,
+            batch_size=job[Caching].batch_size or 16,
             company=company,
         )
     return report.summary("captions")
+
+
+def rules_of(caching: Caching) -> Rules:
+    """What is wanted done with existing caches, from the options of the same names."""
+    return Rules(**{rule.name: getattr(caching, rule.name) for rule in fields(Rules)})

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from ..contract.errors import DataError, OptionError, Stopped
 from ..contract.events import Control, Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import GenerationPrecision, LoraStack, Output, Prompting, Run
+from ..contract.patience import until_written
 from ..contract.rules import generates
+from ..families.values import Request
 from ..media.latents import load_latent
 from .kept import Kept
 from .lora_merge import write_merged
@@ -58,7 +62,8 @@ def _generate(job: Job, say: Say, control: Control, *, kept: Kept | None) -> str
     for number, (request, given) in enumerate(zip(requests, inputs, strict=True), 1):
         label = f"video {number} of {len(requests)}"
         try:
-            finished.append(studio.keep(request, studio.latents(request, texts, given, label=label)))
+            latents_BCTHW = studio.latents(request, texts, given, label=label)
+            finished.append(_kept(studio, request, latents_BCTHW, label))
         except Stopped:
             say(Warning_(message=f"Stopped in {label}; those before it are written."))
             break
@@ -67,6 +72,16 @@ def _generate(job: Job, say: Say, control: Control, *, kept: Kept | None) -> str
         studio.write(result)
     studio.encoders.forget("vae")
     return f"{len(finished)} of {len(requests)} written to {job[Output].save_path}"
+
+
+def _kept(studio: Studio, request: Request, latents_BCTHW: Tensor, label: str) -> Result:
+    return until_written(
+        lambda: studio.keep(request, latents_BCTHW),
+        what=label.capitalize(),
+        folder=folder_of(studio.job[Output].save_path),
+        say=studio.say,
+        control=studio.control,
+    )
 
 
 def _converse(job: Job, studio: Studio) -> str:
@@ -85,13 +100,14 @@ def _converse(job: Job, studio: Studio) -> str:
         try:
             request = typed_request(job, typed)
             inputs, texts = studio.prepare(request), studio.encode_all([request])
-            latents_BCTHW = studio.latents(request, texts, inputs, label=f"video {count + 1}")
+            label = f"video {count + 1}"
+            latents_BCTHW = studio.latents(request, texts, inputs, label=label)
         except (OptionError, DataError) as error:
             studio.say(Warning_(message=f"{error.message} {error.hint}".strip()))
             continue
         except Stopped:
             break
-        studio.write(studio.keep(request, latents_BCTHW))
+        studio.write(_kept(studio, request, latents_BCTHW, label))
         count += 1
     return f"{count} written to {job[Output].save_path}"
 

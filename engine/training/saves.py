@@ -12,22 +12,20 @@ from pathlib import Path
 from torch import Tensor
 
 from ..contract.errors import DiskError, OptionError
-from ..contract.events import Say, Stage, Warning_
+from ..contract.events import Say, Warning_
+from ..contract.patience import until_written
 from .group import Group
 from .requests import Requests
 from .setup import Setup
 from .states import Position
-
-PATIENCE_S = 3600.0
-PAUSE_S = 10.0
 
 
 class Saves:
     """Saves in process 0; the others wait for it in the next step's exchange.
 
     Each method returns the file or folder it wrote; an empty path in the other processes, and where the disk refused
-    and training goes on. OptionError for weights that are not finite. DiskError only before the process ends: after
-    PATIENCE_S, or when a stop is requested while it waits.
+    and training goes on. OptionError for weights that are not finite. DiskError only before the process ends, as of
+    contract/patience.py.
     """
 
     def __init__(
@@ -76,7 +74,11 @@ class Saves:
                 "Earlier saves are good. Start again with a lower --learning_rate, or with --max_grad_norm 1.",
             )
         if ending:
-            return self._insist(save, step)
+            setup = self._setup
+            return until_written(
+                save, what=f"Step {step}", folder=self._checkpoints.folder, say=self._say, control=setup.control,
+                clock=setup.clock, sleep=setup.sleep,
+            )  # fmt: skip
         try:
             path = save()
         except DiskError as error:
@@ -90,20 +92,3 @@ class Saves:
             self._requests.state_saved()
             self._refused = False
         return path
-
-    def _insist(self, save: Callable[[], Path], step: int) -> Path:
-        """Save, waiting for as long as the disk refuses."""
-        clock, control = self._setup.clock, self._setup.control
-        stopping, until, waiting = control.stop_requested, self._setup.clock() + PATIENCE_S, False
-        while True:
-            try:
-                return save()
-            except DiskError as error:
-                if clock() >= until or (control.stop_requested and not stopping):
-                    raise
-                if not waiting:
-                    text = f"Step {step} is not saved yet. {error.message} Make room: it is tried again for an hour"
-                    self._say(Warning_(message=f"{text}{'' if stopping else ', or until you stop it'}."))
-                    self._say(Stage(name="Waiting for the disk", message=str(self._checkpoints.folder)))
-                waiting = True
-            self._setup.sleep(PAUSE_S)

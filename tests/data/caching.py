@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from engine.data import config as dataset_file
 from engine.data.config import DatasetConfig
 from engine.data.pipeline import cache_latents
 from engine.data.report import CacheReport
+from engine.data.survey import Recipe, Rules
 from engine.data.text_pipeline import cache_text
 
 from ..clips import draw_item
@@ -90,14 +93,25 @@ def _toml(value) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def given(options: dict[str, Any]) -> tuple[Recipe, Rules, dict[str, Any]]:
+    """The recipe and the rules among the options by their names, and the others."""
+
+    def taken(kind: type) -> dict[str, Any]:
+        return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+    defaults = {"architecture": ARCHITECTURE, "architecture_full": ARCHITECTURE, "settings": {}}
+    options = dict(options)
+    return Recipe(**{**defaults, **taken(Recipe)}), Rules(**taken(Rules)), options
+
+
 def latents(config: DatasetConfig, *, say=None, control=None, encode=encode_clips, **options) -> CacheReport:
     """cache_latents with the tests' defaults; a deadlock fails the test instead of hanging it."""
-    options = {"identity": "vae-1", "workers": 2, **options}
+    recipe, rules, options = given({"identity": "vae-1", "native_fps": 16.0, "workers": 2, **options})
     return in_time(
         lambda: cache_latents(
             config,
-            architecture=ARCHITECTURE,
-            native_fps=16.0,
+            recipe,
+            rules,
             encode=lambda batch: encode(
                 batch.frames_BCFHW, **({"controls": batch.controls_BCFHW} if batch.controls_BCFHW else {})
             ),
@@ -110,11 +124,12 @@ def latents(config: DatasetConfig, *, say=None, control=None, encode=encode_clip
 
 def texts(config: DatasetConfig, *, say=None, control=None, encode=encode_captions, **options) -> CacheReport:
     """cache_text with the tests' defaults."""
-    options = {"identity": "t5-1", **options}
+    recipe, rules, options = given({"identity": "t5-1", **options})
     return in_time(
         lambda: cache_text(
             config,
-            architecture=ARCHITECTURE,
+            recipe,
+            rules,
             encode=encode,
             say=Heard() if say is None else say,
             control=control or Control(),

@@ -17,9 +17,10 @@ from engine.data.company import Company, meet
 from engine.data.config import DatasetConfig
 from engine.data.pipeline import WINDOWS_OF_A_PIECE, cache_latents
 from engine.data.report import CacheReport
+from engine.data.survey import Recipe, Rules
 from engine.data.text_pipeline import cache_text
 
-from .caching import Heard, cache_names, encode_captions, encode_clips, in_time, latents, make_dataset, texts
+from .caching import Heard, cache_names, encode_captions, encode_clips, given, in_time, latents, make_dataset, texts
 
 WAIT_S = 10.0
 Encode = Callable[[int, Any], object]
@@ -55,7 +56,8 @@ class Together:
                 names = [float(clip.sum()) for clip in batch.frames_BCFHW]
                 return self._counted(number, names, lambda: encode_clips(batch.frames_BCFHW))
 
-            return cache_latents(self.config, encode=encode, native_fps=16.0, **self._common(number, some, "vae-1"))
+            recipe, rules, options = self._common(number, some, "vae-1", native_fps=16.0)
+            return cache_latents(self.config, recipe, rules, encode=encode, **options)
 
         return self._run(one)
 
@@ -64,14 +66,14 @@ class Together:
             def encode(captions):
                 return self._counted(number, captions, lambda: encode_captions(captions))
 
-            return cache_text(self.config, encode=encode, **self._common(number, some, "t5-1"))
+            recipe, rules, options = self._common(number, some, "t5-1")
+            return cache_text(self.config, recipe, rules, encode=encode, **options)
 
         return self._run(one)
 
-    def _common(self, number: int, some: Company, identity: str) -> dict[str, Any]:
-        control = Control() if number else self.control
-        common = {"architecture": "wan", "identity": identity, "company": some, "control": control}
-        return {**common, "say": self._others_are_silent(number), **self.options}
+    def _common(self, number: int, some: Company, identity: str, **more: Any) -> tuple[Recipe, Rules, dict[str, Any]]:
+        control, say = Control() if number else self.control, self._others_are_silent(number)
+        return given({"identity": identity, "company": some, "control": control, "say": say, **more, **self.options})
 
     def _others_are_silent(self, number: int):
         return (lambda event: None) if number else self.heard

@@ -17,7 +17,7 @@ from engine.data.items import sources
 
 from ..clips import draw_image, draw_item
 from . import caching
-from .caching import Heard, cache_names, encode_clips, latents, make_dataset, texts, write_config
+from .caching import Heard, cache_names, encode_clips, given, latents, make_dataset, texts, write_config
 
 
 def test_every_window_gets_a_cache_with_its_own_pictures(tmp_path):
@@ -342,10 +342,8 @@ def image_config(tmp_path, **settings):
 
 
 def run(config, encode):
-    return pipeline.cache_latents(
-        config, architecture="wan", native_fps=16, encode=encode, identity="v", say=Heard(), control=Control(),
-        use_controls=True, batch_size=2,
-    )  # fmt: skip
+    recipe, rules, _ = given({"identity": "v", "native_fps": 16.0, "use_controls": True})
+    return pipeline.cache_latents(config, recipe, rules, encode=encode, say=Heard(), control=Control(), batch_size=2)
 
 
 def test_the_encoder_is_told_the_dataset_and_the_alpha_of_controls(tmp_path):

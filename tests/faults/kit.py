@@ -139,6 +139,11 @@ def small_disk(folder: Path, *, kib: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def enlarge(disk: Path, *, kib: int) -> None:
+    """Let a small disk hold so much."""
+    subprocess.run(["mount", "-o", f"remount,size={kib}k", str(disk)], check=True)
+
+
 def no_room_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """From the write after `count` on, files take only half of what is written in one piece, then the disk is full."""
     write_bytes, done = Path.write_bytes, iter(range(1_000_000))

@@ -16,7 +16,7 @@ from engine.contract.events import Artifact, Done, Failed, Log, Preview, Stage, 
 from engine.families.wan import tiny
 from engine.training.states import complaint, find_latest_state, read_position
 from tests.faults.engine_child import LIMIT_S, EngineChild, train_words
-from tests.faults.kit import LEFTOVERS, environment, needs_kill, small_disk
+from tests.faults.kit import LEFTOVERS, enlarge, environment, needs_kill, small_disk
 
 pytestmark = [pytest.mark.slow, needs_kill]
 
@@ -208,15 +208,24 @@ def test_a_job_that_cannot_begin_says_so_in_events(tmp_path: Path) -> None:
     assert child.last == Failed(kind="option", message="There is no option --dti.", hint="Did you mean --dit?")
 
 
-def test_a_full_disk_ends_a_training_with_status_4_and_what_was_saved_stays(cached, tmp_path: Path) -> None:
+def test_a_full_disk_ends_no_training_and_its_last_save_waits_for_room(cached, tmp_path: Path) -> None:
     with small_disk(tmp_path / "out", kib=2048) as out:
         words = train_words(cached, out, "--save_every_n_steps", 1, "--logging_dir", tmp_path / "logs")
         with EngineChild(*words, folder=tmp_path) as child:
-            assert child.end() == 4
-            assert isinstance(child.last, Failed) and child.last.kind == "disk"
-            assert "disk is full" in child.last.message and "--output_dir" in child.last.hint
+            refused = child.until(lambda event: isinstance(event, Warning_) and "is not saved" in event.message)
+            assert "disk is full" in refused.message and "Training goes on" in refused.message
+            child.step(child.steps[-1] + 2)
+            check_whole(out)
+            assert len(list(out.glob("*.safetensors"))) == len(child.artifacts("LoRA"))
+            child.tell("stop")
+            child.until(lambda event: isinstance(event, Stage) and event.name == "Waiting for the disk")
+            enlarge(out, kib=65536)
+            assert child.end() == 0
+            assert isinstance(child.last, Done) and child.last.stopped
         check_whole(out)
-        assert len(list(out.glob("*.safetensors"))) == len(child.artifacts("LoRA")) and not list(out.glob(LEFTOVERS))
+        latest = find_latest_state(out, "demo-lora")
+        assert latest is not None and read_position(latest).step == child.steps[-1]
+        assert not list(out.glob(LEFTOVERS))
 
 
 def test_a_record_that_the_disk_does_not_take_ends_no_training(cached, tmp_path: Path) -> None:

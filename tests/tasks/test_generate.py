@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from engine.contract import cli
+from engine.contract import cli, patience
+from engine.contract.files import disk_error
 from engine.families import part
 from engine.families.framepack import tiny as framepack
 from engine.families.hunyuan_video import tiny as hunyuan_video
 from engine.families.wan import tiny as wan
 from engine.media.latents import load_latent, save_latent
 from engine.media.writing import read_metadata
+from engine.tasks import studio
 from engine.tasks.requests import requests_of
 from tests.tasks.conftest import FAMILIES
 
@@ -84,6 +88,23 @@ def test_a_person_is_told_the_length_of_the_video_not_of_its_section(more, told,
     words = (*SMALL, "--prompt", "a bar", "--seed", 1, "--output_type", "latent", "--save_path", tmp_path)
     made = engine("generate", "framepack", *models["framepack"], *words, *more)
     assert made.status == 0 and told in made.err, made.err
+
+
+def test_what_is_denoised_waits_for_room_on_the_disk(models, engine, tmp_path, monkeypatch):
+    save, paused = studio.save_latent, []
+
+    def on_a_full_disk(*given, **named):
+        if len(paused) < 2:
+            raise disk_error(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+        return save(*given, **named)
+
+    monkeypatch.setattr(studio, "save_latent", on_a_full_disk)
+    monkeypatch.setattr(patience.until_written, "__kwdefaults__", {"clock": time.monotonic, "sleep": paused.append})
+    words = (*SMALL, "--prompt", "a bar", "--output_type", "latent", "--save_path", tmp_path)
+    result = engine("generate", "wan", *models["wan"], *words)
+    assert result.status == 0, result.err
+    assert paused == [patience.PAUSE_S] * 2 and len(list(tmp_path.glob("*_latent.safetensors"))) == 1
+    assert "Video 1 of 1 is not saved yet." in result.err and "the disk is full" in result.err
 
 
 def test_each_of_several_latents_keeps_what_it_said(models, engine, tmp_path):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from engine.contract.errors import DiskError
 from engine.contract.events import Control, Metric, Stage, Warning_
+from engine.contract.patience import PATIENCE_S, PAUSE_S
 from engine.training.checkpoints import Keep
-from engine.training.saves import PATIENCE_S, PAUSE_S
 from engine.training.states import find_latest_state, read_position
 from tests.training.toy_job import Job, job
 

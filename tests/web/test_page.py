@@ -19,7 +19,10 @@ PACK = Path(__file__).resolve().parents[2]
 SCRIPTS = PACK / "web" / "js"
 LANGUAGES = ("en", "ja")
 LONGEST = 400
-JOBS, COUNTING = ("engine/data", "engine/tasks", "engine/training"), {"Meter", "start", "survey", "loading_is_told"}
+JOBS, COUNTING = (
+    ("engine/contract", "engine/data", "engine/tasks", "engine/training"),
+    {"Meter", "start", "survey", "loading_is_told"},
+)
 CHOSEN_AT_RUN_TIME = {
     "artifact": None, "error": None, "family": None, "verb": None, "resource": None, "state": None, "tab": None,
     "notify": None, "jobs": {"all", "running", "finished", "failed"}, "run": {"stop", "save", "sample", "cancel"},

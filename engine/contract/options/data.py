@@ -24,7 +24,7 @@ class Caching(Section, title="Caching"):
     """How caches are made. Finished ones are skipped as long as source, settings and model are unchanged."""
 
     batch_size: int | None = opt(
-        None, "Encode at most this many items at once. Default: batch_size of the dataset file.", low=1, unit="items"
+        None, "Encode at most this many items at once. Default: one clip, 16 captions.", low=1, unit="items"
     )
     num_workers: int | None = opt(
         None, "Threads that read and decode files. Default: one less than the CPU cores.", low=1, unit="threads"
