@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice, product
-from pathlib import Path
 from typing import NamedTuple
 
 from tests.nodes.conftest import part
@@ -35,8 +34,8 @@ NOT_IN_COMFYUI = (
     "engine/contract/options/others.py", "engine/contract/options/bench.py", "engine/media/terminal.py",
     "engine/serving.py", "engine/tasks/bench.py", "engine/tasks/demo.py", "engine/tasks/docs.py",
     "engine/tasks/doctor.py", "engine/tasks/lora_info.py", "engine/tasks/dataset_check.py", "engine/tasks/plan.py",
-    "engine/training/upload.py", "engine/lora/info.py", "nodes/allowed.py", "nodes/__main__.py", "nodes/pages.py", "nodes/manifest.py",
-    "nodes/publish.py",
+    "engine/training/upload.py", "engine/lora/info.py", "nodes/allowed.py", "nodes/__main__.py", "nodes/pages.py",
+    "nodes/manifest.py", "nodes/publish.py",
 )  # fmt: skip
 """Where only a command line is spoken to."""
 NODES_GIVE = {
@@ -46,12 +45,17 @@ NODES_GIVE = {
 """Options that no node has as a widget, though a node's job may well have them."""
 VALUE, MARK = "zq{}zq", re.compile(r"zq([a-z_]\w*?)zq")
 ENDING = re.compile(
-    r"(?<=[.?])(?<!e\.g\.)(?<!i\.e\.)(?=[ \n])|^zq\w+?zq(?= \()|^zqadvicezq(?= )|(?:^|(?<=[.?] )|(?<=zq ))zq\w+?zq(?= (?:[A-Z][a-z ]|zq\w+zq$))"
+    r"""
+    (?<=[.?]) (?<!e\.g\.) (?<!i\.e\.) (?=[ \n])                            # where the page parts sentences
+    | ^ zq\w+?zq (?=\ \()                                                # a value, and something in brackets
+    | ^ zqadvicezq (?=\ )
+    | (?: ^ | (?<=[.?]\ ) | (?<=zq\ ) ) zq\w+?zq (?=\ [A-Z][a-z ] | \ zq\w+zq$)  # a value that is a sentence itself
+    """,
+    re.VERBOSE,
 )
-"""Between two sentences; of which one may be a value that is a sentence by itself."""
 MOST = 24
 PLACES = {"where", "near"}
-"""Names of texts that stay values: of one form for all of them."""
+"""Names of texts that stay values: one form does for all of them."""
 
 
 class Sentence(NamedTuple):
@@ -80,15 +84,17 @@ def name_of(value: ast.expr) -> str:
     return "value"
 
 
-Known = dict[str, list[ast.expr]]
-"""What the names of texts stand for, at a place in the code."""
+Known = Callable[[], dict[str, list[ast.expr]]]
+"""What the names of texts stand for, at a place in the code; found out when it is asked for."""
 
 
 def is_text(value: ast.expr) -> bool:
-    return any(isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", 0), str) for node in ast.walk(value))
+    """Whether there is a text in an expression."""
+    return any(isinstance(getattr(node, "value", 0), str) for node in ast.walk(value))
 
 
 def is_written_out(value: ast.expr | None) -> bool:
+    """Whether it is a text, or a choice of texts, without a look at other code."""
     match value:
         case ast.Constant(value=str()) | ast.JoinedStr():
             return True
@@ -100,12 +106,17 @@ def is_written_out(value: ast.expr | None) -> bool:
 
 
 def known_in(block: ast.AST, outside: Known) -> Known:
-    """Also the texts that have a name in a function or a module, where each is written out and they are few."""
-    found: Known = {}
+    """Also the texts that have a name in a function or a module, where each is written out."""
+    return cache(lambda: _known_in(block, outside()))
+
+
+def _known_in(block: ast.AST, outside: dict[str, list[ast.expr]]) -> dict[str, list[ast.expr]]:
+    found: dict[str, list[ast.expr]] = {}
     for node in ast.iter_child_nodes(block) if isinstance(block, ast.Module) else ast.walk(block):
         match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
-                target=ast.Name(id=name), value=ast.expr() as value
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
             ):
                 found.setdefault(name, []).append(value)
             case (
@@ -141,15 +152,17 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
                 yield "".join(chosen)
         case ast.Call(func=ast.Attribute(value=(ast.JoinedStr() | ast.Constant()) as inner, attr="strip")):
             yield from texts_of(inner, known)
-        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[_, other]) if name in known:
-            yield from (text for one in known[name] for text in texts_of(one, known))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[_, other]) if name in known():
+            yield from (text for one in known()[name] for text in texts_of(one, known))
             if is_written_out(other):
                 yield from texts_of(other, known)
-        case ast.Subscript(value=ast.Name(id=name)) if name in known and isinstance(known[name][0], ast.Dict):
-            yield from (text for one in known[name] for text in texts_of(one, known))
-        case ast.Name(id=name) if name in known and name not in PLACES and not isinstance(known[name][0], ast.Dict):
-            inner_known = {other: values for other, values in known.items() if other != name}
-            yield from (text for one in known[name] for text in texts_of(one, inner_known))
+        case ast.Subscript(value=ast.Name(id=name)) if name in known() and isinstance(known()[name][0], ast.Dict):
+            yield from (text for one in known()[name] for text in texts_of(one, known))
+        case ast.Name(id=name) if name not in PLACES and isinstance(
+            known().get(name, [None])[0], (ast.Constant, ast.JoinedStr, ast.IfExp)
+        ):
+            others = {other: values for other, values in known().items() if other != name}
+            yield from (text for one in known()[name] for text in texts_of(one, lambda: others))
         case ast.Dict(values=several):
             for one in several:
                 yield from texts_of(one, known)
@@ -186,8 +199,8 @@ def is_sentence(text: str) -> bool:
     return bool(re.match(r"[A-Z`]|zq|--[a-z]", words)) and words.endswith((".", "?")) and words.count(" ") > 1
 
 
-def said_in(node: ast.AST, known: Known) -> Iterator[tuple[int, str]]:
-    """Texts that are said to a person, and their lines."""
+def find_said(node: ast.AST, known: Known, found: list[tuple[int, str]]) -> None:
+    """Add the texts that are said to a person, with their lines."""
     match node:
         case ast.Module() | ast.FunctionDef():
             known = known_in(node, known)
@@ -197,14 +210,15 @@ def said_in(node: ast.AST, known: Known) -> Iterator[tuple[int, str]]:
             return
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in TELLING:
             for value in (*node.args, *(item.value for item in node.keywords if item.arg in ("message", "hint"))):
-                yield from ((node.lineno, text) for text in texts_of(value, known))
+                found += ((node.lineno, text) for text in texts_of(value, known))
         case ast.JoinedStr() | ast.Constant() | ast.BinOp() | ast.IfExp():
             texts = list(texts_of(node, known))  # type: ignore[arg-type]
             if any(is_sentence(text) for text in texts):
-                yield from ((node.lineno, text) for text in texts)
+                found += ((node.lineno, text) for text in texts)
                 return
     for inner in ast.iter_child_nodes(node):
-        yield from said_in(inner, known)
+        if inner._fields:
+            find_said(inner, known, found)
 
 
 def enough_of_it_is_fixed(words: str) -> bool:
@@ -219,7 +233,9 @@ def sentences() -> dict[tuple[str, ...], Sentence]:
     found: dict[tuple[str, ...], Sentence] = {}
     for path, tree in scripts_of("engine", "nodes"):
         if not path.startswith(NOT_IN_COMFYUI):
-            for line, text in said_in(tree, {}):
+            said: list[tuple[int, str]] = []
+            find_said(tree, dict, said)
+            for line, text in said:
                 for words in sentences_of(text):
                     if enough_of_it_is_fixed(words):
                         sentence = Sentence(words, f"{path}:{line}")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,14 @@ def test_no_text_is_left_over():
         assert at_run_time or f"'{key}'" in everything, key
 
 
+@cache
+def tree_of(script: Path) -> ast.AST:
+    return ast.parse(script.read_text(encoding="utf-8"))
+
+
 def scripts_of(*folders: str) -> Iterator[tuple[str, ast.AST]]:
     for path in (path for folder in folders for path in sorted((PACK / folder).rglob("*.py"))):
-        yield path.relative_to(PACK).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+        yield path.relative_to(PACK).as_posix(), tree_of(path)
 
 
 def calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:

@@ -115,7 +115,7 @@ BY_THEMSELVES = re.compile(
 
 def recognised(words: str, forms: dict[str, re.Pattern[str]]) -> tuple[set[str], list[str]]:
     """Which forms the sentences have, and those that have none; as `said` in texts.mjs finds them."""
-    sentences, found, others = re.split(r"(?<=[.?])(?=[ \n])", words), set(), []
+    sentences, found, others = re.split(r"(?<=[.?])(?<!e\.g\.)(?=[ \n])", words), set(), []
     while words and sentences:
         tried = range(1, len(sentences) + 1)
         fits = ((n, key) for n in tried for key in forms if forms[key].fullmatch("".join(sentences[:n]).strip()))
@@ -154,6 +154,9 @@ LEFT_OUT = {
     "What trades time for GPU memory in a training: fp8, block streaming, checkpointing, attention.",
     "Empty: the default; a blank: none.", "{unset}: the default.",
     "Add resume owner/name/path-of-the-state.",  # no node asks for uploads
+    # of a form with two sentences
+    "Nothing to do: this training is finished, with {finished_steps} steps: {final}.",
+    "For more, give a higher max_train_steps; fresh trains it from scratch.",
     "{size}, which has {free} GiB free.",  # the end of a sentence that `failures` makes
 }  # fmt: skip
 """Sentences that nobody meets in ComfyUI, beside those that `sentences` passes by."""
@@ -175,7 +178,7 @@ def test_what_is_wrong_is_said_in_every_language():
 
 
 def test_kinds_of_files_are_named_in_every_language():
-    """"It looks like a LoRA, not a Wan DiT": what files are called there is under "word"."""
+    """A file looks like a LoRA and not a Wan DiT: what files are called there is under "word"."""
     kinds = {
         call.args[1].value
         for _, tree in scripts_of("engine/families", "engine/parts")

@@ -80,3 +80,57 @@ test('a plan’s stages, what takes memory in them, and the options of it have t
   assert.equal(planned('training step'), 'training step')
   assert.equal(optionOf('blocks_to_swap'), 'blocks to swap')
 })
+
+test('no form swallows what another one says: each sentence is said by its own', async () => {
+  await loadTexts('ja')
+  const [english, japanese] = ['en', 'ja'].map((language) => read(language).musubi)
+  const filled = (form, values) => form.replace(/\{(\w+)\}/g, (_, name) => values[name])
+  const plain = (words) => words.replaceAll('。 ', '。')
+  const others = []
+  for (const [key, form] of Object.entries(english.said)) {
+    const names = [...form.matchAll(/\{(\w+)\}/g)].map(([, name]) => name)
+    for (const sample of ['7', 'cats', '/data/a']) {
+      const values = Object.fromEntries(names.map((name, place) => [name, `${sample}${place}`]))
+      if ('known' in values) values.known = 'a LoRA'
+      const shown = { ...values, ...('known' in values && { known: japanese.word.a_lora }) }
+      const [found, wanted] = [said(filled(form, values)), plain(filled(japanese.said[key], shown))]
+      if (found !== wanted) others.push(`${key}: ${found}`)
+    }
+  }
+  assert.deepEqual(others, [])
+})
+
+test('an error with several values, a word of ours and a hint that is a widget’s help', async () => {
+  await loadTexts('ja')
+  assert.equal(
+    said('a.safetensors looks like a LoRA, not a Wan DiT. Give it as loras or network_weights. dit takes a Wan DiT.'),
+    'a.safetensors は「LoRA」のようです。ここに必要なのは「Wan の DiT」です。loras か network_weights に指定してください。' +
+      'dit に必要なのは「Wan の DiT」です。'
+  )
+  assert.equal(said('Training takes a while.'), 'Training takes a while.')
+  const { tooltip } = read('en').nodeDefs.MusubiTuner_DatasetConfig.inputs.source
+  assert.equal(said(tooltip), read('ja').nodeDefs.MusubiTuner_DatasetConfig.inputs.source.tooltip)
+})
+
+test('a sentence that was said is remembered, and not for ever', async () => {
+  await loadTexts('ja')
+  const error = '/data/cats: 3 of 9 videos have no caption: a.mp4, b.mp4, c.mp4 (expected .txt beside a.mp4).'
+  const took = (count, words) => {
+    const begun = performance.now()
+    for (let number = 0; number < count; number += 1) said(words(number))
+    return (performance.now() - begun) / count
+  }
+  const first = took(50, (number) => `${number}${error}`)
+  const again = took(2000, () => error)
+  assert.ok(again < first / 5, `${again} ms again, ${first} ms at first`)
+  took(400, (number) => `Run ${number}: ${error}`) // the first one has been forgotten meanwhile, and is found anew
+  assert.match(said(error), /9 個の動画のうち 3 個にキャプションがありません/)
+})
+
+test('a long text of many lines is looked through in no time', async () => {
+  await loadTexts('ja')
+  const lines = Array.from({ length: 400 }, (_, number) => `  File "/a/b.py", line ${number}: in x, (y) 'z' is not: 1.`)
+  const begun = performance.now()
+  said(`This is a bug in the engine. Its last lines:\n${lines.join('\n')}\nThe whole log: /a/log.txt`)
+  assert.ok(performance.now() - begun < 500)
+})

@@ -45,6 +45,6 @@ export function tellEnds(app) {
 export function tellRefusals(app) {
   listen('musubi.refused', ({ node, message }) => {
     const summary = nodeAt(rootOf(app), node)?.title ?? 'Musubi Tuner'
-    app.extensionManager.toast.add({ severity: 'error', summary, detail: message, life: REFUSAL_SHOWN_MS })
+    app.extensionManager.toast.add({ severity: 'error', summary, detail: said(message), life: REFUSAL_SHOWN_MS })
   })
 }

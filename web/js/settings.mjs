@@ -7,7 +7,7 @@
 
 import { server } from './api.mjs'
 import { make } from './dom.mjs'
-import { text } from './texts.mjs'
+import { said, text } from './texts.mjs'
 
 const GPUS = 8
 const MOST_MINUTES = 24 * 60
@@ -65,7 +65,7 @@ export function settingField(name) {
   const element = make('div', { class: 'musubi musubi-setting', 'data-setting': name }, input, problem)
   const say = (error) => {
     problem.hidden = !error
-    problem.textContent = error ? `${error.message} ${error.hint ?? ''}` : ''
+    problem.textContent = error ? said(`${error.message} ${error.hint ?? ''}`.trim()) : ''
   }
   const show = (values) => {
     input.value = read(values[name])

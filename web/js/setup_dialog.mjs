@@ -9,7 +9,7 @@ import { demoModels } from './demo_models.mjs'
 import { button, copyText, icon, make, setText, show } from './dom.mjs'
 import { environment, refreshEnvironment, watchEnvironment } from './environment.mjs'
 import { settingField } from './settings.mjs'
-import { text } from './texts.mjs'
+import { said, text } from './texts.mjs'
 
 const SYMBOLS = {
   unknown: 'question-circle',
@@ -122,8 +122,8 @@ class SetupDialog {
     show(this.problem, wrong)
     if (!wrong) return
     this.problem.replaceChildren(
-      make('div', {}, message),
-      hint ? make('div', { class: 'musubi-advice' }, hint) : '',
+      make('div', {}, said(message)),
+      hint ? make('div', { class: 'musubi-advice' }, said(hint)) : '',
       button({
         symbol: 'copy',
         text: text('setup.copy_report'),
@@ -154,7 +154,7 @@ class SetupDialog {
       await refreshEnvironment()
     } catch (error) {
       show(this.problem, true)
-      this.problem.replaceChildren(make('div', {}, error.message), make('div', { class: 'musubi-advice' }, error.hint))
+      this.problem.replaceChildren(make('div', {}, said(error.message)), make('div', { class: 'musubi-advice' }, said(error.hint)))
     }
   }
 

@@ -15,7 +15,7 @@ let helps = new Map() // what a widget is for, in English → in the reader's la
 
 const MOST_SENTENCES = 8
 const MOST_KNOWN = 200
-const SENTENCES = ['message', 'reason', 'error', 'why'] // values that may themselves be sentences of a form
+const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named'] // values that may themselves be sentences of a form
 const WORDS = ['kind', 'kind2', 'what', 'known'] // values that may be, and `known` must be, of the words under "word"
 
 /** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
@@ -109,7 +109,7 @@ export function said(words) {
 }
 
 function inWords(words) {
-  const all = words.split(/(?<=[.?])(?=[ \n])/) // each but the first begins with what parts it from the one before
+  const all = words.split(/(?<=[.?])(?<!e\.g\.)(?=[ \n])/) // each but the first begins with what parts it from the one before
   const sentences = [...all.slice(0, MOST_SENTENCES - 1), all.slice(MOST_SENTENCES - 1).join('')].filter(Boolean)
   let found = ''
   while (sentences.length) {
