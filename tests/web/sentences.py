@@ -173,18 +173,20 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
 
 
 def sentences_of(text: str) -> Iterator[str]:
-    """The sentences of a text with marks, in the words of a node."""
-    for words in ENDING.split(text):
-        if terminal_only().search(words):
-            continue
-        count: dict[str, int] = {}
+    """The sentences of a text with marks that may be met in ComfyUI."""
+    return (in_words_of_a_node(words) for words in ENDING.split(text) if not terminal_only().search(words))
 
-        def named(found: re.Match[str], count: dict[str, int] = count) -> str:
-            name = {"unit": "units", "stage": "stages"}.get(found[1], found[1])  # these two mean more on the page
-            count[name] = count.get(name, 0) + 1
-            return f"{{{name}{count[name] if count[name] > 1 else ''}}}"
 
-        yield MARK.sub(named, part("nodes.words").of_node(words)).strip()
+def in_words_of_a_node(text: str) -> str:
+    """A text with marks, as a page gets it, with `{name}` for each mark."""
+    count: dict[str, int] = {}
+
+    def named(found: re.Match[str]) -> str:
+        name = {"unit": "units", "stage": "stages"}.get(found[1], found[1])  # these two mean more on the page
+        count[name] = count.get(name, 0) + 1
+        return f"{{{name}{count[name] if count[name] > 1 else ''}}}"
+
+    return MARK.sub(named, part("nodes.words").of_node(text)).strip()
 
 
 @cache
@@ -243,6 +245,43 @@ def sentences() -> dict[tuple[str, ...], Sentence]:
     return found
 
 
+SAYING = {"need": 2, "Fault": 1, "_damaged": 1}
+"""Calls with a phrase, and the place of it among the arguments."""
+REASONS = {"_outdated", "_reason", "_text", "limits", "complaint"}
+"""Functions that give a phrase."""
+WHAT_IS_RIGHT = ("engine/data/config_keys.py", "engine/data/jsonl.py", "engine/parts/safetensors_header.py")
+"""Where a ValueError says what would be right, or what is wrong."""
+
+
+def said_within(function: ast.FunctionDef, path: str) -> Iterator[ast.expr]:
+    """Texts in a function that are no sentences: they stand in one as a value."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=arguments) if name in SAYING and len(arguments) > SAYING[name]:
+                yield arguments[SAYING[name]]
+            case ast.Call(func=ast.Name(id="ValueError"), args=[words]) if path in WHAT_IS_RIGHT:
+                yield words
+            case ast.Return(value=ast.expr() as words) | ast.Tuple(elts=[_, words]) if function.name in REASONS:
+                yield words
+
+
+@cache
+def phrases() -> dict[tuple[str, ...], Sentence]:
+    """Reasons and the like, which stand in a sentence as its values, by the words between their own values."""
+    found: dict[tuple[str, ...], Sentence] = {}
+    for path, tree in scripts_of("engine"):
+        if not path.startswith(NOT_IN_COMFYUI):
+            module = known_in(tree, dict)
+            functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+            said = [(known_in(one, module), value) for one in functions for value in said_within(one, path)]
+            for known, value in said:
+                for words in map(in_words_of_a_node, texts_of(value, known)):
+                    if re.search(r"[a-z]{2}.* |or ", re.sub(r"\{\w+\}", "", words)) and not words.endswith("."):
+                        sentence = Sentence(words, f"{path}:{value.lineno}")
+                        found.setdefault(sentence.form, sentence)
+    return found
+
+
 if __name__ == "__main__":
-    for sentence in sentences().values():
+    for sentence in (*sentences().values(), *phrases().values()):
         print(sentence.place, sentence.words, sep="\t")

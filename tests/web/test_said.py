@@ -24,7 +24,7 @@ from engine.tasks.plan import verdict
 from engine.tasks.within_memory import TRIED, explained
 from tests.nodes.conftest import part
 
-from .sentences import sentences
+from .sentences import phrases, sentences
 from .test_page import IN_A_TERMINAL, calls, keyword, scripts_of, texts
 
 ENDS = {
@@ -127,7 +127,8 @@ def recognised(words: str, forms: dict[str, re.Pattern[str]]) -> tuple[set[str],
 
 
 def test_what_a_run_s_card_says_is_said_in_every_language():
-    said = sorted(texts("en")["said"].items(), key=lambda entry: -len(entry[1]))
+    said = [entry for entry in texts("en")["said"].items() if not entry[0].startswith(OF_A_VALUE)]
+    said.sort(key=lambda entry: -len(entry[1]))
     known = {key: re.split(r"\{\w+\}", form) for key, form in said}
     patterns = {key: re.compile(".*?".join(map(re.escape, form)), re.DOTALL) for key, form in known.items()}
     by_form = {tuple(form): key for key, form in known.items()}
@@ -142,7 +143,7 @@ def test_what_a_run_s_card_says_is_said_in_every_language():
     assert {key for key in known.keys() - used if not key.startswith(OF_AN_ERROR)} == set()
 
 
-OF_AN_ERROR = "error_"
+OF_AN_ERROR, OF_A_VALUE = "error_", "phrase_"
 LEFT_OUT = {
     # helps, which stand where messages do
     "Model family of the LoRA.", "Default: recognised from its tensor names.", "Empty: all.",
@@ -175,6 +176,16 @@ def test_what_is_wrong_is_said_in_every_language():
     assert LEFT_OUT == {one.split(": ", 1)[1] for one in missing}
     stale = {key: form for form, key in forms.items() if key.startswith(OF_AN_ERROR) and form not in told}
     assert stale == {}, "No message has these forms any more: reword them as the message was, or take them out."
+
+
+def test_reasons_that_stand_in_a_sentence_are_said_in_every_language():
+    """ "The first: the caption of a.mp4 has changed": what is put into a sentence has a form of its own."""
+    said = texts("en")["said"].items()
+    forms = {tuple(re.split(r"\{\w+\}", form)): key for key, form in said if key.startswith(OF_A_VALUE)}
+    told = phrases()
+    missing = [f"{place}: {words}" for form, (words, place) in told.items() if form not in forms]
+    assert missing == [], "Give each a key that begins with phrase_ under said in locales/*/main.json."
+    assert {key: form for form, key in forms.items() if form not in told} == {}, "Nothing says these any more."
 
 
 def test_kinds_of_files_are_named_in_every_language():

@@ -9,13 +9,17 @@ let language = 'en'
 let chosen = {}
 let english = {}
 let forms = [] // [key, parts] of the sentences under "said", those that say more first
+let phrases = [] // the same of what stands in a sentence as a value: their keys begin with "phrase_"
 let known = new Map() // sentences as they came → as they are shown: a card is drawn often, and says the same each time
 let options = {} // option → what it is called on a node
 let helps = new Map() // what a widget is for, in English → in the reader's language: often the hint of an error
 
 const MOST_SENTENCES = 8
 const MOST_KNOWN = 200
-const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named'] // values that may themselves be sentences of a form
+const PHRASE = 'phrase_'
+const ENDED = /[。．.？?！!）]$/
+const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named'] // values that may be sentences or phrases of a form
+const LISTED = 'listed' // a list of names: "a, b or c", "a and b"
 const WORDS = ['kind', 'kind2', 'what', 'known'] // values that may be, and `known` must be, of the words under "word"
 
 /** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
@@ -24,8 +28,10 @@ export async function loadTexts(locale) {
   const all = await translations()
   english = all.en?.musubi ?? {}
   chosen = all[language]?.musubi ?? all[language.split('-')[0]]?.musubi ?? english
-  forms = Object.entries(english.said ?? {}).map(([key, form]) => [key, partsOf(form)])
-  forms.sort(([, one], [, other]) => fixed(other) - fixed(one))
+  const everyForm = Object.entries(english.said ?? {}).map(([key, form]) => [key, partsOf(form)])
+  everyForm.sort(([, one], [, other]) => fixed(other) - fixed(one))
+  forms = everyForm.filter(([key]) => !key.startsWith(PHRASE))
+  phrases = everyForm.filter(([key]) => key.startsWith(PHRASE))
   known = new Map()
   const nodes = (all[language] ?? all[language.split('-')[0]] ?? all.en)?.nodeDefs
   options = namesOf(nodes)
@@ -114,22 +120,35 @@ function inWords(words) {
   let found = ''
   while (sentences.length) {
     const [count, phrase] = firstOf(sentences)
-    found += phrase
+    const changed = phrase !== sentences.slice(0, count).join('')
     sentences.splice(0, count)
+    found += phrase + (changed && sentences[0]?.startsWith(' ') && !ENDED.test(phrase) ? fullStop() : '')
   }
   return found.replaceAll('。 ', '。')
+}
+
+/** What ends a sentence, where a value stood at the end of one and the next one follows. */
+function fullStop() {
+  return language.startsWith('ja') ? '。' : '.'
 }
 
 /** How many of the sentences, the first ones, are of one form, as few as can be; and that in the reader's language. */
 function firstOf(sentences) {
   for (let count = 1; count <= sentences.length; count += 1) {
     const [, gap, words] = /^(\s*)(.*)$/s.exec(sentences.slice(0, count).join(''))
-    for (const [key, parts] of forms) {
-      const values = valuesIn(words, parts)
-      if (values && (!values.known || wordOf(values.known, null))) return [count, gap + text(`said.${key}`, shownAs(values))]
-    }
+    const phrase = ofForm(words, forms)
+    if (phrase !== null) return [count, gap + phrase]
   }
   return [1, sentences[0]]
+}
+
+/** Words in the reader's language if they are of one of these forms, else null. */
+function ofForm(words, among) {
+  for (const [key, parts] of among) {
+    const values = valuesIn(words, parts)
+    if (values && (!values.known || wordOf(values.known, null))) return text(`said.${key}`, shownAs(values))
+  }
+  return null
 }
 
 /** Values as they are shown: a word, a unit, a stage or a sentence of ours in the reader's language. */
@@ -138,7 +157,9 @@ function shownAs(values) {
   if (values.unit) shown.unit = unitOf(values.unit)
   if (values.stage) shown.stage = planned(values.stage)
   for (const name of WORDS) if (values[name]) shown[name] = wordOf(values[name])
-  for (const name of SENTENCES) if (values[name]) shown[name] = inWords(values[name])
+  for (const name of SENTENCES) if (values[name]) shown[name] = ofForm(values[name], phrases) ?? inWords(values[name])
+  const list = values[LISTED]
+  if (list) shown[LISTED] = ofForm(list, phrases) ?? list.replaceAll(/,? (or|and) /g, ', ')
   return shown
 }
 
