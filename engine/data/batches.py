@@ -251,7 +251,7 @@ def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
         if bad:
             names = _few([path.name for path, _ in bad])
             verb = "cache is" if len(bad) == 1 else "caches are"
-            message = f"{len(bad)} {what} {verb} out of date or damaged: {names}. The first: {bad[0][1]}."
+            message = f"{len(bad)} {what} {verb} out of date or damaged: {names}. The first: {bad[0][1].rstrip('.')}."
             raise DataError(message, f"{command} It redoes only what has changed.")
         if len(makers) > 1:
             message = (

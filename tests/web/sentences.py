@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from typing import NamedTuple
 
 from tests.nodes.conftest import part
@@ -22,8 +22,10 @@ TELLING = {
     "Stopped", "Warning_", "JobFailed", "Missing", "Refusal", "Refused", "Failed",
 }  # fmt: skip
 """What is made to tell a person something: its arguments are sentences, whatever they look like."""
+MODELS = {"dit", "vae", "text_encoder", "clip_vision"}
+"""Files of an option whose help is the hint where it is missing: its widget has another one."""
 ASIDE = {
-    "opt", "Command", "job_file", "Argument", "ArgumentParser", "_announce", "NotOffered", "Outcome",
+    "Command", "job_file", "Argument", "ArgumentParser", "_announce", "NotOffered", "Outcome",
     "Widget", "Result", "Node", "Socket", "_plain", "_cache_node", "Switch", "replace",
     "Log", "debug", "info", "change",
 }  # fmt: skip
@@ -88,8 +90,10 @@ Known = Callable[[], dict[str, list[ast.expr]]]
 """What the names of texts stand for, at a place in the code; found out when it is asked for."""
 
 
-def is_text(value: ast.expr) -> bool:
-    """Whether there is a text in an expression."""
+def is_text(value: ast.expr, known: Known) -> bool:
+    """Whether there is a text in an expression, or the name of one."""
+    if isinstance(value, ast.Name):
+        return value.id in known()
     return any(isinstance(getattr(node, "value", 0), str) for node in ast.walk(value))
 
 
@@ -139,7 +143,7 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
         case ast.JoinedStr(values=pieces):
             for chosen in islice(product(*(list(texts_of(piece, known)) for piece in pieces)), MOST):
                 yield "".join(chosen)
-        case ast.FormattedValue(value=inner):
+        case ast.FormattedValue(value=inner, conversion=-1):
             yield from texts_of(inner, known)
         case ast.IfExp(body=one, orelse=other):
             yield from texts_of(one, known)
@@ -147,7 +151,7 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
         case ast.BoolOp(values=several):
             for one in several:
                 yield from texts_of(one, known)
-        case ast.BinOp(left=one, op=ast.Add(), right=other) if is_text(one) or is_text(other):
+        case ast.BinOp(left=one, op=ast.Add(), right=other) if any(is_text(text, known) for text in (one, other)):
             for chosen in product(list(texts_of(one, known)), list(texts_of(other, known))):
                 yield "".join(chosen)
         case ast.Call(func=ast.Attribute(value=(ast.JoinedStr() | ast.Constant()) as inner, attr="strip")):
@@ -157,7 +161,8 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
             if is_written_out(other):
                 yield from texts_of(other, known)
         case ast.Subscript(value=ast.Name(id=name)) if name in known() and isinstance(known()[name][0], ast.Dict):
-            yield from (text for one in known()[name] for text in texts_of(one, known))
+            texts = [text for one in known()[name] for text in texts_of(one, known)]
+            yield from texts if any(" " in text for text in texts) else [VALUE.format(name_of(value))]
         case ast.Name(id=name) if name not in PLACES and isinstance(
             known().get(name, [None])[0], (ast.Constant, ast.JoinedStr, ast.IfExp)
         ):
@@ -196,31 +201,39 @@ def terminal_only() -> re.Pattern[str]:
 
 
 def is_sentence(text: str) -> bool:
-    """Whether a text in the code reads like something said to a person: it begins and ends as a sentence does."""
+    """Whether a text in the code reads like something said to a person: it begins and ends as a sentence does, or
+    begins as one and has a value in it.
+    """
     words = text.strip()
-    return bool(re.match(r"[A-Z`]|zq|--[a-z]", words)) and words.endswith((".", "?")) and words.count(" ") > 1
+    begun = bool(re.match(r"[A-Z][a-z]+ [a-z\d-]+[ ,]", words)) and bool(MARK.search(words))
+    whole = bool(re.match(r"[A-Z`]|zq|--[a-z]", words)) and words.endswith((".", "?"))
+    return (begun or whole) and words.count(" ") > 1
 
 
-def find_said(node: ast.AST, known: Known, found: list[tuple[int, str]]) -> None:
-    """Add the texts that are said to a person, with their lines."""
+def find_said(node: ast.AST, known: Known, told: list[tuple[int, str]], seen: list[tuple[int, str]]) -> None:
+    """Add the texts that are told to a person, and those seen that read so, each with its line."""
     match node:
         case ast.Module() | ast.FunctionDef():
             known = known_in(node, known)
         case ast.Expr(value=ast.Constant()):
             return
+        case ast.Call(func=ast.Name(id="opt"), args=[_, words, *_], keywords=more):
+            if any(item.arg == "file_kind" and getattr(item.value, "value", "") in MODELS for item in more):
+                told += ((node.lineno, text) for text in texts_of(words, known))
+            return
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in ASIDE:
             return
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in TELLING:
             for value in (*node.args, *(item.value for item in node.keywords if item.arg in ("message", "hint"))):
-                found += ((node.lineno, text) for text in texts_of(value, known))
+                told += ((node.lineno, text) for text in texts_of(value, known))
         case ast.JoinedStr() | ast.Constant() | ast.BinOp() | ast.IfExp():
             texts = list(texts_of(node, known))  # type: ignore[arg-type]
             if any(is_sentence(text) for text in texts):
-                found += ((node.lineno, text) for text in texts)
+                seen += ((node.lineno, text) for text in texts)
                 return
     for inner in ast.iter_child_nodes(node):
         if inner._fields:
-            find_said(inner, known, found)
+            find_said(inner, known, told, seen)
 
 
 def enough_of_it_is_fixed(words: str) -> bool:
@@ -232,23 +245,26 @@ def enough_of_it_is_fixed(words: str) -> bool:
 @cache
 def sentences() -> dict[tuple[str, ...], Sentence]:
     """All that a person in ComfyUI may be told, by the words between the values."""
-    found: dict[tuple[str, ...], Sentence] = {}
+    told, seen = list[Sentence](), list[Sentence]()
     for path, tree in scripts_of("engine", "nodes"):
         if not path.startswith(NOT_IN_COMFYUI):
-            said: list[tuple[int, str]] = []
-            find_said(tree, dict, said)
-            for line, text in said:
-                for words in sentences_of(text):
-                    if enough_of_it_is_fixed(words):
-                        sentence = Sentence(words, f"{path}:{line}")
-                        found.setdefault(sentence.form, sentence)
-    return found
+            found: tuple[list[tuple[int, str]], ...] = ([], [])
+            find_said(tree, dict, *found)
+            for texts, into in zip(found, (told, seen), strict=True):
+                parts = ((line, words) for line, text in texts for words in sentences_of(text))
+                into += (Sentence(words, f"{path}:{line}") for line, words in parts if enough_of_it_is_fixed(words))
+    whole = sorted({sentence.words for sentence in (*told, *seen)})
+    begun = {one for one, other in pairwise(whole) if not one.endswith((".", "?")) and other.startswith(one)}
+    return {one.form: one for one in (*(one for one in seen if one.words not in begun), *told)}
 
 
 SAYING = {"need": 2, "Fault": 1, "_damaged": 1}
 """Calls with a phrase, and the place of it among the arguments."""
-REASONS = {"_outdated", "_reason", "_text", "limits", "complaint"}
-"""Functions that give a phrase."""
+REASONS = {
+    "_outdated", "_reason", "_text", "limits", "complaint", "missing", "_problems", "_one_frame_problems",
+    "settings_of", "item", "_fused_backward_pass",
+}  # fmt: skip
+"""Functions that give a phrase, or several."""
 WHAT_IS_RIGHT = ("engine/data/config_keys.py", "engine/data/jsonl.py", "engine/parts/safetensors_header.py")
 """Where a ValueError says what would be right, or what is wrong."""
 
@@ -261,8 +277,10 @@ def said_within(function: ast.FunctionDef, path: str) -> Iterator[ast.expr]:
                 yield arguments[SAYING[name]]
             case ast.Call(func=ast.Name(id="ValueError"), args=[words]) if path in WHAT_IS_RIGHT:
                 yield words
-            case ast.Return(value=ast.expr() as words) | ast.Tuple(elts=[_, words]) if function.name in REASONS:
+            case ast.Return(value=ast.expr() as words) if function.name in REASONS:
                 yield words
+            case ast.Tuple(elts=several) if function.name in REASONS:
+                yield from (words for words in several if isinstance(words, (ast.Constant, ast.JoinedStr)))
 
 
 @cache
@@ -275,7 +293,9 @@ def phrases() -> dict[tuple[str, ...], Sentence]:
             functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
             said = [(known_in(one, module), value) for one in functions for value in said_within(one, path)]
             for known, value in said:
-                for words in map(in_words_of_a_node, texts_of(value, known)):
+                for text in texts_of(value, known):
+                    words = in_words_of_a_node(ENDING.split(text)[0])
+                    words = words.removesuffix(".") if ENDING.search(text) else words
                     if re.search(r"[a-z]{2}.* |or ", re.sub(r"\{\w+\}", "", words)) and not words.endswith("."):
                         sentence = Sentence(words, f"{path}:{value.lineno}")
                         found.setdefault(sentence.form, sentence)

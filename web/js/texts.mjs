@@ -8,7 +8,7 @@ import { translations } from './api.mjs'
 let language = 'en'
 let chosen = {}
 let english = {}
-let forms = [] // [key, parts] of the sentences under "said", those that say more first
+let forms = [] // [key, parts] of the sentences under "said": no value at the beginning first, then those that say more
 let phrases = [] // the same of what stands in a sentence as a value: their keys begin with "phrase_"
 let known = new Map() // sentences as they came → as they are shown: a card is drawn often, and says the same each time
 let options = {} // option → what it is called on a node
@@ -18,7 +18,7 @@ const MOST_SENTENCES = 8
 const MOST_KNOWN = 200
 const PHRASE = 'phrase_'
 const ENDED = /[。．.？?！!）]$/
-const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named'] // values that may be sentences or phrases of a form
+const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named', 'advice'] // values that may be sentences or phrases of a form
 const LISTED = 'listed' // a list of names: "a, b or c", "a and b"
 const WORDS = ['kind', 'kind2', 'what', 'known'] // values that may be, and `known` must be, of the words under "word"
 
@@ -29,7 +29,7 @@ export async function loadTexts(locale) {
   english = all.en?.musubi ?? {}
   chosen = all[language]?.musubi ?? all[language.split('-')[0]]?.musubi ?? english
   const everyForm = Object.entries(english.said ?? {}).map(([key, form]) => [key, partsOf(form)])
-  everyForm.sort(([, one], [, other]) => fixed(other) - fixed(one))
+  everyForm.sort(([, one], [, other]) => !one[0] - !other[0] || fixed(other) - fixed(one))
   forms = everyForm.filter(([key]) => !key.startsWith(PHRASE))
   phrases = everyForm.filter(([key]) => key.startsWith(PHRASE))
   known = new Map()
@@ -107,7 +107,7 @@ export function said(words) {
   if (!words || chosen === english) return words ?? ''
   let found = known.get(words)
   if (found === undefined) {
-    found = helps.get(words) ?? inWords(words)
+    found = inWords(words)
     if (known.size >= MOST_KNOWN) known.delete(known.keys().next().value) // the oldest
     known.set(words, found)
   }
@@ -136,10 +136,22 @@ function fullStop() {
 function firstOf(sentences) {
   for (let count = 1; count <= sentences.length; count += 1) {
     const [, gap, words] = /^(\s*)(.*)$/s.exec(sentences.slice(0, count).join(''))
-    const phrase = ofForm(words, forms)
+    const phrase = helps.get(words) ?? ofForm(words, forms)
     if (phrase !== null) return [count, gap + phrase]
   }
-  return [1, sentences[0]]
+  return [1, endedBy(sentences[0])]
+}
+
+/** A sentence of no form: what is of one in it, its end behind a colon or all but its full stop. */
+function endedBy(sentence) {
+  const [, gap, words] = /^(\s*)(.*?)\.?$/s.exec(sentence)
+  const whole = ofForm(words, phrases)
+  if (whole !== null) return `${gap}${whole}${fullStop()}`
+  for (let colon = words.indexOf(': '); colon >= 0; colon = words.indexOf(': ', colon + 1)) {
+    const reason = ofForm(words.slice(colon + 2), phrases)
+    if (reason !== null) return `${gap}${words.slice(0, colon)}: ${reason}${fullStop()}`
+  }
+  return sentence
 }
 
 /** Words in the reader's language if they are of one of these forms, else null. */
@@ -158,6 +170,7 @@ function shownAs(values) {
   if (values.stage) shown.stage = planned(values.stage)
   for (const name of WORDS) if (values[name]) shown[name] = wordOf(values[name])
   for (const name of SENTENCES) if (values[name]) shown[name] = ofForm(values[name], phrases) ?? inWords(values[name])
+  if (values.path && values.reason === shown.reason) shown.reason = reasonOf(values)
   const list = values[LISTED]
   if (list) shown[LISTED] = ofForm(list, phrases) ?? list.replaceAll(/,? (or|and) /g, ', ')
   return shown
@@ -166,6 +179,12 @@ function shownAs(values) {
 /** "video", "a LoRA", …: what the engine calls a kind of thing, in the reader's language. */
 function wordOf(name, otherwise = name) {
   return textOr(`word.${keyOf(name)}`, otherwise)
+}
+
+/** Why something of a file was left out: many a reason is a sentence with the file at its beginning. */
+function reasonOf({ path, reason }) {
+  const both = inWords(`${path}: ${reason}`)
+  return both.startsWith(`${path}：`) ? both.slice(path.length + 1) : reason
 }
 
 /** Text and names in turn: "{count} written" → ["", "count", " written"]. */
