@@ -45,6 +45,8 @@ NODES_GIVE = {
     "output_file", "save_merged_model", "save_merged_lora", "job_dir", "tokenizer", "tokenizer1", "tokenizer2",
 }  # fmt: skip
 """Options that no node has as a widget, though a node's job may well have them."""
+MET_ALL_THE_SAME = ("Nothing to generate",)
+"""Beginnings of sentences with a flag that no node has, said in ComfyUI too."""
 VALUE, MARK = "zq{}zq", re.compile(r"zq([a-z_]\w*?)zq")
 ENDING = re.compile(
     r"""
@@ -179,7 +181,9 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
 
 def sentences_of(text: str) -> Iterator[str]:
     """The sentences of a text with marks that may be met in ComfyUI."""
-    return (in_words_of_a_node(words) for words in ENDING.split(text) if not terminal_only().search(words))
+    for words in ENDING.split(text):
+        if words.startswith(MET_ALL_THE_SAME) or not terminal_only().search(words):
+            yield in_words_of_a_node(words)
 
 
 def in_words_of_a_node(text: str) -> str:

@@ -91,8 +91,8 @@ test('no form swallows what another one says: each sentence is said by its own',
     const names = [...form.matchAll(/\{(\w+)\}/g)].map(([, name]) => name)
     for (const sample of ['7', 'cats', '/data/a']) {
       const values = Object.fromEntries(names.map((name, place) => [name, `${sample}${place}`]))
-      if ('known' in values) values.known = 'a LoRA'
-      const shown = { ...values, ...('known' in values && { known: japanese.word.a_lora }) }
+      if ('file_kind' in values) values.file_kind = 'a LoRA'
+      const shown = { ...values, ...('file_kind' in values && { file_kind: japanese.word.a_lora }) }
       const [one, other] = [filled(form, values), filled(japanese.said[key], shown)]
       const within = key.startsWith('phrase_') // it stands in another sentence only
       const found = said(within ? `The first: ${one}.` : one)

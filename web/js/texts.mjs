@@ -20,7 +20,7 @@ const PHRASE = 'phrase_'
 const ENDED = /[。．.？?！!）]$/
 const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named', 'advice'] // values that may be sentences or phrases of a form
 const LISTED = 'listed' // a list of names: "a, b or c", "a and b"
-const WORDS = ['kind', 'kind2', 'what', 'known'] // values that may be, and `known` must be, of the words under "word"
+const WORDS = ['kind', 'kind2', 'what', 'file_kind'] // values that may be, and `file_kind` must be, of the words under "word"
 
 /** Load the texts once, before anything is drawn. `locale` is ComfyUI's own setting, such as "ja". */
 export async function loadTexts(locale) {
@@ -158,7 +158,7 @@ function endedBy(sentence) {
 function ofForm(words, among) {
   for (const [key, parts] of among) {
     const values = valuesIn(words, parts)
-    if (values && (!values.known || wordOf(values.known, null))) return text(`said.${key}`, shownAs(values))
+    if (values && (!values.file_kind || wordOf(values.file_kind, null))) return text(`said.${key}`, shownAs(values))
   }
   return null
 }
