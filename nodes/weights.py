@@ -67,7 +67,7 @@ def _slot(number: int) -> list[Widget]:
 def _patterns(number: int) -> list[Widget]:
     texts = {
         "include": "Regular expression: merge only modules whose name it matches, such as cross_attn. Empty: all.",
-        "exclude": "Regular expression: leave out modules whose name it matches; what is included stays.",
+        "exclude": "Regular expression: leave out modules whose name it matches, even if they are included.",
     }
     return [
         Widget(id=f"{what}_{number}", kind="text", default="", label=f"{what} {number}", help=help, advanced=True)
