@@ -128,7 +128,7 @@ class Maker:
                 state["log_line"] = event.message
 
     def _watch(self, making: _Making) -> None:
-        told: dict[str, Any] = {}
+        sent: dict[str, Any] = {}
         while True:
             try:
                 ended = making.child.wait(TELL_S)
@@ -136,8 +136,8 @@ class Maker:
                 ended = run.Ended(status=70, last=Failed(kind="disk", message=str(problem)))
             with self._lock:
                 now = dict(making.state)
-            if now != told:
-                told = now
+            if now != sent:
+                sent = now
                 show.environment(now)
             if ended is not None:
                 break

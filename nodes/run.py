@@ -337,4 +337,4 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 gpu = threading.Lock()
-"""Held by whoever has a program on the GPU: one at a time."""
+"""Held while a program of ours is on the GPU: one at a time."""
