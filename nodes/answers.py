@@ -115,7 +115,7 @@ def workflow(asked: Asked) -> Answer:
 def command(asked: Asked) -> Answer:
     found, word = _own_run(asked), asked.body.get("command")
     if word not in COMMANDS:
-        raise Refusal(400, f"There is no command {word!r}.", f"Choose one of: {', '.join(COMMANDS)}.")
+        raise Refusal(400, f"There is no command {word!r}.", f"There are: {', '.join(COMMANDS)}.")
     child = jobs.runs.child(found.id)
     if child is None:
         raise Refusal(409, "The run is not under way.", "Only a running one takes commands.")
@@ -156,7 +156,7 @@ def engine_action(asked: Asked) -> Answer:
         environment.maker.begin(action)
     else:
         raise Refusal(
-            400, f"There is no action {action!r}.", f"Choose one of: {', '.join([*environment.ACTIONS, 'cancel'])}."
+            400, f"There is no action {action!r}.", f"There are: {', '.join([*environment.ACTIONS, 'cancel'])}."
         )
     return engine(asked)
 

@@ -112,7 +112,7 @@ def _of_family(this: Run, family: str, done: int, total: int) -> None:
 
 
 def _engine(this: Run, arguments: list[str], family: str, so_far: Progress) -> None:
-    """Run one engine command; its output goes into the run's log. JobFailed with its own message."""
+    """One engine command; what it says goes into the run's log. JobFailed in its own words."""
 
     def take(event: Event) -> None:
         if isinstance(event, Stage):

@@ -84,7 +84,7 @@ def _may_stay(job: Job) -> bool:
 
 
 class Waiting:
-    """Takes the page's commands for a run that has no program yet, in place of a `run.Child`."""
+    """Takes the page's commands for a run that has no program yet, as a `run.Child` does."""
 
     def __init__(self) -> None:
         self.over = False
@@ -100,10 +100,10 @@ class Waiting:
 def on_gpu(
     this: Run, give_up: Callable[[], object], *, unwanted: Callable[[], bool] = lambda: False, for_worker: bool = False
 ) -> Iterator[None]:
-    """Hold the GPU for this run inside this block, with no other program of ours on it.
+    """Have the GPU for this run in this block, with no other program of ours on it.
 
-    Waits for it. `give_up` must raise; it is called if the run is cancelled meanwhile, or `unwanted`. An engine that
-    waits for its next job is ended, unless the run is `for_worker`.
+    Waits for it; `give_up` raises, and is called when the run is cancelled meanwhile, or `unwanted`. An engine that
+    stayed leaves, unless the run is `for_worker`.
     """
     waiting = Waiting()
     runs.control(this, waiting)
@@ -117,7 +117,7 @@ def on_gpu(
     finally:
         runs.control(this, None)
     try:
-        if waiting.over:  # cancelled just as the GPU became free
+        if waiting.over:  # it was told so as the GPU became free
             give_up()
         if not for_worker:
             bench.clear()
@@ -140,8 +140,8 @@ def _run(this: Run, job: Job, on_artifact: Callable[[str, str], None]) -> Run:
             ended = _wait(this, child, partial(_hand_on, this, files, on_artifact))
         finally:
             runs.control(this, None)
-            with contextlib.suppress(OSError):  # one that never started needs no ending
-                if child.wait(0) is None:  # an exception is being raised: nothing may stay behind
+            with contextlib.suppress(OSError):  # one that never started has nothing to be ended
+                if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
                     child.cancel()
                     _tell_saved(this, child.wait(ENDING_S))
             _hand_on(this, files, on_artifact)  # what it saved while it was being ended

@@ -63,7 +63,7 @@ class Runs:
         return run
 
     def control(self, run: Run, child: Any) -> None:
-        """Send commands for this run to `child`; None: the run is over."""
+        """Whom commands for this run go to; None when it is over."""
         with self._lock:
             if child is None:
                 self._controls.pop(run.id, None)
