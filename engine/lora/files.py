@@ -190,7 +190,9 @@ class _Reader:
 def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a LoRA file under its own names, and its metadata. WeightsError: it cannot be read."""
     if not path.is_file():
-        raise WeightsError(f"{role} {path}: there is no such file.", nearest(path) or f"Correct it.{looked_for(path)}")
+        raise WeightsError(
+            f"{role} {path}: there is no such file.", nearest(path) or f"Correct the path.{looked_for(path)}"
+        )
     if path.suffix != ".safetensors":
         return read_pickle(path, role=role), {}
     try:

@@ -21,9 +21,9 @@ from itertools import product
 from typing import Any
 
 PIECES = (2, 4, 8)
-"""Of token-wise parts. Fewer are faster, above all with few tokens: with Wan 14B, 14,040 tokens take 8 % longer in 2
-pieces and 12 % in 4, 32,760 tokens 4 % and 5 %; recomputing attention takes 12 and 20 %, so that comes last
-(benchmarks/optimisations.md). With more than 8, something else takes the most."""
+"""Of what treats each token by itself. The fewer the faster, most of all where tokens are few: Wan 14B's 14,040 take
+8 % longer in 2, 12 % in 4, 32,760 tokens 4 % and 5 %; attention computed again takes 12 and 20 %, so that comes last
+(benchmarks/README.md). With more than 8, something else takes most."""
 Options = dict[str, Any]
 """Option name -> value, where it differs from what was asked for."""
 

@@ -122,7 +122,7 @@ def _timed(kernels: Kernels, clock: Clock) -> dict[str, float]:
             times[name] = round(clock(run), 4)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # packages and compilers fail in ways of their own; nobody asked for this kernel
+        except Exception as error:  # packages and compilers raise anything; nobody asked for this kernel by name
             _log.debug("attention by %s fails here: %s", name, error)
     return times
 
