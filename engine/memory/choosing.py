@@ -22,8 +22,8 @@ from typing import Any
 
 PIECES = (2, 4, 8)
 """Of what treats each token by itself. The fewer the faster, most of all where tokens are few: Wan 14B's 14,040 take
-8 % longer in 2, 12 % in 4, 32,760 tokens 4 % and 5 %; attention computed again takes 12 and 20 %, so that comes last
-(benchmarks/README.md). With more than 8, something else takes most."""
+8 % longer in 2, 12 % in 4, 32,760 tokens 4 % and 5 % (benchmarks/optimisations.md). Computing attention again costs
+more, so that comes last. With more than 8, something else takes most."""
 Options = dict[str, Any]
 """Option name -> value, where it differs from what was asked for."""
 

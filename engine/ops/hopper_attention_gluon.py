@@ -30,7 +30,7 @@ _REGISTERS, _LOADERS = 160, 24
 @dataclass(frozen=True)
 class Tiling:
     """What a kernel is compiled for: numbers in `codes` or in 16 bits, channels of a head, queries of a group, groups,
-    keys of a block, blocks of keys in shared memory. Fastest of those tried: benchmarks/README.md."""
+    keys of a block, blocks of keys in shared memory. Fastest of those tried: benchmarks/optimisations.md."""
 
     codes: bool
     width: int

@@ -71,8 +71,8 @@ def lay_channels_last(network: nn.Module) -> None:
 def fill_up_channels(network: nn.Module) -> None:
     """Pad the weights of each `CausalConv3d` with input channels of zeros, up to a number that cuDNN is fast with.
 
-    With 96 the best one is 1.6 times as slow as with 128 (benchmarks/README.md). For a network that only runs: its
-    weights are no longer those of its file. After `lay_channels_last`.
+    With 96 the best one is 1.6 times as slow as with 128 (benchmarks/optimisations.md). For a network that only runs:
+    its weights are no longer those of its file. After `lay_channels_last`.
     """
     for module in network.modules():
         if isinstance(module, CausalConv3d):

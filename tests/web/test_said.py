@@ -148,11 +148,12 @@ LEFT_OUT = {
     # helps, which stand where messages do
     "Model family of the LoRA.", "Default: recognised from its tensor names.", "Empty: all.",
     "Regular expression: merge only modules whose name it matches, such as cross_attn.",
-    "Regular expression: leave out modules whose name it matches; what is included stays.",
+    "Regular expression: leave out modules whose name it matches, even if they are included.",
     "How long a LoRA is trained, its rank, which noise levels it sees, how often it is saved.",
-    "What moves the weights: optimizer, learning rate and how it changes over the training.",
+    "How the weights are updated: optimizer, learning rate, and how it changes over the training.",
     "Videos made while training, to watch the LoRA learn.",
-    "What trades time for GPU memory in a training: fp8, block streaming, checkpointing, attention.",
+    "Options that save GPU memory in a training, mostly at the cost of time"
+    ": fp8, block streaming, checkpointing, attention.",
     "Empty: the default; a blank: none.", "{unset}: the default.",
     # lines of the log, and what is drawn in a terminal
     "Not an event, because not JSON: {value}", "Not an event of protocol {protocol}: {value}",
