@@ -1,50 +1,52 @@
-"""A step that breaks off, as when memory runs out: whether what it leaves may be saved, and what it holds meanwhile."""
+"""A training that breaks off (memory runs out, a cache cannot be read any more): what was done by then is kept."""
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from ..contract.errors import is_out_of_memory
+from ..contract.errors import OptionError
 
 
 class StepWatch:
-    """Knows whether an optimizer broke off within a step. Then its weights are neither those before it nor those after,
-    and who goes on from them would repeat a part of it."""
+    """Knows whether a training broke off within an optimizer step. Then its weights are neither those before it nor
+    those after, and who goes on from them would repeat a part of it."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.halfway = False
-        # The hooks that fetch what a step needs come before these: where they find no room, nothing has moved yet.
-        optimizer.register_step_pre_hook(lambda *_: self._note(halfway=True))
-        optimizer.register_step_post_hook(lambda *_: self._note(halfway=False))
+        # The hooks that fetch what a step needs come before this one: where they find no room, nothing has moved yet.
+        optimizer.register_step_pre_hook(lambda *_: self._begin())
 
-    @contextmanager
-    def unfinished(self) -> Iterator[None]:
-        """What belongs to the step too, and is wrong where it breaks off: an average of the weights."""
+    def _begin(self) -> None:
         self.halfway = True
-        yield
-        self.halfway = False
 
-    def _note(self, *, halfway: bool) -> None:
-        self.halfway = halfway
+    def finish(self) -> None:
+        """The step is done, with all that belongs to it: counters, clamped norms, an average of the weights."""
+        self.halfway = False
 
 
 @contextmanager
-def where_memory_runs_out(save: Callable[[], None]) -> Iterator[None]:
-    """Call `save` before such a failure is passed on, with the memory free that the step had taken.
+def what_was_done_is_kept(save: Callable[[], None]) -> Iterator[None]:
+    """Call `save` before a failure is passed on, with the memory free that the step had taken.
 
     What is being handled keeps the functions alive that it has ended, activations and all; and to save takes room on
-    the device where a schedule-free optimizer shows its average for that.
+    the device where a schedule-free optimizer shows its average for that. Not for an OptionError: it ends a training
+    on purpose.
     """
     try:
         yield
+    except OptionError:
+        raise
     except Exception as failure:
-        if is_out_of_memory(failure):
-            _let_go(failure)
+        _let_go(failure)
+        try:
             save()
+        except Exception as second:  # the first one is the news
+            logging.getLogger(__name__).warning("The steps before this failure could not be saved either: %s", second)
         raise
 
 

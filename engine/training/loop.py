@@ -23,7 +23,7 @@ from torch import Tensor
 from ..contract.errors import DataError
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
 from ..ops.randomness import undisturbed_randomness
-from .broken_step import StepWatch, where_memory_runs_out
+from .broken_step import StepWatch, what_was_done_is_kept
 from .checkpoints import is_due
 from .experts import ALL_LEVELS, choose_expert
 from .fused_backward import FusedBackward
@@ -132,7 +132,7 @@ class _Training:
     # --- the run
 
     def run(self) -> Outcome:
-        with where_memory_runs_out(self._keep_what_is_done):
+        with what_was_done_is_kept(self._keep_what_is_done):
             return self._run()
 
     def _run(self) -> Outcome:
@@ -241,8 +241,8 @@ class _Training:
         else:
             self._report(measured, rates)
             if self.setup.ema is not None and not self.optimizer.step_was_skipped:
-                with self.steps.unfinished():
-                    self.setup.ema.update()
+                self.setup.ema.update()
+        self.steps.finish()
         self.meter.advance()
 
     def _clip_gradients(self) -> Tensor:
@@ -343,13 +343,16 @@ class _Training:
         return self.saves.step(self.position, with_state=with_state, stopping=stopping)
 
     def _keep_what_is_done(self) -> None:
-        """Memory ran out during a step: save the steps before it, so that a retry with less memory resumes there.
+        """A failure ends the training: save the steps before it, so that the same command, or a retry with less memory,
+        resumes there.
 
-        Some parameters may have taken this step already, with a fused backward pass or where the optimizer's own step
-        broke off: then what is on disk has to do.
+        Some parameters may have taken the step at hand already, with a fused backward pass or where the optimizer's own
+        step broke off: then what is on disk has to do. So too where it was the disk that failed, and while the loss
+        explodes.
         """
+        sound = self.fused is None and not self.steps.halfway and not self.exploding
         self.optimizer.zero_grad(set_to_none=True)
-        if self.step > self.first_step and self.group.leads and self.fused is None and not self.steps.halfway:
+        if self.step > self.first_step and self.group.leads and sound and not self.saves.gave_up:
             self._modes(training=False)
             self.saves.passing_state(self.position, ending=True)
 

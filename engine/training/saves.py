@@ -33,6 +33,7 @@ class Saves:
     ) -> None:
         self._setup, self._requests, self._group, self._parameters, self._say = setup, requests, group, parameters, say
         self._checkpoints = setup.checkpoints
+        self.gave_up = False  # waiting for the disk before the end
         self._refused = False  # the last attempt, so that it is said once
 
     def step(self, position: Position, *, with_state: bool, stopping: bool) -> Path:
@@ -74,11 +75,7 @@ class Saves:
                 "Earlier saves are good. Start again with a lower --learning_rate, or with --max_grad_norm 1.",
             )
         if ending:
-            setup = self._setup
-            return until_written(
-                save, what=f"Step {step}", folder=self._checkpoints.folder, say=self._say, control=setup.control,
-                clock=setup.clock, sleep=setup.sleep,
-            )  # fmt: skip
+            return self._insist(save, step)
         try:
             path = save()
         except DiskError as error:
@@ -92,3 +89,14 @@ class Saves:
             self._requests.state_saved()
             self._refused = False
         return path
+
+    def _insist(self, save: Callable[[], Path], step: int) -> Path:
+        setup = self._setup
+        try:
+            return until_written(
+                save, what=f"Step {step}", folder=self._checkpoints.folder, say=self._say, control=setup.control,
+                clock=setup.clock, sleep=setup.sleep,
+            )  # fmt: skip
+        except DiskError:
+            self.gave_up = True
+            raise

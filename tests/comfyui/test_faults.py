@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ..faults.kit import small_disk
+from ..faults.kit import enlarge, small_disk
 from .browser import Browser
 from .page import open_page
 from .processes import MARK, engines
@@ -171,20 +171,26 @@ def test_comfyui_ended_politely_ends_the_engine(demo_base: Path):
     ended.gone(30.0)
 
 
-def test_a_full_disk_is_told_on_the_node(demo_base: Path, tmp_path: Path):
+def test_a_full_disk_is_told_on_the_node_and_the_lora_waits_for_room(demo_base: Path, tmp_path: Path):
     base = tmp_path / "base"
     link_pack(base)
     for place in ("models", "input"):
         shutil.copytree(demo_base / place, base / place)
-    with small_disk(base / "output", kib=3000):
+    with small_disk(base / "output", kib=3000) as disk:
         full = Watched(base)
         with full.server as server:
-            prompt = server.queue(training("full", steps=400, save_every=1))
-            entry = server.ended(prompt, BEGUN_S)
-            message = next(data for kind, data in entry["status"]["messages"] if kind == "execution_error")
-            assert "disk is full" in message["exception_message"], message["exception_message"]
-            assert server.runs()[0]["error"]["kind"] == "disk"
-            server.get("/queue")
+            prompt = server.queue(training("full", steps=20, save_every=1))
+
+            def run() -> dict:
+                return next((run for run in server.runs() if run["verb"] == "train"), {})
+
+            server.until(lambda: run().get("stage") == "Waiting for the disk", BEGUN_S, "the training to wait for room")
+            log = server.get(f"/musubi/runs/{run()['id']}/log")["text"]
+            assert "is not saved" in log and "disk is full" in log and "Training goes on" in log
+            assert run()["state"] == "running"
+            enlarge(disk, kib=65536)
+            assert server.ended(prompt, 60)["status"]["status_str"] == "success"
+            assert (base / "models" / "loras" / "musubi" / "full.safetensors").is_file()
             full.gone()
 
 

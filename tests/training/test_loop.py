@@ -548,10 +548,59 @@ def test_running_out_of_memory_leaves_the_state_that_was_asked_for(tmp_path: Pat
     assert state.name == "toy-step00000004-state" and not read_owner(state).passing
 
 
+def test_a_cache_that_can_no_longer_be_read_costs_no_step_before_it(tmp_path: Path) -> None:
+    """As where a network drive goes away: the steps since the last state were lost."""
+
+    def breaking(epoch: int, first: int) -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(batches(epoch, first), first):
+            if (epoch, number) == (1, 2):
+                raise DataError("cat_wan.safetensors cannot be read.")
+            yield batch
+
+    whole = job(tmp_path / "whole")
+    whole.run()
+    first = job(tmp_path / "parts", setup={"batches": breaking})
+    with pytest.raises(DataError, match="cannot be read"):
+        first.run()
+    (state,) = (tmp_path / "parts").glob("*-state")
+    assert state.name == "toy-step00000007-state" and read_owner(state).passing
+    second = job(tmp_path / "parts")
+    second.resume(state)
+    assert first.losses + second.losses == whole.losses
+
+
+def test_a_failure_behind_the_optimizers_step_is_within_it(tmp_path: Path) -> None:
+    """Its norms were not clamped yet, nor was it counted: who went on from there would not get the same LoRA."""
+    some = job(tmp_path, scale_weight_norms=0.2, keep=Keep(save_every_n_steps=2, save_state=True))
+    clamp = some.network.clamp_norms
+
+    def broken(limit: float) -> Any:
+        if len(some.losses) == 4:
+            raise RuntimeError("it broke")
+        return clamp(limit)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(RuntimeError, match="it broke"):
+        patched.setattr(some.network, "clamp_norms", broken)
+        some.run()
+    assert sorted(path.name for path in tmp_path.glob("*-state"))[-1] == "toy-step00000004-state"
+
+
+def test_a_failure_that_saving_fails_in_too_stays_the_news(tmp_path: Path) -> None:
+    some = job(tmp_path, setup={"batches": lambda epoch, first: batches(epoch, first, count=3)})
+
+    def broken(*arguments: Any) -> Path:
+        raise RuntimeError("and saving broke")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(DataError, match="ran out before"):
+        patched.setattr(some.setup.checkpoints, "save_passing_state", broken)
+        some.run()
+
+
 def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
     some = job(tmp_path, setup={"batches": lambda epoch, first: batches(epoch, first, count=3)})
     with pytest.raises(DataError, match="ran out before"):
         some.run()
+    assert (tmp_path / "toy-step00000003-state").is_dir()
 
 
 def test_the_readers_threads_are_ended_on_a_stop(tmp_path: Path) -> None:

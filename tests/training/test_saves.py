@@ -154,7 +154,7 @@ def test_waiting_ends_after_an_hour_and_leaves_nothing_half_done(
     some = on(disk, time, tmp_path, monkeypatch, {10: fill(disk)})
     with pytest.raises(DiskError, match="the disk is full"):
         some.run()
-    assert time.slept_s == PATIENCE_S and list(tmp_path.iterdir()) == []
+    assert time.slept_s == PATIENCE_S and list(tmp_path.iterdir()) == [], "nor does it wait for another hour"
 
 
 def test_a_stop_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
