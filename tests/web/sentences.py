@@ -19,7 +19,7 @@ from .test_page import scripts_of
 
 TELLING = {
     "EngineError", "OptionError", "DataError", "WeightsError", "OutOfMemoryError", "DiskError", "ProcessLost",
-    "Stopped", "Warning_", "JobFailed", "Missing", "Refusal", "Refused", "Failed",
+    "Stopped", "Warning_", "JobFailed", "Missing", "Refusal", "Refused", "Failed", "Problem",
 }  # fmt: skip
 """What is made to tell a person something: its arguments are sentences, whatever they look like."""
 MODELS = {"dit", "vae", "text_encoder", "clip_vision"}
@@ -37,7 +37,8 @@ NOT_IN_COMFYUI = (
     "engine/serving.py", "engine/tasks/bench.py", "engine/tasks/demo.py", "engine/tasks/docs.py",
     "engine/tasks/doctor.py", "engine/tasks/lora_info.py", "engine/tasks/dataset_check.py", "engine/tasks/plan.py",
     "engine/training/upload.py", "engine/lora/info.py", "nodes/allowed.py", "nodes/__main__.py", "nodes/pages.py",
-    "nodes/manifest.py", "nodes/publish.py",
+    "nodes/manifest.py", "nodes/publish.py", "env_bootstrap/cli.py", "env_bootstrap/adding.py",
+    "env_bootstrap/extras.py",
 )  # fmt: skip
 """Where only a command line is spoken to."""
 NODES_GIVE = {
@@ -179,23 +180,23 @@ def texts_of(value: ast.expr | None, known: Known) -> Iterator[str]:
             yield VALUE.format(name_of(value) or "value")
 
 
-def sentences_of(text: str) -> Iterator[str]:
-    """The sentences of a text with marks that may be met in ComfyUI."""
+def sentences_of(text: str, *, on_node: bool) -> Iterator[str]:
+    """The sentences of a text with marks that may be met in ComfyUI; `on_node`: in the words of a node."""
     for words in ENDING.split(text):
         if words.startswith(MET_ALL_THE_SAME) or not terminal_only().search(words):
-            yield in_words_of_a_node(words)
+            yield named(part("nodes.words").of_node(words) if on_node else words)
 
 
-def in_words_of_a_node(text: str) -> str:
-    """A text with marks, as a page gets it, with `{name}` for each mark."""
+def named(text: str) -> str:
+    """A text with `{name}` for each mark."""
     count: dict[str, int] = {}
 
-    def named(found: re.Match[str]) -> str:
+    def name_in(found: re.Match[str]) -> str:
         name = {"unit": "units", "stage": "stages"}.get(found[1], found[1])  # these two mean more on the page
         count[name] = count.get(name, 0) + 1
         return f"{{{name}{count[name] if count[name] > 1 else ''}}}"
 
-    return MARK.sub(named, part("nodes.words").of_node(text)).strip()
+    return MARK.sub(name_in, text).strip()
 
 
 @cache
@@ -242,7 +243,7 @@ def find_said(node: ast.AST, known: Known, told: list[tuple[int, str]], seen: li
 
 def enough_of_it_is_fixed(words: str) -> bool:
     """A sentence that is nearly all values tells nothing that could be said in other words."""
-    fixed = re.findall(r"[A-Za-z]{2,}", re.sub(r"\{\w+\}", " ", words))
+    fixed = re.findall(r"[A-Za-z]{2,}", re.sub(r"\{\w+\}", " ", words)) if " " in words else ()
     return len(fixed) > 1 or any(len(word) > 4 for word in fixed)
 
 
@@ -250,12 +251,14 @@ def enough_of_it_is_fixed(words: str) -> bool:
 def sentences() -> dict[tuple[str, ...], Sentence]:
     """All that a person in ComfyUI may be told, by the words between the values."""
     told, seen = list[Sentence](), list[Sentence]()
-    for path, tree in scripts_of("engine", "nodes"):
+    for path, tree in scripts_of("engine", "nodes", "env_bootstrap"):
         if not path.startswith(NOT_IN_COMFYUI):
             found: tuple[list[tuple[int, str]], ...] = ([], [])
             find_said(tree, dict, *found)
             for texts, into in zip(found, (told, seen), strict=True):
-                parts = ((line, words) for line, text in texts for words in sentences_of(text))
+                parts = (
+                    (line, words) for line, text in texts for words in sentences_of(text, on_node=path[:3] != "env")
+                )
                 into += (Sentence(words, f"{path}:{line}") for line, words in parts if enough_of_it_is_fixed(words))
     whole = sorted({sentence.words for sentence in (*told, *seen)})
     begun = {one for one, other in pairwise(whole) if not one.endswith((".", "?")) and other.startswith(one)}
@@ -298,7 +301,7 @@ def phrases() -> dict[tuple[str, ...], Sentence]:
             said = [(known_in(one, module), value) for one in functions for value in said_within(one, path)]
             for known, value in said:
                 for text in texts_of(value, known):
-                    words = in_words_of_a_node(ENDING.split(text)[0])
+                    words = named(part("nodes.words").of_node(ENDING.split(text)[0]))
                     words = words.removesuffix(".") if ENDING.search(text) else words
                     if re.search(r"[a-z]{2}.* |or ", re.sub(r"\{\w+\}", "", words)) and not words.endswith("."):
                         sentence = Sentence(words, f"{path}:{value.lineno}")

@@ -155,6 +155,7 @@ LEFT_OUT = {
     "Options that save GPU memory in a training, mostly at the cost of time"
     ": fp8, block streaming, checkpointing, attention.",
     "Empty: the default; a blank: none.", "{unset}: the default.",
+    "Made by python -m env_bootstrap, which may delete this folder.",  # in a file
     # lines of the log, and what is drawn in a terminal
     "Not an event, because not JSON: {value}", "Not an event of protocol {protocol}: {value}",
     "An event with missing fields: {value}", "Noise levels drawn by {mode}",
