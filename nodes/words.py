@@ -15,6 +15,7 @@ _DATASETS = re.compile(r"(\w+_)?dataset_config")
 _STACKS = re.compile(r"(lora_weight|base_weights)(_high_noise)?")
 _NAMED = re.compile(rf"\b({'|'.join(_NAMES)}|{_STACKS.pattern}|{_DATASETS.pattern})\b")
 _FLAG = re.compile(r"(?<![\w-])--(?=[a-z])")
+_COMMAND = re.compile(r"(`\w[^`]* [^`]*`)")
 
 
 def on_node(name: str) -> str:
@@ -28,5 +29,10 @@ def on_node(name: str) -> str:
 
 
 def of_node(text: str) -> str:
-    """`Give --image_path.` → `Give image.`"""
+    """`Give --image_path.` → `Give image.` A command in backticks stays as it is typed."""
+    parts = _COMMAND.split(text)
+    return "".join(part if place % 2 else _plain(part) for place, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
     return _NAMED.sub(lambda found: on_node(found[0]), _FLAG.sub("", text))

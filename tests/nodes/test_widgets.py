@@ -112,6 +112,8 @@ def test_help_is_in_the_words_of_a_node() -> None:
     assert MADE["blocks"].help == "Blocks to swap. -1: off."
     assert words.of_node("Give --image_path, not --lora_weight_high_noise.") == "Give image, not loras_high_noise."
     assert words.of_node("low-rank -- a dash") == "low-rank -- a dash"
+    command = "Run `python -m env_bootstrap run -- cache-text wan --dataset_config a.toml …`."
+    assert words.of_node(f"{command} Or leave out `--image_path`.") == f"{command} Or leave out `image`."
 
 
 def test_a_switch_takes_its_own_cases_only() -> None:

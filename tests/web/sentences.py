@@ -269,7 +269,7 @@ SAYING = {"need": 2, "Fault": 1, "_damaged": 1}
 """Calls with a phrase, and the place of it among the arguments."""
 REASONS = {
     "_outdated", "_reason", "_text", "limits", "complaint", "missing", "_problems", "_one_frame_problems",
-    "settings_of", "item", "_fused_backward_pass",
+    "settings_of", "item", "_fused_backward_pass", "_only_training",
 }  # fmt: skip
 """Functions that give a phrase, or several."""
 WHAT_IS_RIGHT = ("engine/data/config_keys.py", "engine/data/jsonl.py", "engine/parts/safetensors_header.py")
@@ -285,6 +285,8 @@ def said_within(function: ast.FunctionDef, path: str) -> Iterator[ast.expr]:
             case ast.Call(func=ast.Name(id="ValueError"), args=[words]) if path in WHAT_IS_RIGHT:
                 yield words
             case ast.Return(value=ast.expr() as words) if function.name in REASONS:
+                yield words
+            case ast.keyword(arg="what", value=words) if function.name in REASONS:
                 yield words
             case ast.Tuple(elts=several) if function.name in REASONS:
                 yield from (words for words in several if isinstance(words, (ast.Constant, ast.JoinedStr)))
