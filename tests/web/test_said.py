@@ -1,7 +1,8 @@
 """What a run's card says is said in every language: sentences with values in them, by their forms under "said".
 
 The forms are the engine's own English sentences. What is told in other words, or told no more, shows here: where a
-sentence stands by itself in the code it is read there, and where it is put together the code is run.
+sentence stands by itself in the code it is read there, and where it is put together the code is run. Errors, hints and
+warnings are read by `sentences`; keys that begin with "error_" are theirs, those with "phrase_" of what stands in one.
 """
 
 from __future__ import annotations
