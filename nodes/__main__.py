@@ -14,7 +14,7 @@ NAME = "musubi_pack"
 
 
 def main() -> int:
-    """Load the pack, make or check what is made from it."""
+    """Load the pack, and write or check what is generated from it."""
     pack = Path(__file__).resolve().parents[1]
     spec = importlib.util.spec_from_file_location(NAME, pack / "__init__.py", submodule_search_locations=[str(pack)])
     assert spec is not None and spec.loader is not None

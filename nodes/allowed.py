@@ -2,7 +2,7 @@
 
 A workflow is untrusted input. An option that takes a class, a module, a path, free arguments, a secret or an address is
 either here with its allowed values or in `LEFT_OUT` with the reason; the command line, being the person's own shell,
-has them all. A test sees to it that every text option of a node is of one kind or the other.
+has them all. A test makes sure that every text option of a node is of one kind or the other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LEFT_OUT: dict[str, str] = {
     "console_width": "draws in a terminal",
     "console_back": "draws in a terminal",
     "console_num_images": "draws in a terminal",
-    "interactive": "asks in a terminal",
+    "interactive": "asks questions in a terminal",
     "compile_args": "the old form of four other options",
     "dynamo_backend": "compiles a second time: see compile",
     "dynamo_mode": "compiles a second time: see compile",
@@ -97,16 +97,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vram": ("6GB", "8GB", "10GB", "12GB", "16GB", "20GB", "24GB", "32GB", "48GB", "80GB"),
     "pixel_format": ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"),
 }  # fmt: skip
-"""Free names of the command line that are pick lists on a node. The first is not the default: the option has it."""
+"""Options that take any name on the command line and are pick lists on a node. The first entry is not the default: the
+option declares that."""
 
 DEFAULTS: dict[str, Any] = {"memory": "auto", "preview_latent_every": 2}
-"""What nodes do where the command line, which people know from elsewhere, does something else."""
+"""Defaults of nodes that differ from those of the command line, which follow other programs."""
 
 FAMILYS_OWN: dict[str, tuple[str, ...]] = {
     "network_module": ("LoRA", *(name for name in OTHER_ADAPTERS if name.startswith("networks."))),
     "lora_format": ("auto", "default", "other", "diffusers"),
 }
-"""Pick lists whose first entry stands for what each family has of its own, so that it is not given."""
+"""Pick lists whose first entry stands for each family's own value: the option is then not given."""
 
 PLAIN_TEXT = frozenset(
     """prompt negative_prompt custom_system_prompt output_name training_comment metadata_title metadata_author
@@ -114,7 +115,7 @@ PLAIN_TEXT = frozenset(
     one_frame_inference latent_paddings slg_layers magcache_mag_ratios step_cache_ratios
     step_cache_coefficients diffusers_prefix""".split()
 )
-"""Texts that the engine reads strictly or writes down as they are: nothing is opened or run by them."""
+"""Texts that the engine parses strictly or stores as they are: they cannot open or run anything."""
 
 GROUPS: dict[str, tuple[str, ...]] = {"attention": ("sdpa", "flash_attn", "flash3", "xformers")}
 """Switches of which only one may be on: one pick list, with "auto" for none."""
@@ -142,13 +143,13 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     "optimizer_args": (
         Argument(
             key="weight_decay", kind="float", unset=-1.0, low=-1, high=10, step=0.001,
-            help="Pull of the weights towards zero in each step. -1: the optimizer's own.",
+            help="How strongly each step pulls the weights towards zero. -1: the optimizer's own.",
         ),
     ),
     "network_args": (
         Argument(
             key="loraplus_lr_ratio", kind="float", unset=0.0, low=0, high=1000, step=1,
-            help="LoRA+: the up matrices learn so many times as fast; 4 is a good start. 0: off.",
+            help="LoRA+: how many times as fast the up matrices learn; 4 is a good start. 0: off.",
         ),
         Argument(
             key="rank_dropout", kind="float", unset=0.0, low=0, high=0.99, step=0.01,
@@ -160,7 +161,8 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         ),
         Argument(
             key="dora_wd", kind="bool", unset=False,
-            help="DoRA: train the size of each weight row beside its direction. Often closer to full training, slower.",
+            help="DoRA: train the size of each weight row apart from its direction. Often closer to full training, but "
+            "slower.",
         ),
         Argument(
             key="factor", kind="int", unset=-1, low=-1, high=4096, step=1,
@@ -179,8 +181,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
 }  # fmt: skip
 
 HELP: dict[str, str] = {
-    "network_module": "Kind of adapter. LoRA is what everything reads; LoHa and LoKr learn more in a file of the same "
-    "size.",
+    "network_module": "Kind of adapter. Every program reads LoRA; LoHa and LoKr learn more in a file of the same size.",
     "optimizer_type": "AdamW is the usual one. Those with 8bit keep their state in a quarter of the memory and need a "
     "CUDA GPU; Adafactor sets its own learning rate.",
     "dit": "The diffusion model, from ComfyUI's diffusion_models folder.",
@@ -191,8 +192,7 @@ HELP: dict[str, str] = {
     "text_encoder2": "CLIP-L such as clip_l.safetensors, from ComfyUI's text_encoders folder.",
     "image_encoder": "SigLIP such as sigclip_vision_patch14_384.safetensors, from ComfyUI's clip_vision folder.",
     "clip": "CLIP vision, for Wan 2.1 image-to-video, from ComfyUI's clip_vision folder.",
-    "preview_latent_every": "Show here what the model has in mind after every so many steps, and after the last. 0: "
-    "never.",
+    "preview_latent_every": "Show here what the video looks like so far every N steps, and after the last. 0: never.",
     "preview_vae": "Tiny autoencoder that makes previews sharper, from ComfyUI's vae_approx folder: taehv for "
     "HunyuanVideo and FramePack, taew2_1 for Wan. none: colours straight from the latents, at next to no cost.",
     "codec": "Video encoder; libx264 plays everywhere. prores_ks makes .mov, ffv1 (lossless) .mkv, libvpx-vp9 .webm.",
@@ -200,4 +200,4 @@ HELP: dict[str, str] = {
     "lora_weight": "LoRAs that are merged into the model, from a LoRA Stack node or a trainer.",
     "base_weights": "LoRAs that are merged into the model before training, from a LoRA Stack node.",
 }
-"""Help in place of an option's own, where that one speaks of the command line's files and classes."""
+"""Help that replaces an option's own, if that is about files and classes of the command line."""

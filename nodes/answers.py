@@ -1,6 +1,6 @@
-"""What the server answers the page: runs, files of a run, environment, settings, contact sheets. Knows no HTTP library.
+"""The server's answers to the page: runs, files of a run, environment, settings, contact sheets. Knows no HTTP library.
 
-Each function takes an `Asked` and gives an `Answer`; they may block and are called on a thread. Paths are looked up
+Each function takes an `Asked` and returns an `Answer`; they may block and are called on a thread. Paths are checked
 like those of a workflow.
 """
 
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Refusal(Exception):
-    """An answer with another status than 200."""
+    """An answer with a status other than 200."""
 
     def __init__(self, status: int, message: str, hint: str = ""):
         super().__init__(message)
@@ -45,7 +45,7 @@ class Refusal(Exception):
 
 
 def answered(function: Callable[[Asked], Answer], asked: Asked) -> Answer:
-    """The answer, mistakes included."""
+    """The function's answer; a Refusal or an EngineError becomes an answer too."""
     try:
         return function(asked)
     except Refusal as refusal:
@@ -70,7 +70,7 @@ def _run(asked: Asked, *, series: bool = True) -> Run:
 
 
 def _own_run(asked: Asked) -> Run:
-    """A run that is this ComfyUI's to end or to take off the list: anybody's, once it is over."""
+    """A run that this ComfyUI may end or take off the list: its own, or any that is over. Refusal otherwise."""
     found = _run(asked)
     if found.elsewhere == {}:
         raise Refusal(409, "ComfyUI has ended, but the run's engine still saves.", "Wait until it has ended too.")
@@ -171,7 +171,7 @@ def settings(asked: Asked) -> Answer:
 
 def change_settings(asked: Asked) -> Answer:
     changed = preferences.save(asked.body)
-    workers.bench.clear()  # it was started with the settings before
+    workers.bench.clear()  # it was started with the old settings
     return Answer(data=changed.as_json())
 
 

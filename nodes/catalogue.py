@@ -33,13 +33,13 @@ def _by_id() -> Mapping[str, Node]:
 
 
 def by_id(node_id: str) -> Node | None:
-    """The node of this class name in a prompt, None when it is not ours."""
+    """The node with this class name in a prompt; None if it is not ours."""
     return _by_id().get(node_id)
 
 
 @cache
 def recorded_order() -> Mapping[str, list[str]]:
-    """The ids of each node's inputs in the order in which they came to be."""
+    """The ids of each node's inputs in the order in which they were added."""
     found: dict[str, list[str]] = json.loads(ORDER.read_text(encoding="utf-8")) if ORDER.is_file() else {}
     return found
 
@@ -64,7 +64,7 @@ def ordered(node: Node) -> list[Input]:
 
 
 def execute(node: Node, hidden: Any, given: Mapping[str, Any]) -> Any:
-    """Run a node; a mistake becomes the one message that ComfyUI shows."""
+    """Run a node; an EngineError becomes the one message that ComfyUI shows."""
     extra = getattr(hidden, "extra_pnginfo", None)
     try:
         call = Call(

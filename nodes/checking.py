@@ -1,9 +1,9 @@
-"""What would be refused when a node's turn comes, said when the prompt is queued: no model chosen, a folder that is
-gone, a length that the model cannot make.
+"""Reporting when a prompt is queued what a node would refuse when it runs: no model chosen, a folder that is gone, a
+length that the model cannot make.
 
-A node's job is put together from the prompt as it will be when the node runs, by the same functions, so the words are
-the same. Nothing is started. What other packs' nodes will give is not known: a check that would need it says nothing.
-Whether a value is in its list or its limits is ComfyUI's own check.
+A node's job is put together from the prompt by the same functions as when the node runs, so the messages are the same.
+Nothing is started. The results of other packs' nodes are not known: a check that needs them reports nothing. Whether a
+value is in its list or its limits is checked by ComfyUI itself.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from . import catalogue, host, jobs, show, sockets, widgets
 from .spec import Call, Node, Socket, Switch
 
 MADE_WHEN_RUN = {sockets.IMAGE, sockets.VIDEO}
-"""What other packs' nodes give ours: only that it comes matters to a check."""
+"""Types that other packs' nodes give ours: to a check it only matters that something is connected."""
 
 
 class NotKnown(Exception):
-    """A value comes from somewhere that cannot be looked at before it runs."""
+    """A value that cannot be known before the prompt runs."""
 
 
 def refusal_now(node: Node, node_id: str) -> str:
-    """`refusal` in the prompt that is just being queued, said to its page too: ComfyUI's only names the input."""
+    """`refusal` in the prompt that is just being queued. Its page is told too, as ComfyUI's error only names the
+    input."""
     queued = host.queued()
     words = refusal(node, node_id, queued.prompt)
     if words and queued.page:
@@ -33,7 +34,7 @@ def refusal_now(node: Node, node_id: str) -> str:
 
 
 def refusal(node: Node, node_id: str, prompt: Mapping[str, Any]) -> str:
-    """Why this node of a prompt cannot run; "" when nothing is wrong as far as can be seen."""
+    """Why this node of a prompt cannot run; "" if nothing is wrong as far as can be seen."""
     try:
         _Look(prompt).at(node_id, node)
     except (NotKnown, widgets.NotOffered):
@@ -44,7 +45,7 @@ def refusal(node: Node, node_id: str, prompt: Mapping[str, Any]) -> str:
 
 
 class _Look:
-    """One look at a prompt: what its nodes will give, each asked once."""
+    """One check of a prompt: the results that its nodes will have, each worked out once."""
 
     def __init__(self, prompt: Mapping[str, Any]):
         self._prompt = prompt
@@ -59,7 +60,7 @@ class _Look:
         return node.check(Call(node=node, inputs=inputs, node_id=node_id)).values
 
     def _values(self, node: Node, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What `execute` would be given: links followed, `source.folder` inside of `source`."""
+        """The inputs that `execute` would get: links followed, `source.folder` inside of `source`."""
         types = {item.id: set(item.types) for item in node.inputs if isinstance(item, Socket)}
         switches = {item.id for item in node.inputs if isinstance(item, Switch)}
         found: dict[str, Any] = {}
@@ -74,7 +75,7 @@ class _Look:
         return found
 
     def _linked(self, link: list[Any], types: set[str]) -> Any:
-        """What comes over a link into a socket of these types; none: into a widget, which nobody can look at."""
+        """The value that a link brings to a socket of these types. No types: to a widget, whose value is not known."""
         if not types or len(link) != 2 or not isinstance(link[1], int):
             raise NotKnown
         results = self._results(str(link[0]))
@@ -86,10 +87,10 @@ class _Look:
 
     def _results(self, node_id: str) -> tuple[Any, ...] | None:
         if node_id not in self._found:
-            self._found[node_id] = None  # a graph that bites its own tail is ComfyUI's to refuse
+            self._found[node_id] = None  # ends cycles, which are for ComfyUI to refuse
             node = catalogue.by_id(str(self._prompt.get(node_id, {}).get("class_type", "")))
             try:
                 self._found[node_id] = None if node is None else self.at(node_id, node)
             except (EngineError, NotKnown):
-                pass  # what is wrong there is said there
+                pass  # that node reports it itself
         return self._found[node_id]

@@ -1,4 +1,4 @@
-"""Our description of a node as one of ComfyUI's V3 classes. Needs ComfyUI's schema, so it is imported in there only."""
+"""Our description of a node as one of ComfyUI's V3 classes. Needs ComfyUI's schema, so only ComfyUI can import it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def node_class(
     execute: Callable[[Node, Any, Mapping[str, Any]], Any],
     check: Callable[[Node, str], str],
 ) -> type:
-    """A class of ComfyUI's for a node. Its schema is made anew whenever ComfyUI asks, with the files of that moment."""
+    """A class of ComfyUI's for a node. Its schema is made each time ComfyUI asks, with the files of that moment."""
 
     def define_schema(cls: Any) -> Any:
         return schema(node, inputs)
@@ -36,7 +36,7 @@ def node_class(
     def validate(cls: Any, **told_at: Any) -> bool | str:
         return check(node, str(cls.hidden.unique_id)) or True
 
-    # ComfyUI says a refusal once for each input that the signature names, and leaves its own check of these out.
+    # ComfyUI reports a refusal once for each input that the signature names, and skips its own check of these.
     names = ("cls", node.told_at)
     validate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names if name]
@@ -79,11 +79,11 @@ def made(item: Input) -> Any:
 
 def _socket(item: Socket) -> Any:
     # No display_name: the page would save it with the graph and prefer it to the reader's language (locales/).
-    told = {"tooltip": item.help, "optional": item.optional}
+    common = {"tooltip": item.help, "optional": item.optional}
     types = [_type(name) for name in item.types]
     if len(types) == 1:
-        return types[0].Input(item.id, **told)
-    return io.MultiType.Input(item.id, types, **told)
+        return types[0].Input(item.id, **common)
+    return io.MultiType.Input(item.id, types, **common)
 
 
 def result(item: Result) -> Any:
@@ -106,20 +106,20 @@ def _type(name: str) -> Any:
 
 
 def widget(item: Widget) -> Any:
-    told: dict[str, Any] = {
+    common: dict[str, Any] = {
         "display_name": item.label or None, "tooltip": item.help, "optional": True, "default": item.default,
         "advanced": item.advanced or None,
     }  # fmt: skip
     if item.kind == "bool":
-        return io.Boolean.Input(item.id, **told)
+        return io.Boolean.Input(item.id, **common)
     if item.kind == "text":
-        return io.String.Input(item.id, multiline=item.multiline, **told)
+        return io.String.Input(item.id, multiline=item.multiline, **common)
     if item.kind == "choice":
-        return io.Combo.Input(item.id, options=item.values(), **told)
+        return io.Combo.Input(item.id, options=item.values(), **common)
     if item.kind == "int":
         low, high = int(item.low or 0), int(item.high or 0)
         again = True if item.seed else None
         return io.Int.Input(
-            item.id, min=low, max=high, step=int(item.step or 1), control_after_generate=again, **told
+            item.id, min=low, max=high, step=int(item.step or 1), control_after_generate=again, **common
         )  # fmt: skip
-    return io.Float.Input(item.id, min=item.low, max=item.high, step=item.step, round=False, **told)
+    return io.Float.Input(item.id, min=item.low, max=item.high, step=item.step, round=False, **common)

@@ -1,7 +1,7 @@
 """The dataset node: describes a dataset from a folder, a file or a text, and writes the file that the engine reads.
 
-Every path in it is looked up, must lie in an allowed folder, and is written out whole. Datasets can be chained: each
-`[[datasets]]` table then keeps the values of its own `[general]`. What the keys mean is the engine's business.
+Every path in it is resolved, must be in an allowed folder, and is written out in full. Datasets can be chained: each
+`[[datasets]]` table then keeps the values of its own `[general]`. What the keys mean is up to the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATH_KEYS = (*FOLDER_KEYS, *LIST_KEYS, CACHE_KEY, "control_directory")
 EXTRACTIONS = ("head", "chunk", "slide", "uniform", "full")
 MOST_TABLES = 100
 WINDOW = 9
-"""What the engine takes for fp_latent_window_size when it is not said."""
+"""The engine's default for fp_latent_window_size."""
 TEXT_EXAMPLE = """\
 [general]
 resolution = [960, 544]
@@ -43,7 +43,7 @@ frame_extraction = "head"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A described dataset: its file, the file's tables, and where media and caches lie."""
+    """A described dataset: its file, the file's tables, and where media and caches are."""
 
     path: str
     tables: tuple[Mapping[str, Any], ...]
@@ -54,7 +54,7 @@ class Dataset:
 
     @property
     def caches(self) -> list[str]:
-        """The cache folder of each table, as the engine chooses it when none is said."""
+        """The cache folder of each table; if none is given, as the engine chooses it."""
         found = []
         for table, source in zip(self.tables, self.sources, strict=True):
             given = Path(source)
@@ -62,13 +62,13 @@ class Dataset:
         return found
 
     def look_for_sources(self) -> None:
-        """DataError unless the media's folders and lists are there: what is cached already can be trained without."""
+        """DataError unless the folders and lists of the media exist. For caching; training needs only the caches."""
         for source in map(Path, self.sources):
             if not source.exists():
                 raise DataError(f"{source}: there is no such folder.", "Correct the path.")
 
     def stamp(self) -> list[Any]:
-        """What changes when a file of the dataset does."""
+        """A value that changes when a file of the dataset does."""
         places = [
             *self.sources,
             *(str(table["control_directory"]) for table in self.tables if "control_directory" in table),
@@ -77,7 +77,7 @@ class Dataset:
 
 
 def _media_stamp(place: Path) -> list[Any]:
-    """As manifest.stamp_of, without the caches that may lie between the media."""
+    """As manifest.stamp_of, without the caches that may be among the media."""
     if not place.is_dir():
         return manifest.stamp_of(place)
     files = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
@@ -86,7 +86,7 @@ def _media_stamp(place: Path) -> list[Any]:
 
 
 def dataset_of(value: Any) -> Dataset:
-    """What came over a dataset input. OptionError when it is nothing of the kind."""
+    """The value of a dataset input. OptionError: it is not a dataset."""
     if not isinstance(value, Dataset):
         raise OptionError("The dataset input needs a Dataset Config node.", hint="Connect one.")
     return value
@@ -99,30 +99,32 @@ def _folder_widgets() -> tuple[Widget, ...]:
     return (
         Widget(
             id="folder", kind="choice", default=NONE, listing=paths.media_folders,
-            help="Folder of videos or images, each with a caption of the same name beside it. From ComfyUI's datasets, "
-            "input and output folders, and the folders allowed on the server.",
+            help="Folder of videos or images, each with a caption file of the same name beside it. From ComfyUI's "
+            "datasets, input and output folders, and the folders allowed on the server.",
         ),
         Widget(
             id="kind", kind="choice", default="auto", choices=("auto", "videos", "images"),
-            help="What is taken from the folder; auto: videos where there are some.",
+            help="What to take from the folder. auto: videos if there are any, else images.",
         ),
         Widget(
             id="width", kind="int", default=960, low=16, high=8192, step=16,
-            help="With height: how many pixels a clip may have. With enable_bucket it keeps its own shape.",
+            help="Together with height: how many pixels a clip may have. With enable bucket it keeps its own aspect "
+            "ratio.",
         ),
         Widget(id="height", kind="int", default=544, low=16, high=8192, step=16, help="See width."),
         Widget(
             id="enable_bucket", kind="bool", default=True, label="enable bucket",
-            help="Let each clip keep its shape, in sizes of about the same area; else all are cropped to one size.",
+            help="Let each clip keep its aspect ratio, in sizes of about the same area; else all are cropped to one "
+            "size.",
         ),
         Widget(
             id="target_frames", kind="text", default="25", label="target frames",
-            help="Lengths of the clips that are cut out of a video, in frames: 4n+1, such as 1, 25, 45.",
+            help="Lengths of the clips that are cut from a video, in frames: 4n+1, such as 1, 25, 45.",
         ),
         Widget(
             id="frame_extraction", kind="choice", default="head", choices=EXTRACTIONS, label="frame extraction",
-            help="Where clips are cut: head: the beginning; chunk: piece after piece; slide: every frame_stride "
-            "frames; uniform: frame_sample pieces evenly; full: the whole video up to max_frames.",
+            help="Where clips are cut. head: at the beginning; chunk: one after another; slide: every frame_stride "
+            "frames; uniform: frame_sample clips, evenly spread; full: the whole video, up to max_frames.",
         ),
         Widget(
             id="batch_size", kind="int", default=1, low=1, high=1024, label="batch size",
@@ -130,11 +132,11 @@ def _folder_widgets() -> tuple[Widget, ...]:
         ),
         Widget(
             id="num_repeats", kind="int", default=1, low=1, high=100000, label="repeats",
-            help="How often each clip counts in an epoch.",
+            help="How often each clip is used in an epoch.",
         ),
         Widget(
             id="caption_extension", kind="choice", default=".txt", choices=(".txt", ".caption"), advanced=True,
-            label="caption extension", help="Ending of the caption files.",
+            label="caption extension", help="Extension of the caption files.",
         ),
         Widget(
             id="bucket_no_upscale", kind="bool", default=False, advanced=True, label="no upscaling",
@@ -146,15 +148,15 @@ def _folder_widgets() -> tuple[Widget, ...]:
         ),
         Widget(
             id="frame_sample", kind="int", default=1, low=1, high=10000, advanced=True, label="frame sample",
-            help="Clips of each video, for uniform.",
+            help="Clips from each video, for uniform.",
         ),
         Widget(
             id="max_frames", kind="int", default=129, low=1, high=10000, advanced=True, label="max frames",
-            help="Longest clip, for full.",
+            help="Longest clip in frames, for full.",
         ),
         Widget(
             id="source_fps", kind="float", default=0.0, low=0, high=1000, step=1, advanced=True, label="source fps",
-            help="Frames a second of the videos, to be brought to the model's own rate. 0: every frame is taken.",
+            help="Frames per second of the videos, to convert them to the model's own rate. 0: every frame is used.",
         ),
         Widget(
             id="fp_latent_window_size", kind="int", default=WINDOW, low=1, high=1000, advanced=True,
@@ -163,7 +165,7 @@ def _folder_widgets() -> tuple[Widget, ...]:
         ),
         Widget(
             id="control_folder", kind="choice", default=NONE, listing=paths.media_folders, advanced=True,
-            label="control folder", help="Folder of control videos or images of the same names, for models that take "
+            label="control folder", help="Folder of control videos or images with the same names, for models that take "
             "them.",
         ),
     )  # fmt: skip
@@ -175,13 +177,13 @@ def _cases() -> dict[str, tuple[Widget, ...]]:
         "file": (
             Widget(
                 id="file", kind="choice", default=NONE, listing=paths.dataset_files,
-                help="A dataset file (.toml or .json) in an allowed folder, as musubi-tuner reads it.",
+                help="A dataset file (.toml or .json) in an allowed folder, in musubi-tuner's format.",
             ),
         ),
         "text": (
             Widget(
                 id="text", kind="text", default=TEXT_EXAMPLE, multiline=True,
-                help="A dataset file, written here. Paths begin with the name of an allowed folder: datasets, input, "
+                help="The content of a dataset file. Paths begin with the name of an allowed folder: datasets, input, "
                 "output.",
             ),
         ),
@@ -194,9 +196,9 @@ def _cases() -> dict[str, tuple[Widget, ...]]:
 def described(
     source: Mapping[str, Any], previous: Dataset | None = None, *, preserve_prior: bool = False
 ) -> tuple[Mapping[str, Any], ...]:
-    """The `[[datasets]]` tables that the widgets mean, every path looked up. OptionError, DataError.
+    """The `[[datasets]]` tables that the widgets describe, with paths resolved. OptionError, DataError.
 
-    `preserve_prior` is that of all tables of the source; else each has what a file or text says of it.
+    `preserve_prior`: set it in all tables of the source; else each has what its file or text says.
     """
     if source["source"] == "folder":
         tables = [_of_folder(source)]
@@ -215,7 +217,8 @@ def described(
 def _of_folder(chosen: Mapping[str, Any]) -> dict[str, Any]:
     if chosen["folder"] == NONE:
         raise OptionError(
-            "No folder is chosen.", hint="Put clips with captions into ComfyUI's datasets folder, press R, choose it.",
+            "No folder is chosen.",
+            hint="Put clips with captions into ComfyUI's datasets folder, press R, and choose it.",
             names=("folder",),
         )  # fmt: skip
     folder = paths.named(chosen["folder"])
@@ -252,7 +255,7 @@ def _frame_counts(text: str) -> list[int]:
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdigit() and 0 < int(word) < 100_000 for word in words):
         raise OptionError(
-            f"target_frames {text[:100]!r} is no list of whole numbers.", hint="Write, for example, 1, 25, 45.",
+            f"target_frames {text[:100]!r} is not a list of whole numbers.", hint="Write, for example, 1, 25, 45.",
             names=("target_frames",),
         )  # fmt: skip
     return [int(word) for word in words]
@@ -293,7 +296,7 @@ def _looked_up(document: Mapping[str, Any], *, beside: Path | None) -> list[dict
             raise DataError("A [[datasets]] table names no media.", "Add video_directory or image_directory.")
         ending = values.get("caption_extension")
         if isinstance(ending, str) and set(ending) & set("/\\:\0"):
-            raise DataError(f"caption_extension {ending[:100]!r} is no ending of a file name.", "Use .txt.")
+            raise DataError(f"caption_extension {ending[:100]!r} is not a file extension.", "Use .txt.")
         for key in LIST_KEYS:
             if key in values:
                 _check_list(Path(values[key]))
@@ -313,7 +316,7 @@ def _path(text: Any, key: str, beside: Path | None) -> Path:
 
 
 def _check_list(file: Path) -> None:
-    """Every path in a jsonl file lies in an allowed folder. OptionError. Lines end where the engine ends them."""
+    """OptionError unless every path in a jsonl file is in an allowed folder. Lines end where the engine ends them."""
     try:
         lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
@@ -322,7 +325,7 @@ def _check_list(file: Path) -> None:
         try:
             entry = json.loads(line) if line.strip() else {}
         except ValueError:
-            continue  # the engine says what is wrong with it
+            continue  # the engine reports it
         for key, value in entry.items() if isinstance(entry, dict) else ():
             if "_path" in key and isinstance(value, str) and "\0" not in value:
                 try:
@@ -332,14 +335,15 @@ def _check_list(file: Path) -> None:
 
 
 def _check_listed(given: str, beside: Path) -> None:
-    """A path that a list names, wherever the engine may find it: in the folder that it works in, or beside the list."""
+    """Check a path in a list wherever the engine may find it: in its working folder, or beside the list.
+    OptionError."""
     for base in (Path(os.path.realpath(paths.work())), beside):
         if base is beside or os.path.exists(base / given):
             paths.inside(Path(os.path.normpath(base / given)))
 
 
 def as_toml(tables: tuple[Mapping[str, Any], ...]) -> str:
-    """The dataset file of these tables."""
+    """The content of the dataset file with these tables."""
     lines = ["# Written by the Dataset Config node. Every key is described in docs/DATASET.md."]
     for table in tables:
         lines += ["", "[[datasets]]", *(toml.line(key, value) for key, value in table.items())]
@@ -347,11 +351,11 @@ def as_toml(tables: tuple[Mapping[str, Any], ...]) -> str:
 
 
 def written(tables: tuple[Mapping[str, Any], ...], name: str) -> Dataset:
-    """The dataset with its file, which is named by its content."""
+    """The dataset, with its file written, which is named by its content. DataError, DiskError."""
     try:
         text = as_toml(tables)
     except TypeError as error:
-        raise DataError(f"A value is of no kind that a dataset has: {error}.", "Correct the dataset.") from error
+        raise DataError(f"A value has a type that a dataset file cannot hold: {error}.", "Correct it.") from error
     path = paths.work() / "datasets" / f"{name}-{paths.short_hash(text)}.toml"
     if not path.is_file() or path.read_bytes() != text.encode():  # somebody may have changed it by hand
         write_text(path, text, durable=False)
@@ -373,7 +377,7 @@ def _execute(call: Call) -> Outcome:
 
 
 def _fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Changes with the files of the dataset, so that a new clip is noticed."""
+    """A value that changes with the files of the dataset, so that a new clip is noticed."""
     node = config_node()
     read = widgets.read((node.inputs[0],), inputs)
     tables = described(read["source"])
@@ -384,8 +388,8 @@ def config_node() -> Node:
     return Node(
         name="DatasetConfig", title="Dataset Config", group="Dataset", fingerprint=_fingerprint, execute=_execute,
         check=_execute, told_at="source",
-        help="Describes what is trained on: a folder of clips with captions, a dataset file, or a text. Writes the "
-        "file that the engine reads. Chain several to train on all of them.",
+        help="Describes the training data: a folder of clips with captions, a dataset file, or a text. Writes the file "
+        "that the engine reads. Chain several to train on all of them.",
         inputs=(
             Switch(id="source", help="Where the dataset comes from.", cases=_cases()),
             Widget(
@@ -395,10 +399,10 @@ def config_node() -> Node:
                 id="previous", types=(DATASET,), optional=True, label="previous",
                 help="A dataset that this one is added to.",
             ),
-            Widget(  # of no case: a case's widgets stand before `name`, whose saved value would become this one's
+            Widget(  # outside of the cases, whose widgets come before `name`: its saved value would become this one's
                 id="preserve_prior", kind="bool", default=False, advanced=True, label="preserve prior",
-                help="These are ordinary clips, on which the LoRA shall change nothing: it learns to answer them as "
-                "the model does without it. Keeps other prompts as they were.",
+                help="These are ordinary clips, on which the LoRA should change nothing: it learns to answer them as "
+                "the model does without it. Keeps the results of other prompts as they were.",
             ),
         ),
         results=(

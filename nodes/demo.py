@@ -1,14 +1,14 @@
-"""The small models, clips and LoRAs on which every shipped workflow runs as it is, put where ComfyUI finds them.
+"""Small models, clips and LoRAs with which every shipped workflow runs unchanged, put where ComfyUI finds them.
 
-The engine makes them on this computer, without a download: copies of the pocket models, and LoRAs that they learn. They
-lie in a folder of their own, which is registered beside ComfyUI's model folders, so that their lists show plain names
-and deleting one folder removes all:
+The engine makes them on this computer, without a download: copies of the pocket models, and LoRAs trained on them. They
+are in a folder of their own, registered besides ComfyUI's model folders, so that lists show plain names and deleting
+one folder removes all:
 
     models/musubi_demo/<ComfyUI's folder>/musubi_demo_<family>_<option><suffix>
     input/musubi_demo/<what they show>/         clips with captions
 
-Made on the person's word only, when no other run is on the GPU. ComfyUI's own models stay there, since its queue may be
-at work with them; the demo's are small. Knows the demo's folder as `engine demo --prepare_only` leaves it.
+Made only when the person asks for it, while no other run is on the GPU. ComfyUI's own models stay there, since its
+queue may be using them; the demo's are small. Knows the demo's folder as `engine demo --prepare_only` leaves it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def models() -> Path:
 
 
 def register() -> None:
-    """Have ComfyUI list the demo's models. A folder that is not there costs nothing."""
+    """Make ComfyUI list the demo's models. A folder that does not exist costs nothing."""
     for kind in paths.MODEL_FOLDERS.values():
         host.folder_paths().add_model_folder_path(kind, str(models() / kind))
 
 
 def make() -> Run:
-    """Start to make everything, unless that is under way; the run that shows how it goes."""
+    """Start making everything, unless that is under way. Returns the run that shows the progress."""
     with _lock:
         if _under_way and _under_way[0].state not in ("done", "stopped", "failed"):
             return _under_way[0]
@@ -72,18 +72,19 @@ def _make(this: Run) -> None:
     except EngineError as problem:
         this.change("failed", error={"kind": problem.kind, "message": problem.message, "hint": problem.hint})
     except OSError as problem:
-        this.change("failed", error={"kind": "disk", "message": str(problem), "hint": "Look for space and rights."})
+        this.change("failed", error={"kind": "disk", "message": str(problem), "hint": "Check space and permissions."})
     finally:
         jobs.runs.control(this, None)
         show.tell(this)
 
 
 def _stopped() -> NoReturn:
-    raise jobs.JobFailed("The demo was stopped before it was complete.", "Start it again: what is there is kept.")
+    raise jobs.JobFailed("The demo was stopped before it was complete.", "Start it again: what has been made is kept.")
 
 
 def _shown(folder: Path) -> str:
-    """A folder as a person knows it in ComfyUI: both end in the same name, and the page leaves out long paths."""
+    """A folder with its parent's name: the folders of models and clips have the same one, and the page leaves out long
+    paths."""
     return f"{folder.parent.name}/{folder.name}"
 
 

@@ -1,7 +1,7 @@
-"""The engine's environment as the nodes see it: is it there, which Python, and making it on the person's word.
+"""The engine's environment as the nodes see it: whether it exists, its Python, and creating it when the person asks.
 
-Making and repairing is `env_bootstrap`'s work, started here as a program with `--events`, so that a page shows its
-progress; it never happens by itself.
+env_bootstrap creates and repairs it, started here as a program with `--events`, so that a page shows the progress; that
+never happens by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Missing(EngineError):
 
 
 def surroundings() -> dict[str, str]:
-    """The environment variables of everything that we start: ComfyUI's Python left out, our settings put in."""
+    """The environment variables for everything that we start: without ComfyUI's Python, with our settings."""
     chosen = preferences.load()
     found = clean_environment(os.environ)
     if chosen.home:
@@ -45,16 +45,16 @@ def surroundings() -> dict[str, str]:
 
 
 def look(*, quick: bool = True) -> status.Status:
-    """How the environment is; the quick look takes milliseconds."""
+    """The state of the environment; the quick look takes milliseconds."""
     variables = surroundings()
     return status.look(homes.find_home(variables), variables, quick=quick)
 
 
 def engine_program(arguments: list[str], *, folder: Path, log: Path | None) -> run.Program:
-    """The engine with these arguments. Missing, with what to press, when there is no environment for it."""
+    """The program that runs the engine with these arguments. Missing, with what to press: there is no environment."""
     found = look()
     if not found.python:
-        what = {"absent": "is not made yet", "incomplete": "is only half made", "broken": "is broken"}
+        what = {"absent": "is not set up yet", "incomplete": "is only partly set up", "broken": "is broken"}
         raise Missing(
             f"The engine's environment {what.get(found.state, found.state)} ({found.home}).",
             "Press Set up in the Musubi Tuner tab of the sidebar, or run in a terminal, in the pack's folder: "
@@ -72,7 +72,7 @@ class _Making:
 
 
 class Maker:
-    """Makes or repairs the environment, one at a time; tells every page how it goes."""
+    """Creates or repairs the environment, one at a time; sends every page the progress."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,7 +103,7 @@ class Maker:
                 environment=surroundings(),
                 folder=homes.PACK,
             )
-            workers.bench.clear()  # it runs in what is to be changed
+            workers.bench.clear()  # it runs in the environment that is to be changed
             self._failed = None
             making = _Making(run.Child(program, self._take), action, _told("making", message="Starting"))
             self._making = making
@@ -128,7 +128,7 @@ class Maker:
                 state["log_line"] = event.message
 
     def _watch(self, making: _Making) -> None:
-        told: dict[str, Any] = {}
+        sent: dict[str, Any] = {}
         while True:
             try:
                 ended = making.child.wait(TELL_S)
@@ -136,8 +136,8 @@ class Maker:
                 ended = run.Ended(status=70, last=Failed(kind="disk", message=str(problem)))
             with self._lock:
                 now = dict(making.state)
-            if now != told:
-                told = now
+            if now != sent:
+                sent = now
                 show.environment(now)
             if ended is not None:
                 break

@@ -1,4 +1,4 @@
-"""The extension that ComfyUI loads: its nodes, and the routes that are added once."""
+"""The extension that ComfyUI loads: its nodes, and what is set up once, such as routes."""
 
 from __future__ import annotations
 

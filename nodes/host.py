@@ -1,7 +1,7 @@
-"""Everything that is asked of a running ComfyUI, in one file: folders, interrupt, models, messages, media types.
+"""All access to a running ComfyUI, in one file: folders, interrupt, models, messages, media types.
 
-ComfyUI's modules are imported when they are asked for, so that pages and tests need none of them. Written for 0.14 to
-0.38; what differs between them is said where it matters.
+ComfyUI's modules are imported inside functions, so that pages and tests need none of them. Written for 0.14 to 0.38;
+comments name the differences where they matter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def folder_paths() -> Any:
 
 
 def interrupted() -> bool:
-    """Whether the person has pressed Cancel; the answer does not use the press up."""
+    """Whether the person has pressed Cancel; asking does not reset it."""
     import comfy.model_management as management
 
     return bool(management.processing_interrupted())
@@ -38,7 +38,7 @@ def raise_interrupted() -> None:
     """End the node as ComfyUI's own samplers end: the exception is a BaseException since 0.20."""
     import comfy.model_management as management
 
-    management.interrupt_current_processing(False)  # used up, so that the next prompt is not cancelled too
+    management.interrupt_current_processing(False)  # reset, so that the next prompt is not cancelled too
     raise management.InterruptProcessingException()
 
 
@@ -60,9 +60,9 @@ def unload_models() -> float:
 
 
 def when_memory_is_wanted(give_way: Callable[[], None]) -> None:
-    """From now on, call this before ComfyUI makes room for more than is free: for a model, or because it was told to.
+    """From now on, call `give_way` before ComfyUI makes room for more than is free, for a model or on request.
 
-    ComfyUI has no hook for it. Everything that frees memory, its button too, comes through this one function.
+    ComfyUI has no hook for this. Everything that frees memory, its button too, goes through the function wrapped here.
     """
     import comfy.model_management as management
 
@@ -78,7 +78,7 @@ def when_memory_is_wanted(give_way: Callable[[], None]) -> None:
 
 
 def prompt_id() -> str:
-    """The prompt that is being executed, "" outside of one."""
+    """The id of the prompt that is being executed, "" outside of one."""
     from comfy_execution.utils import get_executing_context
 
     context = get_executing_context()
@@ -97,13 +97,13 @@ _queued: ContextVar[Queued] = ContextVar("the prompt that is being queued")
 
 
 def follow_queue() -> None:
-    """From now on, `queued_prompt` knows the prompt: ComfyUI checks it in the context in which it told us of it."""
+    """From now on `queued` knows the prompt: ComfyUI validates it in the context in which it calls this handler."""
     from server import PromptServer
 
     def remember(data: Any) -> Any:
-        told = data if isinstance(data, dict) else {}
-        prompt = told.get("prompt")
-        _queued.set(Queued(prompt if isinstance(prompt, dict) else {}, str(told.get("client_id") or "")))
+        request = data if isinstance(data, dict) else {}
+        prompt = request.get("prompt")
+        _queued.set(Queued(prompt if isinstance(prompt, dict) else {}, str(request.get("client_id") or "")))
         return data
 
     if hasattr(getattr(PromptServer, "instance", None), "add_on_prompt_handler"):
@@ -111,7 +111,7 @@ def follow_queue() -> None:
 
 
 def queued() -> Queued:
-    """The prompt that is just being queued; an empty one when nobody told us."""
+    """The prompt that is just being queued; an empty one if that is unknown."""
     return _queued.get(Queued({}, ""))
 
 
@@ -119,21 +119,21 @@ def queued() -> Queued:
 
 
 def send(message: str, data: Mapping[str, Any], *, page: str | None = None) -> None:
-    """A message to every open page, or to one."""
+    """Send a message to every open page, or to one."""
     from server import PromptServer
 
     PromptServer.instance.send_sync(message, dict(data), page)
 
 
 def show_progress(node_id: str, done: float, total: float) -> None:
-    """ComfyUI's own progress bar of a node and of the queue."""
+    """Set ComfyUI's own progress bar of a node and of the queue."""
     from comfy_execution.progress import get_progress_state
 
     get_progress_state().update_progress(node_id, done, total, None)
 
 
 def routes() -> Any:
-    """The table to which routes are added, None when there is no server (a script that only imports nodes)."""
+    """The table to which routes are added; None if there is no server (a script that only imports nodes)."""
     from server import PromptServer
 
     return getattr(getattr(PromptServer, "instance", None), "routes", None)
@@ -186,7 +186,7 @@ def picture_bytes(image: Any) -> bytes:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Size in pixels, frames a second, number of frames."""
+    """Size in pixels, frames per second, number of frames."""
 
     width: int
     height: int
@@ -195,7 +195,7 @@ class VideoFacts:
 
 
 def facts_of(video: Any) -> VideoFacts:
-    """What a VIDEO is like."""
+    """Size, rate and length of a VIDEO."""
     width, height = video.get_dimensions()
     return VideoFacts(int(width), int(height), float(video.get_frame_rate()), int(video.get_frame_count()))
 
@@ -204,13 +204,13 @@ def trimmed(video: Any, start_s: float, length_s: float) -> Any:
     """A part of a VIDEO; `length_s` 0: to its end."""
     part = video.as_trimmed(start_s, length_s, strict_duration=False)
     if part is None:
-        raise DataError(f"The video is shorter than {start_s:g} s.", "Begin earlier.")
+        raise DataError(f"The video is shorter than {start_s:g} s.", "Choose an earlier start.")
     return part
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A file in the output folder, and what makes the page show it."""
+    """A file in the output folder, and the UI output with which the page shows it."""
 
     path: Path
     shown: Mapping[str, Any]

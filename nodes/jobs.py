@@ -1,7 +1,7 @@
-"""From a job to a finished run: folder, environment, GPU, waiting, and what is said when it fails.
+"""From a job to a finished run: folder, environment, GPU, waiting, and the message if it fails.
 
 Runs in ComfyUI's worker thread and blocks it, which is what keeps a second node off the GPU; ComfyUI's server thread
-stays free. Looks ten times a second whether the person pressed Cancel.
+stays free. Checks ten times a second whether the person pressed Cancel.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def run_job(
 ) -> Run:
     """Run a job to its end. Raises JobFailed, environment.Missing, or ComfyUI's interruption.
 
-    The run is `stopped` when the person pressed Stop and save: what it made is there. `on_artifact` gets kind and path
-    of each finished file, in this thread.
+    The run is `stopped` if the person pressed Stop and save: what it made is kept. `on_artifact` gets kind and path of
+    each finished file, in this thread.
     """
     this = runs.begin(
         paths.jobs(), title=call.node.title, verb=job.command.verb, family=job.family or "", node=call.node_id,
@@ -79,11 +79,11 @@ def run_job(
 
 def _keep_workflow(this: Run, call: Call) -> None:
     if call.workflow is not None:
-        write_text(this.folder / "workflow.json", json.dumps(call.workflow), durable=False)  # ASCII: it takes any text
+        write_text(this.folder / "workflow.json", json.dumps(call.workflow), durable=False)  # ASCII holds any text
 
 
 def _may_stay(job: Job) -> bool:
-    """Whether the job is for an engine that stays: what a generation loads is of use to the next one."""
+    """Whether the job's engine may stay afterwards: the next generation can use the models that this one loads."""
     return job.command.verb == places.GENERATE and preferences.load().keep_alive > 0
 
 
@@ -129,7 +129,7 @@ def _run(this: Run, orders: Orders, job: Job, on_artifact: Callable[[str, str], 
                 if child.wait(0) is None:  # an exception is on its way out: nothing may stay behind
                     child.cancel()
                     _tell_saved(this, child.wait(ENDING_S))
-            _hand_on(this, files, on_artifact)  # what it saved while it was ended
+            _hand_on(this, files, on_artifact)  # what it saved while it was being ended
     return _judged(this, ended)
 
 
@@ -160,12 +160,12 @@ def _in_worker(this: Run, job: Job) -> Iterator[Turn]:
 
 @cache
 def _give_way_to_comfyui() -> None:
-    """From now on an engine that only waits goes when ComfyUI wants memory."""
+    """From now on an engine that only waits is ended when ComfyUI needs memory."""
     host.when_memory_is_wanted(lambda: None if run.gpu.locked() else bench.clear())
 
 
 def _new_files(this: Run) -> Iterator[list[tuple[str, str]]]:
-    """At each step the files (kind, path) that were finished since the last one."""
+    """Yields each time the files (kind, path) that were finished since the last time."""
     seen = 0
     while True:
         found = this.artifacts[seen:]
@@ -177,7 +177,7 @@ def _hand_on(this: Run, files: Iterator[list[tuple[str, str]]], on_artifact: Cal
     for kind, path in next(files):
         try:
             on_artifact(kind, path)
-        except DiskError as problem:  # what is done with a file must not end the job that goes on making more
+        except DiskError as problem:  # must not end the job, which goes on making files
             this.take(Warning_(message=problem.message))
 
 
@@ -215,7 +215,7 @@ def _judged(this: Run, ended: run.Ended) -> Run:
 
 
 def _tell_saved(this: Run, ended: run.Ended | None) -> None:
-    """A cancelled engine had the time to finish and save: its own words say more than "Cancelled."."""
+    """If a cancelled engine had the time to finish and save, show its own message instead of "Cancelled."."""
     if ended is not None and isinstance(ended.last, Done):
         this.change("stopped", message=ended.last.message)
 
@@ -230,7 +230,7 @@ def _failed(this: Run, failure: Failed, ended: run.Ended) -> JobFailed:
 
 def _unsaid(ended: run.Ended) -> str:
     if ended.status == SIGKILL:
-        return "The engine was killed from outside; most often the system does that when main memory is full."
+        return "The engine was killed from outside, most likely by the system because main memory was full."
     if ended.status < 0:
         return f"The engine crashed (signal {-ended.status})."
     if ended.status == 0:
@@ -244,7 +244,7 @@ def _tail(this: Run, ended: run.Ended) -> str:
 
 
 def as_error(problem: EngineError) -> Exception:
-    """What ComfyUI shows in its dialog."""
+    """The exception that ComfyUI shows in its dialog."""
     message = words.of_node(problem.message)
     hint = words.of_node(problem.hint)
     whole = f"{message}\n\n{hint}" if hint else message

@@ -1,7 +1,7 @@
-"""Which files a node has shown last, for a page that is opened later: ComfyUI tells only the pages that are open.
+"""Which files a node showed last, for a page that is opened later: ComfyUI informs only the pages that are open.
 
-Kept where no web page may write, and asked for by the page at each graph that it opens. Which of the files are gone is
-told, so that the page can say so in their place. Knows no run: what has one is found again by it.
+Kept where no web page may write; the page asks for it for each graph that it opens. Missing files are named, so that
+the page can say so in their place. Knows no run: nodes that have one are restored from it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _lock = threading.Lock()
 
 
 def keep(call: Call, output: Mapping[str, Any]) -> None:
-    """Remember what the page is told of this execution (`output["images"]` names its files).
+    """Remember the UI output of this execution (`output["images"]` names its files).
 
-    A graph that was queued without its workflow is nobody's. A disk that takes it not does not end the node: its file
-    is there.
+    Nothing is kept for a graph that was queued without its workflow. A disk error does not end the node, whose file is
+    written already.
     """
     if not call.workflow_id:
         return
@@ -39,7 +39,7 @@ def keep(call: Call, output: Mapping[str, Any]) -> None:
 
 
 def of_workflow(workflow: str) -> list[dict[str, Any]]:
-    """What the nodes of a workflow showed last: `{node, class, output, gone}`, the latter names of files."""
+    """What the nodes of a workflow showed last: `{node, class, output, gone}`; `gone`: names of missing files."""
     with _lock:
         known = _read()
     return [{**entry, "gone": _gone(entry["output"])} for entry in known if entry["workflow"] == workflow]

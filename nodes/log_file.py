@@ -1,7 +1,7 @@
-"""The log that a person reads beside a running job: events and stray lines as text, appended to `log.txt`.
+"""The log of a running job, for a person: events and stray lines as text, appended to `log.txt`.
 
-The engine's loggers append to the same file, so whole lines are written at once. Writing is done by aiofiles where
-ComfyUI's Python has it, else on a thread: a slow disk never holds up the pumping. Knows events; starts nothing.
+The engine's loggers append to the same file, so whole lines are written at once. aiofiles writes if ComfyUI's Python
+has it, else a thread: a slow disk never holds up reading the engine's output. Knows events; starts nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_BYTES = 16 << 20
 
 
 def as_text(event: Event) -> str:
-    """An event as a line of the log, "" for those that are not kept as text."""
+    """An event as a line of the log; "" for one that is not logged."""
     if isinstance(event, Stage):
         return f"== {event.name}" + (f": {event.message}" if event.message else "")
     if isinstance(event, Log):
@@ -33,7 +33,7 @@ def as_text(event: Event) -> str:
 
 
 class LogFile:
-    """Collects lines and appends them. A disk that takes no more ends the log, not the job."""
+    """Collects lines and appends them. A disk error ends the log, not the job."""
 
     def __init__(self, path: Path | None):
         self._path = path

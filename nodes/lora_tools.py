@@ -15,7 +15,7 @@ from .sockets import COMBO, LORAS, STRING
 from .spec import Call, Node, Outcome, Result, Socket, Widget, named_after
 
 NUMBERED = re.compile(r"(-step\d{8}|-\d{6})$")
-"""What a training adds to the name of a LoRA that it saves on the way; a test compares it with the engine's names."""
+"""What a training adds to the name of a LoRA that it saves along the way; a test compares it with the engine's."""
 LORA_RESULTS = (
     Result(id="lora_name", type=COMBO, label="LoRA name", help="The LoRA as ComfyUI's LoRA loaders list it."),
     Result(id="path", type=STRING, help="The file."),
@@ -25,7 +25,7 @@ LORA_RESULTS = (
 
 def _name_widget() -> Widget:
     return Widget(
-        id="name", kind="text", default="", help="Name of the file, without ending. Empty: made from the input's name."
+        id="name", kind="text", default="", help="File name without extension. Empty: made from the input's name."
     )
 
 
@@ -39,7 +39,7 @@ def _target(call: Call, kind: str, source: str, ending: str) -> Path:
 
 
 Asked = Callable[[Call], tuple[dict[str, Any], Path]]
-"""The options that a node's inputs mean, and the file that comes of it."""
+"""The options for a node's inputs, and the file that is to be written."""
 
 
 def _functions(verb: str, asked: Asked) -> tuple[Callable[[Call], Outcome], Callable[[Call], Outcome]]:
@@ -82,7 +82,7 @@ def _converter() -> Node:
     return Node(
         name="LoRAFormatConverter", title="LoRA Format Converter", group="LoRA", is_output=True, execute=execute,
         check=check, told_at="name",
-        help="Writes a LoRA with the names that another program wants; what it does to the model stays the same.",
+        help="Writes a LoRA with the names that another program expects; its effect on the model stays the same.",
         inputs=(*made, _name_widget()), results=LORA_RESULTS, aliases=("diffusers", "kohya", "peft", "convert lora"),
     )  # fmt: skip
 
@@ -92,8 +92,8 @@ def _merger() -> Node:
     made = widgets.of_options(options)
     write = Widget(
         id="write", kind="choice", default="model", choices=("model", "LoRA"),
-        help="model: a model file with the LoRAs in it, for ComfyUI's diffusion_models folder. LoRA: one LoRA that "
-        "does what all of them do together.",
+        help="model: a model file with the LoRAs merged in, for ComfyUI's diffusion_models folder. LoRA: one LoRA with "
+        "the effect of all of them together.",
     )  # fmt: skip
 
     def asked(call: Call) -> tuple[dict[str, Any], Path]:
@@ -127,10 +127,10 @@ def _averager() -> Node:
     made = widgets.of_options(_options("lora ema", without=("path",)))
     lora = Widget(
         id="lora", kind="choice", default=widgets.NONE, unset=widgets.NONE, listing=lambda: paths.model_files("lora"),
-        help="One LoRA of a training: all that the training saved on the way (save_every_n_steps or _epochs) are "
-        "averaged. none: those of the stack.",
+        help="Any LoRA of a training: all that it saved along the way (save_every_n_steps or _epochs) are averaged. "
+        "none: those of the stack.",
     )  # fmt: skip
-    stack = Socket(id="loras", types=(LORAS,), optional=True, help="Or the LoRAs themselves, in this order.")
+    stack = Socket(id="loras", types=(LORAS,), optional=True, help="Or the LoRAs to average, in this order.")
 
     def asked(call: Call) -> tuple[dict[str, Any], Path]:
         given = call.inputs.get("loras")
@@ -148,7 +148,7 @@ def _averager() -> Node:
     return Node(
         name="LoRAPostHocEMA", title="LoRA Post-Hoc EMA", group="LoRA", is_output=True, execute=execute, check=check,
         told_at="name",
-        help="Averages the LoRAs that one training saved on its way: steadier than the last of them.",
+        help="Averages the LoRAs that one training saved along the way: steadier than the last one alone.",
         inputs=(stack, lora, *made, _name_widget()), results=LORA_RESULTS, aliases=("average", "ema"),
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def saved_by(file: Path) -> list[Path]:
     )  # fmt: skip
     if len(found) < 2:
         raise OptionError(
-            f"There are not two saved steps of {stem} to average.",
+            f"There are fewer than two saved LoRAs of {stem} to average.",
             hint="Train with save_every_n_steps or save_every_n_epochs, or connect a stack.",
             names=("lora",),
         )

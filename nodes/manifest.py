@@ -1,7 +1,7 @@
-"""Results found again by what they depend on, so that an unchanged graph starts no engine, also after a restart.
+"""Finding results again by what they depend on, so that an unchanged graph starts no engine, even after a restart.
 
 The key of a result is a hash of the command, its options, and size and time of every file that goes in; the manifest
-says which run made it and which files it consists of. A result counts only while all of them are as they were.
+says which run made it and which files it consists of. A result is valid only while all of them are unchanged.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ABOUT_THE_RUN = frozenset(
     """config_file print_config events job_dir log_level save_path output_dir output output_file save_merged_model
     save_merged_lora preview_latent_every preview_vae""".split()
 )
-"""Options that change nothing in a result."""
+"""Options that do not change a result."""
 
 
 def stamp_of(path: Path) -> list[Any]:
-    """Size and time of a file, of all files below a folder; [] when there is nothing."""
+    """Size and time of a file, or of all files below a folder; [] if there is nothing."""
     try:
         if path.is_dir():
             inside = sorted(place for place in path.rglob("*") if place.is_file())
@@ -64,7 +64,7 @@ def key_of(job: Job, *, beside: Mapping[str, Any] | None = None, without: Iterab
 
 
 def find(key: str) -> dict[str, Any] | None:
-    """What is noted of a result whose files are all as they were; None otherwise."""
+    """The note on a result whose files are all unchanged; None otherwise."""
     try:
         noted = json.loads(_path(key).read_text(encoding="utf-8"))
     except (OSError, ValueError):

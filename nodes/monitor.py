@@ -1,5 +1,5 @@
-"""Panels of a run: its numbers as a picture and as text. The page draws them live; a node gives what is known at its
-turn, for other nodes.
+"""Panels of a run: its numbers as a picture and as text. The page draws them live; a node's results are what is known
+when it runs, for other nodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _training(call: Call) -> Outcome:
 
 
 def training_text(this: Run) -> str:
-    """What a run came to, a line each."""
+    """A run's state, time, message, last numbers and files, one per line."""
     numbers = [f"{name}: {value:.6g}" for name, value in this.metrics.last().items()]
     files = [f"{entry['kind']}: {entry['path']}" for entry in this.artifacts]
     return "\n".join([f"{this.title}: {this.state}", f"{jobs.elapsed_s(this):.0f} s", this.message, *numbers, *files])
@@ -46,7 +46,7 @@ def _resources(call: Call) -> Outcome:
 def nodes() -> list[Node]:
     run = Socket(
         id="run", types=(RUN,), optional=True,
-        help="The run to show, from a trainer, cache or generator. Without one: whatever runs.",
+        help="The run to show, from a trainer, cache or generator. Without one: the run that began last.",
     )  # fmt: skip
     return [
         Node(
@@ -62,7 +62,7 @@ def nodes() -> list[Node]:
         Node(
             name="ResourceMonitor", title="Resource Monitor", group="Monitor", execute=_resources, is_output=True,
             help="Watches GPU memory, main memory and load while a run is under way.", inputs=(run,),
-            results=(Result(id="summary", type=STRING, help="What is free, and the run's peaks."),),
+            results=(Result(id="summary", type=STRING, help="Free memory, and the run's peaks."),),
             aliases=("VRAM", "memory"),
         ),
     ]  # fmt: skip

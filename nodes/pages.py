@@ -1,7 +1,7 @@
-"""What is made from the nodes' own description: help pages, translations, the record of the order of widgets.
+"""What is generated from the description of the nodes: help pages, translations, the record of the order of widgets.
 
-All of it is kept in the tree; `python -m nodes --check` fails when something does not match. Needs no ComfyUI. A text
-that has no translation stays English; which ones may is for a test to say.
+All of it is kept in the tree; `python -m nodes --check` fails if something does not match. Needs no ComfyUI. A text
+that has no translation stays English; a test says which ones may.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HEADINGS = {
 
 
 class Words:
-    """The texts of one language. English is what the nodes say themselves."""
+    """The texts of one language. The English ones are those of the nodes themselves."""
 
     def __init__(self, language: str):
         file = WORDS / f"{language}.toml"
@@ -55,7 +55,7 @@ class Words:
         return found[0].replace("{family}", node.family), found[1].replace("{family}", node.family)
 
     def item(self, node: Node, item: Input | Result, table: str) -> tuple[str, str]:
-        """Label and tooltip of an input or output, which may be said for one node or for all."""
+        """Label and tooltip of an input or output, which may be given for one node or for all."""
         found = self._find(table, f"{node.name}.{item.id}", f"{node.kind}.{item.id}", item.id)
         return found or (item.label or display(item.id), item.help)
 
@@ -151,7 +151,7 @@ def _named_inputs(node: Node) -> list[tuple[str, Input]]:
 
 
 def order() -> dict[str, list[str]]:
-    """The record of widget order, with what is new behind what was there."""
+    """The record of widget order, with new widgets after those on record."""
     recorded = dict(catalogue.recorded_order())
     for node in catalogue.nodes():
         known = recorded.get(node.id, [])
@@ -170,7 +170,7 @@ def _inside(item: Input) -> list[str]:
 
 
 def files() -> dict[Path, str]:
-    """Everything that is made, by its place."""
+    """Everything that is generated: path -> content."""
     found = {catalogue.ORDER: _json(order())}
     for language in LANGUAGES:
         words = Words(language)
@@ -189,7 +189,7 @@ def stale() -> list[Path]:
 
 
 def write() -> list[Path]:
-    """Bring all of it up to date; what changed."""
+    """Bring all of it up to date. Returns what changed."""
     wanted, changed = files(), stale()
     for path in changed:
         if path in wanted:
@@ -208,7 +208,7 @@ def _json(data: Any) -> str:
 
 
 def main(words: list[str]) -> int:
-    """`python -m nodes [--check]`: exit status 1 when something is not up to date."""
+    """`python -m nodes [--check]`. The check returns exit status 1 if something is not up to date."""
     import sys
 
     if words not in ([], ["--check"]):

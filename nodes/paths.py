@@ -1,8 +1,8 @@
 """Which folders a workflow may reach, and where the nodes put their results.
 
-Model files are names out of ComfyUI's lists. Data lies in ComfyUI's datasets, input and output folders and in the
-folders that the person allowed on the server. Links are followed before a path is judged, so a link that leads out of
-these folders is refused. A name of a folder is written `<root>/<path in it>`, the same on every system.
+Model files are names from ComfyUI's lists. Data is in ComfyUI's datasets, input and output folders and in the folders
+that the person allowed on the server. Links are followed before a path is checked, so a link that leads out of these
+folders is refused. The name of a folder is written `<root>/<path in it>`, the same on every system.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODEL_FOLDERS = {
 """The kind of a model file, as options declare it → ComfyUI's name of the folder."""
 OURS = "musubi"
 DEMO = "musubi_demo"
-"""The folder of the demo's models and clips. It is there to be deleted whole."""
+"""The folder of the demo's models and clips. It can be deleted as a whole."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv")
 DATASET_SUFFIXES = (".toml", ".json")
@@ -42,7 +42,7 @@ MOST_FOLDERS = 2000
 
 
 def model_files(kind: str) -> list[str]:
-    """The files of a kind that ComfyUI knows, "none" before them."""
+    """The files of a kind that ComfyUI lists, after "none"."""
     return [NONE, *host.folder_paths().get_filename_list(MODEL_FOLDERS[kind])]
 
 
@@ -61,7 +61,7 @@ def model_file(kind: str, name: str) -> str:
 
 
 def roots() -> dict[str, Path]:
-    """The folders that data may lie in, by the name that a workflow uses."""
+    """The folders that data may be in, by the name that a workflow uses."""
     table = host.folder_paths()
     found: dict[str, Path] = {}
     try:
@@ -82,7 +82,7 @@ def roots() -> dict[str, Path]:
 
 
 def inside(path: Path) -> Path:
-    """The real path, all links followed, if it lies in an allowed folder. OptionError otherwise."""
+    """The real path, all links followed, if it is in an allowed folder. OptionError otherwise."""
     real = Path(os.path.realpath(path))
     for root in roots().values():
         if real.is_relative_to(os.path.realpath(root)):
@@ -95,7 +95,7 @@ def inside(path: Path) -> Path:
 
 
 def named(name: str) -> Path:
-    """The real path of `<root>/<path>`. OptionError when it is no such name or leads outside."""
+    """The real path of `<root>/<path>`. OptionError: it is not such a name, or leads outside."""
     root, _, rest = name.partition("/")
     place = roots().get(root)
     parts = PurePosixPath(rest).parts
@@ -109,7 +109,9 @@ def named(name: str) -> Path:
 def anywhere(text: str) -> Path:
     """The real path of what a dataset text or a prompt line names: absolute, or in one of the roots. OptionError."""
     if not text.strip() or "\0" in text or text.startswith(("\\\\", "//")):
-        raise OptionError(f"{text[:300]!r} is no path that workflows may use.", hint="Name a file in the input folder.")
+        raise OptionError(
+            f"{text[:300]!r} is not a path that workflows may use.", hint="Name a file in the input folder."
+        )
     given = Path(text)
     if given.is_absolute():
         return inside(given)
@@ -124,7 +126,7 @@ _listed: dict[str, tuple[float, list[str]]] = {}
 
 
 def _remembered(key: str, names: Iterator[str]) -> list[str]:
-    """The list, made at most every few seconds: ComfyUI asks for it several times for each prompt."""
+    """The list, made again every LISTING_S at most: ComfyUI asks for it several times for each prompt."""
     made, found = _listed.get(key, (-LISTING_S, []))
     if time.monotonic() - made > LISTING_S:
         found = sorted(names, key=str.lower)
@@ -133,7 +135,7 @@ def _remembered(key: str, names: Iterator[str]) -> list[str]:
 
 
 def media_folders() -> list[str]:
-    """Names of the allowed folders that hold images or videos, "none" before them."""
+    """Names of the allowed folders that hold images or videos, after "none"."""
     return [NONE, *_remembered("media", _media_folders())]
 
 
@@ -145,12 +147,12 @@ def _media_folders() -> Iterator[str]:
 
 
 def dataset_files() -> list[str]:
-    """Names of the dataset files in the allowed folders, "none" before them."""
+    """Names of the dataset files in the allowed folders, after "none"."""
     return [NONE, *_remembered("datasets", _files(DATASET_SUFFIXES))]
 
 
 def video_files() -> list[str]:
-    """Names of the videos in the allowed folders, "none" before them."""
+    """Names of the videos in the allowed folders, after "none"."""
     return [NONE, *_remembered("videos", _files(VIDEO_SUFFIXES))]
 
 
@@ -161,7 +163,8 @@ def _files(suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _walk(label: str, root: Path) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """Folders below a root with their files, not deeper than DEPTH; without hidden ones, linked ones and our own."""
+    """(name, files) of the folders below a root, not deeper than DEPTH; without hidden ones, linked ones and our
+    own."""
     waiting, seen = [(label, root, 0)], 0
     while waiting and seen < MOST_FOLDERS:
         name, folder, depth = waiting.pop()
@@ -169,7 +172,7 @@ def _walk(label: str, root: Path) -> Iterator[tuple[str, list[os.DirEntry[str]]]
         try:
             entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         except OSError:
-            continue  # gone since, or not ours to read: it is not offered
+            continue  # deleted meanwhile, or not readable: it is not offered
         yield name, [entry for entry in entries if entry.is_file()]
         if depth < DEPTH:
             below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -186,7 +189,7 @@ AUTO = "auto"
 
 
 def states() -> list[str]:
-    """What a training can go on from: what the engine finds by itself, or a state by name, newest first."""
+    """What a training can resume from: what the engine finds by itself, or a state by name, newest first."""
     found = [place for place in (work() / "train").glob("*/*-state") if (place / "progress.json").is_file()]
     found.sort(key=lambda place: place.stat().st_mtime, reverse=True)
     return [AUTO, *(f"{place.parent.name}/{place.name}" for place in found)]
@@ -205,7 +208,7 @@ def state_folder(name: str) -> str:
 
 
 def work() -> Path:
-    """Everything that runs leave, in ComfyUI's output folder."""
+    """The folder for everything that runs leave behind, in ComfyUI's output folder."""
     return Path(host.folder_paths().get_output_directory()) / OURS
 
 
@@ -214,7 +217,7 @@ def jobs() -> Path:
 
 
 def private() -> Path:
-    """What no web page may read or write: settings, and which results exist."""
+    """The folder for what no web page may read or write: settings, and which results exist."""
     return Path(host.folder_paths().get_system_user_directory(OURS))
 
 
@@ -224,12 +227,12 @@ def training(name: str) -> Path:
 
 
 def cache_of(folder: Path) -> Path:
-    """Where the caches of a data folder lie."""
+    """Where the caches of a data folder are."""
     return work() / "cache" / f"{folder.name}-{short_hash(str(folder))}"
 
 
 def result_folder(kind: str) -> Path:
-    """A folder of ours in the first of ComfyUI's folders for a kind of model file that takes files. DataError."""
+    """Our folder in the first writable one of ComfyUI's folders for a kind of model file. DataError: there is none."""
     name = MODEL_FOLDERS[kind]
     listed = [Path(folder) for folder in host.folder_paths().get_folder_paths(name)]
     listed = [folder for folder in listed if folder.parent.name != DEMO]
@@ -237,7 +240,7 @@ def result_folder(kind: str) -> Path:
     for folder in listed:
         if folder.is_dir() and os.access(folder, os.W_OK):
             return folder / OURS
-    raise DataError(f"ComfyUI has no {name} folder that can be written to.", "Make it, or check its permissions.")
+    raise DataError(f"ComfyUI has no {name} folder that can be written to.", "Create it, or check its permissions.")
 
 
 def safe_name(name: str, where: str) -> str:
@@ -251,7 +254,7 @@ def safe_name(name: str, where: str) -> str:
         or name.partition(".")[0].lower() in reserved
     ):
         raise OptionError(
-            f"{where} {name[:120]!r} is no file name.", hint="Use a plain name such as my-lora.", names=(where,)
+            f"{where} {name[:120]!r} is not a file name.", hint="Use a plain name such as my-lora.", names=(where,)
         )
     return name
 

@@ -1,7 +1,7 @@
 """Which option of a family is on which node. There is no list of families: they are found, and asked for their options.
 
-An option is a setting that all families share (a settings node), part of which model it is (the family's Model Paths),
-or of one command only (that command's node). A family that is added gets its nodes from this.
+An option is a setting that all families share (on a settings node), says which model it is (on the family's Model
+Paths), or belongs to one command only (on that command's node). A new family gets its nodes from this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _ELSEWHERE = (shared.Data, shared.TrainingModels, shared.Run)
 
 
 def _settings() -> dict[str, tuple[type[Section], ...]]:
-    """Settings nodes of a training, and the shared sections on each; what has no node of its own is on the first."""
+    """Settings nodes of a training, and the shared sections on each; those without a node of their own are on the
+    first."""
     taken = {section for sections in _OWN_SETTINGS.values() for section in sections}
     rest = [section for section in commands.find("train").sections if section not in {*taken, *_ELSEWHERE}]
     return {"LoRATrainingConfig": tuple(rest), **_OWN_SETTINGS}
@@ -39,7 +40,7 @@ RUN = tuple(option.name for option in options(shared.Run))
 
 @cache
 def family_names() -> list[str]:
-    """The families by their folders; those of the tests are not nodes."""
+    """The families, by their folders' names, without those of the tests."""
     return families.names(extra=False)
 
 
@@ -50,7 +51,7 @@ def own(family: str) -> ModuleType:
 
 
 def node_name(family: str) -> str:
-    """What the family is called in the ids of its nodes, for ever: `NODE_NAME` in its options.py."""
+    """What the family is called in the ids of its nodes, which never change: `NODE_NAME` in its options.py."""
     given: str = getattr(own(family), "NODE_NAME", "")
     return given or "".join(part.capitalize() for part in family.split("_"))
 
@@ -97,7 +98,7 @@ def _shared_names() -> set[str]:
 
 @cache
 def model_options(family: str) -> list[Option]:
-    """The options of the family's Model Paths: its files, and what several of its commands want to know."""
+    """The options of the family's Model Paths: its files, and its own options that several of its commands have."""
     verbs = [verb for verb in (*CACHING, TRAIN, GENERATE) if has(verb, family)]
     known, shared_names = [of_command(verb, family) for verb in verbs], _shared_names()
     found: dict[str, Option] = {}
@@ -108,7 +109,7 @@ def model_options(family: str) -> list[Option]:
             own_of_several = option.name not in shared_names and times > 1 and not option.file_kind
             if usable(option) and option.name not in allowed.LEFT_OUT and (is_file or own_of_several):
                 before = found.get(option.name)
-                if before is None or (before.advanced and not option.advanced):  # common where one command says so
+                if before is None or (before.advanced and not option.advanced):  # common if it is so in one command
                     found[option.name] = option
     kinds = list(paths.MODEL_FOLDERS)
     return sorted(found.values(), key=lambda o: kinds.index(o.file_kind) if o.file_kind else len(kinds))
@@ -116,7 +117,7 @@ def model_options(family: str) -> list[Option]:
 
 @cache
 def task_options(verb: str, family: str) -> list[Option]:
-    """What is left for the command's own node."""
+    """The options that are left for the command's own node."""
     elsewhere = {option.name for option in (*model_options(family), *stack_options(family))}
     if verb == TRAIN:
         elsewhere |= {option.name for name in SETTINGS for option in settings_options(name)}
@@ -127,7 +128,7 @@ def task_options(verb: str, family: str) -> list[Option]:
 
 @cache
 def stack_options(family: str) -> list[Option]:
-    """The family's own options about merged LoRAs, beside those that every stack has."""
+    """The family's own options about merged LoRAs, besides those that every stack has."""
     common = {option.name for option in options(shared.LoraStack)}
     for section in commands.sections_of(commands.find(GENERATE), family):
         if issubclass(section, shared.LoraStack):
@@ -160,7 +161,7 @@ def common_options(verb: str) -> list[Option]:
 
 @cache
 def expert_endings(family: str) -> list[str]:
-    """What stands behind a LoRA's name for each expert beside the first: `_high_noise`; mostly there is none."""
+    """What is appended to a LoRA's name for each expert but the first, such as `_high_noise`; mostly there is none."""
     names = of_command(GENERATE, family) if has(GENERATE, family) else {}
     stem = "lora_weight"
     return [name[len(stem) :] for name in names if name.startswith(f"{stem}_") and usable(names[name])]

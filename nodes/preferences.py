@@ -26,7 +26,7 @@ class Preferences:
     """`home`: the folder of the engine's environment ("": the platform's). `gpu`: "auto", "cpu" or a number.
 
     `keep_alive`: minutes for which an engine stays after a generation, with its models, for the next one; 0: it ends,
-    so that all memory is ComfyUI's again. `roots`: folders, beside ComfyUI's own, that workflows may use.
+    so that all memory is ComfyUI's again. `roots`: folders, besides ComfyUI's own, that workflows may use.
     """
 
     home: str = ""
@@ -47,7 +47,7 @@ def path() -> Path:
 
 
 def load() -> Preferences:
-    """The settings as they are now; the defaults when there are none. Those of a newer version are left alone."""
+    """The settings as they are now; the defaults if there are none. Settings of a newer version are ignored."""
     try:
         return made_of({name: value for name, value in _kept().items() if name in KNOWN})
     except OptionError:
@@ -55,7 +55,7 @@ def load() -> Preferences:
 
 
 def _kept() -> dict[str, Any]:
-    """What the file has, {} where there is none to read."""
+    """The content of the file; {} if there is none that can be read."""
     try:
         found = json.loads(path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -64,17 +64,17 @@ def _kept() -> dict[str, Any]:
 
 
 def save(changes: Mapping[str, Any]) -> Preferences:
-    """Change some settings and keep them. OptionError for a wrong one, DiskError when they cannot be written."""
+    """Change some settings and keep them. OptionError: one is wrong. DiskError: they cannot be written."""
     changed = made_of({**load().as_json(), **changes})
     write_text(path(), json.dumps({**_kept(), **changed.as_json()}, indent=1) + "\n")
     return changed
 
 
 def made_of(data: Mapping[str, Any]) -> Preferences:
-    """Settings out of JSON. Raises OptionError that names the wrong one."""
+    """Settings from JSON. The OptionError names the wrong one."""
     unknown = [name for name in data if name not in KNOWN]
     if unknown:
-        raise OptionError(f"There is no setting {unknown[0]!r}.", hint=f"There are: {', '.join(sorted(KNOWN))}.")
+        raise OptionError(f"There is no setting {unknown[0]!r}.", hint=f"Choose one of: {', '.join(sorted(KNOWN))}.")
     gpu, level = data.get("gpu", "auto"), data.get("log_level", "info")
     if not isinstance(gpu, str) or not (gpu in ("auto", "cpu") or gpu.isdecimal()):
         raise OptionError(f"gpu cannot be {gpu!r}.", hint="Use auto, cpu, or the number of a GPU such as 0.")
@@ -95,7 +95,7 @@ def made_of(data: Mapping[str, Any]) -> Preferences:
 
 def _folder(text: Any, where: str, *, may_be_missing: bool = False) -> str:
     if not isinstance(text, str) or "\0" in text or (text and not os.path.isabs(text)):
-        raise OptionError(f"{where}: {text!r} is no absolute path of a folder.", hint="Write the whole path.")
+        raise OptionError(f"{where}: {text!r} is not an absolute path of a folder.", hint="Write the whole path.")
     if not text and not may_be_missing:
         raise OptionError(f"{where}: an empty path.", hint="Write the whole path.")
     if text and Path(text).parent == Path(text):

@@ -1,7 +1,7 @@
-"""Prompt lines typed on a node: one video a line, with the engine's `--w 832 --d 42 …`, as a file for the engine.
+"""Prompt lines typed on a node: one video per line, with the engine's `--w 832 --d 42 …`, as a file for the engine.
 
-A line's options that name files may reach allowed folders only, so each is looked up here and written as the path that
-was meant. Knows which letters name files; the engine reads the rest and says what is wrong with it.
+Options in a line that name files may reach allowed folders only, so each is resolved here and written as a full path.
+Knows which letters name files; the engine reads the rest and reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OPTION = re.compile(r"(?:^|(?<=\s))--([A-Za-z]\S*)")
 
 
 def checked_line(line: str, number: int) -> str:
-    """The line with its files looked up. OptionError for one outside the allowed folders."""
+    """The line with its files resolved. OptionError: one is outside the allowed folders."""
     marks = list(_OPTION.finditer(line))
     found, end = line[: marks[0].start()] if marks else line, len(line)
     for index, mark in enumerate(marks):
@@ -34,16 +34,16 @@ def checked_line(line: str, number: int) -> str:
 
 
 def _unquoted(value: str) -> str:
-    """A path without the quotes around it, which the engine takes for none of it."""
+    """A path without the quotes around it, which the engine does not count as part of it."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" and value[0] not in value[1:-1]
     return value[1:-1] if quoted else value
 
 
 def write_prompts(text: str) -> str:
-    """A file with these lines, named by what is in it. Returns its path. OptionError, DiskError."""
+    """Write a file with these lines, named by its content. Returns its path. OptionError, DiskError."""
     lines = [checked_line(line.strip(), number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if "\0" in text or not lines:
-        raise OptionError("There is no prompt in the list.", hint="Write one prompt a line.")
+        raise OptionError("There is no prompt in the list.", hint="Write one prompt per line.")
     content = "\n".join(lines) + "\n"
     path = paths.work() / "prompts" / f"{paths.short_hash(content)}.txt"
     if not path.is_file():

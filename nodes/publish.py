@@ -1,11 +1,11 @@
-"""Trained LoRAs appear in ComfyUI's loras folder the moment they are saved, and go when the training deletes them.
+"""Trained LoRAs appear in ComfyUI's loras folder as soon as they are saved, and go when the training deletes them.
 
-The training keeps its own folder with states, curves and samples, which no LoRA list should show; the files of the
-LoRA itself are linked from there, or copied where the disk cannot link. Only what is certainly ours is taken away: a
-numbered file that disappears from the training's folder while a training runs that keeps but the last of them
-(save_last_n_steps, save_last_n_epochs), whose link or copy nobody has touched. A run that goes on finds those of
-earlier ones in a record in that folder. Given up: what was deleted while no node looked (ComfyUI was killed) stays,
-since a person could have deleted it.
+The training keeps its own folder with states, curves and samples, which no LoRA list should show; the LoRA files are
+linked from there, or copied if the disk cannot link. Only files that are certainly ours are removed: a numbered one
+that disappears from the training's folder during a training that keeps only the last few (save_last_n_steps,
+save_last_n_epochs), and whose link or copy nobody has touched. A resumed training finds those of earlier runs in a
+record in that folder. Given up: LoRAs whose files were deleted while no node was watching (ComfyUI was killed) stay,
+since a person may have deleted the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..engine.contract.files import whole_file, write_text
 
 RECORD = "published.json"
 NUMBERED = re.compile(r".+(-step\d{8}|-\d{6})\.safetensors")
-"""What is saved in the middle of a training: of this alone only the last few may be kept (training/checkpoints.py)."""
+"""Files saved in the middle of a training: only of these may it delete older ones (training/checkpoints.py)."""
 
 Stamp = list[int]
 
@@ -31,7 +31,7 @@ class Publisher:
     """Puts the LoRA files of one training into a folder."""
 
     def __init__(self, folder: Path, training: Path, *, deletes: bool = True):
-        """`training` is the training's own folder, where earlier runs of it may have left files and a record.
+        """`training`: the training's own folder, where earlier runs of it may have left files and a record.
 
         `deletes`: the training itself deletes files there.
         """
@@ -43,13 +43,13 @@ class Publisher:
         }
 
     def take(self, kind: str, path: str) -> None:
-        """An artifact of the run was finished."""
+        """Take in a finished artifact of the run."""
         if kind == "LoRA":
-            self.tidy()  # each time, so that little stays where ComfyUI is killed
+            self.tidy()  # each time, so that little is left if ComfyUI is killed
             self.published(Path(path))
 
     def published(self, file: Path) -> Path:
-        """The file's place in the loras folder, where it is put unless it is there already. DiskError."""
+        """Put the file into the loras folder, unless it is there already. Returns its path there. DiskError."""
         target = self._target(file)
         if file.is_file() and not _same(file, target):
             with whole_file(target, durable=False) as temporary:
@@ -65,9 +65,10 @@ class Publisher:
         return target
 
     def tidy(self) -> None:
-        """Take away what the training has deleted since, unless somebody has put another file in its place.
+        """Remove what the training has deleted since, unless somebody has put another file in its place.
 
-        Nothing while its whole folder is gone (a disk that was taken off). What cannot be deleted now is tried again.
+        Nothing is removed while its whole folder is gone (an unmounted disk). What cannot be deleted now is tried
+        again.
         """
         if not self._deletes or not self._record.parent.is_dir():
             return
@@ -76,7 +77,7 @@ class Publisher:
             if self._made[file] == _stamp(self._target(file)):
                 try:
                     self._target(file).unlink(missing_ok=True)
-                except OSError:  # in use on Windows, or a folder that may only be read
+                except OSError:  # in use on Windows, or a read-only folder
                     continue
             del self._made[file]
         if gone:
@@ -100,7 +101,7 @@ def _same(file: Path, target: Path) -> bool:
 
 
 def _read(record: Path) -> dict[str, Stamp]:
-    """Names of LoRA files and what was published of each; none where the record is damaged or missing."""
+    """Name of a LoRA file -> stamp of what was published; empty if the record is damaged or missing."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -110,7 +111,7 @@ def _read(record: Path) -> dict[str, Stamp]:
 
 
 def _stamp(target: Path) -> Stamp:
-    """What of a file changes when it is written or replaced; empty where there is none."""
+    """Numbers that change when a file is written or replaced; empty if there is no file."""
     try:
         found = target.stat()
     except OSError:

@@ -1,7 +1,7 @@
 """All runs: those of this server, and those whose folders are still there, read back as they were.
 
-A second ComfyUI may share the output folder: its live runs are told from those of a server that died by their locks,
-and are looked at only. Knows the files of a run; what they mean is in `runs.py`. Thread-safe.
+A second ComfyUI may share the output folder: locks tell its live runs from those of a server that died; they are only
+shown. Knows the files of a run; what they mean is in runs.py. Thread-safe.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Runs:
         self, folder: Path, run_id: str, *, title: str, verb: str, family: str, node: str, prompt: str,
         workflow: str = "",
     ) -> Run:  # fmt: skip
-        """The run that made a result, shown on the node that found the result; a bare one when it was removed."""
+        """The run that made a result, shown on the node that found the result; a new one if it was removed."""
         run = self.get(folder, run_id)
         if run is None:
             run = self.begin(folder, title=title, verb=verb, family=family, node=node, prompt=prompt, workflow=workflow)
@@ -76,9 +76,9 @@ class Runs:
             return self._controls.get(run_id)
 
     def get(self, folder: Path, run_id: str, *, series: bool = True) -> Run | None:
-        """A run by its id, live or read back; None for an unknown one or no id at all.
+        """A run by its id, live or read back; None if it is unknown or not an id at all.
 
-        Without `series` one that is read back has its summary and its log only, which is fast.
+        Without `series` a run that is read back has only its summary and its log, which is fast.
         """
         with self._lock:
             if run_id in self._live:
@@ -96,12 +96,12 @@ class Runs:
         return kept[:MOST_RUNS]
 
     def newest(self, folder: Path) -> Run | None:
-        """The run that began last; None when there is none."""
+        """The run that began last; None if there is none."""
         listed = self.summaries(folder)
         return self.get(folder, listed[0]["id"]) if listed else None
 
     def remove(self, folder: Path, run: Run) -> None:
-        """Take a finished run off the list; its folder is moved, its results are not touched."""
+        """Take a finished run off the list: its folder is moved, its results are not touched."""
         with self._lock:
             self._live.pop(run.id, None)
         (folder / REMOVED).mkdir(exist_ok=True)
@@ -113,7 +113,8 @@ class Runs:
 
 
 def _new_folder(folder: Path, name: str) -> Path:
-    """Another ComfyUI may make the same one at the same moment. DiskError."""
+    """Create a folder of this name, with a number if it exists: another ComfyUI may create it at the same moment.
+    DiskError."""
     unique, number = folder / name, 1
     while True:
         try:
@@ -134,7 +135,7 @@ def folders(folder: Path) -> Iterable[Path]:
 
 
 def stored(place: Path) -> dict[str, Any] | None:
-    """The summary in `run.json`. A run that was under way has failed when its server died, and else is elsewhere."""
+    """The summary in `run.json`. A run that was under way has failed if its server died; else it is `elsewhere`."""
     try:
         data = json.loads((place / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -150,7 +151,7 @@ def stored(place: Path) -> dict[str, Any] | None:
         data["ended"] = data.get("ended") or _modified(place / RECORD) or data["started"]
         data["error"] = {
             "kind": "stopped", "message": "ComfyUI ended while this run was under way.",
-            "hint": "Queue the workflow again: a training goes on where it was.",
+            "hint": "Queue the workflow again: a training goes on where it stopped.",
         }  # fmt: skip
     return data
 
@@ -163,7 +164,7 @@ def _modified(path: Path) -> float | None:
 
 
 def read_back(place: Path, *, series: bool = True) -> Run | None:
-    """A run of another server, with its series; None when the folder is no run's."""
+    """A run of another server, with its series; None if the folder is not a run's."""
     data = stored(place)
     if data is None:
         return None
@@ -185,7 +186,7 @@ def read_back(place: Path, *, series: bool = True) -> Run | None:
 
 
 def _events(file: Path) -> list[Event]:
-    """The events on record; a run that never came to speak has none, the last line of a killed one may be half."""
+    """The events on record. A run that never began has none; the last line of a killed one may be incomplete."""
     found = []
     try:
         with open(file, encoding="utf-8", errors="replace") as stream:

@@ -18,7 +18,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 
 
 def add() -> None:
-    """Add the routes, when there is a server."""
+    """Add the routes, if there is a server."""
     table = host.routes()
     if table is not None:
         for method, path, function in answers.ROUTES:
@@ -38,7 +38,7 @@ def handler(method: str, function: Callable[[Asked], Answer]) -> Callable[[web.R
             except ValueError:
                 body = None
             if not isinstance(body, dict):
-                return _response(answers.error(400, "The body is no JSON object."))
+                return _response(answers.error(400, "The body is not a JSON object."))
         asked = Asked(run=request.match_info.get("id", ""), query=dict(request.query), body=body)
         answer = await asyncio.get_running_loop().run_in_executor(None, answers.answered, function, asked)
         return _response(answer)

@@ -1,8 +1,8 @@
-"""Starts a program, pumps what it says, ends it: the only file of the nodes that starts a process.
+"""Starts a program, passes on its output, ends it: the only file of the nodes that starts a process.
 
 The program is a child in a process group of its own, watched by asyncio on one thread of ours, so that neither
 ComfyUI's event loop nor its worker waits for a pipe. Its stdin is a pipe that stays open as long as we live: when
-ComfyUI is killed it closes, and the engine stops and saves. Ending goes from asking over terminating to killing the
+ComfyUI is killed it closes, and the engine stops and saves. Ending escalates from asking to terminating to killing the
 group, and takes five seconds at most. Knows what an event is, nothing of ComfyUI, tasks and files beyond the log.
 """
 
@@ -26,9 +26,9 @@ from .log_file import LogFile
 
 WINDOWS = os.name == "nt"
 ASK_S, TERMINATE_S, KILL_S = 2.5, 1.2, 0.8
-"""How long each step of ending a child is waited for; together less than five seconds."""
+"""How long to wait after each step of ending a child; together less than five seconds."""
 LINGER_S = 0.5
-"""How long the pipes of an ended child are read on: a grandchild may hold them open."""
+"""How long to go on reading the pipes of an ended child, which a grandchild may hold open."""
 POLL_S = 0.03
 CHUNK = 1 << 16
 LONGEST_EVENT = 8 << 20
@@ -38,7 +38,7 @@ TAIL_LINES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What to start. `log`: where everything that it says is kept, for the person."""
+    """What to start. `log`: the file for everything that it says, for the person."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
@@ -59,7 +59,7 @@ class Ended:
 class Lines:
     """Cuts bytes into lines of text, whatever comes: half lines, invalid UTF-8, lines without end.
 
-    Also at carriage returns when `bars`, as progress bars use them; then a line is (text, is it a bar's).
+    With `bars` also at carriage returns, as progress bars use them. A line is (text, whether it is a bar's).
     """
 
     def __init__(self, *, longest: int, bars: bool = False):
@@ -69,7 +69,7 @@ class Lines:
         self._skipping = False
 
     def feed(self, data: bytes) -> list[tuple[str, bool]]:
-        """The lines that are complete now."""
+        """The lines that `data` completes."""
         found, start = [], 0
         whole = self._rest + data
         for end in self._ends.finditer(whole, max(0, len(self._rest) - 1)):  # the rest has been searched before
@@ -83,7 +83,7 @@ class Lines:
         return found
 
     def end(self) -> list[tuple[str, bool]]:
-        """What is left when nothing more comes."""
+        """The rest, when nothing more comes."""
         rest, self._rest = self._rest, b""
         return self._line(rest.rstrip(b"\r\n"), False) if rest else []
 
@@ -105,7 +105,7 @@ _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def bar_progress(line: str) -> Progress | None:
-    """What a bar of tqdm says, None when the line is none: `label:  40%|####      | 4/10 [00:02<00:03,  1.9it/s]`."""
+    """The progress in a bar of tqdm, `label:  40%|####      | 4/10 [00:02<00:03,  1.9it/s]`; None for other lines."""
     found = _BAR.match(line.strip()) if "%|" in line else None
     if found is None:
         return None
@@ -134,22 +134,22 @@ class Child:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._last: Done | Failed | None = None
         self._input = -1
-        self._early: list[bytes] = []  # commands that came before there was anyone to tell
+        self._early: list[bytes] = []  # commands that came before the process was started
         self._cancel: asyncio.Event | None = None
-        self._asked = False  # to stop, and given its time
+        self._asked = False  # whether it was already asked to stop, and had its time
         self._log = LogFile(program.log)
         self.cancelled = False
         self._future: concurrent.futures.Future[Ended] = asyncio.run_coroutine_threadsafe(self._run(), loop())
 
     def wait(self, timeout_s: float | None = None) -> Ended | None:
-        """How it ended; None while it runs. OSError when it could not be started."""
+        """How it ended; None while it runs. OSError: it could not be started."""
         try:
             return self._future.result(timeout_s)
         except concurrent.futures.TimeoutError:
             return None
 
     def send(self, command: str, *, job: str = "") -> None:
-        """A command of the protocol: stop, save, sample, run a job. A child that does not listen loses it."""
+        """Send a command of the protocol: stop, save, sample, run a job. It is lost if the child does not listen."""
         loop().call_soon_threadsafe(self._write, _line(Order(command, job)))
 
     def cancel(self, *, asked: bool = False) -> None:
@@ -159,11 +159,11 @@ class Child:
             loop().call_soon_threadsafe(self._cancel.set)
 
     def on_end(self, call: Callable[[], None]) -> None:
-        """Have this called when it has ended, on any thread; at once when it has already."""
+        """Call this when it has ended, on any thread; at once if it already has."""
         self._future.add_done_callback(lambda _: call())
 
     def log_to(self, path: Path) -> None:
-        """What it says from now on is of another job, which has its own log."""
+        """From now on its output is another job's, which has its own log."""
         loop().call_soon_threadsafe(self._begin_log, LogFile(path))
 
     def _begin_log(self, log: LogFile) -> None:
@@ -171,7 +171,7 @@ class Child:
         self._tail.clear()
 
     async def heard_out(self) -> None:
-        """What it has said so far, on either pipe, is in the log. On the bridge's thread."""
+        """Wait until its output so far, on either pipe, is in the log. On the bridge's thread."""
         await asyncio.sleep(POLL_S)
         await self._log.flush()
 
@@ -337,4 +337,4 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 gpu = threading.Lock()
-"""Held by whoever has a program on the GPU: one at a time."""
+"""Held while a program of ours is on the GPU: one at a time."""

@@ -60,21 +60,21 @@ def thinned(points: list[Any], most: int) -> list[Any]:
 
 
 def at_work(folder: Path) -> dict[str, Any] | None:
-    """Who is at work on the run of this folder: `process` and `machine` of its ComfyUI, None when nobody is.
+    """Who is at work on the run of this folder: `process` and `machine` of its ComfyUI; None if nobody is.
 
-    Empty where its ComfyUI is gone and its engine, which has noticed that, still saves.
+    Empty if its ComfyUI is gone and its engine, which has noticed that, is still saving.
     """
     if not is_held(folder / LOCK):
         return {} if is_held(folder / RECORD) else None
     try:
-        told = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-        return {"process": int(told["process"]), "machine": str(told["machine"])}
+        owner = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        return {"process": int(owner["process"]), "machine": str(owner["machine"])}
     except (OSError, ValueError, KeyError, TypeError):  # locked, and about to be written
         return {"process": 0, "machine": "?"}
 
 
 class Series:
-    """Points of named curves, thinned as they grow: at most `most` a name."""
+    """Points of named curves, thinned as they grow: at most `most` per name."""
 
     def __init__(self, most: int):
         self._most = most
@@ -111,7 +111,7 @@ def _as_json(value: float) -> float | str:
 
 
 class Run:
-    """One run. `take` is told every event; `summary` and `whole` are what the page is told."""
+    """One run. `take` gets every event; the page gets `summary` and `whole`."""
 
     def __init__(
         self, folder: Path, *, title: str, verb: str, family: str, node: str = "", prompt: str = "", workflow: str = ""
@@ -130,9 +130,9 @@ class Run:
         self.error: dict[str, str] | None = None
         self.metrics, self.resources = Series(MOST_POINTS), Series(MOST_RESOURCE_POINTS)
         self.previews: list[dict[str, Any]] = []
-        self._pictures = 0  # how many previews there were, those that others took the place of included
+        self._pictures = 0  # number of previews so far, including those that were replaced
         self.artifacts: list[dict[str, str]] = []
-        self.plan: dict[str, Any] | None = None  # what it will take of memory, as the engine worked it out
+        self.plan: dict[str, Any] | None = None  # the memory that it will take, as the engine worked it out
         self.step = 0
         self.lines: deque[str] = deque(maxlen=MOST_WAITING)
         self._held: int | None = None
@@ -143,7 +143,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------- what happens
 
     def take(self, event: Event, *, at: float | None = None) -> None:
-        """Remember an event of the engine; `at` is its time when it is read back."""
+        """Remember an event of the engine. `at`: its time, if it is read back."""
         with self._lock:
             self._changed = True
             if isinstance(event, Stage):
@@ -172,7 +172,7 @@ class Run:
                 self._news.append(self._told(event))
 
     def change(self, state: State, *, message: str | None = None, error: Mapping[str, str] | None = None) -> None:
-        """Another state; kept on disk."""
+        """Change the state, on disk too. Nothing changes once the run is over."""
         with self._lock:
             if self.state in OVER:
                 return
@@ -188,7 +188,7 @@ class Run:
                 self._let_go()
 
     def claim(self) -> None:
-        """This process is at work on the run until it is over. A disk that takes no lock does not end the run."""
+        """Lock the run for this process until it is over. A disk without locks does not end the run."""
         with contextlib.suppress(OSError):
             about = {"process": os.getpid(), "machine": platform.node()}
             self._held = hold(self.folder / LOCK, json.dumps(about))
@@ -199,13 +199,13 @@ class Run:
             self._held = None
 
     def show_on(self, node: str, prompt: str, workflow: str = "") -> None:
-        """Its result was found again by this node."""
+        """Show it on this node, which found its result again."""
         with self._lock:
             self.node, self.prompt, self.workflow = node, prompt, workflow
             self.reused, self.shown, self._changed = True, time.time(), True
 
     def keep(self) -> None:
-        """Write `run.json`; a disk that takes it not does not end the run."""
+        """Write `run.json`; a disk error does not end the run."""
         data = {**self.summary(), "progress": None}
         try:
             write_text(self.folder / "run.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n", durable=False)
@@ -213,7 +213,7 @@ class Run:
             self.message = problem.message
 
     def news(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """What the page has not been told yet: the summary if it changed, and events."""
+        """What the page does not know yet: the summary if it changed, and events."""
         with self._lock:
             summary = self.summary() if self._changed else None
             events, self._changed = list(self._news), False
@@ -246,7 +246,7 @@ class Run:
         return "\n".join([*self.lines, self.message])
 
     def log(self, after: int | None = None) -> tuple[str, int]:
-        """The log from a byte on (its last 64 KiB when not said), and where it ends."""
+        """The log from byte `after` on (None: its last 64 KiB), and where it ends."""
         try:
             with open(self.folder / "log.txt", "rb") as stream:
                 size = stream.seek(0, 2)
@@ -258,7 +258,7 @@ class Run:
         return data.decode("utf-8", "replace"), start + len(data)
 
     def file(self, name: str) -> Path | None:
-        """A file that the run made, by the name that its events were told with."""
+        """A file that the run made, by its name in the run's events."""
         with self._lock:
             for known in [*self.artifacts, *self.previews]:
                 if known["name"] == name and Path(known["path"]).is_file():
@@ -266,15 +266,15 @@ class Run:
         return None
 
     def _take_preview(self, event: Preview) -> None:
-        """A passing one takes the place of that before it."""
+        """A passing preview replaces the one before it."""
         self._pictures += 1
         if event.passing:
             self.previews = [known for known in self.previews if known["path"] != event.path]
-        told = {"label": event.label, "step": self.step, "passing": event.passing}
-        self.previews.append({**self._file(event.path), "url": self._picture_url(event), **told})
+        about = {"label": event.label, "step": self.step, "passing": event.passing}
+        self.previews.append({**self._file(event.path), "url": self._picture_url(event), **about})
 
     def _picture_url(self, event: Preview) -> str:
-        """Of a passing preview always another one, because a page shows again what it has under the same."""
+        """A different one each time for a passing preview: for the same URL a page would show the old picture."""
         url = self._file(event.path)["url"]
         return f"{url}&v={self._pictures}" if event.passing else url
 

@@ -1,6 +1,6 @@
 """The settings nodes of a training: one for each group of option sections that all families share.
 
-What such a node hands on are the options that a person changed; what stands at its default is left to the family.
+Such a node passes on the options that a person changed; those at their defaults are left to the family.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from .spec import Call, Input, Node, Outcome, Result, Socket, display
 
 HELP = {
     "LoRATrainingConfig": "How long a LoRA is trained, its rank, which noise levels it sees, how often it is saved.",
-    "OptimizerConfig": "What moves the weights: optimizer, learning rate and how it changes over the training.",
+    "OptimizerConfig": "How the weights are updated: optimizer, learning rate, and how it changes over the training.",
     "SamplingConfig": "Videos made while training, to watch the LoRA learn.",
-    "MemoryOptimizer": "What trades time for GPU memory in a training: fp8, block streaming, checkpointing, attention.",
+    "MemoryOptimizer": "Options that save GPU memory in a training, mostly at the cost of time: fp8, block streaming, "
+    "checkpointing, attention.",
 }
 TITLES = {
     "LoRATrainingConfig": "LoRA Training Config",
@@ -36,7 +37,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Options that a person changed, by name; `node` says on which node. `depends`: stamps of what goes in beside."""
+    """Options that a person changed, by name; `node` says on which node. `depends`: stamps of the inputs' files."""
 
     node: str
     options: dict[str, Any]
@@ -48,7 +49,7 @@ def settings_type(name: str) -> str:
 
 
 def socket_name(name: str) -> str:
-    """`LoRATrainingConfig` → `training_config`: the trainer's input for it."""
+    """`LoRATrainingConfig` → `training`: the trainer's input for it."""
     return {
         "LoRATrainingConfig": "training",
         "OptimizerConfig": "optimizer",
@@ -82,7 +83,7 @@ def merged(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def depends(inputs: Mapping[str, Any]) -> list[Any]:
-    """What the connected settings depend on beside their options: the clips of a validation dataset."""
+    """What the connected settings depend on besides their options: the clips of a validation dataset."""
     given = [inputs.get(socket.id) for socket in settings_sockets()]
     return [stamp for settings in given if isinstance(settings, Settings) for stamp in settings.depends]
 

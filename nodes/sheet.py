@@ -1,6 +1,6 @@
 """Contact sheets of datasets: the Dataset Viewer node, and the picture that the page shows beside a dataset.
 
-Reading only: it needs no GPU, so it may run beside a training.
+It only reads and needs no GPU, so it may run during a training.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def viewer_node() -> Node:
 
     return Node(
         name="DatasetViewer", title="Dataset Viewer", group="Dataset", is_output=True, execute=execute,
-        help="A contact sheet of the clips as they will be cached, and the table of sizes and lengths. Look at it "
-        "before hours of training.",
+        help="A contact sheet of the clips as they will be cached, and a table of sizes and lengths. Look at it before "
+        "hours of training.",
         inputs=(Socket(id="dataset", types=(sockets.DATASET,), help="From a Dataset Config node."), *made),
         results=(
             Result(id="sheet", type=IMAGE, help="The contact sheet; Preview Image shows it."),
@@ -53,7 +53,7 @@ def sheet_file(key: str) -> Path:
 
 
 def of_path(name: str, family: str) -> Path:
-    """The sheet of a folder or dataset file in an allowed folder. OptionError, or what the engine says."""
+    """The sheet of a folder or dataset file in an allowed folder. OptionError, or the engine's error."""
     place = paths.named(name)
     case = "file" if place.is_file() else "folder"
     node = dataset.config_node()

@@ -1,6 +1,6 @@
-"""What a run shows: ComfyUI's own progress bar on the node, and our messages to every open page, whose panel says more.
+"""What a run shows: ComfyUI's own progress bar on the node, and our messages to every open page for its panel.
 
-Called a few times a second by whoever waits for the run, so that a chatty engine costs nothing. The messages are
+Called a few times a second by the code that waits for the run, so that a chatty engine costs nothing. The messages are
 `musubi.run` (a summary), `musubi.event` (one of the engine's events), `musubi.environment`, and `musubi.refused` (why a
 node cannot run, to the page that queued it).
 """
@@ -30,7 +30,7 @@ def tell(run: Run) -> None:
 
 
 def environment(state: dict[str, Any]) -> None:
-    """Tell every page how the environment is, or how its making goes."""
+    """Send every page the state of the environment, or the progress of setting it up."""
     host.send(ENVIRONMENT, state)
 
 

@@ -1,7 +1,7 @@
 """Options that are fed by other nodes: pictures, videos, LoRA stacks, datasets. Types, sockets, and values from them.
 
-What comes in as pixels is written to a file named by its content, since the engine reads files; a VIDEO that is a file
-already is used as it is.
+Pixels are written to a file named by its content, since the engine reads files; a VIDEO that is a file already is used
+as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FROM_STACK = re.compile(r"\w+_multiplier(_\w+)?|(include|exclude)_patterns")
 
 
 class Coming:
-    """Stands for what another node will give, while a prompt is looked at before it runs."""
+    """Stands for another node's result while a prompt is checked before it runs."""
 
 
 COMING = Coming()
@@ -56,12 +56,12 @@ COMING_LORAS = LoraStack((Lora(WHEN_RUN, WHEN_RUN),))
 
 
 def models_type(node_name: str) -> str:
-    """The type of a family's models: only its own nodes take them."""
+    """The socket type of a family's models, which only its own nodes take."""
     return f"MUSUBI_MODELS_{node_name.upper()}"
 
 
 def type_of(option: Option) -> str:
-    """The socket type that feeds an option, "" when it has a widget."""
+    """The socket type that feeds an option; "" if it has a widget."""
     if option.file_kind == "lora" and option.many:
         return LORAS
     return KINDS.get(option.file_kind, "")
@@ -90,7 +90,7 @@ def of_options(options: Iterable[Option]) -> list[Socket]:
 
 
 def to_options(options: Iterable[Option], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Option values out of what is connected."""
+    """Option values from what is connected."""
     names = {option.name for option in options}
     found: dict[str, Any] = {}
     for option in options:
@@ -138,7 +138,7 @@ def _stack(name: str, stack: Any, names: set[str]) -> dict[str, Any]:
 def picture_files(images: Any) -> list[str]:
     """PNG files of an IMAGE batch, named by their content."""
     if getattr(images, "ndim", 0) != 4 or not len(images):
-        raise OptionError("An image input holds no image.", hint="Connect a node that gives an IMAGE.")
+        raise OptionError("An image input has no image.", hint="Connect a node that outputs an IMAGE.")
     return [_kept(host.picture_bytes(image), ".png") for image in images]
 
 
@@ -150,7 +150,7 @@ def _kept(data: bytes, suffix: str) -> str:
 
 
 def video_file(video: Any) -> str:
-    """The file of a VIDEO: its own when it is a whole file, else one written from it."""
+    """The file of a VIDEO: its own if it is a whole file, else one written from it."""
     source = video.get_stream_source()
     if isinstance(source, str) and Path(source).is_file() and not _is_trimmed(video):
         return source

@@ -19,12 +19,12 @@ NONE = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Widget:
-    """A value that a person sets on a node. `listing` makes the choices anew each time (files in folders), `resolve`
-    turns the chosen name into the path that the engine is given.
+    """A value that a person sets on a node. `listing` makes the choices each time they are needed (files in folders),
+    `resolve` turns the chosen name into the path that the engine is given.
 
     `option` is the engine's option that it sets ("" for a value that the node itself uses); `part` the place in it
-    when the option takes several values, `argument` the key when it takes `key=value`. The value `unset` means that
-    the option is not given. `seed` lets ComfyUI draw a new value after each run.
+    if the option takes several values, `argument` the key if it takes `key=value`. The value `unset` means that the
+    option is not given. `seed` lets ComfyUI draw a new value after each run.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Socket:
 
 @dataclass(frozen=True, kw_only=True)
 class Switch:
-    """A choice that decides which widgets are there."""
+    """A choice that decides which widgets there are."""
 
     id: str
     help: str
@@ -77,7 +77,7 @@ Input = Widget | Socket | Switch
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a node hands on; `many`: a list, of which each entry goes on by itself."""
+    """An output of a node; `many`: a list whose entries are passed on one by one."""
 
     id: str
     type: str
@@ -99,13 +99,13 @@ class Call:
 
     @property
     def workflow_id(self) -> str:
-        """Which workflow it is, "" when it was queued without one."""
+        """The id of the workflow; "" if the prompt was queued without one."""
         return str(self.workflow.get("id", "")) if isinstance(self.workflow, Mapping) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The results in the order of the node's `results`, and what the page is told beside them."""
+    """The results in the order of the node's `results`, and UI output for the page."""
 
     values: tuple[Any, ...] = ()
     ui: Mapping[str, Any] | None = None
@@ -113,12 +113,12 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node. `fingerprint` says from the widgets' values whether something outside the graph has changed.
+    """A node. `fingerprint`: from the widgets' values, a text that changes when something outside the graph does.
 
-    `check` finds what `execute` would refuse without running anything, and gives stand-ins for what is not made yet;
-    `told_at` is the input at which ComfyUI shows it when the prompt is queued, "" for none.
+    `check` raises what `execute` would refuse, without running anything, and returns stand-ins for results that do not
+    exist yet; `told_at`: the input at which ComfyUI shows the refusal when the prompt is queued, "" for none.
 
-    `kind` is what the nodes of all families have in common ("Generator"), `family` the title of this one's.
+    `kind`: what such nodes of all families have in common ("Generator"); `family`: the title of this one's.
     """
 
     name: str

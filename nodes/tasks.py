@@ -28,18 +28,18 @@ RUN_RESULT = Result(id="run", type=RUN, help="For a monitor: numbers, previews a
 
 
 def fitting(verb: str, family: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the models' values that the command has; what it takes only for compatibility is left out."""
+    """Those of the models' values that the command has, without options that it takes only for compatibility."""
     known = places.of_command(verb, family)
     return {name: value for name, value in values.items() if name in known and places.usable(known[name])}
 
 
 def finished(call: Call, values: Iterable[Any], this: Run) -> Outcome:
-    """The results, and for the page which run they are of."""
+    """The results, and for the page the run that they are from."""
     return Outcome(values=(*values, this), ui={"musubi_run": [this.id]})
 
 
 def found_again(call: Call, key: str, verb: str, family: str) -> tuple[Run, dict[str, Any]] | None:
-    """The run that made a result which is still there; nothing is started."""
+    """The run that made a result which is still there, and the note on it; None if it is not there."""
     noted = manifest.find(key)
     if noted is None:
         return None
@@ -63,7 +63,7 @@ def key_of_file(job: Job, file: Path) -> str:
 
 
 def note_file(key: str, this: Run, file: Path) -> None:
-    """Remember such a result."""
+    """Remember a result that is one file."""
     manifest.note(key, run=this.id, files=[str(file)])
 
 
@@ -118,7 +118,9 @@ def _refuse_foreign(own: Mapping[str, Any], known: Mapping[str, Option], family:
     for name in own:
         if name not in known:
             raise OptionError(
-                f"{name} is no option of {places.title(family)}.", hint=f"Leave {name} at its default.", names=(name,)
+                f"{name} is not an option of {places.title(family)}.",
+                hint=f"Leave {name} at its default.",
+                names=(name,),
             )
 
 
@@ -154,7 +156,7 @@ def _trainer(family: str) -> Node:
         name=f"{name}LoRATrainer", title=f"{title} LoRA Trainer", group="Train", kind="LoRATrainer", family=title,
         is_output=True,
         help=f"Trains a LoRA for {title} and puts it into ComfyUI's loras folder, under musubi. Cancel stops within "
-        "seconds; Stop and save on the node ends the step at hand and keeps everything.",
+        "seconds; Stop and save on the node finishes the step at hand and keeps everything.",
         inputs=inputs, execute=execute, fingerprint=_trained_fingerprint, check=check, told_at="models",
         results=(
             Result(id="lora_name", type=COMBO, label="LoRA name", help="The LoRA as ComfyUI's LoRA loaders list it."),
@@ -162,7 +164,7 @@ def _trainer(family: str) -> Node:
             Result(id="path", type=STRING, help="The LoRA's file."),
             RUN_RESULT,
             *(
-                Result(id=f"loras{ending}", type=LORAS, help="A stack with the LoRA of the further expert, if any.")
+                Result(id=f"loras{ending}", type=LORAS, help="A stack with the LoRA of the other expert, if any.")
                 for ending in places.expert_endings(family)
             ),
         ),
@@ -171,7 +173,7 @@ def _trainer(family: str) -> Node:
 
 
 def _trained_fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Changes with the files of this training: a deleted LoRA is made again, a stopped training goes on."""
+    """A text that changes with the files of this training: a deleted LoRA is made again, a stopped training goes on."""
     return manifest.listing_stamp(paths.training(str(inputs.get("output_name"))), ("*.safetensors",))
 
 
@@ -209,7 +211,7 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
 
 
 def _last_lora(this: Run, wanted: Path) -> Path:
-    """The LoRA that a training ended with; a stopped one may have saved a step only. JobFailed without any."""
+    """The LoRA that a training ended with, which if stopped may only have saved a step. JobFailed: there is none."""
     saved = [Path(entry["path"]) for entry in this.artifacts if entry["kind"] == "LoRA"]
     its_own = (f"{wanted.stem}.", f"{wanted.stem}-")  # not those of a further expert, nor averages
     saved = [file for file in saved if file.is_file() and file.name.startswith(its_own)]
@@ -221,7 +223,7 @@ def _last_lora(this: Run, wanted: Path) -> Path:
 
 
 def _trained(call: Call, family: str, publisher: Publisher, final: Path, this: Run) -> Outcome:
-    """The trained LoRA, and those of further experts, whose files bear their endings behind the training's name."""
+    """The trained LoRA, and those of further experts, whose files have their endings after the training's name."""
     file, name = publisher.published(final), call.inputs["output_name"].strip()
     further = [final.with_name(final.name.replace(name, name + ending, 1)) for ending in places.expert_endings(family)]
     stacks = [_stack_of(publisher.published(other)) if other.is_file() else sockets.LoraStack() for other in further]
@@ -230,7 +232,7 @@ def _trained(call: Call, family: str, publisher: Publisher, final: Path, this: R
 
 
 def _listed_name(file: Path) -> str:
-    """As ComfyUI's lists have it: with our folder before it."""
+    """The name in ComfyUI's lists: with our folder before it."""
     return str(file.relative_to(file.parents[1]))
 
 
@@ -326,7 +328,7 @@ def _as_video(file: Path, call: Call) -> Any:
 
 
 def _batch_processor() -> Node:
-    """One node for all families: it has what all of them have, and a prompt line can say more."""
+    """One node for all families: it has the options that all of them have; a prompt line can give more."""
     options = places.common_options(places.GENERATE)
     made = widgets.of_options(option for option in options if option.name != "prompt")
     made.sort(key=lambda widget: (widget.option != "from_file", widget.advanced))
@@ -346,7 +348,7 @@ def _batch_processor() -> Node:
         name="BatchProcessor", title="Batch Processor", group="Generate", is_output=True, execute=execute, check=check,
         told_at="models",
         help="Generates one video for each line of a list of prompts; the models are loaded once. A line may set its "
-        "own size, length, seed and steps; images that it names lie in the input folder.",
+        "own size, length, seed and steps; images that it names must be in the input folder.",
         inputs=(
             Socket(id="models", types=_any_models(), help="From a Model Paths node of any family."),
             *sockets.of_options(options),
@@ -355,7 +357,7 @@ def _batch_processor() -> Node:
         ),
         results=(
             Result(id="videos", type=VIDEO, many=True, help="The videos, in the order of the lines."),
-            Result(id="paths", type=STRING, help="Their files, one a line."),
+            Result(id="paths", type=STRING, help="Their files, one per line."),
             RUN_RESULT,
         ),
         aliases=("prompt list", "from file", "queue"),

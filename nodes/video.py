@@ -1,4 +1,4 @@
-"""VIDEO in and out: a file of the allowed folders as ComfyUI's VIDEO, and a VIDEO saved and shown."""
+"""VIDEO in and out: a file from an allowed folder as ComfyUI's VIDEO, and a VIDEO saved and shown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def nodes() -> list[Node]:
     return [
         Node(
             name="VideoInput", title="Video Input", group="Video", execute=_load, fingerprint=_load_fingerprint,
-            help="A video of an allowed folder, whole or in part.",
+            help="A video from an allowed folder, whole or in part.",
             inputs=(
                 Widget(
                     id="video", kind="choice", default=NONE, listing=paths.video_files,
@@ -63,7 +63,7 @@ def nodes() -> list[Node]:
             ),
             results=(
                 Result(id="video", type=VIDEO, help="For a generator, or any node that takes a VIDEO."),
-                Result(id="fps", type="FLOAT", help="Frames a second."),
+                Result(id="fps", type="FLOAT", help="Frames per second."),
                 Result(id="frames", type="INT", help="How many frames."),
                 Result(id="width", type="INT", help="In pixels."),
                 Result(id="height", type="INT", help="In pixels."),
@@ -73,7 +73,7 @@ def nodes() -> list[Node]:
         ),
         Node(
             name="VideoOutput", title="Video Output", group="Video", execute=_save, is_output=True,
-            help="Saves a VIDEO into the output folder, with the workflow inside, and shows it.",
+            help="Saves a VIDEO to the output folder, with the workflow inside, and shows it.",
             inputs=(
                 Socket(id="video", types=(VIDEO,), help="The video to save."),
                 Widget(
@@ -82,7 +82,7 @@ def nodes() -> list[Node]:
                 ),
                 Widget(
                     id="format", kind="choice", default="auto", choices=FORMATS,
-                    help="Kind of file. auto: as the video is.",
+                    help="File format. auto: that of the video.",
                 ),
             ),
             results=(

@@ -1,6 +1,6 @@
 """Nodes that pick model files: Model Paths and LoRA Stack, one of each for every family.
 
-Choices are the names in ComfyUI's own model folders, so nothing is typed and nothing outside them can be meant.
+Choices are the names in ComfyUI's own model folders, so nothing is typed and nothing outside of them can be reached.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SLOTS = 4
 
 @dataclass(frozen=True)
 class Models:
-    """A family's model files and what several of its commands want to know, by option."""
+    """A family's model files, and its own options that several of its commands have, by name."""
 
     family: str
     options: Mapping[str, Any]
 
 
 def models_of(value: Any) -> Models:
-    """What came over a models input. OptionError when it is nothing of the kind."""
+    """The value of a models input. OptionError: it is not from a Model Paths node."""
     if not isinstance(value, Models):
         raise OptionError("The models input needs a Model Paths node.", hint="Connect one of the family.")
     return value
@@ -55,11 +55,11 @@ def _slot(number: int) -> list[Widget]:
         Widget(
             id=f"lora_{number}", kind="choice", default=NONE, unset=NONE, label=f"LoRA {number}",
             listing=partial(paths.model_files, "lora"), resolve=partial(paths.model_file, "lora"),
-            help="A LoRA of ComfyUI's loras folder; none leaves the place empty.",
+            help="A LoRA from ComfyUI's loras folder; none leaves the place empty.",
         ),
         Widget(
             id=f"strength_{number}", kind="float", default=1.0, low=-10, high=10, step=0.05,
-            label=f"strength {number}", help="How strongly it counts; 1 is as trained.",
+            label=f"strength {number}", help="How strongly it is applied; 1 is as trained.",
         ),
     ]  # fmt: skip
 
@@ -67,7 +67,7 @@ def _slot(number: int) -> list[Widget]:
 def _patterns(number: int) -> list[Widget]:
     texts = {
         "include": "Regular expression: merge only modules whose name it matches, such as cross_attn. Empty: all.",
-        "exclude": "Regular expression: leave out modules whose name it matches; what is included stays.",
+        "exclude": "Regular expression: leave out modules whose name it matches, even if they are included.",
     }
     return [
         Widget(id=f"{what}_{number}", kind="text", default="", label=f"{what} {number}", help=help, advanced=True)

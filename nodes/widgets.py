@@ -1,7 +1,7 @@
 """Options as widgets, widgets as ComfyUI inputs, values back as options: the only file that knows both vocabularies.
 
 An option that need not be given has a widget value that leaves it out (0, -1, an empty text, "none", "default"), which
-the tooltip says. Values are checked again when a node runs, because what comes over a link was never checked.
+the tooltip names. Values are checked again when a node runs, because values from links were never checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT = "default"
 AUTO = "auto"
 HIGHEST_FLOAT = 1e9
 HIGHEST_INT = 2**53 - 1
-"""JavaScript's; seeds reach further and are drawn by ComfyUI."""
+"""JavaScript's largest safe integer; seeds reach further and are drawn by ComfyUI."""
 MODEL_KINDS = tuple(paths.MODEL_FOLDERS)
 
 
@@ -30,13 +30,14 @@ MODEL_KINDS = tuple(paths.MODEL_FOLDERS)
 
 
 def left_out(option: Option) -> str:
-    """Why an option has no widget, "" when it has one (or belongs to a socket)."""
+    """Why an option has no widget; "" if it has one (or belongs to a socket)."""
     secret = "a secret" if option.secret else ""
     return option.accepted or secret or allowed.LEFT_OUT.get(option.name, "") or unplaced(option)
 
 
 def unplaced(option: Option) -> str:
-    """Why an option cannot have a widget, although nobody said that it should not; a test keeps this from happening."""
+    """Why an option cannot have a widget, although `allowed` does not leave it out; a test makes sure that none is
+    so."""
     if sockets.type_of(option) or sockets.from_stack(option) or option.name in allowed.LEFT_OUT:
         return ""
     if option.many and not option.count and option.kind not in ("int", "float"):
@@ -91,15 +92,15 @@ def _of_option(option: Option) -> list[Widget]:
 
 
 def _plain(option: Option, kind: Any, **more: Any) -> Widget:
-    told = {"id": option.name, "label": display(option.name), "option": option.name, "advanced": option.advanced}
-    return Widget(kind=kind, **{**told, "help": _help(option), **more})
+    common = {"id": option.name, "label": display(option.name), "option": option.name, "advanced": option.advanced}
+    return Widget(kind=kind, **{**common, "help": _help(option), **more})
 
 
 def _group(group: str) -> Widget:
     names = allowed.GROUPS[group]
     return Widget(
         id=group, kind="choice", label=display(group), default=AUTO, unset=AUTO, choices=(AUTO, *names), option=group,
-        help="Which attention is used. auto: the fastest that works on this GPU.",
+        help="Which implementation of attention is used. auto: the fastest that works on this GPU.",
     )  # fmt: skip
 
 
@@ -122,15 +123,15 @@ def _prompts(option: Option) -> Widget:
     return _plain(
         option, "text", id="prompts", label="prompts", default="", unset="", multiline=True, advanced=False,
         resolve=prompts.write_prompts,
-        help="One prompt a line; a line may end in options such as --w 832 --h 480 --f 81 --d 42 (the seed) --s 20.",
+        help="One prompt per line; a line may end in options such as --w 832 --h 480 --f 81 --d 42 (the seed) --s 20.",
     )  # fmt: skip
 
 
 def _state(option: Option) -> Widget:
     return _plain(
         option, "choice", listing=paths.states, default=paths.AUTO, resolve=paths.state_folder,
-        help="Go on where an interrupted training was: same step, epoch, order of clips. auto: from the newest state "
-        "of a training of this output_name that was stopped or broken off, from the start when there is none.",
+        help="Go on where an interrupted training stopped: same step, epoch, order of clips. auto: from the newest "
+        "state of a training of this output_name that was stopped or broken off, or from the start if there is none.",
     )  # fmt: skip
 
 
@@ -138,12 +139,12 @@ def _log_folder(option: Option) -> Widget:
     return _plain(
         option, "bool", id="tensorboard", label="tensorboard", default=False, unset=False,
         resolve=lambda chosen: str(paths.work() / "tensorboard"),
-        help="Write the training's numbers for TensorBoard too, into output/musubi/tensorboard.",
+        help="Also write the training's numbers for TensorBoard, into output/musubi/tensorboard.",
     )  # fmt: skip
 
 
 _SPECIAL = {"prompts": _prompts, "state": _state, "folder": _log_folder}
-"""Kinds of files that have a widget of their own kind."""
+"""Kinds of files with a special widget."""
 
 
 def _choice(option: Option, choices: tuple[str, ...], *, unset: str | None) -> Widget:
@@ -164,17 +165,17 @@ def _numbers(option: Option) -> Widget:
     default = ", ".join(map(str, option.default))
     return _plain(
         option, "text", default=default, unset=default or "", resolve=partial(_listed, option),
-        help=f"{_help(option)} With commas between.",
+        help=f"{_help(option)} Separated by commas.",
     )  # fmt: skip
 
 
 def _listed(option: Option, text: str) -> list[int] | list[float]:
-    """`100, 300` as numbers. Refused for anything else."""
+    """`100, 300` as numbers. Raises Refused for anything else."""
     kind = int if option.kind == "int" else float
     try:
         return [kind(word) for word in text.replace(",", " ").split()]
     except ValueError:
-        shown = f"{option.name} needs numbers with commas between, not {text[:100]!r}."
+        shown = f"{option.name} needs numbers separated by commas, not {text[:100]!r}."
         raise Refused(shown, _help(option), names=(option.name,)) from None
 
 
@@ -220,7 +221,7 @@ def _step(option: Option) -> float:
 
 
 def _help(option: Option) -> str:
-    """The option's help in the words of a node, with the unit where it does not say it itself."""
+    """The option's help in the words of a node, with the unit if the help does not name it."""
     text = words.of_node(allowed.HELP.get(option.name, option.help))
     counted = option.unit and option.kind != "bool" and option.unit.rstrip("s") not in text.lower()
     return text + (f" In {option.unit}." if counted else "")
@@ -234,11 +235,11 @@ def _without_default(option: Option) -> str:
 
 
 class Refused(OptionError):
-    """A value that a node does not take: out of a linked node or a changed workflow."""
+    """A value that a node does not take: from a linked node or a changed workflow."""
 
 
 class NotOffered(Refused):
-    """A value that is not in its widget's list, which ComfyUI has found too when it came from a workflow."""
+    """A value that is not in its widget's list. If it came from a workflow, ComfyUI refuses it too."""
 
 
 def checked(widget: Widget, value: Any) -> Any:
@@ -251,8 +252,8 @@ def checked(widget: Widget, value: Any) -> Any:
         raise _not_offered(widget, value)
     if widget.kind == "text" and isinstance(value, str):
         if "\0" in value or not is_utf_8(value):
-            what = "a NUL character" if "\0" in value else "half of a character, as a cut emoji leaves it"
-            raise Refused(f"{widget.id} holds {what}.", "Type the text again.", names=(widget.id,))
+            what = "a NUL character" if "\0" in value else "half a character, as a cut emoji leaves it"
+            raise Refused(f"{widget.id} contains {what}.", "Type the text again.", names=(widget.id,))
         return value
     if widget.kind in ("int", "float") and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _number_checked(widget, value)
@@ -278,7 +279,7 @@ def _number_checked(widget: Widget, value: float) -> float:
 
 
 def read(inputs: Iterable[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every widget's checked value by its id; what is not given has its default. Sockets are handed through."""
+    """Every widget's checked value by its id; what is not given has its default. Socket values are passed through."""
     found: dict[str, Any] = {}
     for item in inputs:
         if isinstance(item, Widget):
@@ -300,7 +301,7 @@ def _read_switch(switch: Switch, value: Any) -> dict[str, Any]:
 
 
 def to_options(widgets: Iterable[Widget], values: Mapping[str, Any], *, changed_only: bool = False) -> dict[str, Any]:
-    """Option values out of checked widget values. `changed_only` leaves out what stands at its default."""
+    """Option values from checked widget values. `changed_only` leaves out those at their defaults."""
     found: dict[str, Any] = {}
     for widget in widgets:
         value = values[widget.id]

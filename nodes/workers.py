@@ -1,8 +1,8 @@
 """The engine that stays after a job for the next one of its kind, for as many minutes as the person allows.
 
-One at most: whoever holds the GPU has it, nobody else. It is let go when its time is over, when a job needs the GPU
-that is not for it, when ComfyUI wants GPU memory, and when settings change; when ComfyUI itself is killed, its stdin
-ends and it leaves. To whoever waits for a job, a `Turn` is what a `run.Child` is. Starts nothing itself.
+There is at most one, and only the holder of the GPU uses it. It is ended when its time is over, when another kind of
+job needs the GPU, when ComfyUI needs GPU memory, and when settings change; when ComfyUI itself is killed, its stdin
+ends and it exits. A `Turn` can be waited for like a `run.Child`. Starts nothing itself.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ENDING_S = run.ASK_S + run.TERMINATE_S + run.KILL_S + 2 * run.LINGER_S
 
 
 class Turn:
-    """One job in a worker: `wait`, `send` and `cancel` as of a child that is there for this job alone."""
+    """One job in a worker, with `wait`, `send` and `cancel` as of a child that runs only this job."""
 
     def __init__(self, child: Child, on_event: Callable[[Event], None]):
         self._child, self._on_event = child, on_event
         self._last: Done | Failed | None = None
         self._status: int | None = None
-        self._finishing: asyncio.Future[None] | None = None  # a task that nobody holds may vanish
+        self._finishing: asyncio.Future[None] | None = None  # a task without a reference may be garbage-collected
         self._ended: concurrent.futures.Future[Ended] = concurrent.futures.Future()
         self._lock = threading.Lock()
         self.cancelled = False
@@ -36,7 +36,7 @@ class Turn:
         child.on_end(self._child_ended)
 
     def wait(self, timeout_s: float | None = None) -> Ended | None:
-        """How the job ended; None while it runs. OSError when the worker could not be started."""
+        """How the job ended; None while it runs. OSError: the worker could not be started."""
         try:
             return self._ended.result(timeout_s)
         except concurrent.futures.TimeoutError:
@@ -47,19 +47,19 @@ class Turn:
         self._child.send(command)
 
     def cancel(self) -> None:
-        """End the job within five seconds: the worker goes with it, unless it obeys in time."""
+        """End the job within five seconds; the worker is ended with it, unless it obeys in time."""
         self.cancelled = True
         self._child.send("stop")
         run.loop().call_soon_threadsafe(run.loop().call_later, run.ASK_S, self._end_worker)
 
     def take(self, event: Event) -> None:
-        """What the worker says while this is its job; on the bridge's thread."""
+        """Take in an event of the worker while this is its job; on the bridge's thread."""
         if isinstance(event, (Done, Failed)):
             self._last = event
         self._on_event(event)
 
     def finish(self, event: Finished) -> None:
-        """The last of it; the log is complete a moment later."""
+        """Take in the job's last event; the log is complete a moment later."""
         self._status, self.stays = event.status, not event.leaving
         self._finishing = asyncio.ensure_future(self._finish(event.status))
 
@@ -97,7 +97,7 @@ class Worker:
         self._child = Child(program, self._heard)
 
     def run(self, folder: Path, on_event: Callable[[Event], None]) -> Turn:
-        """Begin the job whose `job.toml` is in this folder. The one before it has ended."""
+        """Begin the job whose `job.toml` is in this folder. The one before it must have ended."""
         self._child.log_to(folder / "log.txt")
         self._turn = turn = Turn(self._child, on_event)
         self._child.send("run", job=str(folder))
@@ -108,9 +108,9 @@ class Worker:
         return self._child.wait(0) is None
 
     def end(self) -> None:
-        """End it, and wait until nothing of it is left; it has no job that it could save."""
+        """End it, and wait until nothing of it is left; it has no job to save."""
         self._child.cancel(asked=True)
-        with contextlib.suppress(OSError):  # one that never started has nothing to be ended
+        with contextlib.suppress(OSError):  # one that never started needs no ending
             self._child.wait(ENDING_S)
 
     def _heard(self, event: Event) -> None:
@@ -133,7 +133,7 @@ class Bench:
         self._timer: threading.Timer | None = None
 
     def take(self, program: Program) -> Worker:
-        """The one that waits, if it was started like this, else a new one."""
+        """The worker that waits, if it was started from the same program; else a new one."""
         worker = self._leave()
         if worker is not None and worker.program == program and worker.alive:
             return worker
@@ -142,7 +142,7 @@ class Bench:
         return Worker(program)
 
     def put(self, worker: Worker, minutes: float) -> None:
-        """Have a worker wait for so long."""
+        """Let a worker wait for so many minutes."""
         with self._lock:
             self._waiting = worker
             self._timer = threading.Timer(60 * minutes, self.clear, (worker,))
@@ -150,7 +150,7 @@ class Bench:
             self._timer.start()
 
     def clear(self, only: Worker | None = None) -> None:
-        """End the one that waits, or `only` this one."""
+        """End the worker that waits; with `only`, if it is this one."""
         worker = self._leave(only)
         if worker is not None:
             worker.end()

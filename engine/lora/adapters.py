@@ -1,12 +1,12 @@
-"""Trainable adapters beside one frozen layer: y = base(x) + multiplier * change(x), for LoRA, LoHa and LoKr.
+"""Trainable adapters on one frozen layer: y = base(x) + multiplier * change(x), for LoRA, LoHa and LoKr.
 
-An adapter wraps the forward of the layer that it adapts, so it does not care what the base weights are (bf16, fp16,
-fp8 behind a wrapped forward). It is float32 unless made bf16, and computes in whatever autocast says. Names, shapes and
-scale are those of musubi-tuner 30c658c and lycoris-lora 4.1.3. The first values and the change of LoHa and LoKr are
-computed by lycoris (lycoris_functions.py, imported where such an adapter is made); dropout, fp8 bases and DoRA are
-ours, which lycoris' own modules lack or do otherwise. LoHa and LoKr adapt linear layers only, as musubi-tuner's do.
-DoRA brings the rows of the changed weight to lengths that are trained; the norm it divides by counts as a constant in
-backward, as its paper proposes (section 4.3), which lycoris does not do.
+An adapter wraps the forward of its layer, so the base weights may be stored in any way (bf16, fp16, fp8 behind a
+wrapped forward). It is float32 unless converted to bf16, and computes in autocast's precision. Names, shapes and scale
+are those of musubi-tuner 30c658c and lycoris-lora 4.1.3. lycoris computes the initial values and the change of LoHa and
+LoKr (lycoris_functions.py, imported only when such an adapter is made); dropout, fp8 bases and DoRA are ours, because
+lycoris' modules lack them or differ. LoHa and LoKr adapt linear layers only, as in musubi-tuner.
+DoRA scales the rows of the changed weight to trained lengths; the norm it divides by counts as a constant in backward,
+as its paper proposes (section 4.3) and lycoris does not.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ROWS_AT_ONCE = 2048
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A Linear, or something that replaces one (quantised): what matters are its two sizes."""
+    """Whether it is a Linear or replaces one (quantised): anything that has its two sizes."""
     return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
 
 
 class Adapter(nn.Module):
-    """One adapter on one layer; wraps that layer's forward while attached. Subclasses say what the change is."""
+    """One adapter on one layer; wraps that layer's forward while attached. Subclasses define the change."""
 
     alpha: Tensor
     dora_scale: Tensor
@@ -52,9 +52,9 @@ class Adapter(nn.Module):
         decompose: bool = False,
         **options: Any,
     ) -> None:
-        """`dropouts` are (dropout, rank_dropout, module_dropout), probabilities 0 <= p < 1.
+        """`dropouts`: (dropout, rank_dropout, module_dropout), probabilities 0 <= p < 1. `alpha` 0 or None: `dim`.
 
-        `decompose` is DoRA, for linear layers. `options` are the kind's own (see `_make`).
+        `decompose`: DoRA, for linear layers. `options`: those of the kind (see `_make`).
         """
         super().__init__()
         self.path, self.dim = path, dim
@@ -62,7 +62,7 @@ class Adapter(nn.Module):
         self.multiplier = 1.0
         self.enabled = True
         layer: Any = module
-        self._base = (layer,)  # in a tuple, so that the layer does not become a part of the adapter
+        self._base = (layer,)  # in a tuple, so that the layer does not become a submodule
         weight = getattr(module, "weight", None)
         on_meta = isinstance(weight, Tensor) and weight.is_meta
         with torch.device("meta" if on_meta else "cpu"):
@@ -78,22 +78,22 @@ class Adapter(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether a block with it may be computed again for its gradients alone (memory/recomputing.py): it draws no
-        random numbers, and does not checkpoint itself."""
+        """Whether a block that contains it may be recomputed for its gradients alone (memory/recomputing.py): it draws
+        no random numbers and does no checkpointing of its own."""
         return False
 
     @classmethod
     def like(cls, module: nn.Module, weights: AdapterWeights, **values: Any) -> Adapter:
-        """An adapter of the same sizes as one from a file; its values are still to be loaded."""
+        """An adapter with the sizes of one from a file; its values are not loaded yet."""
         decompose = weights.dora is not None
         return cls(module, dim=weights.rank, alpha=weights.alpha, decompose=decompose, **values)
 
     def _make(self, module: Any, alpha: float, generator: torch.Generator | None) -> float:
-        """Make the parameters, so that nothing changes yet; returns alpha, which a kind may set itself."""
+        """Create the parameters such that the change is zero; returns alpha, which a kind may override."""
         raise NotImplementedError
 
     def _change(self, x: Tensor) -> Tensor:
-        """The change of the output, alpha included, rank dropout and dropout too while training."""
+        """The change of the output, including alpha and, in training, rank dropout and dropout."""
         raise NotImplementedError
 
     def _rows(self, start: int, stop: int) -> Tensor:
@@ -101,7 +101,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def factors(self) -> list[Tensor]:
-        """The parameters whose product the change is: to scale it by s, each takes s ** (1 / count)."""
+        """The parameters whose product is the change: to scale it by s, scale each by s ** (1 / count)."""
         raise NotImplementedError
 
     def squared_norm(self) -> Tensor:
@@ -109,17 +109,17 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def detach_from(self, module: nn.Module) -> None:
-        """Give the module its own forward back."""
+        """Restore the module's own forward."""
         if self._attached:
             module.forward = self._base_forward
             self._attached = False
 
     def refresh(self) -> None:
-        """Take over alpha after values were loaded."""
+        """Recompute the scale after values, alpha among them, were loaded."""
         self.scale = float(self.alpha) / self.dim
 
     def weights(self) -> AdapterWeights:
-        """The same as a LoRA file would hold it, not copied."""
+        """This adapter as a LoRA file would hold it; the tensors are not copied."""
         state = {name: value.detach() for name, value in self.state_dict().items()}
         return understand(state, alpha=float(self.alpha), where=self.path)
 
@@ -137,18 +137,18 @@ class Adapter(nn.Module):
         return (base + change).to(base.dtype)
 
     def _fitting(self, x: Tensor) -> Tensor:
-        """Autocast casts by itself; without it the input takes the adapter's precision."""
+        """`x` in the adapter's precision; unchanged under autocast, which casts by itself."""
         return x if torch.is_autocast_enabled(x.device.type) else x.to(self.factors()[0].dtype)
 
     def _dropped(self, change: Tensor) -> Tensor:
-        """For kinds without ranks to drop: whole output features, and single values."""
+        """Dropout for kinds without ranks to drop: of whole output features (rank dropout) and of single values."""
         if self.training and self.rank_dropout:
             kept = torch.rand(change.shape[-1], device=change.device) >= self.rank_dropout
             change = change * (kept / (1.0 - self.rank_dropout))
         return functional.dropout(change, p=self.dropout, training=self.training)
 
     def _decomposed(self, base: Tensor, change: Tensor) -> Tensor:
-        """What DoRA adds to the base's output: rows of weight + change at their trained lengths, minus the base's."""
+        """What to add to the base's output so that the rows of weight + change have their trained lengths (DoRA)."""
         bias = getattr(self._base[0], "bias", None)
         plain = base if bias is None else base - bias
         gain = (self.dora_scale / self._changed_norms()).flatten()
@@ -169,7 +169,7 @@ class Adapter(nn.Module):
         return self._base_rows(0, self._base[0].out_features).norm(dim=1, keepdim=True).cpu()
 
     def _base_rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the frozen weight, float32, multiplied out where it is fp8 with scales."""
+        """Rows of the frozen weight, float32; scaled fp8 is dequantised."""
         module: Any = self._base[0]
         scale = getattr(module, "scale_weight", None)
         if scale is None:
@@ -182,7 +182,7 @@ class Adapter(nn.Module):
 
 
 class LoraAdapter(Adapter):
-    """up(down(x)) * alpha / rank; also of convolutions."""
+    """up(down(x)) * alpha / rank; also for convolutions."""
 
     name = "LoRA"
     linear_only = False
@@ -202,7 +202,7 @@ class LoraAdapter(Adapter):
         hidden, scale = self.lora_down(x), self.scale
         if self.training:
             hidden, scale = self._drop(hidden, scale)
-        return self.lora_up(hidden * scale)  # where it is narrow: its gradient would be as wide as the layer's
+        return self.lora_up(hidden * scale)  # not the result, whose gradient would be as wide as the layer's
 
     def _drop(self, hidden: Tensor, scale: float) -> tuple[Tensor, float]:
         if self.dropout:
@@ -222,21 +222,21 @@ class LoraAdapter(Adapter):
         return [self.lora_up.weight, self.lora_down.weight]
 
     def squared_norm(self) -> Tensor:
-        """Without building the matrix that it is the norm of."""
+        """From rank x rank products; the full matrix is never built."""
         up = self.lora_up.weight.flatten(1).float()
         down = self.lora_down.weight.flatten(1).float()
         return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0) * self.scale**2
 
 
 class FactoredAdapter(Adapter):
-    """What LoHa and LoKr share: their parameters are factors that lycoris made."""
+    """What LoHa and LoKr share: their parameters are factors created by lycoris."""
 
     def _register(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
             self.register_parameter(name, nn.Parameter(value.float()))
 
     def _fitting(self, x: Tensor) -> Tensor:
-        """Autocast's precision, without it the adapter's: lycoris' own backward and kernels know no autocast."""
+        """`x` in autocast's precision or, without autocast, the adapter's: lycoris' backward and kernels ignore it."""
         device = x.device.type
         return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.factors()[0].dtype)
 
@@ -248,7 +248,7 @@ class FactoredAdapter(Adapter):
 
 
 class LohaAdapter(FactoredAdapter):
-    """The elementwise product of two low-rank matrices, which is built anew in backward instead of being kept."""
+    """The elementwise product of two low-rank matrices, recomputed in backward instead of kept."""
 
     name = "LoHa"
 
@@ -300,7 +300,7 @@ class LokrAdapter(FactoredAdapter):
         decompose_both: bool = False,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> float:
-        """`shapes` are those of an adapter from a file, and replace the other options. Two whole factors scale by 1."""
+        """`shapes`: those of an adapter from a file; they replace the other options. Two whole factors: scale 1."""
         from .lycoris_functions import lokr_parts
 
         if shapes is None:
@@ -336,7 +336,7 @@ class LokrAdapter(FactoredAdapter):
         return lokr_weight(parts, scale=self.scale)
 
     def _rows_at_once(self) -> int:
-        """Whole rows of the first factor."""
+        """A multiple of the second factor's height, which is one row of the first factor."""
         return self._height() * -(-_ROWS_AT_ONCE // self._height())
 
     def _height(self) -> int:
@@ -358,8 +358,8 @@ KINDS: dict[type, type[Adapter]] = {LoraWeights: LoraAdapter, LohaWeights: LohaA
 
 
 class _Unset(nn.Linear):
-    """A linear layer that draws no first values, since its adapter gives them: a LoRA of rank 32 for Wan 14B has 153
-    million, and drawing twice takes most of a second."""
+    """A linear layer that draws no initial values, since the adapter sets them: a LoRA of rank 32 for Wan 14B has 153
+    million, and drawing them twice takes most of a second."""
 
     def reset_parameters(self) -> None:
         return

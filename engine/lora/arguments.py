@@ -1,8 +1,8 @@
 """`--network_module` and `--network_args`: which kind of adapter is trained, on what, and how.
 
-The names are the field's: musubi-tuner's networks.lora / loha / lokr, lycoris' `algo`, `factor`, `dora_wd` …,
-sd-scripts' `network_reg_dims` and `network_reg_lrs`. An adapter of lycoris.kohya goes on every linear layer of the
-blocks, as lycoris' preset "full" does; the others leave out what the family excludes.
+The names are established ones: musubi-tuner's networks.lora / loha / lokr, lycoris' `algo`, `factor`, `dora_wd` …,
+sd-scripts' `network_reg_dims` and `network_reg_lrs`. lycoris.kohya adapts every linear layer of the blocks, as lycoris'
+preset "full" does; the other modules skip the layers that the family excludes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .adapters import Adapter, LohaAdapter, LokrAdapter, LoraAdapter
 
 LYCORIS = "lycoris.kohya"
 MODULES: dict[str, type[Adapter]] = {"networks.loha": LohaAdapter, "networks.lokr": LokrAdapter}
-"""What is not LoRA. LoRA is networks.lora, or networks.lora_<family>."""
+"""All but LoRA, which is networks.lora or networks.lora_<family>, and lycoris.kohya."""
 ALGORITHMS: dict[str, type[Adapter]] = {
     "lora": LoraAdapter, "locon": LoraAdapter, "loha": LohaAdapter, "lokr": LokrAdapter,
 }  # fmt: skip
@@ -32,16 +32,16 @@ _OWN: dict[type[Adapter], tuple[str, ...]] = {
     LohaAdapter: (),
     LokrAdapter: ("factor", "full_matrix", "decompose_both"),
 }
-_OF_LYCORIS = ("algo", "preset", "conv_dim", "conv_alpha")  # its guides give conv_dim with every algorithm
+_OF_LYCORIS = ("algo", "preset", "conv_dim", "conv_alpha")  # lycoris' guides give conv_dim with every algorithm
 _DROPOUTS = ("rank_dropout", "module_dropout")
 _FOR_CREATE = ("conv_dim", "conv_alpha", "exclude_patterns", "include_patterns")
 
 
 @dataclass(frozen=True)
 class NetworkArguments:
-    """What the arguments come to. `create` are arguments of `network.create`, `like` those of `create_like`.
+    """The arguments, interpreted: `create` for `network.create`, `like` for `network.create_like`.
 
-    `values` is what was given, typed, for the metadata. `all_linear`: what the family excludes is adapted too.
+    `values`: what was given, typed, for the metadata. `all_linear`: adapt what the family excludes, too.
     """
 
     values: dict[str, Any]
@@ -52,7 +52,8 @@ class NetworkArguments:
 
 
 def read_network_arguments(module: str, arguments: Sequence[str]) -> NetworkArguments:
-    """OptionError for an unknown module or key, a key of another kind of adapter, or a value that does not fit."""
+    """Interpret both options. OptionError: an unknown module or key, a key of another kind of adapter, or a value that
+    does not fit."""
     values = parse_network_args(arguments)
     kind = _kind(module, values)
     allowed = (*_EVERYWHERE, *_OWN[kind], *(_OF_LYCORIS if module == LYCORIS else ()))
@@ -65,7 +66,8 @@ def read_network_arguments(module: str, arguments: Sequence[str]) -> NetworkArgu
             )
     if values.get("preset", "full") != "full":
         raise OptionError(
-            f"--network_args preset={values['preset']} is not known; full means all linear layers of the blocks.",
+            f"--network_args preset={values['preset']} is not known; the only one is full, all linear layers of the "
+            "blocks.",
             "Choose the layers with include_patterns and exclude_patterns.",
         )
     if values.get("dora_wd") and "conv_dim" in values:
@@ -88,7 +90,7 @@ def _kind(module: str, values: dict[str, Any]) -> type[Adapter]:
         algorithm = values.get("algo", "lora").lower()
         if algorithm not in ALGORITHMS:
             raise OptionError(
-                f"--network_args algo={algorithm} cannot be trained; there are {', '.join(ALGORITHMS)}.",
+                f"--network_args algo={algorithm} cannot be trained; {', '.join(ALGORITHMS)} can.",
                 "lycoris' other algorithms are not built in.",
             )
         return ALGORITHMS[algorithm]
@@ -96,8 +98,8 @@ def _kind(module: str, values: dict[str, Any]) -> type[Adapter]:
         return LoraAdapter
     if module not in MODULES:
         raise OptionError(
-            f"--network_module {module} is unknown; there are {', '.join(MODULES)} and {LYCORIS} besides LoRA.",
-            "Leave it out: the family's own is the default.",
+            f"--network_module {module} is unknown; besides LoRA there are {', '.join(MODULES)} and {LYCORIS}.",
+            "Leave it out: the default is the family's own LoRA.",
         )
     return MODULES[module]
 
@@ -107,7 +109,7 @@ def _patterns(text: str) -> list[str]:
     if not text.lstrip().startswith("["):
         return [text]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # '\\.' without an r before the quotes means what the person thinks it means
+        warnings.simplefilter("ignore")  # '\.' without an r before the quotes works, but Python warns
         value = ast.literal_eval(text)
     if not all(isinstance(entry, str) for entry in value):
         raise ValueError("not a list of strings")
@@ -121,7 +123,7 @@ def _switch(text: str) -> bool:
 
 
 def _by_pattern(text: str, convert: Callable[[str], Any]) -> dict[str, Any]:
-    """`pattern=number,pattern=number`: the number after the last `=` of each, since a pattern may hold one."""
+    """Parse `pattern=number,pattern=number`; the number follows the last `=`, since a pattern may contain one."""
     found = {}
     for entry in filter(None, (entry.strip() for entry in text.split(","))):
         pattern, equals, value = entry.rpartition("=")
@@ -132,7 +134,7 @@ def _by_pattern(text: str, convert: Callable[[str], Any]) -> dict[str, Any]:
     return found
 
 
-_BY_PATTERN = "regular expressions of whole module paths with a number above 0 each"
+_BY_PATTERN = "regular expressions that match whole module paths, each with a number above 0"
 _NETWORK_ARGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "conv_dim": (int, "a whole number, e.g. conv_dim=4"),
     "conv_alpha": (float, "a number, e.g. conv_alpha=1"),
@@ -145,7 +147,7 @@ _NETWORK_ARGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "dora_wd": (_switch, "True or False"),
     "algo": (str, f"one of {', '.join(ALGORITHMS)}"),
     "preset": (str, "full"),
-    "factor": (int, "a whole number, -1 for as even as possible"),
+    "factor": (int, "a whole number, -1 for factors as even as possible"),
     "full_matrix": (_switch, "True or False"),
     "decompose_both": (_switch, "True or False"),
     "network_reg_dims": (

@@ -1,8 +1,8 @@
 """Several LoRAs into one: all ranks side by side, which is exact, or the best LoRA of a smaller rank.
 
-Works on adapters as they were read for one model. LoHa and LoKr become LoRAs first, exactly but of a larger rank.
-The best smaller one is the truncated singular value decomposition, taken of the two thin factors: the full matrix is
-never built. Given up: DoRA, whose result depends on the weights below it.
+Works on adapters that were read for one model. LoHa and LoKr become LoRAs first, exactly but of a larger rank.
+The best smaller LoRA is the truncated singular value decomposition, computed from the two thin factors: the full matrix
+is never built. Given up: DoRA, whose effect depends on the base weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def modules_of(files: Sequence[tuple[LoraFile, float]]) -> dict[str, list[tuple[
 
 
 def differences_of(files: Sequence[tuple[LoraFile, float]]) -> dict[str, Tensor]:
-    """The full changes of single parameters, added up, in the number format of the first that has each."""
+    """Full changes of single parameters, summed, each in the number format of the first file that has it."""
     found: dict[str, Tensor] = {}
     for file, multiplier in files:
         for name, value in file.differences.items():
@@ -39,7 +39,7 @@ def differences_of(files: Sequence[tuple[LoraFile, float]]) -> dict[str, Tensor]
 
 
 def concatenated(adapters: Weighted, *, where: str) -> LoraWeights:
-    """One LoRA that changes as much as all together: ranks add up, alpha is the rank. `where` begins a WeightsError."""
+    """One LoRA that equals the sum of all: ranks add up, alpha is the rank. `where`: how a WeightsError begins."""
     downs, ups = [], []
     for weights, multiplier in adapters:
         if weights.dora is not None:
@@ -52,7 +52,7 @@ def concatenated(adapters: Weighted, *, where: str) -> LoraWeights:
         downs.append(lora.down.float())
         ups.append(lora.up.float() * (lora.scale * multiplier))
     if len({(up.shape[0], down.shape[1:]) for up, down in zip(ups, downs, strict=True)}) > 1:
-        raise WeightsError(f"{where} is of different sizes in these LoRAs.", "They belong to different models.")
+        raise WeightsError(f"{where} has different sizes in these LoRAs.", "They belong to different models.")
     down, up = torch.cat(downs), torch.cat(ups, dim=1)
     return LoraWeights(down, up, float(down.shape[0]))
 
@@ -60,7 +60,7 @@ def concatenated(adapters: Weighted, *, where: str) -> LoraWeights:
 def reduced(lora: LoraWeights, *, rank: int | None = None, energy: float | None = None) -> LoraWeights:
     """The LoRA of a smaller rank that is nearest in Frobenius norm; float32, alpha is the rank.
 
-    `energy`: as few ranks as hold this share of the squared norm, at most `rank`; at least one.
+    `energy`, 0..1: as few ranks as hold this share of the squared norm, at least one and at most `rank`.
     """
     down, up = lora.down.flatten(1).float(), lora.up.flatten(1).float() * lora.scale
     left, left_small = torch.linalg.qr(up)

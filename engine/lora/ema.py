@@ -1,8 +1,8 @@
 """Averaging the checkpoints of one training after the fact: exponential with a linear beta, or a power function.
 
-Works on the tensors of files as they are named, so it needs no model and takes every kind of adapter. Numbers as
-musubi-tuner 30c658c's lora_post_hoc_ema.py. With a power function the first file counts nothing: it only gives the
-number formats.
+Works on tensors under the files' own names, so it needs no model and takes every kind of adapter. Gives the numbers of
+musubi-tuner 30c658c's lora_post_hoc_ema.py. With a power function the first file has no weight: it only sets the number
+formats.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _STEP_IN_NAME = re.compile(r"(?:-step(?P<step>\d+)|-(?P<epoch>\d{6}))$")
 def power_gamma(sigma_rel: float) -> float:
     """The exponent of a power-function average of this relative width, 0 < sigma_rel <= 12 ** -0.5.
 
-    Algorithm 2 of arXiv 2312.02696. OptionError for another width: its weights would fall with time.
+    Algorithm 2 of arXiv 2312.02696. OptionError for a larger width, which needs weights that fall with time.
     """
     inverse = sigma_rel**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     real = [float(root.real) for root in roots if abs(root.imag) < 1e-9 and root.real >= -1e-6]
     if not real:
         raise OptionError(
-            f"--sigma_rel {sigma_rel:g} is wider than a growing average can be.",
+            f"--sigma_rel {sigma_rel:g} is too wide: the weights of the average would fall with time.",
             "Use a value above 0 and up to 0.2886; 0.05 to 0.2 is usual.",
         )
     return max(0.0, *real)
 
 
 def betas(files: int, *, beta: float, beta2: float | None = None, sigma_rel: float | None = None) -> list[float]:
-    """How much the average so far counts when each file after the first is added."""
+    """The weight (0..1) of the average so far as each file after the first is added."""
     count = files - 1
     if sigma_rel is not None:
         gamma = power_gamma(sigma_rel)
@@ -47,9 +47,9 @@ def betas(files: int, *, beta: float, beta2: float | None = None, sigma_rel: flo
 
 
 def average(files: Iterable[tuple[str, Mapping[str, Tensor]]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """The average of (name, tensors) in order, in float32, with the first file's number formats.
+    """The average of `files`, (name, tensors) in order, computed in float32, in the first file's number formats.
 
-    Tensors that are no fractions keep the first file's values. WeightsError: names, shapes or alphas that differ.
+    `weights`: from `betas`. Integers keep the first file's values. WeightsError: names, shapes or alphas differ.
     """
     running: dict[str, Tensor] = {}
     stored: dict[str, torch.dtype] = {}
@@ -75,17 +75,17 @@ def _check_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], first: s
     for key, value in one.items():
         if value.shape != other[key].shape:
             raise WeightsError(
-                f"{key} is {tuple(value.shape)} in {first}, {tuple(other[key].shape)} in {second}.", hint
+                f"{key} has shape {tuple(value.shape)} in {first}, {tuple(other[key].shape)} in {second}.", hint
             )
         if key.endswith(".alpha") and not torch.allclose(value.float(), other[key].float()):
             raise WeightsError(f"{key} is {float(value):g} in {first} and {float(other[key]):g} in {second}.", hint)
 
 
 def in_order(files: Mapping[Path, Mapping[str, str]]) -> tuple[list[Path], str]:
-    """The files (with their metadata) from the first checkpoint to the last, and what told: a word for the person.
+    """The `files` (path -> metadata) from the first checkpoint to the last, and what they were ordered by, in words.
 
-    By the training step in the metadata; else by step or epoch in the names, a name without one being the last; else
-    by the time of writing, which copying changes.
+    By the training step in the metadata; else by step or epoch in the names, where a name without one is the last; else
+    by modification time, which copying changes.
     """
     by_metadata = {path: _number(metadata.get("ss_steps")) for path, metadata in files.items()}
     found = [number for number in by_metadata.values() if number is not None]

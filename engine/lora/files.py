@@ -1,8 +1,8 @@
-"""LoRA files: reading every public naming and kind, and writing a file whole with the hashes that browsers index by.
+"""LoRA files: reading every public naming and kind, and writing files with the hashes that LoRA browsers index by.
 
-Which names and kinds there are is told by names.py and weights.py; here they are put together for the modules of one
-model, so that what comes out no longer depends on the tool that wrote the file. Layers that a layout keeps apart are
-joined, layers that it keeps together are cut. Knows no family. Given up: OFT, BOFT, GLoRA, (IA)^3, AdaLoRA.
+names.py and weights.py know the names and kinds; this module assembles them for the modules of one model, so that the
+result does not depend on the tool that wrote the file. Layers that a file keeps apart are joined, layers that it keeps
+together are cut. Knows no family. Given up: OFT, BOFT, GLoRA, (IA)^3, AdaLoRA.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ ADVICE = "Free some space, or choose another folder."
 AlphaOf = Callable[[str, int], "float | None"]
 _DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
 _BIAS = "lora_up.bias"
-"""PEFT's bias of the up half: it counts as the product of the halves does, so times the scale it changes the bias."""
+"""PEFT's bias of the up half. Times the scale, as with the product of the halves, it is the change of the bias."""
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file understood in terms of one model's modules.
+    """A LoRA file in terms of one model's modules.
 
-    `differences` are full changes of single parameters ("path.weight", "path.bias") that some files hold besides.
-    `unmatched` are keys that belong to no module of the model, `dtype` is the number format of the first weight.
+    `differences`: full changes of single parameters ("path.weight", "path.bias"), which some files also hold.
+    `unmatched`: keys that belong to no module of the model. `dtype`: the number format of the first weight.
     """
 
     path: Path
@@ -50,10 +50,10 @@ class LoraFile:
 
 
 def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weight") -> LoraFile:
-    """Read a LoRA for the model that has the target's modules. `role` is the flag that named the file.
+    """Read a LoRA for the model that has the target's modules. `role`: the flag that named the file.
 
-    `path` may be a folder that PEFT wrote. WeightsError: not readable, not a LoRA, another family's (no name fits),
-    parts missing, or a layer that has to be cut or joined and is of another size.
+    `path` may be a folder that PEFT wrote. WeightsError: unreadable, not a LoRA, for another family (no name fits),
+    parts missing, or a layer that has to be cut or joined has another size.
     """
     path = find_weights(Path(path), role=role)
     tensors, metadata = read_tensors(path, role=role)
@@ -75,7 +75,7 @@ def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weigh
 
 
 def _grouped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, str]]:
-    """Module as the file calls it -> part -> key. A key of no known form stands for itself."""
+    """The file's name for a module -> part -> key. A key of no known form is a group by itself, with part ""."""
     groups: dict[str, dict[str, str]] = {}
     for key in tensors:
         found = split(key)
@@ -87,7 +87,7 @@ def _grouped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, s
 
 
 class _Reader:
-    """Puts together what the groups of a file's tensors mean for a target."""
+    """Assembles the groups of a file's tensors into adapters for a target's modules."""
 
     def __init__(self, path: Path, target: LoraTarget) -> None:
         self._path, self._target = path, target
@@ -101,7 +101,8 @@ class _Reader:
         return bool(self._whole or self._partial or self.differences)
 
     def take(self, stem: str, parts: Mapping[str, Tensor], place: Place, alpha_of: AlphaOf) -> Collection[str]:
-        """One module of the file. Gives the parts that are unknown, of no parameter, or said under another name."""
+        """Take in one module of the file. Returns the parts left over: unknown, for a parameter that the model lacks,
+        or already present under another name."""
         full = [part for part in _DIFFERENCES if part in parts]
         left = {part for part in full if not self._differ(place, _DIFFERENCES[part], parts[part])}
         if not any(part in PARTS for part in parts):
@@ -111,8 +112,8 @@ class _Reader:
         alpha = float(parts["alpha"]) if "alpha" in parts else None
         where = f"{self._path.name}: {stem}"
         weights = understand(parts, alpha=alpha, where=where)
-        if alpha is None and (told := alpha_of(stem, weights.rank)):
-            weights = understand(parts, alpha=told, where=where)
+        if alpha is None and (alpha := alpha_of(stem, weights.rank)):
+            weights = understand(parts, alpha=alpha, where=where)
         if _BIAS in parts:
             change = parts[_BIAS].float() * weights.scale + parts.get("diff_b", torch.zeros(())).float()
             left |= set() if self._differ(place, "bias", change) else {_BIAS}
@@ -126,7 +127,7 @@ class _Reader:
         return left
 
     def modules(self) -> dict[str, AdapterWeights]:
-        """Everything, layers that the file has in parts joined."""
+        """All adapters; layers that the file has in parts are joined."""
         return self._whole | {path: self._join(path, found) for path, found in self._partial.items()}
 
     def _join(self, path: str, found: Mapping[int, tuple[AdapterWeights, Place]]) -> AdapterWeights:
@@ -143,11 +144,11 @@ class _Reader:
         return joined(parts)
 
     def _start(self, path: str, part: int, of: int, rows: int) -> int:
-        """All parts are alike but the last, which takes what remains."""
+        """First row of a part. All parts have the same size but the last, which takes the rest."""
         return self._rows(path) - rows if part == of - 1 else part * rows
 
     def _cuts(self, place: Place, rows: int) -> dict[str, tuple[int, int]]:
-        """Module -> the rows that are its own, of a layer of so many that holds several."""
+        """Module -> its first row and one past its last, in a layer of `rows` rows that holds several modules."""
         found, row = {}, 0
         for path in place.modules:
             found[path] = (row, row + self._rows(path))
@@ -161,13 +162,13 @@ class _Reader:
 
     def _misfit(self, path: str, rows: int) -> WeightsError:
         return WeightsError(
-            f"{self._path.name}: {rows} output features are meant for {path}, which has another number.",
-            "This LoRA was made for another size of the model: give the file of that model.",
+            f"{self._path.name}: {rows} output features are meant for {path}, which has a different number.",
+            "This LoRA was made for another size of the model: use it with that one.",
         )
 
     def _differ(self, place: Place, parameter: str, difference: Tensor) -> bool:
-        """A full change of a weight, a bias, or of what a file calls the modulation of a block. False: of a bias that
-        the model does not have."""
+        """Record a full change of a weight, a bias, or what a file calls the modulation of a block. False: it is for a
+        bias that the model does not have."""
         path = place.modules[0]
         if parameter == "bias" and not self._target.biasless.isdisjoint(place.modules):
             return False
@@ -187,9 +188,11 @@ class _Reader:
 
 
 def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a LoRA file under its own names, and its metadata. WeightsError when it is not readable."""
+    """All tensors of a LoRA file under its own names, and its metadata. WeightsError: it cannot be read."""
     if not path.is_file():
-        raise WeightsError(f"{role} {path}: there is no such file.", nearest(path) or f"Correct it.{looked_for(path)}")
+        raise WeightsError(
+            f"{role} {path}: there is no such file.", nearest(path) or f"Correct the path.{looked_for(path)}"
+        )
     if path.suffix != ".safetensors":
         return read_pickle(path, role=role), {}
     try:
@@ -199,7 +202,7 @@ def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str,
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{role} {path}: not a readable safetensors file ({error}).", "Fetch it again.") from error
     if not tensors:
-        raise WeightsError(f"{role} {path}: the file holds no tensors.")
+        raise WeightsError(f"{role} {path}: the file contains no tensors.")
     return tensors, metadata
 
 
@@ -210,9 +213,9 @@ def write_lora(
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a LoRA file whole or not at all; adds the two hashes that LoRA browsers index by.
+    """Write a LoRA file, whole or not at all, with the two hashes that LoRA browsers index by.
 
-    `dtype` None keeps each tensor's. DiskError when the disk is full or cannot be written.
+    `dtype` None keeps each tensor's. DiskError: the disk is full or cannot be written to.
     """
     path = Path(path)
     ready = {name: _stored(value, dtype) for name, value in tensors.items()}
@@ -228,9 +231,9 @@ def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
-    """(sshs_model_hash, sshs_legacy_hash): SHA-256 of the tensor data, and the old short hash of a piece of the file.
+    """(sshs_model_hash, sshs_legacy_hash): SHA-256 of the tensor data, and the old short hash of 64 KiB of the file.
 
-    Both are taken of the file as it would be with only the `ss_` metadata, the way sd-scripts defines them.
+    Both are computed as if the file had only the `ss_` metadata, as sd-scripts defines them.
     """
     kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     content = memoryview(safetensors.torch.save(dict(tensors), kept))

@@ -1,9 +1,9 @@
 """The names under which a LoRA is written: musubi-tuner's, ComfyUI's, diffusers'.
 
 `default` is musubi-tuner's and kohya's, with alpha. `other` is what diffusion-pipe and ComfyUI use: the module's own
-path after a prefix. `diffusers` has the layers that diffusers has, which are parts of ours in some families. The
-change of every weight is the same in all three. Which readers know alpha (ComfyUI a125cd84, diffusers 0.42.1, PEFT
-0.21.2): ComfyUI, of every kind; diffusers and PEFT, of none. Knows no family.
+path after a prefix. `diffusers` has diffusers' layers, which in some families are parts of ours. The change of every
+weight is the same in all three. Which readers honour alpha (ComfyUI a125cd84, diffusers 0.42.1, PEFT 0.21.2): ComfyUI
+for every kind of adapter, diffusers and PEFT for none. Knows no family.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HALVES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight
 
 
 def kohya_name(path: str, prefix: str = "lora_unet_") -> str:
-    """Module path as LoRA files of kohya and musubi-tuner write it."""
+    """A module path as LoRA files of kohya and musubi-tuner have it."""
     return prefix + path.replace(".", "_")
 
 
@@ -43,8 +43,8 @@ def to_other(
 ) -> dict[str, Tensor]:
     """The naming of diffusion-pipe and ComfyUI: `{prefix}.path.lora_A/B.weight`.
 
-    sqrt(alpha / rank) is folded into both halves, so that readers that know no alpha get it right; `keep_alpha` leaves
-    the halves alone and writes alpha. LoHa and LoKr keep theirs in any case.
+    sqrt(alpha / rank) is folded into each half, so that readers that ignore alpha get it right; with `keep_alpha` the
+    halves are left alone and alpha is written. LoHa and LoKr always keep theirs.
     """
     tensors: dict[str, Tensor] = {}
     for path, weights in modules.items():
@@ -65,11 +65,10 @@ def to_diffusers(
     prefix: str = DIFFUSERS_PREFIX,
     keep_alpha: bool = False,
 ) -> dict[str, Tensor]:
-    """diffusers' layers after `transformer.`; `parts_of` is the family's `diffusers_parts`.
+    """diffusers' naming: its layers after `transformer.`. `parts_of`: the family's `diffusers_parts`.
 
     Alpha is folded into the parts of every kind, unless `keep_alpha`. A layer that is several in diffusers is cut: each
-    but the last has as many rows as the model is wide, which is the number of its columns. WeightsError for what cannot
-    be cut.
+    part but the last has as many rows as the layer has columns, the model's width. WeightsError: it cannot be cut.
     """
     apart: dict[str, AdapterWeights] = {}
     for path, weights in modules.items():
@@ -92,7 +91,7 @@ def to_diffusers(
 
 
 def _rows(weights: LoraWeights, names: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """Each of diffusers' layers with its first row and one past its last."""
+    """(name, first row, one past its last) of each of diffusers' layers."""
     width = weights.down.shape[1]
     stops = [*(width * number for number in range(1, len(names))), weights.out_features]
     return zip(names, [0, *stops], stops, strict=False)
@@ -106,10 +105,10 @@ def _peft_biases(
     prefix: str,
     keep_alpha: bool,
 ) -> dict[str, Tensor]:
-    """Changes of biases as PEFT has them, which multiplies them by alpha / rank (`keep_alpha`) as it does the halves.
+    """Changes of biases as PEFT stores them: with `keep_alpha` it multiplies them by alpha / rank, like the halves.
 
-    PEFT's `lora_bias` is one word for all layers, so those without a change get zeros. Empty, which leaves the changes
-    without a name, unless all are of modules with a LoRA: of DoRA, LoHa and LoKr PEFT knows no bias.
+    PEFT's `lora_bias` applies to all layers, so those without a change get zeros. Empty unless every change is of a
+    bias in a module with a LoRA, and no module has a DoRA, LoHa or LoKr, for which PEFT has no bias.
     """
     loras = {path: one for path, one in modules.items() if isinstance(one, LoraWeights) and one.dora is None}
     if not differences or len(loras) < len(modules) or differences.keys() - {f"{path}.bias" for path in loras}:
@@ -129,7 +128,7 @@ def _peft_name(name: str) -> str:
 
 
 def folded(weights: AdapterWeights) -> dict[str, Tensor]:
-    """The parts without alpha: the scale has gone into those whose product the change is, in equal shares, in float32.
+    """The parts without alpha: the scale is multiplied into the factors of the change, in equal shares, in float32.
 
     WeightsError for a negative alpha.
     """
@@ -143,9 +142,9 @@ def folded(weights: AdapterWeights) -> dict[str, Tensor]:
 
 
 def differences_named(differences: Mapping[str, Tensor], *, prefix: str | None) -> dict[str, Tensor]:
-    """Full changes of single parameters: `….diff` of a weight (or of a parameter that stands alone), `….diff_b`.
+    """Names for full changes: `….diff` of a weight or a parameter outside of any layer, `….diff_b` of a bias.
 
-    `prefix` None is musubi-tuner's naming, else what stands before the module's own path.
+    `prefix` None: musubi-tuner's naming; else what precedes the module's own path.
     """
     tensors = {}
     for name, value in differences.items():
@@ -166,9 +165,9 @@ def named(
     prefix: str | None = None,
     keep_alpha: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a file in the format that is wanted; `prefix` None takes that format's usual one.
+    """The tensors of a file in the `wanted` format; `prefix` None takes that format's usual one.
 
-    WeightsError for `differences` in diffusers' format, which has no place for them but for biases of LoRAs.
+    WeightsError for `differences` in diffusers' format, other than biases of LoRAs: it has no names for them.
     """
     if wanted == "default":
         return to_default(modules) | differences_named(differences or {}, prefix=None)

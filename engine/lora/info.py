@@ -1,4 +1,4 @@
-"""What is in a LoRA file, in numbers and in lines for a person. Reads nothing and writes nothing."""
+"""What a LoRA file contains, as numbers and as lines of text. Reads and writes no files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LoraInfo:
         return math.sqrt(sum(value**2 for value in self.norms.values()))
 
     def values(self) -> dict[str, float]:
-        """The numbers for whoever reads events."""
+        """The numbers, for events."""
         single = {
             "modules": self.modules,
             "parameters": self.parameters,
@@ -71,7 +71,7 @@ class LoraInfo:
 
 
 def describe(file: LoraFile, *, on_module: Callable[[], None] = lambda: None) -> LoraInfo:
-    """Count and measure; `on_module` is called after each module, since norms of large LoHas take a while."""
+    """Count and measure. `on_module` is called after each module, for progress: norms of large LoHas take a while."""
     squares: dict[str, float] = {}
     dtypes: Counter[str] = Counter()
     parameters = 0
@@ -100,17 +100,17 @@ def describe(file: LoraFile, *, on_module: Callable[[], None] = lambda: None) ->
 
 
 def lines(info: LoraInfo, metadata: Mapping[str, str]) -> list[str]:
-    """What a person reads: the facts, the training, and the norm of each block as a bar."""
-    told = [
+    """Text for a person: the facts, the training, and the norm of each block as a bar."""
+    facts = [
         ("kind", _counted(info.kinds)),
         ("rank", _counted(info.ranks)),
         ("alpha", _counted({f"{alpha:g}": count for alpha, count in info.alphas.items()})),
         ("modules", f"{info.modules}, {info.parameters / 1e6:.1f} M parameters, {_counted(info.dtypes, unit='')}"),
     ]
-    told += [("full changes", f"{info.differences} parameters")] if info.differences else []
-    told += [(words, _short(metadata[key])) for key, words in _TRAINING.items() if metadata.get(key, "None") != "None"]
-    width = max(len(word) for word, _ in told)
-    found = [f"{word:<{width}}  {text}" for word, text in told]
+    facts += [("full changes", f"{info.differences} parameters")] if info.differences else []
+    facts += [(words, _short(metadata[key])) for key, words in _TRAINING.items() if metadata.get(key, "None") != "None"]
+    width = max(len(word) for word, _ in facts)
+    found = [f"{word:<{width}}  {text}" for word, text in facts]
     found.append(f"norm of the change: {info.norm:.4g}, by block:")
     highest, wide = max(info.norms.values(), default=0.0), max(map(len, info.norms), default=0)
     for block, value in info.norms.items():
@@ -126,13 +126,13 @@ def _block_of(path: str) -> str:
 
 
 def _by_number(block: str) -> tuple[str, int]:
-    """The blocks in the order of the model; files have them by their letters, 10 before 2."""
+    """Sort key for the model's order of blocks; files sort them alphabetically, 10 before 2."""
     name, _, number = block.rpartition(".")
     return (name, int(number)) if number.isdigit() else (block, 0)
 
 
 def _counted(counts: Mapping[Any, int], *, unit: str = " modules") -> str:
-    """The one value, or each with how often it occurs."""
+    """The only value, or each value with its count."""
     if len(counts) == 1 or not unit:
         return ", ".join(str(value) for value in counts) or "none"
     return ", ".join(f"{value} ({count}{unit})" for value, count in counts.items())

@@ -1,7 +1,7 @@
-"""How LoKr takes a matrix apart: the sizes of its factors, for the planner. Plain numbers.
+"""How LoKr factorises a matrix: the sizes of the factors, for the planner. Plain numbers.
 
-Training takes them from lycoris-lora, which the planner cannot wait for: importing it takes torch along. A test holds
-the two together.
+Training takes them from lycoris-lora, which the planner does not import since that would import torch. A test checks
+that both agree.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ Shape = tuple[int, ...]
 def lokr_shapes(
     out_features: int, in_features: int, rank: int, *, factor: int = -1, whole: bool = False, both: bool = False
 ) -> dict[str, Shape]:
-    """The parameters of a LoKr: [l, m] and [k, n] with l k = out, m n = in.
+    """The parameters of a LoKr and their shapes: [l, m] and [k, n] with l k = out, m n = in.
 
-    The second is a product where the rank is below half its longer side, the first only with `both`; `whole` keeps
-    both whole.
+    A factor becomes a product if the rank is below half its longer side: the second always, the first only with `both`.
+    `whole` keeps both whole.
     """
     (rows1, rows2), (columns1, columns2) = factorised(out_features, factor), factorised(in_features, factor)
     shapes: dict[str, Shape] = {}
@@ -30,9 +30,9 @@ def lokr_shapes(
 
 
 def factorised(size: int, factor: int = -1) -> tuple[int, int]:
-    """(small, large) with small * large = size: `factor` where it divides, else as even as possible.
+    """(small, large) with small * large = size: `factor` and its cofactor if it divides, else as even as possible.
 
-    A positive factor that does not divide the size is the most that the smaller number may be.
+    A positive factor that does not divide the size is an upper bound for the smaller number.
     """
     if factor > 0 and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)

@@ -1,12 +1,12 @@
-"""First values and changes of LoHa and LoKr, by lycoris-lora's own functions. Parts are named as in LoRA files.
+"""Initial values and changes of LoHa and LoKr, by lycoris-lora's own functions. Parts are named as in LoRA files.
 
-Whoever needs a function imports this module inside of it: `import lycoris` takes all of lycoris along, half a second
-besides torch._dynamo, and only training these adapters needs it. Here are lycoris' conventions, and what it computes
-with. Left alone it decides that at every call: it compiles single operations with torch.compile, measures its kernels
-when it first meets a size (the first step stalls and takes memory that nobody planned) and takes the fastest, which may
-add up in any order. So two things are possible here, and each gives the same numbers at every start:
-- its Triton kernels, as its model of the GPU ranks them without measuring (none of these adds up atomically; a table in
-  ~/.cache/lycoris_kernels, which only another program that measured leaves behind, is still followed);
+Import this module only inside the functions that need it: `import lycoris` loads all of lycoris, half a second on top
+of torch._dynamo, and only training these adapters needs it. This module applies lycoris' conventions and chooses its
+backend. By default lycoris chooses at every call: it compiles single operations with torch.compile, times its kernels
+when it first meets a size (the first step stalls and takes memory that was not planned for) and takes the fastest,
+which may add up in any order. Here there are two choices, and each gives the same numbers in every run:
+- its Triton kernels, as its model of the GPU ranks them without timing (none of these adds atomically; a table in
+  ~/.cache/lycoris_kernels, left by another program that did time them, is still followed);
 - PyTorch's operations: on a CPU, without Triton or a C compiler for it, before NVIDIA's Ampere, for factors larger than
   the kernels take, and under torch.compile, which fuses them itself.
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 
 set_tuning(False)
 demote("compile")
-_logger = logging.getLogger("LyCORIS")  # which writes to stdout by itself: it belongs into the log
+_logger = logging.getLogger("LyCORIS")  # its own handler writes to stdout; pass its records on to our log instead
 _logger.handlers.clear()
 _logger.propagate = True
 
@@ -38,10 +38,10 @@ _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b
 
 
 def loha_parts(rows: int, columns: int, rank: int, *, generator: torch.Generator | None) -> dict[str, Tensor]:
-    """First values for a weight [rows, columns]; on the default device."""
+    """Initial values for a weight [rows, columns], on the default device."""
     with _drawn_from(generator):
         zero_b, zero_a, other_b, other_a, *_ = loha.weight_gen(_like(rows, columns), rank, tucker=False)
-    # the side that begins at zero is the second, as in musubi-tuner's and lycoris' modules
+    # the factor that starts at zero is the second, as in musubi-tuner's and lycoris' modules
     return dict(zip(_LOHA, (other_a, other_b, zero_a, zero_b), strict=True))
 
 
@@ -55,7 +55,7 @@ def lokr_parts(
     decompose_both: bool,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    """First values for a weight [rows, columns]; on the default device. The sizes are those of `kronecker.py`."""
+    """Initial values for a weight [rows, columns], on the default device, in the shapes of kronecker.py."""
     rank = max(rows, columns) if full_matrix else rank  # lycoris reads its own full_matrix for convolutions only
     with _drawn_from(generator):
         made = lokr.weight_gen(_like(rows, columns), rank, tucker=False, factor=factor, decompose_both=decompose_both)
@@ -66,7 +66,7 @@ def loha_weight(parts: Mapping[str, Tensor], *, scale: float) -> Tensor:
     """scale * (w1_a @ w1_b) * (w2_a @ w2_b), [rows, columns]. Only the factors are kept for backward."""
     w1_a, w1_b, w2_a, w2_b = (parts[name] for name in _LOHA)
     backend = _backend(w1_a)
-    # PyTorch's way takes a tensor only; the kernels would have to wait for one on the GPU
+    # the PyTorch path takes only a tensor; the kernels would have to wait for one on the GPU
     gamma = scale if backend == "triton" else torch.full((), scale, dtype=torch.float32, device=w1_a.device)
     return loha.diff_weight(w1_b, w1_a, w2_b, w2_a, None, None, gamma=gamma, backend=backend)
 
@@ -78,7 +78,7 @@ def lokr_weight(parts: Mapping[str, Tensor], *, scale: float) -> Tensor:
 
 
 def lokr_applied(x: Tensor, parts: Mapping[str, Tensor], *, scale: float) -> Tensor:
-    """x [..., columns] times that weight, factor by factor: it is never built."""
+    """x [..., columns] times the transpose of that weight, [..., rows], factor by factor: it is never built."""
     return lokr.kron_bypass(x, *[parts.get(name) for name in _LOKR], scale=scale, backend=_backend(x))
 
 
@@ -88,7 +88,7 @@ def _like(rows: int, columns: int) -> Tensor:
 
 @contextmanager
 def _drawn_from(generator: torch.Generator | None) -> Iterator[None]:
-    """lycoris draws from torch's own source of random numbers: inside, that is `generator`."""
+    """Inside, torch's global random numbers, which lycoris draws from, are those of `generator` (None: unchanged)."""
     if generator is None:
         yield
         return
@@ -106,10 +106,10 @@ def _backend(tensor: Tensor) -> str:
 
 @functools.cache
 def _kernels_work(device: torch.device) -> bool:
-    """Tried once on each GPU, forward and backward.
+    """Whether Triton's kernels run: tried once on each GPU, forward and backward.
 
-    In a thread of its own: the first layer that asks is often within a checkpoint, which counts what its thread keeps
-    for backward, and would not find the trial again when it runs a second time.
+    In a thread of its own: the first call is often inside a checkpoint, which counts the tensors that its thread saves
+    for backward and would miss those of the trial in the recomputation.
     """
     if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False

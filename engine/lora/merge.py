@@ -1,8 +1,8 @@
-"""Adding LoRAs to weights while they are loaded: W += multiplier * change(W), and DoRA's lengths where there are any.
+"""Merging LoRAs into weights while these are loaded: W += multiplier * change(W), then DoRA's lengths if there are any.
 
-A multiplier m of a DoRA goes m of the way from W to what it makes of W, as in ComfyUI; lycoris keeps the change whole
-and lets m act on the lengths alone. Made for the `transform` of `parts.weights.load_into`: it sees each parameter once,
-under our names, before it is quantised. Knows no family and opens no checkpoint.
+With a multiplier m a DoRA moves W the fraction m of the way to its result, as in ComfyUI; lycoris applies the whole
+change and lets m act on the lengths alone. Made for the `transform` of `parts.weights.load_into`, which sees each
+parameter once, under our names, before it is quantised. Knows no family and opens no checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def load_loras(
     say: Say,
     role: str = "--lora_weight",
 ) -> list[tuple[LoraFile, float]]:
-    """Read a stack of LoRAs; a missing multiplier is 1. Keys that fit no module are reported in one warning a file."""
+    """Read a stack of LoRAs; a missing multiplier is 1. Keys that fit no module are reported in one warning per
+    file."""
     if len(multipliers) > len(paths):
         raise OptionError(
             f"{len(multipliers)} multipliers are given for {len(paths)} files.", f"Give one for each {role}."
@@ -47,7 +48,7 @@ def load_loras(
 
 
 def report_unmatched(file: LoraFile, say: Say) -> None:
-    """One warning that lists the keys of a LoRA for which the model has no module."""
+    """Say one warning that lists the keys of a LoRA for which the model has no module."""
     if not file.unmatched:
         return
     shown = ", ".join(file.unmatched[:_SHOWN])
@@ -57,22 +58,22 @@ def report_unmatched(file: LoraFile, say: Say) -> None:
 
 
 def refuse_other_size(file: LoraFile, target: LoraTarget) -> None:
-    """WeightsError for a LoRA of a larger or smaller member of the family: its names fit, its numbers cannot. So it is
-    told from the headers, before a text encoder and a DiT were loaded for nothing.
+    """WeightsError for a LoRA of a larger or smaller variant: its names fit, but its shapes do not. Needs only the
+    shapes, so the error comes before a text encoder and a DiT are loaded in vain.
     """
     for path, weights in file.modules.items():
         shape = target.shapes.get(path)
         if shape and weights.out_features != shape[0]:
             raise WeightsError(
-                f"{file.path.name}: {path} has {weights.out_features} rows, this model's has {shape[0]}.",
+                f"{file.path.name}: {path} has {weights.out_features} rows, but {shape[0]} in this model.",
                 "This LoRA was made for another size of the model.",
             )
 
 
 def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> LoraFile:
-    """Keep the modules whose name any `include` pattern finds (all when there is none) and no `exclude` pattern does.
+    """Keep the modules that any `include` pattern matches (all if there is none) and no `exclude` pattern does.
 
-    Patterns are searched for in the musubi-tuner name (`lora_unet_blocks_0_…`) and in the dotted path.
+    Patterns may match anywhere in the musubi-tuner name (`lora_unet_blocks_0_…`) or in the dotted path.
     """
 
     def found(patterns: Sequence[str], path: str) -> bool:
@@ -89,23 +90,22 @@ def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str
     differences = {name: value for name, value in file.differences.items() if kept(name.rpartition(".")[0])}
     if not modules and not differences:
         raise OptionError(
-            f"{file.path.name}: the patterns leave nothing of it.",
+            f"{file.path.name}: the patterns leave none of its modules.",
             "Change --include_patterns or --exclude_patterns.",
         )
     return replace(file, modules=modules, differences=differences)
 
 
 def changed_by(file: LoraFile) -> set[str]:
-    """The parameters that merging a LoRA changes."""
+    """Names of the parameters that merging a LoRA changes."""
     return {f"{path}.weight" for path in file.modules} | set(file.differences)
 
 
 def merger(loras: Sequence[tuple[LoraFile, float]], *, device: torch.device | str | None = None) -> Transform:
-    """A transform for `load_into` that adds every LoRA to the parameter that it changes, in float32.
+    """A transform for `load_into` that adds all LoRAs to the parameters that they change, in float32.
 
-    `device` is where the products are computed (default: where the weight is). The result has the weight's own dtype
-    and device. A plain fp8 weight is the number itself and may be merged into; a scaled one must come multiplied out,
-    as `load_into` hands it over.
+    `device`: where to compute (default: where the weight is). The result has the weight's own dtype and device. fp8
+    without scales may be merged into; fp8 with scales must be dequantised first, as `load_into` does.
     """
     changes: dict[str, list[tuple[LoraFile, float]]] = {}
     for file, multiplier in loras:
@@ -126,7 +126,7 @@ def merger(loras: Sequence[tuple[LoraFile, float]], *, device: torch.device | st
 
 
 def _add(weight: Tensor, name: str, file: LoraFile, multiplier: float) -> Tensor:
-    """`weight` float32 with what one file changes of it."""
+    """`weight` (float32) with the changes of one file."""
     path, _, parameter = name.rpartition(".")
     before = weight
     if name in file.differences:
@@ -144,7 +144,8 @@ def _add(weight: Tensor, name: str, file: LoraFile, multiplier: float) -> Tensor
 def _shaped(change: Tensor, weight: Tensor, name: str, file: LoraFile) -> Tensor:
     if change.numel() != weight.numel() or change.shape[0] != weight.shape[0]:
         raise WeightsError(
-            f"{file.path.name}: {name} would change by {tuple(change.shape)}, the model has {tuple(weight.shape)}.",
+            f"{file.path.name}: the change of {name} has shape {tuple(change.shape)}, but the parameter has "
+            f"{tuple(weight.shape)}.",
             "This LoRA was made for another size of the model.",
         )
     return change.reshape(weight.shape)

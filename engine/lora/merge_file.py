@@ -1,7 +1,7 @@
-"""A checkpoint with LoRAs merged into it, written tensor by tensor: never more than one layer in memory.
+"""Writing a checkpoint with LoRAs merged into it, tensor by tensor: never more than one layer is in memory.
 
 The new file has the layout, the names and the number formats of the old one, diffusers' separate layers included. Knows
-no family: which tensors of the file make up which of ours is told by the arrangement of a family's keys.
+no family: the family's arrangement of keys says which tensors of the file make up which of ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .merge import Transform
 
 
 def open_unscaled(path: str | Path, *, role: str) -> WeightFile:
-    """A checkpoint whose numbers are its weights. WeightsError for fp8 with scales, which no sum can be added to."""
+    """Open a checkpoint whose stored numbers are its weights. WeightsError for fp8 with scales: adding to it would
+    requantise it."""
     file = open_weights(path, role=role, dequantize=False)
     if any(dtype in FP8_DTYPES for dtype in file.dtypes.values()) and any("scale" in name for name in file.shapes):
         raise WeightsError(
@@ -41,9 +42,9 @@ def merge_into(
     shard_bytes: int | None = None,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write `file` to `path` with `transform(our name, tensor)` applied to every tensor of ours. DiskError.
+    """Write `file` to `path` with `transform(our name, tensor)` applied to every tensor of ours. DiskError: no room.
 
-    With `shard_bytes` the path is a new folder, and its files are no larger (parts/weight_shards.py).
+    With `shard_bytes`, `path` is a new folder of files that are no larger than that (parts/weight_shards.py).
     """
     source = _Merged(file, arrangement, transform)
 
@@ -61,7 +62,7 @@ def merge_into(
 
 
 class _Merged:
-    """Reads the tensors of a file as they will be, by the file's own names."""
+    """Reads a file's tensors, by the file's own names, with the changes applied."""
 
     def __init__(self, file: WeightFile, arrangement: Arrangement, transform: Transform) -> None:
         self._file, self._transform = file, transform
@@ -88,7 +89,7 @@ class _Merged:
         return tensor
 
     def _changed(self, ours: str) -> Tensor:
-        """Kept until another is asked for: the parts of one layer follow each other in the file."""
+        """A tensor of ours, changed. The last one is kept, as the parts of one layer follow each other in the file."""
         if self._last[0] != ours:
             self._last = (ours, self._transform(ours, self._ours.read(ours)))
         return self._last[1]

@@ -1,8 +1,8 @@
-"""Which module a tensor of a LoRA file belongs to, and what it is of it.
+"""Which module a tensor of a LoRA file belongs to, and which part of its adapter it is.
 
 A name is matched against the names of the model's own modules, never guessed from underscores, so `proj_mlp` and
-`to_out.0` come out right, and so do names in which a tool has turned every `_` into `.`. Knows no family: how other
-layouts call the modules is told by the functions of a family's keys.py.
+`to_out.0` come out right, and so do names in which a tool has turned every `_` into `.`. Knows no family: functions of
+a family's keys.py know what other layouts call the modules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "unet.")
 FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
-"""What stands before names whose dots were turned into underscores; the first is that of VideoX-Fun's LoRAs."""
+"""Prefixes of names whose dots were turned into underscores; the first is VideoX-Fun's."""
 
 _SIDES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}
 _LORA_ENDINGS = (
@@ -42,10 +42,10 @@ Parts = Callable[[str], "tuple[str, ...]"]
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """(module as the file calls it, which part of the adapter this is): None for a key of no known form.
+    """(the file's name for the module, the part of its adapter), or None for a key of no known form.
 
-    Parts are named as kohya's files do without prefix: `lora_down.weight`, `hada_w1_a`, `alpha`, `dora_scale`, `diff` …
-    PEFT alone has `lora_up.bias`.
+    Parts are named as in kohya's files, without prefix: `lora_down.weight`, `hada_w1_a`, `alpha`, `dora_scale`, `diff`
+    …; only PEFT has `lora_up.bias`.
     """
     for pattern, part in _ENDINGS:
         if found := pattern.fullmatch(key):
@@ -58,9 +58,9 @@ def split(key: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an adapter of a file belongs: to all of `modules`, of whose output rows it has those of each in turn.
+    """Where an adapter of a file belongs: to `modules`, usually one; of several it has the output rows in this order.
 
-    Usually one module. `part` of `of`: it is only one of several layers that make up that module.
+    `part` (from 0) of `of`: it is only one of several layers that make up the module.
     """
 
     modules: tuple[str, ...]
@@ -71,9 +71,9 @@ class Place:
 class LoraTarget:
     """The modules of a model, found under whatever name a LoRA file uses.
 
-    `shapes`: path -> shape of its weight, () where it has none. `bare` are parameters that are no module's weight or
-    bias, `biasless` the modules that have a weight and no bias. The others are the functions of a family's keys.py:
-    `dit_name`, `diffusers_parts`, `lora_pieces`.
+    `shapes`: path -> shape of its weight, () if it has none. `bare`: parameters that are not named weight or bias.
+    `biasless`: modules that have a weight but no bias. The others are functions of a family's keys.py: `dit_name` (for
+    `rename`), `diffusers_parts`, `lora_pieces`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LoraTarget:
 
     @classmethod
     def of(cls, model: nn.Module, **names: Callable[[str], object]) -> LoraTarget:
-        """The target that a model is. `names`: `rename`, `diffusers_parts`, `lora_pieces`."""
+        """The target for `model`. `names`: `rename`, `diffusers_parts`, `lora_pieces`."""
         shapes, biasless = {}, []
         for path, module in model.named_modules():
             weight = getattr(module, "weight", None)
@@ -110,7 +110,7 @@ class LoraTarget:
         return cls(shapes, bare=bare, biasless=biasless, **names)  # type: ignore[arg-type]
 
     def find(self, stem: str) -> Place | None:
-        """Where the module that a file calls so is in the model; None when there is no such module."""
+        """The place of the module that a file calls `stem`; None if the model has no such module."""
         for prefix in FLAT_PREFIXES:
             if stem.startswith(prefix):
                 return self._look_up(stem.removeprefix(prefix))
@@ -137,5 +137,5 @@ class LoraTarget:
 
 
 def flattened(path: str) -> str:
-    """Dots as underscores, the way kohya's names are made."""
+    """Dots replaced by underscores, as in kohya's names."""
     return path.replace(".", "_")

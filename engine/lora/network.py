@@ -1,6 +1,6 @@
-"""Adapters on a frozen model: where they go, what they are together, how they are trained and written.
+"""The adapters of a frozen model: where they go, and how they are trained and written as a whole.
 
-Knows no family: the block classes and the patterns come from the family's `keys.py`, the kind of adapter from
+Knows no family: the block classes and the patterns come from the family's keys.py, the kind of adapter from
 arguments.py. Given up: adapters on text encoders.
 """
 
@@ -32,7 +32,7 @@ class NormStats:
     largest: float
 
     def named(self) -> dict[str, float]:
-        """By the names that sd-scripts logs them under."""
+        """Under the names that sd-scripts logs."""
         return {
             "keys_scaled": float(self.scaled),
             "average_key_norm": self.average,
@@ -44,7 +44,7 @@ class LoraNetwork(nn.Module):
     """All adapters of a model, under the names that LoRA files use."""
 
     def __init__(self, dit: nn.Module, adapters: Mapping[str, Adapter], *, rates: Mapping[str, float] | None = None):
-        """`rates`: regular expression of a whole module path -> learning rate of these; the first that fits counts."""
+        """`rates`: regular expression for whole module paths -> learning rate of these; the first match counts."""
         super().__init__()
         self._rates = dict(rates or {})
         self.adapters = nn.ModuleDict(adapters)
@@ -57,22 +57,22 @@ class LoraNetwork(nn.Module):
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of adapters that there are, in words."""
+        """The kinds of the adapters, in words, sorted."""
         return sorted({adapter.name for _, adapter in self._each()})
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks that there are, smallest first."""
+        """The ranks of the adapters, smallest first."""
         return sorted({adapter.dim for _, adapter in self._each()})
 
     @property
     def alphas(self) -> list[float]:
-        """The alphas that there are, smallest first."""
+        """The alphas of the adapters, smallest first."""
         return sorted({float(adapter.alpha) for _, adapter in self._each()})
 
     @property
     def has_wide_convolutions(self) -> bool:
-        """Whether there are adapters of convolutions larger than one point."""
+        """Whether any adapter is on a convolution with a kernel larger than 1."""
         return any(not _is_pointwise(base) for base in self._bases.values())
 
     @property
@@ -102,7 +102,7 @@ class LoraNetwork(nn.Module):
             adapter.detach_from(self._bases[name])
 
     def learning_in(self, block: nn.Module) -> list[nn.Parameter] | None:
-        """Parameters of the adapters inside a block of the model; None where one of these is not plain."""
+        """Parameters of the adapters inside a block of the model; None if one is not plain (`Adapter.is_plain`)."""
         modules = set(block.modules())
         inside = [adapter for name, adapter in self._each() if self._bases[name] in modules]
         if not all(adapter.is_plain for adapter in inside):
@@ -133,12 +133,12 @@ class LoraNetwork(nn.Module):
             if value.shape != tensors[name].shape:
                 raise WeightsError(
                     f"{name} has shape {tuple(tensors[name].shape)}, the network needs {tuple(value.shape)}.",
-                    "Use the --network_dim of that file, or --dim_from_weights. Where a width differs, it was made for "
-                    "another size of the model.",
+                    "Use the --network_dim of that file, or --dim_from_weights. If a width differs, the file was made "
+                    "for another size of the model.",
                 )
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over weights under kohya names; all must be there and fit (WeightsError otherwise)."""
+        """Load weights under kohya names; all must be there and fit (WeightsError otherwise)."""
         self.check_state(tensors)
         self.load_state_dict({f"adapters.{name}": value for name, value in tensors.items()})
         for _, adapter in self._each():
@@ -166,7 +166,7 @@ class LoraNetwork(nn.Module):
 
     @torch.no_grad()
     def weight_norm(self) -> float:
-        """Frobenius norm of all changes of weights together: 0 as long as nothing is learnt. Waits for the device."""
+        """Frobenius norm of all changes of weights together: 0 until something is learnt. Waits for the device."""
         return float(torch.stack([adapter.squared_norm() for _, adapter in self._each()]).sum().sqrt())
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ def targets(
 ) -> dict[str, nn.Module]:
     """Path -> module of every Linear and convolution in blocks of these classes, in the model's order.
 
-    A pattern must match the whole path; what `include` matches is kept even when `exclude` matches it too.
+    A pattern must match the whole path; what `include` matches is kept even if `exclude` matches it too.
     """
     without, within = _compiled("exclude_patterns", exclude), _compiled("include_patterns", include)
     classes = set(block_classes)
@@ -240,12 +240,12 @@ def create(
 ) -> LoraNetwork:
     """Put adapters on a model and freeze the model itself.
 
-    `exclude` is the family's own pattern, `exclude_patterns` are the person's, `include_patterns` rescue what either
-    leaves out. `options` are the kind's own. `decompose` is DoRA. `alpha` 0 or None means the rank. Convolutions larger
-    than one point are adapted only with `conv_dim`, and none at all by a kind for linear layers or with DoRA.
-    `ranks`: regular expression of a whole path -> rank, instead of `dim`; the first that fits counts. `rates`: see
-    LoraNetwork. `seed` makes the first values repeatable. Adapters of a model on "meta" are on "meta", all others on
-    the CPU.
+    `exclude`: the family's own patterns; `exclude_patterns`: the person's; `include_patterns` bring back what either
+    excludes. `options`: those of the kind. `decompose`: DoRA. `alpha` 0 or None means the rank. Convolutions with
+    kernels larger than 1 are adapted only with `conv_dim` or a rank in `ranks`, and no convolution at all by a kind for
+    linear layers or with DoRA. `ranks`: regular expression for whole paths -> rank, instead of `dim`; the first match
+    counts. `rates`: see LoraNetwork. `seed` makes the initial values repeatable. Adapters of a model on "meta" are on
+    "meta", all others on the CPU.
     OptionError: nothing is left to adapt, or a value does not fit.
     """
     if dim < 1:
@@ -282,9 +282,9 @@ def create_like(
     name_prefix: str = "lora_unet_",
     seed: int | None = None,
 ) -> LoraNetwork:
-    """Adapters of the kind, rank and alpha that a LoRA file has, on exactly its modules; values not loaded yet.
+    """Put adapters of the kinds, ranks and alphas of a LoRA file on exactly its modules; values are not loaded yet.
 
-    WeightsError for an adapter that only exists in pieces (see `weights.Assembled`).
+    WeightsError for an adapter that exists only in pieces (`pieces.Assembled`).
     """
     common = _common(dropout, rank_dropout, module_dropout, seed)
     adapters = {}
@@ -315,7 +315,7 @@ def _is_pointwise(module: Any) -> bool:
 def _common(
     dropout: float | None, rank_dropout: float | None, module_dropout: float | None, seed: int | None
 ) -> dict[str, Any]:
-    """What every adapter of a network is made with."""
+    """The arguments that all adapters of a network share."""
     named = {"--network_dropout": dropout, "rank_dropout": rank_dropout, "module_dropout": module_dropout}
     for name, value in named.items():
         if value is not None and not 0 <= value < 1:

@@ -1,7 +1,7 @@
 """Layers that one layout keeps together and another apart: cutting an adapter by output rows, and joining several.
 
-LoRA and LoHa are cut and LoRAs are joined within their kind. Whatever cannot be expressed so (rows of a LoKr between
-those of its first factor, LoHas and LoKrs below each other) becomes `Assembled`, which can still be merged.
+LoRA and LoHa stay of their kind when cut, LoRAs also when joined. What no kind can express (rows of a LoKr that end
+inside a row of its first factor, stacked LoHas and LoKrs) becomes `Assembled`, which can still be merged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .weights import AdapterWeights, Device, LoraWeights
 
 @dataclass(frozen=True)
 class Assembled:
-    """Rows of several adapters, one below the other: each (adapter, first row, one past the last).
+    """Stacked rows of several adapters: each (adapter, first row, one past the last).
 
-    None instead of an adapter is rows that do not change. It can be merged into a weight; it has no file format.
+    None instead of an adapter: rows that do not change. It can be merged into a weight but has no file format.
     """
 
     pieces: tuple[tuple[AdapterWeights | None, int, int], ...]
@@ -69,7 +69,7 @@ class Assembled:
         return Assembled(((self, start, stop),))
 
     def as_lora(self) -> LoraWeights:
-        """By a full decomposition: slow for large layers."""
+        """By a full singular value decomposition: slow for large layers."""
         up, sizes, down = torch.linalg.svd(self.change().flatten(1), full_matrices=False)
         return LoraWeights(down, up * sizes, float(len(sizes)))
 
@@ -78,7 +78,7 @@ class Assembled:
 
 
 def cut(weights: AdapterWeights, start: int, stop: int) -> AdapterWeights:
-    """The adapter of some output features alone. WeightsError for a DoRA that knows only the lengths of columns."""
+    """The adapter of output features `start` to `stop` alone. WeightsError for a DoRA that cannot be cut there."""
     part = weights.rows(start, stop)
     if part is not None:
         return part
@@ -90,15 +90,15 @@ def cut(weights: AdapterWeights, start: int, stop: int) -> AdapterWeights:
 
 
 def joined(parts: Sequence[tuple[AdapterWeights | None, int]]) -> AdapterWeights:
-    """One adapter of a layer that holds several one below the other: each with its number of rows, None: no change.
+    """One adapter for a layer that stacks several. `parts`: (adapter, or None for no change; number of rows).
 
-    LoRAs give a LoRA: of the same rank where they share one down half, else of all ranks together. Exact.
+    LoRAs give a LoRA, exactly: of the same rank if they share one down half, else of the sum of their ranks.
     """
     present = [weights for weights, _ in parts if weights is not None]
     loras = [weights for weights in present if isinstance(weights, LoraWeights) and weights.mid is None]
     with_dora = sum(weights.dora is not None for weights in present)
     if with_dora and (with_dora < len(parts) or len(loras) < len(parts)):
-        raise WeightsError("A DoRA of a part of a layer cannot be joined: the lengths of the other rows are missing.")
+        raise WeightsError("A DoRA of part of a layer cannot be joined: the lengths of the other rows are missing.")
     if len(loras) < len(present):
         return Assembled(tuple((weights, 0, rows) for weights, rows in parts))
     dora = torch.cat([lora.dora for lora in loras if lora.dora is not None]) if with_dora else None

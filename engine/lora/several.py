@@ -1,7 +1,7 @@
 """The LoRAs of several experts that take turns in one model: one network to the loop, one file each to the person.
 
-All adapters sit on the same modules, one around the other; those whose expert is not in the model are switched off and
-do not learn. Knows no model and exchanges no weights: whoever brings an expert in says so with `use`.
+All adapters wrap the same modules, nested; those whose expert is not in the model are switched off and do not learn.
+Knows no model and exchanges no weights: the caller that swaps in an expert calls `use`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .network import LoraNetwork, NormStats
 
 
 class LoraNetworks(nn.Module):
-    """As LoraNetwork where the loop and states are concerned. `names` tell the experts apart, and none is empty."""
+    """To the loop and to states the same as LoraNetwork. The keys of `networks` name the experts; none is empty."""
 
     def __init__(self, networks: Mapping[str, LoraNetwork]) -> None:
         super().__init__()
@@ -35,35 +35,35 @@ class LoraNetworks(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """As LoraNetwork's, over all."""
+        """As LoraNetwork's, for all experts."""
         with ExitStack() as off:
             for one in self._each().values():
                 off.enter_context(one.disabled())
             yield
 
     def learning_in(self, block: nn.Module) -> list[nn.Parameter] | None:
-        """As LoraNetwork's, over all."""
+        """As LoraNetwork's, for all experts."""
         found = [one.learning_in(block) for one in self._each().values()]
         return None if None in found else [parameter for some in found if some for parameter in some]
 
     def state(self) -> dict[str, Tensor]:
-        """All weights, each name after that of its expert."""
+        """All weights, under `expert.name`."""
         return {f"{name}.{key}": value for name, one in self._each().items() for key, value in one.state().items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave. WeightsError when it does not fit."""
+        """Load what `state` returned. WeightsError: it does not fit."""
         names = {key.partition(".")[0] for key in tensors}
         if names != set(self._each()):
             raise WeightsError(
-                f"These LoRA weights are of {', '.join(sorted(names))}, not of {', '.join(self._each())}.",
-                "A training of two experts goes on from a state of two, one of a single expert from its own.",
+                f"These LoRA weights are for {', '.join(sorted(names))}, not for {', '.join(self._each())}.",
+                "A training of two experts goes on from a state of two experts, a training of one from a state of one.",
             )
         for name, one in self._each().items():
             start = f"{name}."
             one.load_state({key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)})
 
     def parameter_groups(self, lr: float, loraplus_lr_ratio: float | None = None) -> list[dict[str, Any]]:
-        """The groups of all, each named after its expert."""
+        """The groups of all experts, with the expert's name after each group's."""
         return [
             {**group, "name": f"{group['name']} {name}"}
             for name, one in self._each().items()
@@ -71,11 +71,11 @@ class LoraNetworks(nn.Module):
         ]
 
     def weight_norm(self) -> float:
-        """As LoraNetwork's, over all."""
+        """As LoraNetwork's, for all experts."""
         return math.hypot(*(one.weight_norm() for one in self._each().values()))
 
     def clamp_norms(self, max_norm: float) -> NormStats:
-        """As LoraNetwork's, over all."""
+        """As LoraNetwork's, for all experts."""
         stats = [one.clamp_norms(max_norm) for one in self._each().values()]
         average = sum(one.average for one in stats) / len(stats)
         return NormStats(sum(one.scaled for one in stats), average, max(one.largest for one in stats))

@@ -1,7 +1,7 @@
 """What an adapter changes: LoRA, LoHa and LoKr as their files hold them.
 
-One class a kind, all with the members of `AdapterWeights`. Knows no model, no file and no prefix. The numbers are those
-of lycoris-lora 4.1.3's own forward pass; its merging counts the scale of LoHa and LoKr twice, which is not followed.
+One class per kind, all with the members of `AdapterWeights`. Knows no model, no file and no prefix. The numbers are
+those of lycoris-lora 4.1.3's forward pass, not of its merging, which applies the scale of LoHa and LoKr twice.
 Papers: LoRA 2106.09685, LoHa 2108.06098, LoKr 2309.14859, DoRA 2402.09353.
 """
 
@@ -20,7 +20,7 @@ Device = torch.device | str
 
 
 class AdapterWeights(Protocol):
-    """What all kinds have. `scale` is what the product of the parts counts, out of alpha."""
+    """What all kinds have. `scale`: what the product of the parts is multiplied by, mostly alpha / rank."""
 
     @property
     def kind(self) -> str: ...
@@ -36,16 +36,16 @@ class AdapterWeights(Protocol):
     def out_features(self) -> int: ...
 
     def change(self, device: Device = "cpu") -> Tensor:
-        """The change of the weight, float32, without DoRA, in the weight's shape (a larger kernel included)."""
+        """The change of the weight, float32, without DoRA, in the weight's shape, [out, in, …kernel]."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The parts by their names in a file, `alpha` first. WeightsError for what has no file format."""
 
     def rows(self, start: int, stop: int) -> AdapterWeights | None:
-        """The adapter of these output features alone; None where the kind cannot be cut there."""
+        """The adapter of output features `start` to `stop` alone; None if the kind cannot be cut there."""
 
     def as_lora(self) -> LoraWeights:
-        """The same change as one low-rank pair, exactly. WeightsError for a convolution taken apart."""
+        """The same change as one low-rank pair, exactly. WeightsError for a LoHa or LoKr of a convolution."""
 
     def squared_norm(self) -> float:
         """Squared Frobenius norm of `change`."""
@@ -55,8 +55,8 @@ class AdapterWeights(Protocol):
 class LoraWeights:
     """down [rank, in, …kernel], up [out, rank, …1]: the weight changes by alpha / rank * up @ down.
 
-    `mid` [rank, rank, …kernel] stands between the two where a convolution was taken apart (Tucker). `dora` holds the
-    lengths that the rows (or columns) of the changed weight are brought to, [out, 1] or [1, in]; None without DoRA.
+    `mid` [rank, rank, …kernel] stands between the two in a Tucker decomposition of a convolution. `dora`: the lengths
+    that rows ([out, 1]) or columns ([1, in]) of the changed weight are scaled to; None without DoRA.
     """
 
     down: Tensor
@@ -96,7 +96,7 @@ class LoraWeights:
         return self
 
     def squared_norm(self) -> float:
-        """Without building the matrix that it is the norm of."""
+        """From rank x rank products if there is no `mid`; the full matrix is not built."""
         if self.mid is not None:
             return float(self.change().square().sum())
         up, down = _on("cpu", self.up.flatten(1), self.down.flatten(1))
@@ -107,7 +107,7 @@ class LoraWeights:
 class LohaWeights:
     """w_a [out, rank], w_b [rank, in]: the weight changes by alpha / rank * (w1_a @ w1_b) * (w2_a @ w2_b).
 
-    With `t1`, `t2` [rank, rank, …kernel] a convolution is taken apart, and w_a is [rank, out].
+    With `t1`, `t2` [rank, rank, …kernel] it is a Tucker decomposition of a convolution, and w_a is [rank, out].
     """
 
     w1_a: Tensor
@@ -152,7 +152,7 @@ class LohaWeights:
         return replace(self, w1_a=self.w1_a[start:stop], w2_a=self.w2_a[start:stop], dora=dora)
 
     def as_lora(self) -> LoraWeights:
-        """Exact, of rank squared: each column of the one product times each of the other."""
+        """Exact, with the rank squared: each column of one product times each of the other."""
         _plain_linear(self, self.t1, self.t2)
         w1_a, w1_b, w2_a, w2_b = _on("cpu", self.w1_a, self.w1_b, self.w2_a, self.w2_b)
         up = torch.einsum("oi,oj->oij", w1_a, w2_a).flatten(1)
@@ -167,8 +167,8 @@ class LohaWeights:
 class LokrWeights:
     """w1 [l, m], w2 [k, n]: the weight [l k, m n] changes by scale * kron(w1, w2).
 
-    Either is whole, or the product of w_a and w_b. The scale is alpha / rank where one is a product, else 1. `t2`
-    [rank, rank, …kernel] takes a convolution apart, with w2_a [rank, k].
+    Each is whole, or the product of w_a and w_b. The scale is alpha / rank if any is a product, else 1. With `t2`
+    [rank, rank, …kernel] w2 is a Tucker decomposition of a convolution, and w2_a is [rank, k].
     """
 
     w1: Tensor | None
@@ -184,7 +184,7 @@ class LokrWeights:
 
     @property
     def rank(self) -> int:
-        """That of the parts that are products; of two whole ones what alpha says, which then means nothing."""
+        """The rank of the products; with two whole factors alpha's value, which then has no effect."""
         product = self.w2_b if self.w2_b is not None else self.w1_b
         return max(1, round(self.alpha)) if product is None else product.shape[0]
 
@@ -221,7 +221,7 @@ class LokrWeights:
         return {"alpha": _number(self.alpha)} | _present(named)
 
     def rows(self, start: int, stop: int) -> LokrWeights | None:
-        """A Kronecker product can be cut where a row of w1 ends, and not elsewhere."""
+        """A Kronecker product can be cut only where a row of w1 ends."""
         height = self._second("cpu").shape[0]
         if start % height or stop % height:
             return None
@@ -233,7 +233,7 @@ class LokrWeights:
         return replace(self, w1_a=self.w1_a[part], dora=dora)
 
     def as_lora(self) -> LoraWeights:
-        """Exact: kron(w1, a b) = kron(w1, a) kron(1, b). Large where w2 is whole."""
+        """Exact: kron(w1, a b) = kron(w1, a) kron(1, b). Of a large rank if w2 is whole."""
         first, second = self._first("cpu"), self._second("cpu")
         _plain_linear(self, self.t2, second if second.ndim > 2 else None)
         if self.w2_a is not None and self.w2_b is not None:
@@ -261,9 +261,9 @@ PARTS: dict[str, str] = {
 
 
 def understand(parts: Mapping[str, Tensor], *, alpha: float | None, where: str) -> AdapterWeights:
-    """The adapter that the tensors of one module make; names as in `PARTS`, besides `dora_scale`.
+    """The adapter that the tensors of one module make up; names as in `PARTS`, and `dora_scale`.
 
-    `alpha` None means the rank. `where` begins the message of a WeightsError: parts missing, or sizes that disagree.
+    `alpha` 0 or None means the rank. `where`: how a WeightsError begins (parts missing, or sizes that disagree).
     """
     kinds = {name.partition("_")[0] for name in parts if name in PARTS}
     if len(kinds) != 1:
@@ -292,15 +292,15 @@ def _lora(fields: dict[str, Tensor | None], alpha: float | None, dora: Tensor | 
     if down.shape[0] != up.shape[1]:
         raise WeightsError(f"{where}: the two halves have ranks {down.shape[0]} and {up.shape[1]}.")
     if any(size != 1 for size in up.shape[2:]):
-        raise WeightsError(f"{where} has an up half with a kernel {tuple(up.shape[2:])}, which is unknown.")
+        raise WeightsError(f"{where} has an up half with a kernel {tuple(up.shape[2:])}, which is not supported.")
     return LoraWeights(down, up, alpha or float(down.shape[0]), _upright(dora), mid)
 
 
 def decomposed(changed: Tensor, lengths: Tensor) -> Tensor:
-    """DoRA: the rows of a changed weight ([out, 1] lengths) or its columns ([1, in]) brought to these lengths.
+    """DoRA: scale the rows of a changed weight (`lengths` [out, 1]) or its columns ([1, in]) to these lengths.
 
-    As in the paper and in lycoris, the norm is that of the changed weight; ComfyUI a125cd84 divides rows by the norm of
-    the weight before the change.
+    As in the paper and in lycoris, it divides by the norms of the changed weight; ComfyUI a125cd84 divides rows by the
+    norm before the change.
     """
     by_rows = lengths.shape[0] == changed.shape[0]
     axes = [axis for axis in range(changed.ndim) if axis != (0 if by_rows else 1)]
@@ -309,7 +309,7 @@ def decomposed(changed: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _upright(dora: Tensor | None) -> Tensor | None:
-    """PEFT's lengths are [out]."""
+    """[out] to [out, 1]: PEFT's lengths have one dimension."""
     return dora.unsqueeze(1) if dora is not None and dora.ndim == 1 else dora
 
 

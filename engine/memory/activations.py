@@ -1,8 +1,8 @@
-"""How much a DiT's blocks take while they run, from sizes alone: the planner's numbers for blocks.
+"""How much memory a DiT's blocks take while they run, from sizes alone: the planner's numbers for blocks.
 
-`BLOCKS` counts the tensors that blocks keep and make for a moment; it follows from the code of the blocks, and is
-compared with it by running these on tensors that only have sizes (tests/memory/test_counted.py). What says "H100" or
-"H200" was measured there. Bytes everywhere. Standard library only. Knows no family, no option and no file.
+`BLOCKS` counts the tensors that blocks keep or hold temporarily; it follows from the blocks' code, and a test compares
+the two by running blocks on tensors that only have sizes (tests/memory/test_counted.py). Numbers with "H100" or "H200"
+were measured there. Bytes everywhere. Standard library only. Knows no family, no option and no file.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Literal
 from ..ops.attention_sizes import CODES, SHORTEST, gradient_sizes, is_room
 from ..parts.workload import BlockRun, Kind, Work
 
-HALF, FLOAT = 2, 4  # bytes of a number in 16 bits, which activations have, and in 32
+HALF, FLOAT = 2, 4  # bytes of a number in 16 bits, as in activations, and in 32
 
 Sizes = tuple[float, float]
-"""In tokens x width and in tokens x feed-forward width, of 16-bit numbers."""
+"""Tensors of 16-bit numbers: in sizes of tokens x width, and in sizes of tokens x feed-forward width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """What one block has at a time, its input not counted.
+    """The most that one block holds at a time, besides its input.
 
-    `forward` without gradients. With them `backward`, while the block is run again and differentiated, and `attending`
-    beside what attention's own backward pass takes then. `kept` is what it keeps where nothing is run again, and `last`
-    what comes to that while the last block is differentiated.
-    Where what treats each token by itself runs in pieces of the tokens (memory/pieces.py) there are `whole` tensors of
-    all of them and `piece` of one piece; `joining`, while gradients of pieces are put together; and in their place
+    `forward`: without gradients. `backward`: while it is recomputed and differentiated; `attending`: besides what
+    attention's own backward pass takes then. `kept`: what it keeps if it is not recomputed; `last`: what is added to
+    that while the last block is differentiated.
+    If parts that treat each token separately run in pieces of the tokens (memory/pieces.py): `whole` tensors of all
+    tokens and `piece` of one piece; `joining`: while gradients of pieces are joined; and instead of the above
     `attending_between` and `kept_between`: only what goes from one part to the next.
     """
 
@@ -47,8 +47,8 @@ class Activations:
 
 BLOCKS: dict[Kind, Activations] = {
     # kept: float32 copies of layer norms, 2 each; q, k, v before and after norm and rotation; inputs of LoRA layers;
-    # two feed-forward rows. In backward comes: gradients of the feed-forward rows, the base's and the LoRA's.
-    # attending in between: q, k, v, the result, its gradient and the tokens'
+    # two feed-forward rows. Backward adds gradients of the feed-forward rows, the base's and the LoRA's.
+    # attending_between: q, k, v, the result, its gradient and the tokens'
     "cross": Activations(
         forward=(4.36, 2.06), backward=(18.85, 4.1), attending=(11.1, 0), kept=(18.1, 2.05), last=(1.65, 1.57),
         whole=(7.3, 0), piece=(7.1, 4.2), joining=(0, 0), attending_between=(6, 0), kept_between=(5.05, 0),
@@ -57,42 +57,42 @@ BLOCKS: dict[Kind, Activations] = {
         forward=(5.1, 2.0), backward=(14.15, 4.0), attending=(12.3, 0), kept=(13.1, 2.0), last=(2.7, 1),
         whole=(8.36, 0), piece=(1.8, 3.5), joining=(0, 0), attending_between=(6.4, 0), kept_between=(5.23, 0),
     ),
-    # linear1 makes q, k, v and the feed-forward row in one piece, which stays whole; while that row's gradient is
-    # joined it is there once more, whole and in pieces
+    # linear1 makes q, k, v and the feed-forward row as one tensor, which stays whole; while that row's gradient is
+    # joined, it exists twice: whole and in pieces
     "single": Activations(
         forward=(8.1, 3.0), backward=(13.55, 4.0), attending=(11.4, 3.0), kept=(10.1, 2.0), last=(5.2, 2.0),
         whole=(19.25, 0), piece=(2.0, 1.0), joining=(8.2, 3.0), attending_between=(6.2, 1.0), kept_between=(5.1, 1.0),
     ),
 }  # fmt: skip
 IMAGE_ATTENTION = 2.1
-"""Sizes in tokens x width more, where "cross" blocks attend to image tokens as well: a second result, and the sum."""
+"""Added, in tokens x width, if "cross" blocks attend to image tokens as well: a second result, and the sum."""
 TEXT_WIDTHS = 5.4
-"""What "cross" blocks make of the text tokens they look at, in text tokens x width."""
+"""What "cross" blocks make from the text tokens that they attend to, in text tokens x width."""
 COMPILED: dict[Kind, tuple[Sizes, float]] = {
     "cross": ((-2.6, -0.75), 1.4),
     "double": ((5, 0), 3),
     "single": ((5, 0), 3),
 }
-"""What a compiled block takes more in training: whole, and of one piece where it runs in pieces, in tokens x width.
-What a compiler computes together it does not write (copies of norms in 32 bits), or holds together (feed-forward rows
-and their gradients). H100: with these numbers five trainings of Wan 14B and 1.3B, whole and in two pieces, and two of
+"""Added for a compiled block in training: if it runs whole, and for one piece if it runs in pieces, in tokens x width.
+What a compiler fuses is not written (copies of norms in 32 bits), or held at the same time (feed-forward rows and their
+gradients). H100: with these numbers five trainings of Wan 14B and 1.3B, whole and in two pieces, and two of
 HunyuanVideo are predicted within 1 %."""
 JOINED = 8.7
-"""What compiled "double" and "single" blocks take less, in tokens x width, where q, k, v and the feed-forward row have
-layers of their own: a part of what one layer made keeps all of it, and their gradients need not be joined. H100:
-FramePack, kept and streamed."""
+"""Saved by compiled "double" and "single" blocks, in tokens x width, if q, k, v and the feed-forward row have layers of
+their own: a part of one layer's result would keep all of it alive, and gradients need not be joined. H100: FramePack,
+kept and streamed."""
 COMPILED_KEPT: dict[Kind, float] = {"cross": -2.5, "double": 0, "single": -1.3}
-"""What it keeps more where nothing is run again, in tokens x width. H100: Wan 14B with 13 of 40 blocks so, HunyuanVideo
-with 15 of 60, its last ones."""
+"""Added to what a compiled block keeps if it is not recomputed, in tokens x width. H100: Wan 14B with 13 such blocks of
+40, HunyuanVideo with its last 15 of 60."""
 COMPILED_FORWARD = -1
-"""The same without gradients: in a graph the result of attention goes as soon as it was used, which a caller in Python
-may hold. H200: Wan 14B at 32,760 tokens takes 1.5 sizes less."""
+"""The same without gradients: a graph frees the result of attention as soon as it is used, while a caller in Python may
+hold it. H200: Wan 14B at 32,760 tokens takes 1.5 sizes less."""
 PLAIN_QUANTIZING = 4.26
-"""Sizes in tokens x feed-forward width more, where fp8 layers quantise their inputs without Triton: float32 copies.
-H100: 4.3 with Wan 1.3B, 4.26 with 14B, streamed or not."""
+"""Added, in tokens x feed-forward width, if fp8 layers quantise their inputs without Triton: float32 copies. H100: 4.3
+with Wan 1.3B, 4.26 with 14B, streamed or not."""
 ON_THE_WAY = 2
-"""Inputs, and results of attention, on the device while blocks' own wait in main memory: those of the block at work,
-and of the one that is fetched."""
+"""Blocks whose inputs and results of attention are on the device while the others' wait in main memory: the one at work
+and the one being fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,27 +102,27 @@ class How:
     blocks_to_swap: int = 0
     block_swap_ring_size: int = 2
     block_swap_from_disk: bool = False
-    shared_by: int = 1  # processes that share out the blocks
+    shared_by: int = 1  # processes that share the blocks
     gradient_checkpointing: bool = True
     gradient_checkpointing_blocks: int | None = None
     gradient_checkpointing_cpu_offload: bool = False
     gradient_checkpointing_attention: Literal["auto", "keep", "recompute"] = "recompute"
     ffn_chunks: int = 1
     compile: bool = False
-    settles: bool = False  # all steps ask for the same in the same order, of an allocator that joins what is freed
+    settles: bool = False  # all steps allocate the same in the same order, and the allocator joins freed memory
     plain_quantizing: bool = False  # fp8 layers without Triton
-    whole_tiles: Literal["always", "kept", "never"] = "always"  # which gradients of attention are made of such
+    whole_tiles: Literal["always", "kept", "never"] = "always"  # which gradients of attention need them
     eight_bit: bool = False  # attention without gradients
     batch: int = 1
     gradient_accumulation_steps: int = 1
     optimizer_bytes: float = 8
     parameter_bytes: int = FLOAT  # of the adapters, and of their gradients
-    average_bytes: int = 0  # of the adapters' average, for each parameter
+    average_bytes: int = 0  # of the adapters' average, per parameter
     fused_backward_pass: bool = False
     optimizer_cpu_offload: bool = False
 
     def checkpointed(self, blocks: int) -> int:
-        """How many of so many blocks are: the first ones."""
+        """How many of `blocks` blocks are checkpointed: the first ones."""
         return min(self.gradient_checkpointing_blocks or blocks, blocks) if self.gradient_checkpointing else 0
 
     @property
@@ -133,8 +133,8 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What is there at a moment of a step: by name on the device, in main memory; and how much of the former is only
-    taken where there is room, and how much comes in the same order in each step."""
+    """What is in memory at a moment of a step, by name: on the `device` and in `main` memory. `spare`: how much of the
+    former is taken only if there is room. `settled`: how much of it is allocated in the same order in each step."""
 
     device: dict[str, int]
     main: dict[str, int]
@@ -147,18 +147,18 @@ class Moment:
 
 
 def worst_moment(work: Work, how: How, adapters: Sequence[int], free: int | None) -> Moment:
-    """Of one training step: the one with most on the device. No more of it is `spare` than every other moment can do
-    without, too. `adapters`: parameters of each block's, all of which get a gradient; `free`: bytes of the card beside
-    what is there for good, None: more than enough."""
+    """The moment of a training step with the most on the device; its `spare` is what the whole step could do without.
+    `adapters`: parameters of each block's adapters, all of which get a gradient. `free`: bytes of the card besides what
+    stays there; None: more than enough."""
     moments = [_moment(work, how, run, place, adapters, free) for run, place in _places(work, how)]
     worst = max(moments, key=lambda moment: moment.total)
     return replace(worst, spare=worst.total - max(moment.total - moment.spare for moment in moments))
 
 
 def _places(work: Work, how: How) -> Iterator[tuple[BlockRun, int]]:
-    """Runs of blocks with the place of a block to look at. As the last of a run is at work, most inputs are there;
-    as the first, most gradients. Where inputs wait in main memory there is one on its way but for the very first.
-    Of blocks that keep all they compute it is the last that finds most there."""
+    """(run, place of a block in the model) for each block that may be the worst. At the last block of a run most inputs
+    are there, at the first most gradients. If inputs wait in main memory, one is being fetched, except at the very
+    first. Of blocks that keep all they compute, the last one finds the most there."""
     blocks = sum(run.count for run in work.runs)
     checkpointed = how.checkpointed(blocks)
     if checkpointed < blocks:
@@ -169,7 +169,7 @@ def _places(work: Work, how: How) -> Iterator[tuple[BlockRun, int]]:
 
 
 def _ranges(work: Work) -> Iterator[tuple[int, int, BlockRun]]:
-    """(place of the first block, that after the last, the run) of each run."""
+    """(place of the first block, one past the last, the run) of each run."""
     ends = accumulate(run.count for run in work.runs)
     return ((end - run.count, end, run) for end, run in zip(ends, work.runs, strict=True))
 
@@ -177,8 +177,8 @@ def _ranges(work: Work) -> Iterator[tuple[int, int, BlockRun]]:
 def _moment(
     work: Work, how: How, run: BlockRun, place: int, adapters: Sequence[int], free: int | None
 ) -> Moment:  # fmt: skip
-    """As the block at `place` of all is run again and differentiated: what the blocks before it kept is still there,
-    and gradients of those after it already."""
+    """The moment when the block at `place` is recomputed and differentiated: what the blocks before it kept is still
+    there, and gradients of those after it already are."""
     unit = how.batch * work.tokens * work.dim * HALF
     main: dict[str, int] = {}
     device = {"gradients": _gradients(how, adapters, place)}
@@ -189,7 +189,7 @@ def _moment(
         device[name] = how.batch * sum(
             max(0, end - max(first, checkpointed)) * _kept(work, one, how) for first, end, one in _ranges(work)
         )
-        if how.ffn_chunks > 1:  # its own, but for its input, are a part of what is there while it is differentiated
+        if how.ffn_chunks > 1:  # its own, except its input, are counted in "one block forward and back" below
             device[name] -= how.batch * _kept(work, run, how) - unit
         settled = device[name] if how.compile and how.settles else 0
     inputs, results = min(place + 1, checkpointed), min(place, checkpointed)
@@ -206,8 +206,8 @@ def _moment(
 
 
 def _gradients(how: How, adapters: Sequence[int], place: int) -> int:
-    """Those that are there as the block at `place` is differentiated: one block's where each is used, or sent away, at
-    once; all from the step before where they are added up; else those of the blocks that come after it."""
+    """Bytes of gradients while the block at `place` is differentiated: one block's if each is used, or moved away, at
+    once; all, from the batch before, if they accumulate; else those of this block and the ones after it."""
     if how.fused_backward_pass or how.optimizer_cpu_offload:
         return how.parameter_bytes * max(adapters, default=0)
     if how.gradient_accumulation_steps > 1:
@@ -216,15 +216,15 @@ def _gradients(how: How, adapters: Sequence[int], place: int) -> int:
 
 
 def _kept(work: Work, run: BlockRun, how: How) -> int:
-    """Bytes of one sample that one block keeps where nothing but pieces is run again."""
+    """Bytes of one sample that one block keeps if it is not recomputed, except in pieces."""
     numbers = BLOCKS[run.kind]
     compiled = _bytes(work, run, (COMPILED_KEPT[run.kind], 0)) if how.compile and how.ffn_chunks == 1 else 0
     return compiled + _block(work, run, numbers.kept_between if how.ffn_chunks > 1 else numbers.kept)
 
 
 def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, again: bool) -> tuple[int, int]:
-    """Bytes while one block is differentiated, and how many of them are taken only where there is room. `again`: it is
-    run again for that."""
+    """Bytes while one block is differentiated, and how many of them are taken only if there is room. `again`: it is
+    recomputed for that."""
     numbers, pieces = BLOCKS[run.kind], how.ffn_chunks
     attending = numbers.attending_between if pieces > 1 else numbers.attending
     if pieces > 1:
@@ -239,9 +239,9 @@ def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, ag
     inside = how.batch * (found + _quantizing(work, run, how) + _compiled(work, run, how) - apart)
     beside = seen_bytes(work, how.batch)
     if pieces == 1 and not again:
-        return inside + beside, 0  # when it comes to attention, what was kept after it is gone
+        return inside + beside, 0  # when attention is differentiated, what was kept after it is freed
     before = how.batch * (_block(work, run, attending) - apart)
-    # tokens of captions come to those of the video, and are known only when they are there
+    # the captions' tokens are added to the video's, and their number is known only at run time
     length = work.tokens if run.kind == "cross" else None
     tiles = how.whole_tiles == "always" or (how.whole_tiles == "kept" and how.keeps)
     least, most = (
@@ -252,18 +252,18 @@ def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, ag
 
 
 def forward_bytes(work: Work, how: How) -> int:
-    """While one block runs without gradients."""
+    """Bytes while one block runs without gradients."""
     samples = how.batch * work.at_once
     each = [_block(work, run, BLOCKS[run.kind].forward) + _quantizing(work, run, replace(how, ffn_chunks=1))
             for run in work.runs]  # fmt: skip
-    # H200, Wan 14B with 81 frames, streamed or not: codes come to the most that there was before
+    # H200, Wan 14B with 81 frames, streamed or not: codes are added to the peak without them
     codes = CODES * HALF * work.tokens * work.dim if how.eight_bit and work.tokens >= SHORTEST else 0
     compiled = COMPILED_FORWARD * HALF * work.tokens * work.dim if how.compile else 0
     return samples * (max(each) + int(codes) + compiled) + seen_bytes(work, samples)
 
 
 def seen_bytes(work: Work, samples: int) -> int:
-    """What blocks make of the tokens that they look at, and tokens that wait."""
+    """Bytes that blocks make from the tokens that they attend to, and those of tokens that wait."""
     seen = TEXT_WIDTHS * (work.text_tokens + work.image_tokens) + work.waiting * work.tokens
     return int(samples * seen * work.dim * HALF)
 

@@ -1,15 +1,14 @@
-"""Which options make a job fit: the first of a row of settings, cheapest in time and numbers first.
+"""Which options make a job fit: the first settings that do, tried in rows, cheapest in time and precision first.
 
-What was asked for is never taken back, only added to. Whoever asks says what settings take ("measure"); nothing here
-knows models or formulas. Order of the rows: results stay the same until fp8, the last that changes numbers (bit for
-bit, where nothing is compiled).
+What was asked for is never taken back, only added to. The caller measures what settings take; nothing here knows models
+or formulas. Results stay the same (bit for bit, if nothing is compiled) in all rows before fp8.
 
     training     checkpoints, of as few blocks as will do; blocks streamed, as few as will do; checkpoints in main
-                 memory; what the optimizer needs too; the same in fp8; what is token by token in pieces; all of it with
-                 attention computed again (slower); one buffer for streamed blocks (slower)
+                 memory; the optimizer's state too; the same in fp8; token-wise parts in pieces; all of it with
+                 attention recomputed (slower); one buffer for streamed blocks (slower)
     generation   blocks streamed, as few as will do; the same in fp8
     both         then all of that once more with the streamed blocks on disk (slower by far), for little main memory;
-                 what is not used as the checkpoint has it needs room there too, in a scratch file
+                 weights that are not used as the checkpoint has them need room there too, in a scratch file
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PIECES = (2, 4, 8)
 8 % longer in 2, 12 % in 4, 32,760 tokens 4 % and 5 % (benchmarks/optimisations.md). Computing attention again costs
 more, so that comes last. With more than 8, something else takes most."""
 Options = dict[str, Any]
-"""Options by name -> values that differ from what was asked for."""
+"""Option name -> value, where it differs from what was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bytes that there are; None: as many as are wanted."""
+    """Bytes that there are; None: no limit."""
 
     card: int | None = None
     main: int | None = None
@@ -61,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """`options` are to be added to the job's. `fits` False: they take least, and it is still too much."""
+    """`options`: to be added to the job's. `fits` False: these take the least, and it is still too much."""
 
     options: Options
     needs: Needs
@@ -70,13 +69,13 @@ class Choice:
 
 Measure = Callable[[Options], Needs]
 Row = Sequence[Options]
-"""Settings, each of which takes no more of the card than the one before it. Main memory rises along a row, or falls:
-where streamed blocks are on disk and an expert that waits is streamed too, more of them leave less of it to wait.
-A scratch file grows along it."""
+"""Settings, each of which takes no more of the card than the one before it. Main memory rises along a row, or falls: if
+streamed blocks are on disk and a waiting expert is streamed too, more of them leave less of it to wait. The scratch
+file grows along it."""
 
 
 def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
-    """The first settings within the limits, else those that take least of the card where main memory suffices."""
+    """The first settings within the limits, else those that take the least of the card within the other limits."""
     least: Choice | None = None
     for row in rows:
         found = _of_row(measure, row, limits)
@@ -89,10 +88,10 @@ def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
 
 
 def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
-    """As `choose`; of a row few need to be measured."""
+    """As `choose`, for one row; only a few of its settings are measured."""
     needs = cache(lambda place: measure(row[place]))
     place = bisect_left(range(len(row)), True, key=lambda place: limits.card_allows(needs(place)))
-    if place < len(row) and not limits.main_allows(needs(place)):  # then only where main memory falls
+    if place < len(row) and not limits.main_allows(needs(place)):  # then only if main memory falls along the row
         place = bisect_left(range(len(row)), True, lo=place, key=lambda place: limits.main_allows(needs(place)))
     fits = place < len(row) and limits.disk_allows(needs(place))
     if not fits:
@@ -105,7 +104,7 @@ def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
 
 
 def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
-    """What does not fit into main memory or onto the disk is worse than anything that does not fit into the card."""
+    """Sort key: not fitting into main memory or onto the disk is worse than not fitting onto the card."""
     return not (limits.main_allows(needs) and limits.disk_allows(needs)), needs.card
 
 
@@ -136,11 +135,11 @@ def generation_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = Tr
 
 def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
     """More and more blocks checkpointed."""
-    told = asked["gradient_checkpointing_blocks"]
-    if asked["gradient_checkpointing"] and not told:
+    given = asked["gradient_checkpointing_blocks"]
+    if asked["gradient_checkpointing"] and not given:
         return
     attention = asked["gradient_checkpointing_attention"]
-    for count in range((told or 0) + 1, blocks):
+    for count in range((given or 0) + 1, blocks):
         wanted = {
             "gradient_checkpointing": True, "gradient_checkpointing_blocks": count,
             "gradient_checkpointing_attention": "keep" if attention == "auto" else attention,
@@ -149,8 +148,8 @@ def _partly(asked: Mapping[str, Any], blocks: int) -> Iterator[Options]:
 
 
 def _away(asked: Mapping[str, Any]) -> list[Options]:
-    """What waits in main memory; the larger and cheaper first. Within backward each parameter's step would wait for
-    copies of its own."""
+    """What waits in main memory; the larger and cheaper first. Not the optimizer's state if steps are fused into the
+    backward pass: each parameter's would wait for copies of its own."""
     names = ("gradient_checkpointing_cpu_offload", "optimizer_cpu_offload")
     ways = [(False, False), (True, False)]
     if asked["optimizer_cpu_offload"] or not asked["fused_backward_pass"]:
@@ -172,10 +171,10 @@ def _slots(asked: Mapping[str, Any]) -> list[Options]:
 
 
 def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Row]:
-    """`wanted`, and with more and more streamed blocks. Few make nothing smaller, since there are as many buffers, each
-    for the largest block: so `wanted` is a row of its own.
+    """`wanted`, and the same with more and more streamed blocks. A few streamed blocks save nothing, since there are as
+    many buffers, each for the largest block: so `wanted` is a row of its own.
 
-    None where processes share out the blocks, which does the same from GPU to GPU.
+    No streaming if processes share the blocks, which does the same from GPU to GPU.
     """
     yield [_differing(asked, wanted)]
     if asked.get("shard_base"):
@@ -187,8 +186,8 @@ def _streamed(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterato
 
 
 def _from_disk(asked: Mapping[str, Any], wanted: Options, blocks: int) -> Iterator[Row]:
-    """`wanted` with streamed blocks on disk. Where that was asked for, with or without a number of them, it is so in
-    all other rows."""
+    """`wanted` with streamed blocks on disk. If that was asked for, with or without a number of blocks, all other rows
+    have it already."""
     if asked.get("shard_base") or asked["block_swap_from_disk"]:
         return
     counts = range(max(asked["blocks_to_swap"] or 0, 3), blocks + 1)

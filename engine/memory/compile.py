@@ -54,7 +54,7 @@ def compile_blocks(
     options = {"mode": mode} if backend == "inductor" else {}
     compiled = partial(torch.compile, backend=backend, dynamic=dynamic, fullgraph=fullgraph, **options)
     recorded = backend == "cudagraphs" or (backend == "inductor" and mode in FIXED_ADDRESSES)
-    if recorded:  # what such a graph gives does not outlive its next run
+    if recorded:  # results of such a graph do not outlive its next run
         tell_what_learns(blocks, lambda block: None)
     for block in blocks:
         if hasattr(block, CHECKPOINTED) or hasattr(block, STREAMED):
@@ -71,12 +71,12 @@ def compile_blocks(
 
 
 def _find_graphs_again() -> None:
-    """Let PyTorch keep graphs with autograd functions of one's own in its cache, which it leaves out unless told:
-    most of a block would be traced anew at every start.
+    """Let PyTorch cache graphs with custom autograd functions, which it does not by default: most of a block would be
+    traced again at every start.
 
-    Its cache knows their code, but operators by their name alone, whose gradients and shapes are in a graph too. So
-    what is found again is of this very engine: every change of its sources compiles anew. The processes that compile
-    kernels are told by the environment, since the fastest form of each is remembered under the same tag.
+    Its keys contain these functions' code, but only the names of custom operators, whose gradients and shapes are in a
+    graph too. So a hash of the engine's sources is added to the keys: every change of them recompiles. Processes that
+    compile kernels get it from the environment, since the fastest form of each kernel is remembered under it too.
     """
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):  # PyTorch 2.9 on
         functorch.autograd_cache_allow_custom_autograd_functions = True
@@ -95,4 +95,4 @@ def sources(folder: Path) -> str:
 
 
 SOURCES = sources(Path(__file__).resolve().parents[1])
-"""Of the engine, as it is when this is imported: a process goes on with what it has loaded when files are renewed."""
+"""The engine's, when this is imported: a process keeps the code that it has loaded when files change."""

@@ -1,9 +1,9 @@
-"""Loading a model whose streamed blocks wait on disk: of these nothing is in main memory longer than its turn.
+"""Loading a model whose streamed blocks wait on disk: at most one of their tensors is in main memory at a time.
 
-A tensor that is used exactly as a safetensors file has it is mapped there: neither read nor written. What was changed
-on its way (cast, merged, in fp8) goes to a scratch file, one for each model that is loaded, whose size is known from
-headers before anything is read. Everything else is loaded to the device, or where its module waits.
-Knows nothing of how blocks are read again (`waiting.py`). Given up: keeping what was changed for the next run.
+A tensor that is used exactly as a safetensors file has it is mapped there: neither read nor written. One that is
+changed on the way (cast, merged, quantised to fp8) goes to a scratch file, one per loaded model, whose size is known
+from headers before anything is read. Everything else is loaded to the device, or to where its module waits.
+Knows nothing of how blocks are read again (waiting.py). Given up: keeping changed tensors for the next run.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .slots import lay_out
 
 
 class LeaveOnDisk(WorkedOn):
-    """A transform for `load_into` (parts/weights.py) that leaves some blocks' tensors on disk, after `inner`.
+    """A transform for `load_into` (parts/weights.py) that leaves some blocks' tensors on disk, transformed by `inner`.
 
-    Where `inner` quantises, its scales stay there too. Once all is loaded, `mapped_bytes` are used as the checkpoint
-    has them, and `scratch_bytes` are the scratch file's.
+    If `inner` quantises, its scales stay there too. After loading, `mapped_bytes`: those used as the checkpoint has
+    them; `scratch_bytes`: size of the scratch file.
     """
 
     def __init__(
         self, model: nn.Module, blocks: Iterable[nn.Module], inner: Callable[[str, Tensor], Tensor] | None, *,
         changed: Collection[str], device: torch.device,
     ) -> None:  # fmt: skip
-        """`model`, which may be on "meta", is like the one to be loaded in names, shapes and formats, `blocks` are
-        those of its blocks that stay on disk. `changed`: names that `inner` may change. `device`: where it works."""
+        """`model`: like the one to be loaded in names, shapes and dtypes; it may be on "meta". `blocks`: those of its
+        blocks that stay on disk. `changed`: names that `inner` may change. `device`: where `inner` works."""
         super().__init__(inner or _as_it_is, device)
         self._quantizer = inner if isinstance(inner, QuantizeOnLoad) else None
         self._changed = changed
@@ -50,7 +50,7 @@ class LeaveOnDisk(WorkedOn):
         return whole
 
     def instead(self, name: str, own: Tensor, stored: Stored | None) -> Tensor | None:
-        """The tensor where the checkpoint has it; None where it has to be read."""
+        """The tensor, mapped from the checkpoint; None if it has to be read."""
         if name not in self._due or stored is None or not own.numel():
             return None
         file, entry = stored

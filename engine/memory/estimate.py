@@ -1,11 +1,11 @@
 """How much memory a job takes, worked out from sizes alone: the planner's formulas, and the numbers in them.
 
-What blocks of a DiT take is activations.py's; here is what else there is, and how it adds up. `VAES` and the constants
-below it were measured, on an H100 where nothing else is said.
-What is predicted is the most that tensors take at a time, "allocated" in PyTorch's words; `Stage.needed_bytes` is what
-has to be free for it. Bytes everywhere. Standard library only. Knows no family, no option and no file.
+activations.py works out what a DiT's blocks take; this module has everything else, and adds it up. `VAES` and the
+constants below it were measured, on an H100 unless stated otherwise.
+The prediction is the most that tensors take at a time, "allocated" in PyTorch's words; `Stage.needed_bytes` is what has
+to be free for it. Bytes everywhere. Standard library only. Knows no family, no option and no file.
 Given up: attention that builds the whole matrix (GPUs before Ampere); where gradients of attention need no whole tiles
-(before Hopper), what these would take is counted all the same.
+(before Hopper), the memory for these is counted all the same.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class VaeNumbers:
-    """Bytes that encoding and decoding take in 16 bits: for each pixel (of a frame, or of a tile times its frames), and
-    `besides`; `result` for each pixel and frame of what decoded tiles are put together in; `past` for each pixel of
-    features that wait between two chunks."""
+    """Bytes that encoding and decoding take in 16 bits, per pixel (of a frame, or of a tile times its frames).
+    `besides`: a constant amount more, (encoding, decoding). `result`: per pixel and frame of the clip that decoded
+    tiles are put together in. `past`: per pixel, of features that wait between two chunks, (encoding, decoding)."""
 
     encode: float
     decode: float
@@ -41,11 +41,11 @@ class VaeNumbers:
 
 
 VAES: dict[str, VaeNumbers] = {
-    # Wan's: four frames at a time; the widest layer is that of whole pictures, 96 channels, and 32 of zeros beside them
-    # in the six frames that a convolution reads
+    # Wan's: four frames at a time; the widest layer is the one at full size, with 96 channels, and 32 more of zeros in
+    # the six frames that a convolution reads
     "chunks": VaeNumbers(encode=6_692 + 384, decode=8_672 + 384, past=(2_808, 4_729)),
-    # HunyuanVideo's: all frames of a tile at once, three maps of 128 channels, or two and one of 256; besides what
-    # convolutions, in slices of SLICE_ELEMENTS, have for a moment
+    # HunyuanVideo's: all frames of a tile at once, three maps of 128 channels, or two and one of 256; besides: what
+    # convolutions, in slices of SLICE_ELEMENTS, hold temporarily
     "tiles": VaeNumbers(encode=768, decode=1_024, besides=(int(0.26 * GIB), int(0.18 * GIB)), result=24),
 }
 
@@ -53,22 +53,23 @@ OPTIMIZER_BYTES: dict[str, float] = {
     "adamw": 8, "adam": 8, "adamw8bit": 2, "pagedadamw8bit": 0, "pagedadamw": 0, "lion": 4, "lion8bit": 1, "sgd": 0,
     "adafactor": 0.1, "came": 4.1, "prodigy": 16, "adamwschedulefree": 8, "muon": 4,
 }  # fmt: skip
-"""State of an optimizer for each parameter, in bytes. Prodigy's are four float32 numbers, AdamW's two."""
+"""Bytes of an optimizer's state per parameter. Prodigy's are four float32 numbers, AdamW's two."""
 OTHER_OPTIMIZER_BYTES = 8
 OPTIMIZER_STEP_BYTES = 8
-"""For each parameter, for a moment, while all are changed at once. AdamW, which mostly is one kernel on a GPU, is
-counted as all others are."""
+"""Temporary, per parameter, while all are changed at once. AdamW, which is mostly one kernel on a GPU, is counted like
+all others."""
 
 CONTEXT = int(0.55 * GIB)
 """What CUDA and its libraries take before the first tensor; torch does not count it."""
 SLACK = 0.25
-"""Gaps between tensors, as a share of what comes and goes. H100: 0.1 to 0.5 unhurried; the allocator closes most of
-them when the card is full, in a flush of 6 to 60 ms: with 0.1 to 0.16 once in each block. Wan 14B held 0.3 without
+"""Gaps between tensors, as a share of what comes and goes. H100: 0.1 to 0.5 if there is room; on a full card the
+allocator closes most of them, in a flush of 6 to 60 ms: with 0.1 to 0.16, once per block. Wan 14B held 0.3 without
 one."""
 SETTLED_SLACK = 0.03
-"""The same of what compiled blocks keep until they are differentiated, where that settles. H100, Wan 14B: 1.5 GiB are
-held beside 74.5 with 44 of these and beside 69.5 with 39, 1.3 beside 59.5 with 30, 1.2 beside 29.3 with none. A card
-so full flushes nothing: each block that is not computed again saved as much as the one before."""
+"""The same share of what compiled blocks keep until they are differentiated, if that settles (`How.settles`). H100, Wan
+14B: gaps of 1.5 GiB besides 74.5 GiB with 44 of these and besides 69.5 with 39, 1.3 besides 59.5 with 30, 1.2 besides
+29.3 with none. Even a card as full as that flushes nothing: each block that is not recomputed saved as much time as the
+one before."""
 PROGRAM = int(3.0 * GIB)
 """Main memory of Python, torch and CUDA's libraries."""
 TEXT_ACTIVATIONS = int(0.35 * GIB)
@@ -80,8 +81,8 @@ TEXT_ACTIVATIONS = int(0.35 * GIB)
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A DiT as it will lie on the device: bytes outside of its blocks and of each block, and parameters of each block's
-    adapter."""
+    """A DiT as it will be on the device: bytes outside of its blocks and of each block, and parameters of each block's
+    adapters."""
 
     outside: int
     blocks: tuple[int, ...]
@@ -102,9 +103,9 @@ class Stage:
     name: str
     device: Parts
     main: Parts
-    passing: int = 0  # of the device's bytes those that come and go, between which gaps arise
-    settled: int = 0  # of these those that come in the same order in each step (How.settles), and leave few gaps
-    spare: int = 0  # of the passing ones those that are taken only where there is room for them
+    passing: int = 0  # those of the device's bytes that come and go, between which gaps arise
+    settled: int = 0  # those of the passing ones that come in the same order in each step (How.settles): few gaps
+    spare: int = 0  # those of the passing ones that are taken only if there is room for them
     scratch: int = 0  # bytes of scratch files on disk
 
     @property
@@ -126,7 +127,7 @@ class Stage:
 
 
 def training(weights: Weights, work: Work, how: How, *, room: int | None = None) -> Stage:
-    """One training step. `room` is what may be taken of the card, for "auto"; None: more than enough."""
+    """One training step. `room`: bytes of the card that may be taken, for "auto"; None: more than enough."""
     parameters = sum(weights.adapters)
     device = {**_resident(weights, how), **adapters(weights, how)}
     if how.gradient_checkpointing_attention == "auto":
@@ -136,7 +137,7 @@ def training(weights: Weights, work: Work, how: How, *, room: int | None = None)
     moved = 0 if how.fused_backward_pass else parameters
     step = {"gradients": how.parameter_bytes * moved, "optimizer step": OPTIMIZER_STEP_BYTES * moved}
     state = _state_bytes(weights, how)
-    waiting = {"optimizer state": 2 * state, "gradients": step["gradients"]}  # once more while it is saved
+    waiting = {"optimizer state": 2 * state, "gradients": step["gradients"]}  # a second copy while it is saved
     if how.optimizer_cpu_offload and moved:
         step["optimizer state"] = state
     in_blocks = worst.total > sum(step.values())
@@ -161,7 +162,7 @@ def denoising(weights: Weights, work: Work, how: How, *, name: str = "denoising"
 
 
 def adapters(weights: Weights, how: How) -> Parts:
-    """What a LoRA in training takes for good."""
+    """What a LoRA in training takes throughout."""
     parameters = sum(weights.adapters)
     average = {"average of the LoRA": how.average_bytes * parameters} if how.average_bytes else {}
     state = {} if how.optimizer_cpu_offload else {"optimizer state": _state_bytes(weights, how)}
@@ -189,8 +190,8 @@ def _resident(weights: Weights, how: How) -> Parts:
 
 
 def _streamed(weights: Weights, how: How) -> Parts:
-    """Main memory: weights are read there whole, then streamed blocks get a place of their own, one by one. Of those on
-    disk as many are there as there are buffers on the card, each of which has one in main memory too."""
+    """Main memory: weights are read there whole, then streamed blocks get memory of their own, one by one. If blocks
+    are on disk, each buffer on the card has a counterpart in main memory."""
     waiting = {"idle expert": weights.waiting} if weights.waiting else {}
     largest_block = max(weights.blocks, default=0)
     if not how.blocks_to_swap:

@@ -2,9 +2,9 @@
 
 The model is built, adapted, compiled and streamed once; a turn only changes which numbers its parameters hold. Sets
 that are not in use wait beside it on the device (a turn costs nothing), in main memory (a turn is a copy each way, and
-the device holds one set and one tensor more), or in their files (a turn loads one, after the other is gone).
-Streamed blocks wait where streaming keeps them, in main memory or on disk: a turn is a change of pointers. Knows no
-family and no noise level. Given up: copying both ways at once, sets of different shapes or number formats.
+the device holds one set and one tensor more), or in their files (a turn loads one after the other was freed).
+Streamed blocks wait where streaming keeps them, in main memory or on disk: a turn swaps pointers. Knows no family and
+no noise level. Given up: copying both ways at once, sets of different shapes or number formats.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class WeightSets:
         keep: bool = True,
         pinned: bool = False,
     ) -> None:
-        """`load(number)` gives a model like this one, with its blocks, whose weights are where they shall wait.
+        """`load(number)` returns a model like this one, and its blocks, with the weights where they are to wait.
 
-        `stream` is what streams the blocks. keep False: a set that leaves is forgotten, and loaded again for its next
-        turn. pinned: page-lock what waits in main memory (CUDA only).
+        `stream`: what streams the blocks. `keep` False: a set that leaves is freed, and loaded again for its next turn.
+        `pinned`: page-lock what waits in main memory (CUDA only).
         """
         if any(hasattr(block, COMPILED_WITH_GRAPHS) for block in blocks):
             raise OptionError(
@@ -61,7 +61,7 @@ class WeightSets:
         self._waiting: dict[int, _Waiting] = {}
 
     def use(self, number: int) -> None:
-        """Have this set in the model. Never between a forward pass and its backward pass."""
+        """Put this set into the model. Never between a forward pass and its backward pass."""
         if number == self.current:
             return
         if not self.keep:
@@ -78,7 +78,7 @@ class WeightSets:
         self.current = number
 
     def waiting(self) -> Iterator[Tensor]:
-        """The tensors of the sets that are not in use, streamed ones aside."""
+        """The tensors of the sets that are not in use, without streamed ones."""
         for waiting in self._waiting.values():
             yield from waiting.tensors.values()
 
@@ -115,10 +115,10 @@ class WeightSets:
 
 
 def trade(parameter: Tensor, waiting: Tensor) -> Tensor:
-    """Give a parameter the waiting numbers; returns where its former ones now lie.
+    """Give a parameter the waiting numbers; returns the tensor that now holds its former ones.
 
-    On one device pointers change places; across devices numbers do, so that neither side needs memory for both. A
-    parameter that has been emptied takes the numbers to its device.
+    On one device pointers are swapped; across devices numbers are, so that neither side needs memory for both. For a
+    parameter that has been emptied the numbers are copied to its device.
     """
     if waiting.device == parameter.device or not parameter.numel():
         leaving, parameter.data = parameter.data, waiting.to(parameter.device)

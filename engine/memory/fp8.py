@@ -1,11 +1,11 @@
-"""Frozen linear layers with float8 weights: half the memory of bf16, and real fp8 products where the GPU has them.
+"""Frozen linear layers with float8 weights: half the memory of bf16, and real fp8 products if the GPU has them.
 
 The format of codes and scales is ops/fp8.py's. `Fp8Linear` computes y = x·Wᵀ + b from codes and scale; its
 backward gives the gradient of the input only, since the weight is frozen. On CUDA with compute capability 8.9 or
 newer, bf16 activations and a scale for the row or the tensor, both directions are `torch._scaled_mm` products with
-activations scaled row by row; otherwise the weight is multiplied out for the moment of the product, never kept.
-Without gradients such a layer can take the GELU before it upon itself (ops/activated.py), where no adapter needs what
-comes of it: nobody writes the activated values then, the widest that there are.
+activations scaled row by row; otherwise the weight is dequantised during the product only.
+Without gradients such a layer can compute the GELU before it itself (ops/activated.py), if no adapter needs its result:
+then the activated values, the widest that there are, are never written.
 Norms, biases and modulation are left alone. Given up: training the weights, fp8 for convolutions and embeddings.
 """
 
@@ -27,14 +27,14 @@ Transform = Callable[[str, Tensor], Tensor]
 SCALE = "scale_weight"
 """The name of an Fp8Linear's scale beside its `weight`."""
 BIAS_FROM_ROWS = 256
-"""With fewer (a short text) cuBLAS has no kernel that adds the bias too: seen up to 64 rows, with 8,960 columns."""
+"""With fewer (a short text) cuBLAS may lack a kernel that adds the bias too: seen up to 64 rows, with 8,960 columns."""
 
 
 class Fp8Linear(nn.Linear):
     """A frozen nn.Linear of fp8 codes (`weight`) and their scale (`scale_weight`, float32). Wrap it like any Linear.
 
-    Computes in the dtype of its input, or of autocast where that is on. Moving keeps the formats: a cast of the whole
-    model to another dtype leaves codes and scale as they are.
+    Computes in the dtype of its input, or of autocast if that is on. `to` keeps the formats: a cast of the whole model
+    to another dtype leaves codes and scale as they are.
     """
 
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
@@ -56,10 +56,10 @@ class Fp8Linear(nn.Linear):
         return _FrozenProduct.apply(x, self.weight, self.scale_weight, self.bias, real_fp8)
 
     def activating(self, activation: Callable[[Tensor], Tensor], hidden: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """For ops/activated.py: what gives forward(activation(hidden)) of hidden, without writing activation(hidden).
+        """For ops/activated.py: computes forward(activation(hidden)) from hidden, without writing activation(hidden).
 
-        None where it is to be written: another activation than GELU by tanh, an adapter or a gradient that needs it, a
-        product that is none of fp8, and where it would save nothing.
+        None if that has to be written: an activation other than GELU by tanh, an adapter or a gradient that needs it, a
+        product that is not in fp8; or if nothing would be saved.
         """
         is_gelu = isinstance(activation, nn.GELU) and activation.approximate == "tanh"
         is_own = isinstance(self.forward, MethodType) and self.forward.__func__ is Fp8Linear.forward
@@ -73,7 +73,7 @@ class Fp8Linear(nn.Linear):
         return _real_product(hidden, self.weight, self.scale_weight, self.bias, gelu=True)
 
     def _multiplies_on(self, device: torch.device) -> bool:
-        """Whether fp8 products are possible: the GPU, a scale per row at most, sizes in steps of 16."""
+        """Whether fp8 products are possible: on this GPU, with at most a scale per row, and sizes in steps of 16."""
         fits = self.scale_weight.ndim <= 2 and self.in_features % 16 == 0 and self.out_features % 16 == 0
         return fits and self.weight.dtype == CODES and has_fp8_products(device)
 
@@ -101,7 +101,7 @@ def has_fp8_products(device: torch.device) -> bool:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x·Wᵀ + b for frozen codes. Saves the codes for backward, which F.linear would do with the multiplied-out W."""
+    """x·Wᵀ + b for frozen codes. Saves the codes for backward; F.linear would save the dequantised W."""
 
     @staticmethod
     def forward(ctx, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, real_fp8: bool) -> Tensor:
@@ -119,16 +119,16 @@ class _FrozenProduct(torch.autograd.Function):
             return None, None, None, None, None
         if not ctx.real_fp8:
             return grad @ dequantize(codes, scale, grad.dtype), None, None, None, None
-        # the row scales lie along the summed axis here: they go into the gradient before it is quantised
+        # the row scales are along the summed axis here: they are multiplied into the gradient before it is quantised
         factors_N = scale.reshape(-1).expand(codes.shape[0])
-        columns = codes.t().contiguous().t()  # the product wants its second factor column by column
+        columns = codes.t().contiguous().t()  # the product needs its second factor in column-major order
         ones = torch.ones(1, codes.shape[1], device=grad.device)
         x_grad = _fp8_product(grad.reshape(-1, grad.shape[-1]), factors_N, columns, ones, None)
         return x_grad.view(*grad.shape[:-1], codes.shape[1]), None, None, None, None
 
 
 def _real_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """x·Wᵀ + b by an fp8 product, or that of GELU(x); bf16."""
+    """x·Wᵀ + b, with `gelu` GELU(x)·Wᵀ + b, by an fp8 product; bf16."""
     bias = None if bias is None else bias.to(x.dtype)
     scale_1N = scale.reshape(1, -1).expand(1, codes.shape[0])
     y = _fp8_product(x.reshape(-1, x.shape[-1]), None, codes.t(), scale_1N, bias, gelu=gelu)
@@ -162,7 +162,7 @@ def _fp8_product(
 def quantize_model(model: nn.Module, *, wanted: Callable[[str], bool], mode: str = "block") -> list[str]:
     """Replace the linear layers whose path is `wanted` by Fp8Linear, one at a time. Returns their paths.
 
-    Only plain nn.Linear is replaced: subclasses ask for their own precision. WeightsError when one is fp8 already.
+    Only plain nn.Linear is replaced: subclasses have a precision of their own. WeightsError: one is fp8 already.
     """
     names = list(_linears(model, wanted))
     for name in names:
@@ -215,7 +215,7 @@ class QuantizeOnLoad:
 
     @property
     def changed(self) -> set[str]:
-        """The weights that become codes."""
+        """Names of the weights that become codes."""
         return {f"{path}.weight" for path in self.names}
 
     def install(self, model: nn.Module) -> list[str]:

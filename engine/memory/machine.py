@@ -1,6 +1,6 @@
-"""What this machine has of memory, asked without torch: the GPU's driver through its own library, NVML.
+"""How much memory this machine has, without torch: the GPU's driver is asked through its library, NVML.
 
-Standard library and psutil. Given up: other GPUs than NVIDIA's, for which --vram says it.
+Standard library and psutil. Given up: other GPUs than NVIDIA's, for which --vram gives the size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CONTAINER = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU; bytes. `free` is what nobody uses now. `capability`: CUDA's number for its kind; None: not told."""
+    """A GPU; bytes. `free`: not in use now. `capability`: CUDA's compute capability; None: unknown."""
 
     name: str
     total: int
@@ -32,7 +32,7 @@ class _Memory(ctypes.Structure):
 
 
 def find_card(device: str | None) -> Card | None:
-    """The GPU that `--device` names, the first one where it names none; None where there is none or it is the CPU."""
+    """The GPU that `--device` names, by default the first one; None if there is none, or the device is not CUDA."""
     if device is not None and not device.startswith("cuda"):
         return None
     number = _visible(int((device or "cuda:0").partition(":")[2] or 0))
@@ -50,7 +50,7 @@ def find_card(device: str | None) -> Card | None:
 
 
 def _visible(number: int) -> int | str:
-    """The driver's number, or the id, of what CUDA calls `number`."""
+    """The driver's number or id of the GPU that CUDA calls `number`."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     if number >= len(names):
         return number
@@ -67,14 +67,14 @@ def _asked(nvml: ctypes.CDLL, number: int | str) -> Card | None:
         return None
     nvml.nvmlDeviceGetName(handle, name, len(name))
     major, minor = ctypes.c_int(), ctypes.c_int()
-    told = nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) == 0
-    capability = (major.value, minor.value) if told else None
+    known = nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) == 0
+    capability = (major.value, minor.value) if known else None
     return Card(name.value.decode(errors="replace"), memory.total, memory.free, capability)
 
 
 def main_memory() -> int:
-    """Bytes of main memory that can be had now, the limit of a container included. What it holds of files that nobody
-    has looked at lately counts as free: the system gives it to who asks."""
+    """Bytes of main memory that are available now, within a container's limit. A container's cached files that were not
+    used lately count as free: the system drops them when memory is needed."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
         limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
@@ -83,21 +83,21 @@ def main_memory() -> int:
 
 
 def own_memory() -> int:
-    """Bytes of main memory that nobody but this process holds: what it has of files is not its own."""
-    told = psutil.Process().memory_info()
-    return int(told.rss - getattr(told, "shared", 0))
+    """Bytes of main memory that this process alone holds, without those of mapped files."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
 
 
 def _idle() -> int:
-    """Bytes of the container's that are files' and were not looked at lately."""
+    """Bytes of the container's cached files that were not used lately."""
     with contextlib.suppress(OSError, ValueError):
-        told = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
-        return int(told.get("inactive_file", 0))
+        numbers = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+        return int(numbers.get("inactive_file", 0))
     return 0
 
 
 def joins_freed_memory() -> bool:
-    """Whether PyTorch's allocator joins freed pieces of GPU memory, as the engine asks it to where it can
-    (__main__.py) unless the person's own settings say otherwise."""
-    told = os.environ.get("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
-    return "expandable_segments:true" in told.lower().replace(" ", "")
+    """Whether PyTorch's allocator joins freed pieces of GPU memory, which the engine asks for where it can
+    (__main__.py), unless the person's own settings say otherwise."""
+    settings = os.environ.get("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
+    return "expandable_segments:true" in settings.lower().replace(" ", "")

@@ -1,14 +1,14 @@
 """Parts of blocks in pieces of the tokens: feed-forward layers are wide, and need not be wide for all tokens at once.
 
-A block says in `TOKENWISE` which of its methods treat each token by itself: what comes before attention and what comes
-after it. With gradients each piece is checkpointed by itself (recomputing.py), so the backward pass computes one piece
-again, differentiates it and forgets it: what the layers keep is there for one piece at a time. Counted on Wan 14B, the
-most that there is while a block is differentiated falls from 32 to 10 sizes of its input (test_counted.py).
-Inside a checkpointed block that costs one more forward pass of what comes before attention. What `LAST` names gives the
-block's own result, which nobody needs when the block is run again for its backward pass, so it is left out there.
+A block names in `TOKENWISE` those of its methods that treat each token separately: what comes before and after
+attention. With gradients each piece is checkpointed separately (recomputing.py), so the backward pass recomputes one
+piece, differentiates it and frees it: what the layers keep is there for one piece at a time. On Wan 14B the peak while
+a block is differentiated falls from 32 to 10 sizes of its input (counted by test_counted.py).
+Inside a checkpointed block this costs one more forward pass of what comes before attention. The methods in `LAST` make
+the block's own result, which is not needed when the block is recomputed for its backward pass and is left out there.
 Numbers differ by rounding, since products of fewer rows may be summed in another order.
 Given up: pieces of attention itself, which has no large intermediates; compiling around the pieces, since a graph of
-the whole block would hold each of them, and take minutes to compile (`compile_blocks` compiles one piece, for all).
+the whole block would contain each of them and take minutes to compile (`compile_blocks` compiles one piece, for all).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TokenWise = Callable[..., Any]
 
 
 def run_in_pieces(blocks: Iterable[nn.Module], count: int, *, whole_below: int = WHOLE_BELOW) -> int:
-    """Have what these blocks name in `TOKENWISE` computed in `count` pieces. Returns how many parts there are.
+    """Run what these blocks name in `TOKENWISE` in `count` pieces. Returns how many such parts there are.
 
     Call it after adapters are attached and before blocks are compiled, streamed and checkpointed. Without gradients
     nothing changes.
@@ -57,11 +57,11 @@ def _cut(block: nn.Module, name: str, count: int, whole_below: int) -> InPieces:
 
 class InPieces:
     """`compute` in `count` pieces of its tokens. Positional arguments have tokens along the last axis but one, and are
-    cut; keyword arguments go to every piece whole. What it gives, one tensor or several, has them along axis 1.
+    cut; keyword arguments are passed whole to every piece. The result, one tensor or several, has tokens along axis 1.
 
-    `last`: what it gives has the shape and type of its first argument, and is the block's result. Pieces are equally
-    long, so that one compiled graph serves them all; the few tokens left over go through `compute` as it was given.
-    `learning()`: the parameters that learn inside, None when that is not known (see recomputing.py).
+    `last`: the result has the shape and type of the first argument, and is the block's. Pieces are equally long, so
+    that one compiled graph serves them all; the few tokens left over go through `compute` uncompiled. `learning()`: the
+    parameters that train inside; None if that is unknown (see recomputing.py).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class InPieces:
         self.compute = self._plain = compute
         self.root = root_named(name)
         self.fetch: Callable[[], object] = _nothing_to_fetch
-        """Has the block's weights in place for what is queued next: pieces run in backward too, beside the block."""
+        """Puts the block's weights in place for what is queued next: pieces also run in backward, without the block."""
         self._count, self._whole_below, self._last, self._learning = count, whole_below, last, learning
 
     def __call__(self, *tokens_LD: Tensor, **whole: Any) -> Any:
@@ -119,7 +119,7 @@ class InPieces:
     def _gradients(
         self, call: Call, count: int, learning: Sequence[Tensor], tensors: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """Of the first `count` tensors, the tokens, piece by piece; of all else the sum over the pieces."""
+        """Gradients of the first `count` tensors (tokens), piece by piece; of all others, summed over the pieces."""
         self.fetch()
         tokens, whole = tensors[:count], tensors[count:]
         shared = wanting((*whole, *learning))
@@ -150,10 +150,10 @@ def _nothing_to_fetch() -> None:
 
 
 def _running_again() -> bool:
-    """Whether this is the backward pass, in which a block runs only for what its forward pass kept."""
+    """Whether this is the backward pass, in which a block runs only to recompute what its backward pass needs."""
     return torch._C._current_graph_task_id() != -1
 
 
 def _nothing(first_LD: Tensor, *others: Any, **whole: Any) -> Tensor:
-    """In the place of a part whose result is not looked at."""
+    """In place of a part whose result is not used."""
     return first_LD.detach()

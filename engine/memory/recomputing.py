@@ -47,8 +47,8 @@ def tell_what_learns(
 
 def learning_now(block: nn.Module) -> list[nn.Parameter] | None:
     """The parameters that train in a block at the moment; None if unknown, or if it draws random numbers."""
-    told = getattr(block, LEARNS, None)
-    return None if told is None else [parameter for parameter in told if parameter.requires_grad]
+    recorded = getattr(block, LEARNS, None)
+    return None if recorded is None else [parameter for parameter in recorded if parameter.requires_grad]
 
 
 def root(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], grads: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Weights that rest in main memory while their model is not used, so that the GPU is free for others.
 
-What rests is still a model, only on the wrong device; `wake` puts every tensor back to where it was, bit for bit.
-Nothing moves on a CPU. Given up: page-locked memory, which would make waking faster and take memory from everybody.
+A resting model is still a model, only on the wrong device; `wake` moves every tensor back to where it was, bit for bit.
+Nothing moves on a CPU. Given up: page-locked memory, which would make waking faster but take memory from all programs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .streaming import BlockStream
 
 
 def weights_in(thing: Any) -> Iterator[Tensor]:
-    """Parameters and buffers of a module, or of those in a dataclass, as families return their encoders."""
+    """Parameters and buffers of a module, or of the modules in a dataclass, which families return for encoders."""
     if isinstance(thing, nn.Module):
         yield from thing.parameters()
         yield from thing.buffers()
@@ -28,7 +28,7 @@ def weights_in(thing: Any) -> Iterator[Tensor]:
 
 
 class Resting:
-    """Weights at rest. `stream`: what streams some of them; it gives its buffers on the device back too."""
+    """Weights at rest. `stream`: what streams some of them, if any; its buffers on the device are freed too."""
 
     def __init__(self, weights: Iterable[Tensor], stream: BlockStream | None = None) -> None:
         self._stream = stream

@@ -1,21 +1,21 @@
-"""A frozen base shared out: each of several processes keeps a part of every block, together they make up the whole.
+"""A frozen base split over several processes: each keeps a part of every block, and together they have the whole.
 
-A block's weights are so many bytes, cut into as many equal parts as there are processes, whatever number formats they
-have. While a model is loaded, each process keeps its part of every tensor and lets go of the rest (`Shares`). Shortly
-before a block runs, forward or backward, one exchange gathers its parts into a slot (`slots.py`), those of the next
-block while this one computes. Frozen weights have no gradients, so nothing is ever sent back, and what is computed on
-are the same bytes as without sharing: the results are equal bit for bit.
+A block's weights are taken as bytes, whatever their number formats, and cut into as many equal parts as there are
+processes. While a model is loaded, each process keeps its part of every tensor and drops the rest (`Shares`). Shortly
+before a block runs, forward or backward, one exchange gathers its parts into a slot (slots.py); those of the next block
+are gathered while this one computes. Frozen weights have no gradients, so nothing is ever sent back, and blocks compute
+with the same bytes as without sharing: the results are equal bit for bit.
 
-Every gathering needs all processes. In training they run the same blocks in the same order, so nobody has to say which;
-that they did is compared after each step (`gathered`). Where they do not, because some have no batch left or only
-number 0 makes samples, those who run the model are `led` by number 0, which says beforehand what it gathers, and the
+Every gathering needs all processes. In training they run the same blocks in the same order, so they need not tell each
+other which; that they did is checked after each step (`gathered`). When they do not, because some have no batch left or
+only number 0 makes samples, those that run the model are `led` by number 0, which announces what it gathers, and the
 others `follow` it.
 
-Why not torch's FSDP2 (fully_shard): it is made for weights that learn. Its groups have one number format, where ours
+Why not torch's FSDP2 (fully_shard): it is made for weights that train. Its groups have one number format, where ours
 mix fp8 codes with float32 scales; it wraps the modules that adapters, streaming and checkpoints wrap here in an order
-of their own; and it has no answer to processes that run a block more often than others. What is left of it for frozen
-weights is the exchange itself. Given up: sharing what lies outside of the blocks (a few percent, each process has it
-all), parts that wait in main memory, several experts that take turns.
+of their own; and it cannot handle processes that run a block more often than others. What remains of it for frozen
+weights is the exchange itself. Given up: sharing what is outside of the blocks (a few percent, which each process has
+in full), parts that wait in main memory, several experts that take turns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DONE = -1
 
 
 class Company(Protocol):
-    """The processes that share the base; training/group.py has one."""
+    """The processes that share the base; implemented in training/group.py."""
 
     number: int
     count: int
@@ -46,7 +46,7 @@ class Company(Protocol):
         """Fill `whole` with the parts of all processes, in their order."""
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite each tensor with number 0's."""
+        """Overwrite each tensor with that of process 0."""
 
 
 class Shares:
@@ -55,22 +55,22 @@ class Shares:
     def __init__(self, company: Company, *, device: torch.device) -> None:
         self.company, self.device = company, device
         self.parts: list[Tensor] = []
-        """Of each block, its bytes from `company.number` times their count on."""
+        """For each block, this process's part of its bytes: the `company.number`-th."""
         self._places: dict[str, tuple[int, Piece]] = {}
         self._due: set[str] = set()
 
     @property
     def device_bytes(self) -> int:
-        """Of the parts."""
+        """Bytes of the parts."""
         return sum(part.nbytes for part in self.parts)
 
     def outside_bytes(self, model: nn.Module) -> int:
-        """Of the frozen weights that each process has whole."""
+        """Bytes of the frozen weights that each process has whole."""
         others = (value for name, value in model.named_parameters() if name not in self._places)
         return sum(value.nbytes for value in others if not value.requires_grad)
 
     def plan(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Make room for the parts of a model like this one in names, shapes and formats, which may be on "meta"."""
+        """Allocate the parts for a model with the names, shapes and dtypes of this one, which may be on "meta"."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for number, block in enumerate(blocks):
             pieces, size = lay_out(block)
@@ -80,16 +80,17 @@ class Shares:
         self._due = set(self._places)
 
     def needs(self, name: str) -> bool:
-        """Whether this tensor has to be read here: it lies outside of the blocks, or something of it is kept."""
+        """Whether this process has to read a tensor: it is outside of the blocks, or some of it is kept here."""
         return name not in self._places or len(self._kept(name)) > 0
 
     def absent(self, name: str) -> Tensor:
-        """What stands for a block's tensor between its turns: its shape, format and device without its memory."""
+        """The placeholder of a block's tensor between its turns: its shape, dtype and device without its memory."""
         self._due.discard(name)
         return absent(self._places[name][1], self.device)
 
     def take(self, name: str, tensor: Tensor) -> Tensor:
-        """Keep this process's part of a block's tensor, and give what stands for it; any other tensor as it is."""
+        """Keep this process's part of a block's tensor and return its placeholder; other tensors are returned as they
+        are."""
         if name not in self._places:
             return tensor
         number, piece = self._places[name]
@@ -102,7 +103,7 @@ class Shares:
         return self.absent(name)
 
     def check(self, pieces: Sequence[Sequence[Piece]]) -> None:
-        """ValueError unless these are the blocks that were planned, and all of their weights have come."""
+        """ValueError unless these are the blocks that were planned, and all of their weights were loaded."""
         planned = list(self._places.values())
         found = [(number, piece) for number, block in enumerate(pieces) for piece in block]
         if len(found) != len(planned) or not all(
@@ -114,7 +115,7 @@ class Shares:
             raise ValueError(f"not loaded: {', '.join(sorted(self._due)[:3])}")
 
     def _kept(self, name: str) -> range:
-        """Which bytes of its block are both this tensor's and this process's."""
+        """The bytes of its block that are both this tensor's and this process's."""
         number, piece = self._places[name]
         length = self.parts[number].nbytes
         first = length * self.company.number
@@ -124,7 +125,7 @@ class Shares:
 class ShareOnLoad:
     """A transform for `load_into` (parts/weights.py) that keeps a part of each tensor, after `inner` has seen it whole.
 
-    Tensors of which nothing is kept are not even read. Where `inner` quantises, its scales are shared out too.
+    Tensors of which nothing is kept are not even read. If `inner` quantises, its scales are split too.
     """
 
     def __init__(self, shares: Shares, inner: Callable[[str, Tensor], Tensor] | None) -> None:
@@ -139,7 +140,7 @@ class ShareOnLoad:
         return self._shares.take(name, whole)
 
     def instead(self, name: str, own: Tensor, stored: Stored | None) -> Tensor | None:
-        """What stands for a tensor that need not be read; None for one that must be."""
+        """The placeholder of a tensor that need not be read; None for one that must be."""
         path = self._quantized(name)
         scale = f"{path}.{SCALE}"
         if self._shares.needs(name) or (path and self._shares.needs(scale)):
@@ -149,18 +150,18 @@ class ShareOnLoad:
         return self._shares.absent(name)
 
     def _quantized(self, name: str) -> str:
-        """The layer that this is the weight of, where it becomes codes and a scale; else ""."""
+        """The path of the layer whose weight this is, if it becomes codes and a scale; else ""."""
         path = name.removesuffix(".weight")
         wanted = self._quantizer is not None and path != name and path in self._quantizer.names
         return path if wanted else ""
 
 
 def share_blocks(blocks: nn.ModuleList, shares: Shares, *, slots: int = 2) -> SharedBlocks:
-    """Have the blocks, which were loaded through `shares`, gather their weights whenever they run.
+    """Make the blocks, which were loaded through `shares`, gather their weights whenever they run.
 
-    slots: buffers on the device, 2 or more overlap gathering with computing. Call it in all processes, after
-    `compile_blocks` and before `checkpoint_blocks`. Returns what lives with the blocks.
-    OptionError where processes have made different choices.
+    slots: buffers on the device; 2 or more overlap gathering with computing. Call it in all processes, after
+    `compile_blocks` and before `checkpoint_blocks`. The returned object lives as long as the blocks.
+    OptionError: processes have made different choices.
     """
     for block in blocks:
         check_block(block, FLAG)
@@ -177,7 +178,7 @@ def share_blocks(blocks: nn.ModuleList, shares: Shares, *, slots: int = 2) -> Sh
 
 
 class SharedBlocks(BlockSlots):
-    """The blocks of a base that is shared out."""
+    """The blocks of a shared base."""
 
     def __init__(self, blocks: nn.ModuleList, shares: Shares, *, slots: int) -> None:
         pieces = [lay_out(block)[0] for block in blocks]
@@ -187,15 +188,15 @@ class SharedBlocks(BlockSlots):
         self._word = torch.zeros(2, dtype=torch.int64, device=shares.device)
         self._led = False
         self.gathered = 0
-        """Tells which blocks were gathered so far, and in which order."""
+        """A hash of which blocks were gathered so far, and in which order."""
         if shares.device.type == "cuda":
-            torch.cuda.synchronize(shares.device)  # the parts are whole before another stream reads them
+            torch.cuda.synchronize(shares.device)  # the parts are complete before another stream reads them
         largest = self._company.count * max(part.nbytes for part in self._parts)
         super().__init__(list(blocks), pieces, bytes_each=largest, slots=slots, device=shares.device)
 
     @contextlib.contextmanager
     def led(self) -> Iterator[None]:
-        """While not all processes run the model, but number 0 does: in those that do. They run it alike."""
+        """For number 0 and others that run the model, in the same way, while some processes do not."""
         self._led = True
         yield  # an exception ends the process, and the others with it
         self._led = False
@@ -203,7 +204,7 @@ class SharedBlocks(BlockSlots):
             self._say(_DONE, 0)
 
     def follow(self) -> None:
-        """Meanwhile in the others: hand over this process's parts as number 0 asks for them, until it is done."""
+        """For the other processes meanwhile: hand over this one's parts as number 0 asks for them, until it is done."""
         for event in self._used:
             self._record(event)
         self._current = None
@@ -216,9 +217,9 @@ class SharedBlocks(BlockSlots):
             self._bring(position, slot)
 
     def _say(self, position: int, slot: int) -> None:
-        """Number 0's word counts; of the others who run the model it only takes the place of theirs.
+        """Announce what is gathered next. Number 0's announcement counts; others that run the model receive it.
 
-        Always on the stream beside, where it cannot overtake what was said before.
+        Always on the side stream, where it cannot overtake earlier announcements.
         """
         self._word[0].fill_(position)  # by a kernel, as a copy would have to wait for the device
         self._word[1].fill_(slot)
@@ -236,6 +237,6 @@ class SharedBlocks(BlockSlots):
 
 
 def absent(piece: Piece, device: torch.device) -> Tensor:
-    """A tensor of the piece's shape and format without its memory, all NaN: who used it by mistake would see."""
+    """A tensor of the piece's shape and dtype without its memory, all NaN, so that use by mistake shows."""
     value = torch.full((piece.dtype.itemsize,), 0xFF, dtype=torch.uint8, device=device)
     return value.view(piece.dtype)[0].expand(piece.shape)

@@ -1,13 +1,12 @@
 """Where the weights of streamed blocks wait: in main memory, or in files on disk.
 
-A block that is kept can be asked for ("its bytes will be wanted for this slot"); the answer is its bytes in main
-memory, from which they are copied to the slot. What waits there is there at once. From disk they are read, one block
-after the other as they were asked for, into a buffer of the slot's own, while earlier blocks are copied and compute:
-main memory holds as many blocks as there are slots, whatever the model's size. Of one block several parts are read at a
-time, which fast disks want, and the system's cache more than one core. What that cache has of the files it may forget
-whenever somebody wants the memory.
-Knows nothing of the order of blocks (`slots.py`), nor of how weights come into files (`disk_loading.py`).
-Given up: telling the system which blocks to forget first, though going round and round it forgets the wrong ones.
+A block is asked for before its slot needs it; the answer is its bytes in main memory, from which they are copied to the
+slot. A block that waits there is available at once. Blocks on disk are read in the order they were asked for, into a
+buffer per slot, while earlier blocks are copied and compute: main memory holds as many blocks as there are slots,
+whatever the model's size. Several parts of a block are read in parallel: fast disks need that, and one core is not
+enough for the system's cache. That cache may drop the files' content whenever memory is needed.
+Knows nothing of the order of blocks (slots.py), nor of how weights get into files (disk_loading.py).
+Given up: telling the system which blocks to drop first, though in a cycle it drops the wrong ones.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Kept:
     size: int
     """Bytes of the block in a slot."""
     host_bytes: int
-    """Of these those that are in main memory."""
+    """How many of these are in main memory."""
 
 
 class Waiting(Protocol):
@@ -48,13 +47,13 @@ class Waiting(Protocol):
 
     @property
     def host_bytes(self) -> int:
-        """Main memory that it takes whatever it keeps."""
+        """Main memory that it takes besides what it keeps."""
 
     def keep(self, pieces: list[Piece], size: int) -> Kept:
-        """Take a block's parameters in; they move there."""
+        """Move a block's parameters to this place."""
 
     def ask(self, kept: Kept, slot: int, after: torch.cuda.Event | None) -> Future[Tensor]:
-        """The block's bytes for this slot, in main memory; `after`: when the slot's last ones have been copied."""
+        """The block's bytes for this slot, in main memory. `after`: recorded once the slot's last ones were copied."""
 
 
 class InMainMemory:
@@ -88,9 +87,9 @@ class InOneBuffer(Kept):
 
 
 class OnDisk:
-    """Each block where it lies in files, and a buffer for each slot, page-locked for a GPU.
+    """Each block where it is in files, and a buffer for each slot, page-locked for a GPU.
 
-    Parameters that lie in no file yet are brought to a scratch file. The threads end with this object.
+    Parameters that are in no file yet are written to a scratch file. The threads end with this object.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -99,7 +98,7 @@ class OnDisk:
         self._largest = 0
         self._buffers: dict[int, Tensor] = {}
         begin = partial(torch.cuda.set_device, device) if device.index is not None and self._pinned else None
-        # which waits for events: without a device of its own it would take memory of the first GPU
+        # this thread waits for events: without a device set it would take memory of the first GPU
         self._order = ThreadPoolExecutor(1, thread_name_prefix="streamed-blocks", initializer=begin)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="parts-of-blocks")
         self._read_bytes, self._read_s = 0, 0.0
@@ -111,7 +110,7 @@ class OnDisk:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def speed(self) -> float:
-        """Bytes a second, of all that was asked for so far; waits for that."""
+        """Bytes per second, over all that was asked for so far; waits for that."""
         self._order.submit(int).result()
         return self._read_bytes / self._read_s if self._read_s else 0.0
 
@@ -138,7 +137,7 @@ class OnDisk:
         begun_s = time.perf_counter()
         there = memoryview(buffer.numpy())
         parts = [self._readers.submit(part.read, there) for part in kept.parts]
-        for error in [part.exception() for part in parts]:  # of all: none may go on reading when this has failed
+        for error in [part.exception() for part in parts]:  # waits for all: none may still read when this has failed
             if error is not None:
                 raise error
         self._read_s += time.perf_counter() - begun_s

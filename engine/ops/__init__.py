@@ -1,1 +1,1 @@
-"""Operations that have several implementations: attention, and later the kernels."""
+"""Operations with several implementations, such as attention; devices, number formats, noise levels."""

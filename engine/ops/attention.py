@@ -224,7 +224,7 @@ def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -
         return attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), backend=chosen)
     if chosen == "hopper" and is_worth_more(k_BLHD, v_BLHD) and not _learns(q_BLHD, k_BLHD, v_BLHD):
         return hopper_attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))[0]
-    order = sorted(_CUDA_KERNELS, key=lambda name: name != chosen)  # the others stay as they are
+    order = sorted(_CUDA_KERNELS, key=lambda name: name != chosen)  # the others keep their order
     with sdpa_kernel([_CUDA_KERNELS[name] for name in order], set_priority=True):
         return _pytorch(q_BLHD, k_BLHD, v_BLHD)
 

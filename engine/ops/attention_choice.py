@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel that is taken, and what those that came into question took for the same tokens, in milliseconds."""
+    """The chosen kernel, and how long each candidate took for the same tokens, in milliseconds."""
 
     name: str
     milliseconds: Mapping[str, float]
@@ -82,8 +82,8 @@ def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock) -> Choic
     `file` remembers the times (a damaged file is replaced). `clock`: milliseconds that a run takes.
     """
     key = asked.key(kernels)
-    told = _read(file)
-    times = _times(told.get(key), kernels)
+    stored = _read(file)
+    times = _times(stored.get(key), kernels)
     remembered = times is not None
     if times is None:
         try:
@@ -93,7 +93,7 @@ def choose(asked: Asked, kernels: Kernels, *, file: Path, clock: Clock) -> Choic
         if len(times) < 2:
             return None
         with suppress(DiskError):  # then it is measured again next time
-            write_bytes(file, (json.dumps({**told, key: times}, indent=1) + "\n").encode())
+            write_bytes(file, (json.dumps({**stored, key: times}, indent=1) + "\n").encode())
     usual = next(name for name in kernels if name in times)
     fastest = min(times, key=times.__getitem__)
     name = fastest if times[fastest] < MARGIN * times[usual] else usual
@@ -107,22 +107,22 @@ def forget() -> None:
 
 
 def _try_out(kernels: Kernels, clock: Clock) -> dict[str, float]:
-    """Of those that run here. Where several are close, of these alone, on a warm card: beside such times those of a
-    cold one would look too good."""
+    """Milliseconds of the kernels that run here. If several are close, of these alone, on a warm card: next to such
+    times those of a cold one would look too good."""
     times = _timed(kernels, clock)
     close = {name: kernels[name] for name in _close(times)}
     return times if len(close) < 2 else _by_turns(close, clock)
 
 
 def _timed(kernels: Kernels, clock: Clock) -> dict[str, float]:
-    """Once each; those that fail are left out."""
+    """Milliseconds of each kernel, timed once; those that fail are left out."""
     times = {}
     for name, run in kernels.items():
         try:
             times[name] = round(clock(run), 4)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # packages and compilers fail in ways of their own; nobody asked for this kernel
+        except Exception as error:  # packages and compilers raise anything; nobody asked for this kernel by name
             _log.debug("attention by %s fails here: %s", name, error)
     return times
 
@@ -133,7 +133,7 @@ def _close(times: Mapping[str, float]) -> list[str]:
 
 
 def _by_turns(kernels: Kernels, clock: Clock) -> dict[str, float]:
-    """On a card as warm as a job makes it; those that fail in a later turn are left out too."""
+    """Median milliseconds on a card as warm as in a job; kernels that fail in any round are left out."""
     rounds: list[dict[str, float]] = []
     end = monotonic() + WARM_SECONDS
     while not rounds or monotonic() < end:

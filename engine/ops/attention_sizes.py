@@ -26,7 +26,7 @@ SHORTEST = 2048
 """Keys. Attention to fewer, such as a text's, is short: quantising for 8 bits would be most of the work, and our kernel
 for Hopper is slower than cuDNN's."""
 CODES = 1.5
-"""Attention in 8 bits: q and k in int8, v in float8. (Scales are a number for each row of q and each 128 keys.)"""
+"""Attention in 8 bits: q and k in int8, v in float8. (Scales are one number per row of q and per 128 keys.)"""
 
 
 def is_room(free: int | None, token_bytes: float) -> bool:

@@ -1,6 +1,6 @@
-"""3D convolutions, by the fast kernels of whatever computes.
+"""3D convolutions by the fastest kernels of each device.
 
-PyTorch leaves small ones on a CPU (20,480 values or fewer in batch, channels, frames and rows) to a kernel of its own
+On a CPU PyTorch computes small ones (up to 20,480 values in batch, channels, frames and rows) with a kernel of its own
 that takes up to seven times as long as oneDNN's, which it uses for all others.
 """
 
@@ -23,14 +23,14 @@ def conv3d(
     stride: Sequence[int] = _ONE_EACH,
     padding: Sequence[int] = (0, 0, 0),
 ) -> Tensor:
-    """What `torch.nn.functional.conv3d` gives, to float32's rounding; `weight` is [C out, C, frames, height, width]."""
+    """As `torch.nn.functional.conv3d`, up to float32's rounding; `weight` is [C out, C, frames, height, width]."""
     if _is_for_one_dnn(x_BCFHW):
         return torch.mkldnn_convolution(x_BCFHW, weight, bias_C, padding, stride, _ONE_EACH, 1)
     return functional.conv3d(x_BCFHW, weight, bias_C, stride, padding)
 
 
 def _is_for_one_dnn(x_BCFHW: Tensor) -> bool:
-    """oneDNN takes no gradients in this way, and a compiler chooses for itself."""
+    """Called in this way oneDNN has no gradients; and a compiler chooses for itself."""
     return (
         x_BCFHW.device.type == "cpu"
         and x_BCFHW.dtype == torch.float32

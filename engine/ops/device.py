@@ -1,4 +1,4 @@
-"""Which device and which number format: the words that people use for them, turned into torch's."""
+"""Devices and number formats, from the words that people use for them to torch's; the memory of a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {
 
 
 def choose_device(name: str | None) -> torch.device:
-    """`name` as torch spells it ("cuda", "cuda:1", "cpu", "mps"); None takes the GPU where there is one."""
+    """`name` as torch spells it ("cuda", "cuda:1", "cpu", "mps"); None: the GPU if there is one. OptionError."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -36,7 +36,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def device_of_process(device: torch.device) -> torch.device:
-    """The device of this process: of several on GPUs each has its own. OptionError when there are too few."""
+    """The device of this process: of several processes each has a GPU of its own. OptionError: too few GPUs."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or os.environ.get("WORLD_SIZE", "1") == "1" or device.type == "cpu":
         return device
@@ -52,7 +52,7 @@ def device_of_process(device: torch.device) -> torch.device:
 
 
 def dtype_of(name: str | None, default: torch.dtype, *, flag: str) -> torch.dtype:
-    """The torch dtype of a word like "bf16"; None gives `default`. `flag` names the option in the error."""
+    """The torch dtype for a word like "bf16"; None: `default`. `flag` names the option in the OptionError."""
     if name is None:
         return default
     if name.lower() not in DTYPES:
@@ -61,19 +61,19 @@ def dtype_of(name: str | None, default: torch.dtype, *, flag: str) -> torch.dtyp
 
 
 def free_memory(device: torch.device) -> None:
-    """Give unused cached memory back to the driver, so that the next model finds it."""
+    """Return unused cached memory to the driver, so that the next model can have it."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def forget_peaks(device: torch.device) -> None:
-    """The most memory that was in use counts from now on."""
+    """Count the peaks of memory in use from now on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """What this process holds, in MiB: `ram_mib`, and on a CUDA device `vram_mib`, its peak, and the reserved peak."""
+    """MiB that this process holds: `ram_mib`; on CUDA `vram_mib`, `vram_peak_mib` and `vram_reserved_peak_mib`."""
     mib = 1 << 20
     found = {"ram_mib": psutil.Process().memory_info().rss / mib}
     if device.type == "cuda":
@@ -84,7 +84,7 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What this process could still allocate, its own cache included; None where that is not known (CPU, MPS)."""
+    """Bytes that this process could still allocate, its own cache included; None if that is unknown (CPU, MPS)."""
     if device.type != "cuda":
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -97,7 +97,7 @@ _limits: dict[torch.device, int] = {}
 
 
 def limit_memory(device: torch.device, limit: int) -> None:
-    """Let torch take at most so many bytes of this GPU; what is unused goes back to the driver before it gives up."""
+    """Let torch take at most `limit` bytes of this GPU; it frees unused cached memory before it gives up."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     _limits[torch.device("cuda", device.index or 0)] = limit

@@ -1,12 +1,12 @@
-"""Attention in 8 bits, for generating: GPUs from Ada and Hopper on multiply twice as fast in them as in bf16.
+"""Attention in 8 bits, for generating: GPUs from Ada and Hopper on multiply twice as fast in 8 bits as in bf16.
 
-As SageAttention 2 (Zhang et al., arXiv 2411.10958) found it to be accurate enough: scores from int8 codes, of queries
-with a scale each and of keys less their mean with a scale for each block (the mean moves all scores of a query alike,
-which softmax does not see); weights in float8, times values in float8 with a scale for each channel, less their mean,
-which is added again. Softmax and sums are float32. The ideas are theirs, the kernels ours.
+The scheme is one that SageAttention 2 (Zhang et al., arXiv 2411.10958) found accurate enough. Scores come from int8
+codes: of queries, with a scale each, and of keys minus their mean, with a scale per block (the mean shifts all scores
+of a query equally, which softmax ignores). Weights are float8; values are float8 with a scale per channel, minus their
+mean, which is added back. Softmax and sums are float32. The ideas are theirs, the kernels ours.
 
-On CUDA Triton kernels, on Hopper with that of ops/hopper_attention_gluon.py; on a CPU the formula: as accurate, and no
-faster than attention. Has no gradient.
+On CUDA it runs in Triton kernels, on Hopper in that of ops/hopper_attention_gluon.py; on a CPU as a formula, as
+accurate and no faster than ordinary attention. Has no gradient.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ BLOCK = 128
 LARGEST_CODE = 127
 SMALLEST_SCALE = 1e-12
 WEIGHT_BITS = 8
-"""Weights of a query are 2^8 times as large until the end, so that small ones keep digits in float8."""
+"""Weights are 2^8 times too large until the end, so that small ones keep digits in float8."""
 WIDTHS = (64, 128)
-"""Channels of a head that the kernels know."""
+"""Head sizes that the kernels support."""
 FIRST_CAPABILITY = (8, 9)
 
 LARGEST_VALUE = torch.finfo(CODES).max
@@ -46,36 +46,36 @@ class Statistics(NamedTuple):
 
 
 def score_factor(width: int) -> float:
-    """What scores are multiplied by so that 2 to the power of them is e to the power of q·k / sqrt(D)."""
+    """The factor f with which 2^(f q·k) = e^(q·k / sqrt(D)), D being `width`."""
     return math.log2(math.e) / math.sqrt(width)
 
 
 def key_at(place: int) -> int:
-    """The key whose values lie at this place of a row for Hopper's kernel (ops/hopper_attention_gluon.py); the kernel
-    that writes them there is compiled from this. Of 16 keys: 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15."""
+    """The key whose values are at this place of a row for Hopper's kernel (ops/hopper_attention_gluon.py); also
+    compiled into the kernel that writes them there. Of 16 keys: 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15."""
     return place - place % 16 + place % 4 // 2 * 8 + place % 16 // 4 * 2 + place % 2
 
 
 def statistics(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
-    """Over all tokens."""
+    """Those of all tokens."""
     lowest, highest = torch.aminmax(v_BLHD.float(), dim=1)
     mean = v_BLHD.mean(dim=1, dtype=torch.float32)
     return Statistics(k_BLHD.mean(dim=1, dtype=torch.float32), mean, value_scale(lowest, highest, mean))
 
 
 def value_scale(lowest: Tensor, highest: Tensor, mean: Tensor) -> Tensor:
-    """So that the value furthest from the mean becomes the largest code."""
+    """The scale with which the value furthest from the mean becomes the largest code."""
     return (torch.maximum(highest - mean, mean - lowest) / LARGEST_VALUE).clamp(min=SMALLEST_SCALE)
 
 
 def is_worth_it(q_BLHD: Tensor, k_BLHD: Tensor) -> bool:
-    """Whether the kernels know such heads, and there are enough keys."""
+    """Whether the kernels support this head size, and there are enough keys."""
     return q_BLHD.shape[-1] in WIDTHS and k_BLHD.shape[1] >= SHORTEST
 
 
 @functools.cache
 def missing(device: torch.device) -> str | None:
-    """Why the kernels cannot run on this device, in a few words; None when they can, or need not (on a CPU)."""
+    """Why the kernels cannot run on this device, in a few words; None if they can, or need not (on a CPU)."""
     if device.type == "cpu":
         return None
     if device.type != "cuda":
@@ -102,7 +102,7 @@ def _try_out(device: torch.device) -> None:
 
 @torch.library.custom_op("musubi::eight_bit_attention", mutates_args=())
 def eight_bit_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: [B, L of q, H, D] in v's dtype. To be asked for only where nothing is `missing`."""
+    """softmax(q k^T / sqrt(D)) v: [B, L of q, H, D] in v's dtype. To be called only if nothing is `missing`."""
     if q_BLHD.is_cuda:
         from .eight_bit_attention_triton import attend
 

@@ -1,7 +1,7 @@
 """The Triton kernels of ops/eight_bit_attention.py. Importing needs Triton.
 
-Codes are made by kernels of their own: of queries too, since what a program makes itself stays in registers, from where
-products are slower than from shared memory (35.7 for 30.3 ms, 32,760 tokens, 40 heads, H200).
+Codes are made by separate kernels, those of queries too: what a program makes itself stays in registers, from which
+products are slower than from shared memory (35.7 ms instead of 30.3, 32,760 tokens, 40 heads, H200).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .fp8 import CODES
 from .hopper_attention import can_run
 
 _QUERIES, _WARPS, _STAGES = 64, 4, 2
-"""Of a program of `_attend`: three of them share a multiprocessor of an H100, and one's softmax runs beside another's
-products. Fastest of eight such choices (benchmarks/h200_eight_bit_attention.json)."""
-_MEASURED = 1024  # tokens of a program of `_measure`
+"""Of a program of `_attend`: three of them share a multiprocessor of an H100, so that one's softmax overlaps with
+another's products. Fastest of eight such choices (benchmarks/h200_eight_bit_attention.json)."""
+_MEASURED = 1024  # tokens per program of `_measure`
 
 _key_at = triton.jit(key_at)
 
@@ -53,7 +53,7 @@ def _measure(
     k_sample, k_token, k_head, v_sample, v_token, v_head,
     tokens: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Of `tokens` tokens of a head: sums of keys and values, least and greatest values; each [parts, B·H, D]."""
+    """For `tokens` tokens of a head: sums of keys and values, least and greatest values; each [parts, B·H, D]."""
     part, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
     key_sum = tl.zeros([width], tl.float32)
@@ -85,7 +85,7 @@ def _quantize_queries(
     queries, codes, scales, length, heads, q_sample, q_token, q_head, score_factor,
     largest: tl.constexpr, smallest: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of a head: int8 codes [B, L, H, D], and what their scores are to be multiplied by, [B·H, L]."""
+    """For a block of a head: int8 codes [B, L, H, D], and the factors of their scores, [B·H, L]."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
     token = number * block + tl.arange(0, block)
@@ -105,8 +105,8 @@ def _quantize(
     largest: tl.constexpr, largest_value: tl.constexpr, smallest: tl.constexpr,
     block: tl.constexpr, width: tl.constexpr, ordered: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of a head: int8 codes of keys [B, L, H, D] with a scale [B·H, blocks], float8 codes of values, across
-    [B·H, D, blocks · block], `ordered` as `key_at` says. Past the last token values are 0."""
+    """For a block of a head: int8 codes of keys [B, L, H, D] with a scale [B·H, blocks]; float8 codes of values,
+    transposed to [B·H, D, blocks · block], `ordered` as `key_at` says. Past the last token values are 0."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
     token = number * block + tl.arange(0, block)
@@ -157,10 +157,10 @@ def _attend(
         fading_M = tl.exp2(largest_M - reached_M)
         total_M = total_M * fading_M + tl.sum(weight_MN, axis=1)
         v_DN = value_tiles.load([sample_head * width, index * block])
-        # a sum of its own for each block: what products in float8 are added up in is narrower than float32
+        # a separate sum for each block: float8 products are accumulated in less than float32
         found_MD = found_MD * fading_M[:, None] + tl.dot(weight_MN.to(v_DN.dtype), tl.trans(v_DN))
         largest_M = reached_M
-    if whole < blocks:  # the same, of fewer keys
+    if whole < blocks:  # the same for a last block of fewer keys
         k_ND = key_tiles.load([sample * k_length + whole * block, head * width])
         scale_M = q_scale_M * tl.load(key_scales + sample_head * blocks + whole)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), out_dtype=tl.int32).to(tl.float32) * scale_M[:, None]
@@ -181,7 +181,7 @@ def _attend(
 
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | None = None) -> Tensor:
-    """As `eight_bit_attention`, on the CUDA device of q. `hopper`: by Hopper's kernel; None: where that can run."""
+    """As `eight_bit_attention`, on the CUDA device of q. `hopper`: with Hopper's kernel; None: if that can run."""
     q_BLHD, k_BLHD, v_BLHD = (part if part.stride(-1) == 1 else part.contiguous() for part in (q_BLHD, k_BLHD, v_BLHD))
     samples, q_length, heads, width = q_BLHD.shape
     k_length = k_BLHD.shape[1]
@@ -235,5 +235,5 @@ def _measured(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
 
 
 def _tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """A matrix that the kernel loads in tiles, where the GPU can by its copy engine."""
+    """A matrix that the kernel loads in tiles, by the copy engine if the GPU has one."""
     return TensorDescriptor.from_tensor(matrix, [rows, columns])

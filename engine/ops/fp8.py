@@ -21,8 +21,8 @@ def quantize(
     """(codes, scale) of a weight, so that codes·scale ≈ weight. codes have the weight's shape.
 
     mode "block": a scale for 64 input features of each row, [out, in/64, 1]; "channel": for each row, [out, 1];
-    "tensor": one, []; "cast": no scaling, values beyond the format's range are cut to it. A block that does not
-    divide the row falls back to "channel", a weight that is not a matrix to "tensor", as in the reference.
+    "tensor": one, []; "cast": no scaling, values are clamped to the format's range. A row that blocks do not divide
+    falls back to "channel", a weight that is not a matrix to "tensor", as in the reference.
     The scale is max|w| / the largest code (at least 1e-8), rounded to the weight's dtype, and is returned as
     scale_dtype, by default the weight's.
     """

@@ -1,4 +1,4 @@
-"""How many scales an fp8 weight has: for who quantises (`fp8.py`) and for who plans. Standard library only."""
+"""How many scales an fp8 weight has: for quantising (fp8.py) and for the planner. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SCALE_BYTES = 4
 
 
 def settled(mode: str, shape: tuple[int, ...]) -> str:
-    """The mode that a weight of this shape gets: a block that does not divide the row falls back to "channel", a
-    weight that is not a matrix to "tensor"."""
+    """The mode that a weight of this shape gets: a row that blocks do not divide falls back to "channel", a weight that
+    is not a matrix to "tensor"."""
     if mode not in MODES:
         raise ValueError(f"no fp8 mode {mode!r}: {', '.join(MODES)}")
     if mode == "cast":
@@ -24,6 +24,6 @@ def settled(mode: str, shape: tuple[int, ...]) -> str:
 
 
 def scale_bytes(mode: str, shape: tuple[int, ...]) -> int:
-    """What the scales of a weight of this shape take."""
+    """Bytes of the scales of a weight of this shape."""
     rows = {"block": math.prod(shape) // BLOCK, "channel": shape[0]}
     return SCALE_BYTES * rows.get(settled(mode, shape), 1)

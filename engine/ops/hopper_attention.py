@@ -1,7 +1,7 @@
 """Attention in 16 bits by a kernel of our own for Hopper (H100, H200), where it takes 0.8 to 0.9 of cuDNN's time.
 
 It rounds no more than cuDNN's, and returns the statistics that cuDNN's backward pass needs. Written in Gluon, which
-Triton calls experimental and changes between versions, so `can_run` tries the kernel before anybody relies on it.
+Triton calls experimental and changes between versions, so `can_run` tries the kernel before it is used.
 Knows nothing of choices (ops/attention_choice.py). Given up: head sizes other than 64 and 128, a backward pass.
 """
 
@@ -45,7 +45,7 @@ def can_run(device: torch.device, dtype: torch.dtype, width: int) -> bool:
         return False
     try:
         error = _try_out(device, dtype, width)
-    except Exception as failure:  # of Triton, its compilers, or a version of it that lacks Gluon
+    except Exception as failure:  # from Triton, its compilers, or a version of it without Gluon
         _log.debug("the attention kernel for Hopper fails here: %s", failure)
         return False
     if not error < _LARGEST_ERROR[dtype]:
@@ -80,7 +80,7 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
 def hopper_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
     """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], logsumexp of the scores [B, H, L of q] float32), contiguous.
 
-    Only where it `can_run`. q, k and v have the same type, number of heads and head size. No gradient.
+    To be called only if it `can_run`. q, k and v have the same type, number of heads and head size. No gradient.
     A NaN in a sample's first values also reaches the sample before it, whose last block of keys extends over them with
     weight 0.
     """

@@ -1,12 +1,12 @@
 """The kernel of ops/hopper_attention.py and, on Hopper, of ops/eight_bit_attention.py. Importing needs Triton's Gluon.
 
-Warps have roles, which is FlashAttention-3's idea (Shah et al., arXiv 2407.08608): of a program one warp loads keys and
-values by the copy engine, and three warpgroups attend, for 64 queries each. One's softmax runs beside another's
-products. Triton's own language says nothing of roles; Gluon, which it is compiled through, does, and wants layouts in
-registers and barriers written out.
+Warps have roles, which is FlashAttention-3's idea (Shah et al., arXiv 2407.08608): one warp of a program loads keys and
+values with the copy engine, and three warpgroups attend, for 64 queries each, so that one's softmax overlaps with
+another's products. Triton's own language cannot express roles; Gluon, which is below it, can, but needs register
+layouts and barriers written out.
 
-In 16 bits scores are q·k, and the logarithm of what e^scores add up to is told. In 8 bits they are of int8 codes, with
-a scale for each query and each block of keys; values are float8 codes across, in the order of `key_at`.
+In 16 bits scores are q·k, and their logsumexp is written as well. In 8 bits they come from int8 codes, with a scale for
+each query and each block of keys; values are transposed float8 codes, in the order of `key_at`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .eight_bit_attention import BLOCK, WEIGHT_BITS, Statistics, score_factor
 
 _REGISTERS, _LOADERS = 160, 24
-"""A thread's, of those that attend and of those that load."""
+"""Registers per thread: of the warps that attend, of the one that loads."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Tiling:
 
 @gluon.jit
 def _ring(tiles, stages: gl.constexpr, readers: gl.constexpr):
-    """Shared memory for so many tiles, and for each a barrier that says it is filled and one that says it is free."""
+    """Shared memory for `stages` tiles, each with a barrier that says it is filled and one that says it is free."""
     slots = gl.allocate_shared_memory(tiles.dtype, [stages] + tiles.block_shape, tiles.layout)
     filled = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
@@ -54,7 +54,7 @@ def _ring(tiles, stages: gl.constexpr, readers: gl.constexpr):
 
 @gluon.jit
 def _fetch(tiles, row, column, ring, index, stages: gl.constexpr):
-    """Start to load the ring's `index`-th tile, once all are done with what lies in its slot."""
+    """Start to load the ring's `index`-th tile once all readers have released its slot."""
     slots, filled, free = ring
     slot = index % stages
     mbarrier.wait(free.index(slot), ((index // stages) & 1) ^ 1)
@@ -64,7 +64,7 @@ def _fetch(tiles, row, column, ring, index, stages: gl.constexpr):
 
 @gluon.jit
 def _filled(ring, index, stages: gl.constexpr):
-    """The ring's `index`-th tile, when it is there."""
+    """The ring's `index`-th tile; waits until it is loaded."""
     slots, filled, _ = ring
     mbarrier.wait(filled.index(index % stages), (index // stages) & 1)
     return slots.index(index % stages)
@@ -95,8 +95,8 @@ def _load(tiles, rings, q_row, k_row, v_row, column, blocks, tiling: gl.constexp
 
 @gluon.jit
 def _operand(weight_MN, layout: gl.constexpr, tiling: gl.constexpr):
-    """Weights in the registers from which the product with values takes them. Codes stay where they are: the order of
-    values differs instead (`key_at`), which saves 48 shuffles and selections of a block."""
+    """Weights in the registers from which the product with values takes them. Codes stay where they are: values have
+    another order instead (`key_at`), which saves 48 shuffles and selections per block."""
     if tiling.codes:
         apart: gl.constexpr = [tiling.rows, tiling.block // 16, 2, 4, 2]
         weight_MN = weight_MN.reshape(apart).permute([0, 1, 3, 2, 4]).reshape([tiling.rows, tiling.block])
@@ -108,7 +108,7 @@ def _add_block(
     q_MD, k_ring, v_ring, index, scale_M, k_length, found_MD, largest_M, total_M,
     bits: gl.constexpr, layout_MN: gl.constexpr, masked: gl.constexpr, tiling: gl.constexpr,
 ):  # fmt: skip
-    """One block of keys more: what was found so far, the largest score and the sum of weights."""
+    """Add a block of keys; returns the weighted values so far, the largest score and the sum of weights."""
     layout_MD: gl.constexpr = found_MD.type.layout
     none_MN = gl.full([tiling.rows, tiling.block], 0, gl.int32 if tiling.codes else gl.float32, layout=layout_MN)
     k_ND = _filled(k_ring, index, tiling.stages)
@@ -184,14 +184,14 @@ def _attend_group(rings, numbers, out, place, group: gl.constexpr, bits: gl.cons
     gl.store(out + place_MD, found_MD.to(out.dtype.element_ty), mask=gl.expand_dims(token_M < q_length, 1))
 
 
-# lengths of 1 or of a multiple of 16 would be compiled anew, for nothing
+# else lengths of 1 and multiples of 16 would each be compiled separately, for nothing
 @gluon.jit(do_not_specialize=["q_length", "k_length", "heads"])
 def _attend(
     q_tiles, k_tiles, v_tiles, factor, query_scales, key_scales, value_scales, value_means, out, logsumexps,
     q_length, k_length, heads,
     bits: gl.constexpr, tiling: gl.constexpr, registers: gl.constexpr, loaders: gl.constexpr,
 ):  # fmt: skip
-    """Three groups of queries of a head: [B, L, H, D]. In 16 bits also the logarithm of what e^scores add up to."""
+    """Three groups of queries of a head: [B, L, H, D]. In 16 bits also the logsumexp of the scores."""
     number, sample_head = gl.program_id(0), gl.program_id(1)
     sample, head = sample_head // heads, sample_head % heads
     first = number * (tiling.groups * tiling.rows)
@@ -219,7 +219,7 @@ def _attend(
 def attend(
     q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, out_BLHD: Tensor, logsumexp_BHL: Tensor, k_length: int
 ) -> None:
-    """In 16 bits, from rows of all heads [B·L, H·D]; what is written to has no gaps."""
+    """In 16 bits, from rows of all heads [B·L, H·D]; outputs are contiguous."""
     factor = score_factor(out_BLHD.shape[-1])
     _launch(q_rows, k_rows, v_rows, factor, (None,) * 4, out_BLHD, logsumexp_BHL, k_length)
 
@@ -228,7 +228,7 @@ def attend_codes(
     q_rows: Tensor, k_rows: Tensor, v_codes: Tensor, q_scales: Tensor, k_scales: Tensor, measured: Statistics,
     out_BLHD: Tensor, k_length: int,
 ) -> None:  # fmt: skip
-    """From codes: rows of all heads [B·L, H·D], values across [B·H·D, keys]; scales [B·H, L] and [B·H, blocks]."""
+    """From codes: rows of all heads [B·L, H·D], values transposed [B·H·D, keys]; scales [B·H, L] and [B·H, blocks]."""
     scales = (q_scales, k_scales, measured.value_scale, measured.value_mean)
     _launch(q_rows, k_rows, v_codes, 1.0, scales, out_BLHD, None, k_length)
 

@@ -15,10 +15,10 @@ from ..contract.errors import OutOfMemoryError
 
 
 def host_bytes(count: int, *, pinned: bool, advice: str) -> Tensor:
-    """A uint8 tensor of so many bytes in main memory, page-locked while it lives when `pinned`.
+    """A uint8 tensor of `count` bytes in main memory; if `pinned`, page-locked while it lives.
 
-    Raises OutOfMemoryError when the memory is not there or may not be locked; `advice` says how to do with less:
-    "Lower --blocks_to_swap".
+    OutOfMemoryError: there is not enough memory, or it may not be locked. `advice`: how to need less, without a full
+    stop, e.g. "Lower --blocks_to_swap".
     """
     try:
         buffer = torch.empty(max(count, 1), dtype=torch.uint8, device="cpu")
@@ -40,6 +40,6 @@ def _lock(buffer: Tensor, advice: str) -> None:
             f"The system refuses to lock {buffer.nbytes / 2**20:.0f} MiB of main memory for the GPU ({status}).",
             hint=f"{advice}, or close other programs.",
         )
-    # the storage outlives views of the buffer; unlocking must come before the memory is given back
+    # tied to the storage, which views of the buffer keep alive; unlocking must come before the memory is freed
     finalizer = weakref.finalize(buffer.untyped_storage(), runtime.cudaHostUnregister, address)
     finalizer.atexit = False

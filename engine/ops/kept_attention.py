@@ -186,7 +186,7 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Kernels:
-    """For BLHD tensors on this device; the same for the two calls of one shape."""
+    """For BLHD tensors on this device; the same for the forward and the backward call of one shape."""
     if q_BLHD.device.type == "cpu":
         return _cpu_forward, _cpu_backward
     possible = _possible(q_BLHD, k_BLHD, v_BLHD)
@@ -217,7 +217,7 @@ def _there_and_back(name: str, *parts_BLHD: Tensor) -> object:
 
 
 def _possible(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> list[str]:
-    """Names of kernels, the usual one first. `can_run` of our own is asked in `trials`, not in every call."""
+    """Names of kernels, the usual one first. Whether our own `can_run` is checked in `trials`, not in every call."""
     parts = (part.detach().transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD))
     asked = torch.backends.cuda.SDPAParams(*parts, None, 0.0, False, False)
     hopper = torch.cuda.get_device_capability(q_BLHD.device)[0] >= 9
@@ -264,7 +264,7 @@ def _is_room_for(*copies: Tensor) -> bool:
 
 
 def _whole_tiles(part_BHLD: Tensor) -> Tensor:
-    """Padded with zeros. In BLHD order, like the gradients then: those of a single sample are trimmed without a
+    """Padded with zeros. In BLHD order, and so are the gradients: those of a single sample are trimmed without a
     copy."""
     batch, heads, length, width = part_BHLD.shape
     whole_BLHD = part_BHLD.new_empty((batch, -(-length // TILE) * TILE, heads, width))

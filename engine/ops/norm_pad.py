@@ -1,10 +1,10 @@
-"""What a video VAE with group norms does before a convolution: norm, SiLU, edges repeated, and the sum behind it.
+"""What a video VAE with group norms does before a convolution (norm, SiLU, repeating edges), and the sum after it.
 
-PyTorch's operations make a dozen passes over a clip's features for this. On CUDA, where the features lie channels-last,
-Triton kernels make two, one for the statistics and one that writes straight to where the convolution reads, in float32
-inside. A bias that a convolution left out (`offset_C`) is added on the way. Without gradients.
+PyTorch's operations make a dozen passes over a clip's features for this. On CUDA, if the features are channels-last,
+Triton kernels make two, one for the statistics and one that writes straight to where the convolution reads; they
+compute in float32. A bias that a convolution left out (`offset_C`) is added on the way. Without gradients.
 
-Knows nothing of models. Every function here has a formula in PyTorch's operations, which the kernels are tested with.
+Knows nothing of models. Every function has a formula in PyTorch's operations, against which the kernels are tested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Affine = tuple[Tensor, Tensor]
 
 
 def can_fuse(x_BCFHW: Tensor) -> bool:
-    """Whether the kernels take these features; else PyTorch's operations, in another order, need fewer passes."""
+    """Whether the kernels take these features; if not, PyTorch's operations need fewer passes in another order."""
     if torch.is_grad_enabled():
         return False
     return _kernels_for(x_BCFHW) is not None
@@ -60,9 +60,9 @@ def affine_formula(
 
 
 def padded(x_BCFHW: Tensor, start: int, end: int, *, edge: int, affine: Affine | None = None) -> Tensor:
-    """Frames start … end - 1 with `edge` more pixels on each side, the outermost repeated; before frame 0 that frame.
+    """Frames start … end - 1 with `edge` more pixels on each side that repeat the outermost; frames before 0 repeat it.
 
-    With `affine` what is written is silu(x * scale + shift).
+    With `affine`, those of silu(x * scale + shift).
     """
     kernels = _kernels_for(x_BCFHW)
     if kernels is None:
@@ -87,7 +87,7 @@ def padded_formula(x_BCFHW: Tensor, start: int, end: int, *, edge: int, affine: 
 
 
 def add_(h_BCFHW: Tensor, x_BCFHW: Tensor, offset_C: Tensor) -> Tensor:
-    """h + x + offset, in h's place; rounded once."""
+    """h + x + offset, written to h; rounded once."""
     kernels = _kernels_for(h_BCFHW)
     if kernels is None or not is_channels_last(x_BCFHW):
         return h_BCFHW.copy_(h_BCFHW.float() + x_BCFHW.float() + offset_C.float().view(-1, 1, 1, 1))
@@ -103,7 +103,7 @@ def _kernels_for(x_BCFHW: Tensor) -> ModuleType | None:
 
 @functools.cache
 def _kernels(device_index: int, dtype: torch.dtype) -> ModuleType | None:
-    """The Triton kernels, tried once on this device; None where Triton or its C compiler is missing, or refuses."""
+    """The Triton kernels, tried once on this device; None if Triton or its C compiler is missing or fails."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:

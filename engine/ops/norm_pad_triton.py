@@ -1,4 +1,4 @@
-"""The Triton kernels of ops/norm_pad.py, on features of one clip that lie channels-last. Importing needs Triton."""
+"""The Triton kernels of ops/norm_pad.py, for the channels-last features of one clip. Importing needs Triton."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUMBERS_AT_ONCE = 4096  # of a program: enough in flight to fill the memory's bandwidth
-PARTS = 1056  # programs that share the statistics of a clip: eight for each processor of the largest GPUs
+NUMBERS_AT_ONCE = 4096  # per program: enough in flight to fill the memory's bandwidth
+PARTS = 1056  # programs that share the statistics of a clip: eight per multiprocessor of the largest GPUs
 PARTS_AT_ONCE = 64
 
 
@@ -17,10 +17,10 @@ def _moments(
     x, means, spreads, count, each, channels,
     pixels: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Mean of each channel over `each` pixels, and its sum of squared differences from that.
+    """Mean of each channel over `each` pixels, and its sum of squared differences from the mean.
 
     Both from sums of differences from the first pixel, which is about as far from the mean as any: no digits are lost.
-    Sums of many pixels side by side, so that no step waits for the one before.
+    Many pixels are summed in parallel, so that no step waits for the one before.
     """
     first = tl.program_id(0) * each
     last = tl.minimum(first + each, count)
@@ -144,7 +144,7 @@ def affine(
 
 
 def write(x_FHWC: Tensor, out_FHWC: Tensor, own: tuple[Tensor, Tensor] | None, *, start: int, edge: int) -> None:
-    """As `padded`, for one clip; both lie without gaps in this order."""
+    """As `padded`, for one clip; both are contiguous in this order."""
     frames, height, width, channels = x_FHWC.shape
     count = out_FHWC.numel() // channels
     pixels, block = _tile(channels)

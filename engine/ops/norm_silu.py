@@ -1,7 +1,7 @@
-"""SiLU of channel vectors scaled to one length: what video VAEs do before nearly every convolution.
+"""SiLU of channel vectors scaled to the same length: what video VAEs do before nearly every convolution.
 
-The formula makes five passes over a clip's features; on CUDA, where the features lie channels-last, a Triton kernel
-makes one, in float32 inside, and can write straight to where the convolution reads. A bias that the convolution before
+The formula makes five passes over a clip's features; on CUDA, if the features are channels-last, a Triton kernel makes
+one, computing in float32, and can write straight to where the convolution reads. A bias that the convolution before
 left out (`offset_C`) is added on the way.
 """
 
@@ -25,7 +25,7 @@ def norm_silu(
 ) -> Tensor:
     """silu(x / |x| · sqrt(C) · gain) of x + offset, with |x| over the channels, of x's shape and type.
 
-    Into `out_BCFHW` if given, whose pixels may lie further apart than their channels need.
+    Written to `out_BCFHW` if given, whose pixels may be further apart than their channels need.
     """
     usable = x_BCFHW.is_cuda and is_channels_last(x_BCFHW)
     kernel = _kernel(x_BCFHW.device.index or 0, x_BCFHW.dtype) if usable else None
@@ -48,14 +48,14 @@ def formula(x_BCFHW: Tensor, gain_C: Tensor, offset_C: Tensor | None = None) -> 
 
 
 def is_channels_last(x_BCFHW: Tensor) -> bool:
-    """Whether each clip's features lie pixel by pixel, channels next to each other, without gaps."""
+    """Whether each clip's features are stored pixel by pixel, channels next to each other, without gaps."""
     _, channels, _, height, width = x_BCFHW.shape
     return x_BCFHW.stride()[1:] == (1, height * width * channels, width * channels, channels)
 
 
 @functools.cache
 def _kernel(device_index: int, dtype: torch.dtype) -> Kernel | None:
-    """The Triton kernel, tried once on this device; None where Triton or its C compiler is missing, or refuses."""
+    """The Triton kernel, tried once on this device; None if Triton or its C compiler is missing or fails."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The Triton kernel of ops/norm_silu.py: one program a few pixels. Importing needs Triton."""
+"""The Triton kernel of ops/norm_silu.py: a few pixels per program. Importing needs Triton."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUMBERS_AT_ONCE = 4096  # of a program: enough in flight to fill the memory's bandwidth
+NUMBERS_AT_ONCE = 4096  # per program: enough in flight to fill the memory's bandwidth
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def _norm_silu(
 
 
 def norm_silu_rows(x_FHWC: Tensor, gain_C: Tensor, offset_C: Tensor | None, out_FHWC: Tensor) -> None:
-    """As `norm_silu`, for one clip; both lie in this order, `x_FHWC` without gaps, `out_FHWC` pixel by pixel."""
+    """As `norm_silu`, for one clip; in this order `x_FHWC` is contiguous and `out_FHWC` has equally spaced pixels."""
     from .norm_silu import SMALLEST_NORM
 
     channels = x_FHWC.shape[-1]

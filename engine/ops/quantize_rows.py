@@ -1,11 +1,11 @@
 """Rows of activations or gradients as float8 codes with a scale each, for fp8 matrix products.
 
 Three ways to the same codes: the formula; on CUDA a Triton kernel that reads and writes each number once, where the
-formula makes five passes; under torch.compile the formula again, which Inductor fuses into what comes before it. But
-not with factors: Inductor would write the product of both in float32, twice the size of the rows, and read it again.
-And not for long rows: it goes through a row twice, and computes what comes before it (an activation, a LoRA's sum) both
-times, though it has written it down for a LoRA anyway. There the kernel comes as an operator that it cannot look into.
-Of a feed-forward layer's hidden values it computes the GELU too (`gelu`), which nobody has to write down then.
+formula makes five passes; under torch.compile the formula, which Inductor fuses with what precedes it. With factors or
+for long rows the compiler gets the kernel instead, as an opaque operator. With factors Inductor would write the product
+in float32, twice the size of the rows, and read it again; long rows it processes twice, computing what precedes (an
+activation, a LoRA's sum) both times, even if it stores that for a LoRA anyway.
+For hidden values of a feed-forward layer the kernel computes the GELU too (`gelu`), so that its result is never stored.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Quantize = Callable[[Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None, gelu: bool = False) -> tuple[Tensor, Tensor]:
     """(codes [M, K] float8 e4m3, scale [M, 1] float32) with codes·scale ≈ rows·factors; rows in any float format.
 
-    The scale is the row's largest magnitude / 448, at least 1e-12. With `gelu` it is about the GELU of the rows (by
-    tanh), rounded to their format: the kernel's is PyTorch's but for a last bit here and there.
+    The scale is the row's largest magnitude / 448, at least 1e-12. `gelu`: of the rows' GELU (by tanh), rounded to
+    their format; the kernel's differs from PyTorch's in an occasional last bit.
     """
     if torch.compiler.is_compiling():
         fused = factors_K is None and rows_MK.shape[1] <= LONGEST_FUSED_ROW
@@ -44,8 +44,8 @@ def quantize_rows(rows_MK: Tensor, factors_K: Tensor | None = None, gelu: bool =
 
 
 def spares_gelu(device: torch.device, width: int) -> bool:
-    """Whether with `gelu` nobody writes the activated rows of this width. By the formula they are written on a GPU all
-    the same, and where a compiler fuses it, it does so with the GELU before too."""
+    """Whether `gelu` spares writing activated rows of this width. The formula on a GPU writes them all the same, and a
+    compiler that fuses the formula fuses a preceding GELU too."""
     if torch.compiler.is_compiling():
         return width > LONGEST_FUSED_ROW
     return device.type != "cuda" or _kernel_for(device, width, gelu=True) is not None
@@ -77,7 +77,8 @@ def _kernel_for(device: torch.device, width: int, gelu: bool) -> Quantize | None
 
 @functools.cache
 def _kernel(device_index: int, gelu: bool) -> Quantize | None:
-    """The Triton kernel, tried once on this device in this form; None where Triton or its C compiler is missing."""
+    """The Triton kernel, tried once on this device in this form; None if Triton or its C compiler is missing or
+    fails."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:

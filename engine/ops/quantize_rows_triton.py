@@ -1,4 +1,4 @@
-"""The Triton kernel of ops/quantize_rows.py: one program a row. Importing needs Triton."""
+"""The Triton kernel of ops/quantize_rows.py: one program per row. Importing needs Triton."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOPE = tl.constexpr(-2 * math.sqrt(2 / math.pi) / math.log(2))
 def _gelu(x):
     """x/2 · (1 + tanh u) with u = sqrt(2/π) · (x + 0.044715·x³), as x / (1 + exp(-2u)): one exponential, one quotient.
 
-    A quick one: its result is 0 where the denominator is beyond 2^126, which is all that is left of x there.
+    The quotient is a fast one, which is 0 for denominators beyond 2^126; the exact result is as good as 0 there.
     """
     return libdevice.fast_dividef(x, 1.0 + tl.exp2(SLOPE * (x + 0.044715 * (x * x * x))))
 

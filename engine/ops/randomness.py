@@ -1,4 +1,4 @@
-"""Randomness that leaves no trace."""
+"""Drawing random numbers without a trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 @contextmanager
 def undisturbed_randomness(device: torch.device) -> Iterator[None]:
     """Inside, anything may draw random numbers; afterwards Python's, numpy's and torch's sources (the CPU's and
-    `device`'s) go on as if nothing had been drawn, also after an error."""
+    `device`'s) go on as if nothing had been drawn, even after an error."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -6,7 +6,7 @@ import math
 
 Line = tuple[tuple[int, float], tuple[int, float]]
 FLUX_LINE: Line = ((256, 0.5), (4096, 1.15))
-"""Two points of (tokens, mu): Flux's line, which many models took over."""
+"""Two points of (tokens, mu): Flux's line, which many models adopted."""
 
 
 def shift_sigma(sigma, shift: float):
@@ -15,12 +15,12 @@ def shift_sigma(sigma, shift: float):
 
 
 def mu_on(line: Line, tokens: int) -> float:
-    """The logarithm of the shift for a sequence of so many tokens, on the line through two points."""
+    """The logarithm of the shift for a sequence of `tokens` tokens, on the line through two points."""
     (left, mu_left), (right, mu_right) = line
     slope = (mu_right - mu_left) / (right - left)
     return mu_left + slope * (tokens - left)
 
 
 def framepack_mu(tokens: int) -> float:
-    """FramePack's shift (as its logarithm) for a sequence of so many tokens: Flux's line, at most ln 7."""
+    """The logarithm of FramePack's shift for a sequence of `tokens` tokens: Flux's line, at most ln 7."""
     return min(mu_on(FLUX_LINE, tokens), math.log(7.0))

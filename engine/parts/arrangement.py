@@ -1,6 +1,7 @@
-"""Which rows of which tensors of a file make up each of our tensors, and the shapes that come of it.
+"""Which rows of which tensors of a file make up each of our tensors, and the resulting shapes.
 
-Told by a family's keys; reading a file so is `weight_views`. Standard library only: the planner looks at headers alone.
+A family's keys.py defines it; weight_views.py reads a file accordingly. Standard library only, for the planner, which
+reads headers alone.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ class Rows:
 
 
 Arrangement = Mapping[str, tuple[Rows, ...]]
-"""Our name -> what its tensor is made of, from the first row on."""
+"""Our name -> the parts of its tensor, from the first row on."""
 
 
 def renamed(shapes: Shapes, rename: Callable[[str], str | None]) -> dict[str, tuple[Rows, ...]]:
-    """The arrangement of a file whose tensors are ours under other names; of two names for one of ours the first."""
+    """The arrangement of a file that has our tensors under other names; of several names for one of ours the first."""
     made: dict[str, tuple[Rows, ...]] = {}
     for name in shapes:
         if (ours := rename(name)) is not None:
@@ -40,16 +41,16 @@ def renamed(shapes: Shapes, rename: Callable[[str], str | None]) -> dict[str, tu
 
 
 def arranged_shapes(arrangement: Arrangement, shapes: Shapes, *, source: str = "This file") -> dict[str, tuple]:
-    """The shape that each of our tensors will have. WeightsError when parts that belong together do not fit."""
+    """The shape that each of our tensors will have. WeightsError: the parts of one do not fit together."""
     found = {}
     for ours, parts in arrangement.items():
         if len(parts) == 1 and parts[0].whole:
             found[ours] = tuple(shapes[parts[0].name])
             continue
         if len({shapes[part.name][1:] for part in parts}) != 1 or not all(shapes[part.name] for part in parts):
-            told = ", ".join(f"{part.name} {list(shapes[part.name])}" for part in parts)
+            listed = ", ".join(f"{part.name} {list(shapes[part.name])}" for part in parts)
             raise WeightsError(
-                f"{source}: tensors that make up {ours} have shapes that do not fit together: {told}.",
+                f"{source}: tensors that make up {ours} have shapes that do not fit together: {listed}.",
                 "Is the file damaged, or is the model not supported?",
             )
         rows = sum(len(range(shapes[part.name][0])[part.start : part.stop]) for part in parts)

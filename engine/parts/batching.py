@@ -1,7 +1,7 @@
-"""One sample's cached tensors as a batch, for models that know batches only, and what a model is given, moved.
+"""One sample's cached tensors as a batch, for models that take only batches; and moving a conditioning to a device.
 
-What training reads from cache files and what generation has just encoded go the same way into a model's conditioning;
-`engine/data/collate.py` does this for many samples. Knows no family.
+Training's tensors from cache files and those that generation has just encoded become a conditioning in the same way;
+engine/data/collate.py does it for many samples. Knows no family.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def batch_of_one(tensors: Mapping[str, Tensor], *, device: torch.device | str) -
 
 
 def moved(cond: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A conditioning on `device`: tensors, and lists of tensors; numbers as they are."""
+    """`cond` with its tensors and lists of tensors on `device`; other values as they are."""
 
     def place(value: Any) -> Any:
         if isinstance(value, list):

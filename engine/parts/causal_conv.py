@@ -24,7 +24,7 @@ _FEW, _MANY = 16, 64  # channels
 class FrameMemory:
     """The last input frames of each temporal layer, from one chunk of a video to the next.
 
-    With `on_cpu` they wait in main memory between chunks: slower, and less accelerator memory for large frames.
+    With `on_cpu` they wait in main memory between chunks: slower, but large frames take less GPU memory.
     """
 
     def __init__(self, *, on_cpu: bool = False) -> None:
@@ -33,7 +33,7 @@ class FrameMemory:
         self._visited: set[nn.Module] = set()
 
     def first_visit(self, layer: nn.Module) -> bool:
-        """Whether `layer` asks for the first time, that is during the first chunk that reaches it."""
+        """Whether this is `layer`'s first call, i.e. the first chunk that reaches it."""
         first = layer not in self._visited
         self._visited.add(layer)
         return first
@@ -49,19 +49,19 @@ class FrameMemory:
 
 
 def _copy(x_BCFHW: Tensor) -> Tensor:
-    """A copy in x's order of dimensions, which `clone` forgets for a part of several videos."""
+    """A copy in x's memory format, which `clone` does not keep for a slice of several videos."""
     return empty_like_order(x_BCFHW, x_BCFHW.shape).copy_(x_BCFHW)
 
 
 def empty_like_order(x_BCFHW: Tensor, shape: Sequence[int]) -> Tensor:
-    """Room for a tensor of this shape, with x's type, device and order of dimensions (channels last or first)."""
+    """An uninitialised tensor of this shape with x's dtype, device and memory format (channels last or first)."""
     channels_last = x_BCFHW.stride(1) == 1 and x_BCFHW.shape[1] > 1
     order = torch.channels_last_3d if channels_last else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=x_BCFHW.dtype, device=x_BCFHW.device, memory_format=order)
 
 
 def lay_channels_last(network: nn.Module) -> None:
-    """Turn the weights of all convolutions, after which cuDNN's fast kernels need no copies in another order."""
+    """Store the weights of all convolutions channels-last, so that cuDNN's fast kernels need not copy them."""
     orders = {4: torch.channels_last, 5: torch.channels_last_3d}
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -69,7 +69,7 @@ def lay_channels_last(network: nn.Module) -> None:
 
 
 def fill_up_channels(network: nn.Module) -> None:
-    """Give weights of each `CausalConv3d` input channels of zeros, up to a number that a fast kernel of cuDNN takes.
+    """Pad the weights of each `CausalConv3d` with input channels of zeros, up to a number that cuDNN is fast with.
 
     With 96 the best one is 1.6 times as slow as with 128 (benchmarks/optimisations.md). For a network that only runs:
     its weights are no longer those of its file. After `lay_channels_last`.
@@ -83,7 +83,7 @@ def fill_up_channels(network: nn.Module) -> None:
 
 
 def _fast_channels(channels: int) -> int:
-    """The next number of input channels that cuDNN has a kernel of its own for."""
+    """The next larger number of input channels for which cuDNN has a dedicated kernel."""
     if channels < _FEW:
         return _FEW
     return -(-channels // _MANY) * _MANY if channels > _MANY else channels
@@ -92,8 +92,8 @@ def _fast_channels(channels: int) -> int:
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution: "same" padding in height and width, past frames instead of padding in time.
 
-    Before the first frame there is black (zeros). Stride and dilation are 1. The weight may have more input channels
-    than what comes in: zeros stand for the missing ones.
+    Frames before the first are zeros. Stride and dilation are 1. The weight may have more input channels than the
+    input, which then counts as zero there.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3)) -> None:
@@ -103,9 +103,9 @@ class CausalConv3d(nn.Conv3d):
     def forward(
         self, x_BCFHW: Tensor, memory: FrameMemory, *, entrance: Entrance | None = None, with_bias: bool = True
     ) -> Tensor:
-        """`entrance(x, out)` is what x goes through first; it writes into `out`, which saves a pass over the clip.
+        """`entrance(x, out)` is applied to x first and writes into `out`, which saves a pass over the clip.
 
-        `with_bias=False`: who takes the result adds the bias on the way, which saves another.
+        `with_bias=False`: the consumer of the result adds the bias, which saves another pass.
         """
         past_frames, room = self.kernel_size[0] - 1, self.weight.shape[1]
         batch, channels, frames, height, width = x_BCFHW.shape
@@ -128,7 +128,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 def frames_to_batch(x_BCFHW: Tensor) -> Tensor:
-    """Lay the frames along the batch, for layers that treat each frame by itself."""
+    """Move the frames into the batch, for layers that treat each frame by itself."""
     batch, channels, frames, height, width = x_BCFHW.shape
     return x_BCFHW.transpose(1, 2).reshape(batch * frames, channels, height, width)
 

@@ -2,8 +2,8 @@
 
 Loads the text model alone (ComfyUI's clip_l, text_encoder_2 of a diffusers folder) and whole CLIP models, whose vision
 part and projections are dropped: the pooled vector is the normed state of the end token, not projected. A caption is
-repaired (ftfy), as transformers' tokenizer for musubi-tuner does, put into lower case by the tokenizer, and cut at 77
-tokens with start and end.
+repaired (ftfy), as by transformers' tokenizer in musubi-tuner, lower-cased by the tokenizer, and cut to 77 tokens
+including start and end.
 
 Does not know cache files or DiTs. Given up: states of single tokens.
 """
@@ -50,7 +50,7 @@ class ClipText:
 
 
 def clip_name(name: str) -> str | None:
-    """CLIPTextModel's name for a tensor of any public layout; None for what is not the text model's."""
+    """CLIPTextModel's name for a tensor of any public layout; None for tensors outside of the text model."""
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return None if name.startswith(_DROPPED) else name
@@ -78,7 +78,7 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM) -> Any:
     if width % head_dim:
         raise WeightsError(
             f"The text encoder's width {width} is not a multiple of the head size {head_dim}.",
-            "A file of another head size says so in the safetensors metadata key head_dim.",
+            "A file with another head size has to give it in the safetensors metadata key head_dim.",
         )
     config = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -106,8 +106,8 @@ def load(
 ) -> ClipText:
     """Load the text model of any public layout and find its tokenizer (see tokenizers.py).
 
-    `tokenizer`: a tokenizer.json, a vocab.json with merges.txt, or a folder with one, from `tokenizer_flag`. Heads
-    have 64 numbers unless the safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
+    `tokenizer`: a tokenizer.json, a vocab.json with merges.txt, or a folder with one, from `tokenizer_flag`. The head
+    size is 64 unless the safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
     """
     shapes = clip_shapes(file.shapes)
     model = build(shapes, head_dim=metadata_number(file, "head_dim", default=DEFAULT_HEAD_DIM))
@@ -120,7 +120,7 @@ def load(
         flag=tokenizer_flag,
     )
     load_into(model, file, rename=clip_name, device=device, dtype=dtype)
-    positions = model.config.max_position_embeddings  # no weights: made with the module, so empty on "meta"
+    positions = model.config.max_position_embeddings  # not in the file: created with the module, so still on "meta"
     model.embeddings.position_ids = torch.arange(positions, device=device).unsqueeze(0)
     return ClipText(model, found, torch.device(device), dtype)
 

@@ -1,6 +1,6 @@
-"""What every family does alike with a DiT: frozen models, loading. Sizes read off a checkpoint are `dit_sizes`.
+"""What all families do with a DiT in the same way: build it frozen, load it. dit_sizes.py reads sizes off checkpoints.
 
-A family brings what differs: how a checkpoint is recognised, what model it becomes, and its names. Knows no family.
+A family supplies what differs: how a checkpoint is recognised, which model it becomes, and its names. Knows no family.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Transform = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 def build_frozen(make: Callable[[], Model], *, device: torch.device | str, dtype: torch.dtype) -> Model:
-    """A frozen model; on "meta" it takes no memory and has names and shapes only, elsewhere weights are unset."""
+    """A frozen model; on "meta" it has only names and shapes and takes no memory, elsewhere weights are
+    uninitialised."""
     with torch.device("meta"):
         model = make().to(dtype)
     if torch.device(device).type != "meta":
@@ -36,7 +37,8 @@ def recognised(
     detect: Callable[..., Variant],
     check_task: Callable[[Variant, str], None],
 ) -> tuple[WeightFile, Variant]:
-    """A checkpoint and what it is. WeightsError: no readable file, another kind of file, or not the job's task."""
+    """Open a checkpoint and detect its variant. WeightsError: unreadable, another kind of file, or not the job's
+    task."""
     file = open_weights(path, role=role)
     variant = detect(file.shapes, file.metadata, source=f"{role} {file.path.name}")
     if task is not None:
@@ -57,7 +59,7 @@ def load_frozen(
 ) -> Model:
     """The model of `variant.config`, frozen, with the file's weights; `.variant` is set.
 
-    dtype None takes the type that most of the weights have. `transform(name, tensor)` sees each before it is cast.
+    `dtype` None: the one that most of the weights have. `transform(name, tensor)` gets each tensor before it is cast.
     """
     dtype = main_dtype(file) if dtype is None else dtype
     model = build(variant.config, dtype=dtype, attention_backend=attention_backend)

@@ -11,7 +11,7 @@ DEFAULT_HEAD_DIM = 128
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """How many numbered parts `prefix` has: one more than the highest number. KeyError when there is none."""
+    """How many numbered parts `prefix` has: one more than the highest number. KeyError if there is none."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     numbers = [int(found[1]) for name in names if (found := pattern.match(name))]
     if not numbers:
@@ -20,21 +20,22 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
 
 
 def head_dim(dim: int, metadata: Mapping[str, str], *, source: str) -> int:
-    """The size of a head: 128, unless the metadata key `head_dim` says otherwise. WeightsError when it cannot be.
+    """The size of a head: 128, unless the metadata key `head_dim` says otherwise.
 
-    Below 6 columns the split into t, h and w would leave an axis with none.
+    WeightsError unless it is even, divides `dim` and is at least 6: below, the split into t, h and w would leave an
+    axis without columns.
     """
-    told = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not told.isdigit() or int(told) < 6 or int(told) % 2 or dim % int(told):
+    size = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
+    if not size.isdigit() or int(size) < 6 or int(size) % 2 or dim % int(size):
         raise WeightsError(
-            f"{source} has width {dim}, which does not divide into heads of {told}.",
+            f"{source} has width {dim}, which does not divide into heads of {size}.",
             "A small model needs the safetensors metadata key head_dim: an even number that divides its width.",
         )
-    return int(told)
+    return int(size)
 
 
 def only_part(source: str, words: str, error: Exception) -> WeightsError:
-    """What to raise when the tensors that sizes are read off are not there. `words`: "a Wan DiT"."""
+    """The error for missing tensors that sizes are read off. `words`: e.g. "a Wan DiT"."""
     return WeightsError(
         f"{source} is only part of {words}, or its tensors have unknown shapes ({error}).",
         "Give all parts: the folder, the index file, or the first part of several.",

@@ -1,9 +1,9 @@
-"""A convolution of a clip that was doubled by repeating, computed from the clip before it was doubled.
+"""A convolution of a clip that was doubled by repeating, computed from the clip before doubling.
 
-Of three neighbours in a doubled row two are the same number, so a kernel of three taps there is one of two taps here:
-an even place 2i sees places i - 1 and i (with the sum of two taps), an odd one 2i + 1 sees i (with such a sum) and
-i + 1. Doubling height, width and frames, eight kernels of 2x2x2 taps stand for one of 3x3x3, which is 8/27 of the
-products, and the doubled clip never exists. One convolution computes all eight, as so many times the channels.
+Of three neighbours in a doubled row two are equal, so a kernel of three taps there is one of two taps here: an even
+place 2i sees places i - 1 and i (with the sum of two taps), an odd one 2i + 1 sees i (with such a sum) and i + 1. If
+height, width and frames are doubled, eight kernels of 2x2x2 taps replace one of 3x3x3, with 8/27 of the products, and
+the doubled clip never exists. One convolution computes all eight, with eight times the output channels.
 
 `doubled_convolution` is for HunyuanVideo's VAE, where edges are repeated and time is causal: the first frame is not
 doubled, so frame t of the doubled clip is frame (t + 1) // 2 here, and frame 2j sees j - 1 and j like an even place.
@@ -29,7 +29,7 @@ _DOUBLED = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [
 
 
 def doubled_weight(weight_OIFHW: Tensor, *, in_time: bool) -> Tensor:
-    """The kernels of every kind of place one after the other along the output channels: frames, height, width."""
+    """The kernels of all kinds of places, stacked along the output channels: frames outermost, then height, width."""
     space = _DOUBLED.to(weight_OIFHW.device)
     time = space if in_time else torch.eye(weight_OIFHW.shape[2], device=space.device)[None]
     summed = torch.einsum("oixyz,aux,bvy,cwz->abcoiuvw", weight_OIFHW.float(), time, space, space)
@@ -39,7 +39,7 @@ def doubled_weight(weight_OIFHW: Tensor, *, in_time: bool) -> Tensor:
 def doubled_convolution(
     frames: Frames, weight_OIFHW: Tensor, bias_C: Tensor, *, in_time: bool, elements: int
 ) -> Tensor:
-    """The "same" convolution of the doubled clip, channels-last; `elements`: results of so many numbers at once."""
+    """The "same" convolution of the doubled clip, channels-last. `elements`: about how many numbers to make at once."""
     channels, count = len(weight_OIFHW), frames.count
     kernels = doubled_weight(weight_OIFHW, in_time=in_time)
     past = kernels.shape[2] - 1
@@ -69,7 +69,7 @@ def doubled_convolution(
 
 
 def doubled_picture_convolution(x_NCHW: Tensor, weight_OIHW: Tensor, bias_C: Tensor) -> Tensor:
-    """The "same" convolution of doubled pictures with black around them, channels-last."""
+    """The "same" convolution of doubled pictures, zero-padded; channels-last."""
     channels, (height, width) = len(weight_OIHW), x_NCHW.shape[2:]
     kernels = doubled_weight(weight_OIHW[:, :, None], in_time=False)[:, :, 0]
     found = functional.conv2d(x_NCHW, kernels.contiguous(memory_format=torch.channels_last), padding=1)

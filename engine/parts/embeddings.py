@@ -15,7 +15,7 @@ from ..ops.last_product import last_product
 def timestep_features(timestep_B: torch.Tensor, *, dim: int) -> torch.Tensor:
     """cos then sin of timestep (0..1000) at dim/2 frequencies 10000^(-i/(dim/2)): float32 [B, dim].
 
-    Made in float64 as in Wan2.1's code: in float32 the phase of a timestep near 1000 is off by up to 6e-5.
+    Computed in float64 as in Wan2.1's code: in float32 the phase of a timestep near 1000 is off by up to 6e-5.
     """
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float64, device=timestep_B.device) / -half
@@ -30,8 +30,8 @@ def _no_autocast(device: torch.device) -> AbstractContextManager:
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 whatever type its weight has, as Wan does for time and head.
 
-    A 16-bit weight is widened a few thousand rows at a time, so that a 14B model's time projection needs tens of
-    megabytes for it, not 600. An outer autocast does not change the result.
+    A 16-bit weight is widened a few thousand rows at a time: for a 14B model's time projection that takes tens of
+    megabytes, not 600. An outer autocast does not change the result.
     """
 
     rows_at_once = 4096
@@ -48,7 +48,7 @@ class Float32Linear(nn.Linear):
 class PatchConv3d(nn.Conv3d):
     """A 3D convolution whose stride is its kernel, computed as one matrix product over patches.
 
-    The result is that of nn.Conv3d, already as tokens; cuDNN's 3D convolution has been slow and hungry in 16 bits.
+    The result is that of nn.Conv3d, already as tokens; cuDNN's 3D convolution is slow in 16 bits and takes memory.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, patch_size: tuple[int, int, int]):
@@ -104,8 +104,8 @@ def gated_sum(x_BLD: torch.Tensor, update_BLD: torch.Tensor, gate: torch.Tensor)
 def gated_result(
     x_BLD: torch.Tensor, layer: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, gate: torch.Tensor
 ) -> torch.Tensor:
-    """gated_sum(x, layer(hidden), gate), where it is the result of a block, with which the block does nothing more.
+    """gated_sum(x, layer(hidden), gate) as the last operation of a block.
 
-    Where only gradients are wanted (ops/last_product.py) it is something else, with the same gradients.
+    If only gradients are wanted (ops/last_product.py), the values differ and the gradients are the same.
     """
     return gated_sum(x_BLD, last_product(layer, hidden, gate), gate)

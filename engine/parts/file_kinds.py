@@ -1,7 +1,7 @@
-"""Telling by its tensor names what a file is, so that a wrong file is answered by a sentence.
+"""Recognising by its tensor names what a file is, so that a wrong one gets a clear message.
 
-A family lists the kinds of files that a person may hand over (`Kind`), the most particular first; `check_role` writes
-the message. Knows the form of such a list, and the files that several families know.
+A family lists the kinds of files that a person may give (`Kind`), the most specific first; `check_role` writes the
+message. Defines such lists, and the kinds of files that several families know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a",
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: its role ("dit", "vae" …), what it is called with its article, and where it belongs."""
+    """A kind of file: its role ("dit", "vae" …), its name with an article, advice on where to give it, and its test."""
 
     role: str
     words: str
@@ -28,7 +28,7 @@ class Kind:
 
 
 def has(*ends: str) -> Fits:
-    """Whether each of the names is there, alone or after a prefix that ends in a dot."""
+    """A test for all of these names, alone or after a prefix that ends in a dot."""
 
     def fits(shapes: Shapes) -> bool:
         return all(any(name == end or name.endswith("." + end) for name in shapes) for end in ends)
@@ -37,7 +37,7 @@ def has(*ends: str) -> Fits:
 
 
 def has_any(*ends: str) -> Fits:
-    """Whether one of the names is there."""
+    """A test for any of these names."""
     return lambda shapes: any(has(end)(shapes) for end in ends)
 
 
@@ -55,7 +55,7 @@ is_clip_text = has("text_model.embeddings.token_embedding.weight")
 is_wan_vae = has_any("encoder.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.norm1.gamma")
 is_t5 = has_any("blocks.0.ffn.gate.0.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")
 is_clip_vision = has_any("visual.cls_embedding", "vision_model.embeddings.class_embedding")
-is_siglip = has("vision_model.embeddings.patch_embedding.weight")  # CLIP's image encoder has it too: ask for that first
+is_siglip = has("vision_model.embeddings.patch_embedding.weight")  # so has CLIP's image encoder: test that first
 
 LORA = Kind("lora", "a LoRA", "Give it as --lora_weight or --network_weights.", is_lora)
 WAN_DIT = Kind(
@@ -76,7 +76,7 @@ HUNYUAN_FILES = (
     Kind("clip-text-encoder", "a CLIP text encoder", "Give it as --text_encoder2.", is_clip_text),
     TINY_VAE,
 )
-"""What stands beside the DiT in the families that are built on HunyuanVideo."""
+"""The files besides the DiT of families that are built on HunyuanVideo."""
 
 
 def kind_of(kinds: Sequence[Kind], shapes: Shapes) -> Kind | None:

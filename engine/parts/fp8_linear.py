@@ -1,7 +1,7 @@
 """A frozen linear layer whose weight is stored as float8 (e4m3) and computed in its input's dtype.
 
 For models that run once and are thrown away (text encoders): half the memory of bf16, no special hardware, and it
-works on a CPU. Not for what is trained or sampled many times; there a real fp8 matrix product pays.
+works on a CPU. Not for models that train or sample: there real fp8 matrix products pay off.
 Given up: fp8 compute, bias in fp8.
 """
 
@@ -36,13 +36,13 @@ class StoredFp8Linear(nn.Module):
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(codes, scale) of a weight [out, in]: each row scaled so that its largest entry is e4m3's largest number.
 
-    A plain cast would lose the small weights: below 2^-9 nothing is left of them.
+    A plain cast would lose small weights: e4m3's smallest number is 2^-9.
     """
     return quantize(weight.float(), "channel")
 
 
 def store_linears_in_fp8(module: nn.Module) -> None:
-    """Replace every nn.Linear inside `module` (usually on "meta", before loading)."""
+    """Replace every nn.Linear inside `module` (usually on "meta", before loading) by a StoredFp8Linear."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

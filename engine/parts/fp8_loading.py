@@ -1,7 +1,7 @@
-"""Fill a model whose linear layers are kept in float8 (`fp8_linear.py`) from a checkpoint, one tensor at a time.
+"""Fill a model whose linear layers are kept in float8 (fp8_linear.py) from a checkpoint, one tensor at a time.
 
-Each weight is rounded as it is read, with a scale for each row: never two copies of the model. The codes of a scaled
-fp8 file are kept as they are, with their scales: rounding twice would lose more.
+Each weight is quantised as it is read, with a scale per row, so there are never two copies of the model. The codes of a
+scaled fp8 file are kept as they are, with their scales: rounding twice would lose more.
 Knows nothing of models. Given up: files that mix fp8 with other kinds of quantisation.
 """
 
@@ -24,12 +24,13 @@ def load_into_fp8(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> None:
-    """As `load_into`, for a model whose linear layers `store_linears_in_fp8` has replaced; `dtype` is for all others.
+    """As `load_into`, for a model whose linear layers `store_linears_in_fp8` has replaced. `dtype`: of all other
+    tensors.
 
-    Layers that the caller has taken out of the model are dropped by `rename`. Raises WeightsError.
+    `rename` must drop layers that the caller has removed from the model. Raises WeightsError.
     """
     stored = open_weights(file.path, role=file.role, dequantize=False)
-    scales = {  # what `file` hides because it multiplies it out
+    scales = {  # which `file` hides because it dequantises
         name.rpartition(".")[0]: name
         for name in stored.shapes.keys() - file.shapes.keys()
         if "weight" in name.rpartition(".")[2]

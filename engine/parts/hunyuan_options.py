@@ -14,7 +14,7 @@ from ..contract.schema import Section, opt, require
 TEXT_FILES = ("text_encoder1", "text_encoder2")
 TEXT_TOKENS = 256  # of a caption at most; shorter ones are not padded
 TILE = 256  # pixels a side
-TILE_STEP = 32  # pixels: a quarter of a tile, which overlaps, is made of whole latents
+TILE_STEP = 32  # pixels; so that the overlap, a quarter of a tile, is a whole number of latents
 LIGHTER: dict[str, tuple[dict[str, Any], ...]] = {
     "text": ({"fp8_llm": True},),
     "vae": (
@@ -23,7 +23,7 @@ LIGHTER: dict[str, tuple[dict[str, Any], ...]] = {
         {"vae_tiling": True, "vae_spatial_tile_sample_min_size": 128},
     ),
 }
-"""Options that make encoding and decoding take less memory, the least loss first."""
+"""Options with which encoding and decoding take less memory, the smallest loss of quality first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class VaeTiles(
     title="VAE",
     accepted={"vae_chunk_size": "the VAE cuts long clips into pieces by itself, with the same result"},
 ):
-    """How the VAE works through a clip: long ones always go through in pieces, large ones in tiles if wanted."""
+    """How the VAE processes a clip: long ones always in pieces, large ones in tiles if chosen."""
 
     vae_tiling: bool = opt(False, "Work in tiles of 256 pixels: less memory, slightly lower quality.")
     vae_spatial_tile_sample_min_size: int | None = opt(

@@ -1,8 +1,8 @@
-"""What is published of step caches for HunyuanVideo, and serves FramePack too: its blocks are the same. No torch.
+"""Published numbers of step caches for HunyuanVideo, used for FramePack too, whose blocks are the same. No torch.
 
-Ratios are MagCache's (Zehong-Ma/MagCache, Apache 2.0), of 50 steps; musubi-tuner has those of 540p for FramePack.
+Ratios are MagCache's (Zehong-Ma/MagCache, Apache 2.0), for 50 steps; musubi-tuner uses those of 540p for FramePack.
 TeaCache's polynomial (ali-vilab/TeaCache, Apache 2.0) is for the image tokens as the first block modulates them;
-FramePack's own demo has the same one (lllyasviel/FramePack, Apache 2.0). A threshold of 0.06 for the first block is
+FramePack's own demo has the same one (lllyasviel/FramePack, Apache 2.0). The threshold of 0.06 for the first block is
 ParaAttention's for HunyuanVideo.
 """
 

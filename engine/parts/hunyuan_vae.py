@@ -3,8 +3,8 @@
 Frames are packed 4 (time) x 8 x 8, the first frame by itself: 4n+1 frames make n+1 latent frames. Latents here are in
 the VAE's own scale; a DiT works on them times SCALING_FACTOR.
 
-A clip of more than 64 frames goes through in tiles of 65 frames that overlap by a quarter and are blended, as the
-model's authors do it, so memory does not grow with the clip's length; `Tiles` adds tiles in space. Tiles change the
+A clip of more than 64 frames is processed in tiles of 65 frames that overlap by a quarter and are blended, as the
+model's authors do, so memory does not grow with the clip's length; `Tiles` adds tiles in space. Tiles change the
 result a little (norms see a tile, not the clip). Within a tile everything is exact.
 
 Loads Tencent's file, diffusers' (the same names) and ComfyUI's (LDM-style names), with prefixes. Does not know cache
@@ -41,10 +41,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Tiles:
-    """From which size on a clip is worked on in tiles, and how large these are; None: never.
+    """Which clips are processed in tiles, and how large these are; None: no tiles.
 
     `frames` (a multiple of 16): clips of more frames, in tiles of frames + 1. `pixels` (a multiple of 32): clips of
-    larger height or width. Tiles overlap by a quarter. Raises DataError for sizes that do not divide so.
+    larger height or width, in tiles of this side. Tiles overlap by a quarter. DataError for other sizes.
     """
 
     frames: int | None = 64
@@ -77,7 +77,7 @@ DECODE_TILES = Tiles()
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the encoder says of a clip: a normal distribution for each latent. float32, [B, C, T, H, W]."""
+    """The encoder's result for a clip: a normal distribution for each latent. float32, [B, C, T, H, W]."""
 
     mean_BCTHW: Tensor
     logvar_BCTHW: Tensor
@@ -126,7 +126,7 @@ def vae_name(name: str, *, levels: int = 4) -> str | None:
 
 
 class _Renamed(WeightFile):
-    """A VAE file under the original names; LDM's 1x1x1 convolutions appear as the matrices that they are."""
+    """A VAE file under the original names; LDM's 1x1x1 convolutions appear as matrices."""
 
     def __init__(self, file: WeightFile) -> None:
         self.path, self.role, self.metadata = file.path, file.role, file.metadata
@@ -161,7 +161,7 @@ def original_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def build(shapes: Shapes, *, groups: int = NORM_GROUPS, device: torch.device | str = "meta") -> HunyuanVae:
-    """The network that tensors of these names (original layout) and shapes belong to, with undefined weights."""
+    """The network for tensors of these names (original layout) and shapes, with uninitialised weights."""
     try:
         with torch.device(device):
             return HunyuanVae(shapes, groups=groups).eval().requires_grad_(False)
@@ -170,15 +170,15 @@ def build(shapes: Shapes, *, groups: int = NORM_GROUPS, device: torch.device | s
     except ValueError as error:
         raise WeightsError(
             f"The VAE's channels do not divide into {groups} norm groups.",
-            "A VAE of another number says so in the safetensors metadata key norm_num_groups.",
+            "A VAE with another number has to give it in the safetensors metadata key norm_num_groups.",
         ) from error
 
 
 def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype | None) -> HunyuanVae:
     """Load a HunyuanVideo VAE of any public layout. `dtype` None keeps the file's.
 
-    The norms have 32 groups unless the metadata key `norm_num_groups` says otherwise. Raises WeightsError when the
-    file is not such a VAE, lacks something, or holds something more.
+    The norms have 32 groups unless the metadata key `norm_num_groups` says otherwise. WeightsError: the file is not
+    such a VAE, or it has too few or too many tensors.
     """
     renamed = _Renamed(file)
     vae = build(renamed.shapes, groups=metadata_number(file, "norm_num_groups", default=NORM_GROUPS))
@@ -189,7 +189,7 @@ def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype | N
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What the VAE computes in when `--vae_dtype` does not say: float16, what it is published for; float32 on a CPU."""
+    """The default of `--vae_dtype`: float16, which the VAE was published for; float32 on a CPU."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
@@ -208,10 +208,10 @@ def encode(vae: HunyuanVae, clip_BCFHW: Tensor, *, tiles: Tiles = ENCODE_TILES) 
 
 
 def pixel_seed(clip_CFHW: Tensor) -> int:
-    """A seed that follows from the pixels of a clip (RGB in -1..1) alone: for draws that come out alike again.
+    """A seed that depends only on the pixels of a clip (RGB in -1..1), for draws that can be repeated.
 
-    Neither the batch that the clip is in nor the device plays a part: pixels count in 256 steps, frame by frame. Those
-    of files are whole numbers 0..255, where rounding leaves room; half-way between two the last bit would decide.
+    Neither the clip's batch nor the device changes it: pixels are rounded to 256 steps, frame by frame. Those of files
+    are whole numbers 0..255, far from half-way between two, where the last bit would decide.
     """
     checksum = zlib.crc32(repr(tuple(clip_CFHW.shape)).encode())
     for frame_CHW in clip_CFHW.unbind(1):
@@ -225,7 +225,7 @@ def seeded_latents(vae: HunyuanVae, clips_BCFHW: Tensor, *, tiles: Tiles = ENCOD
     """One draw of the posterior of each clip, float32 [B, C, T, H, W] in the VAE's own scale.
 
     Each clip has a generator of its own, seeded with its pixels, on the CPU: caching again gives the same latents,
-    in whatever batch (musubi-tuner draws anew each time).
+    whatever the batch (musubi-tuner draws new ones each time).
     """
     posterior = encode(vae, clips_BCFHW, tiles=tiles)
     drawn = []
@@ -252,7 +252,7 @@ def _tiled(x_BCFHW: Tensor, run: Run, time: Tiling | None, space: Tiling | None)
 
 @torch.no_grad()
 def decode_chunks(vae: HunyuanVae, latents_BCTHW: Tensor, *, tiles: Tiles = DECODE_TILES) -> Iterator[Tensor]:
-    """As `decode_frames`, straight from the network: in its dtype, and not limited to -1..1."""
+    """As `decode_frames`, straight from the network: in its dtype, and not clamped to -1..1."""
     check_latents(latents_BCTHW, channels=vae.latent_channels)
     yield from _tiled(latents_BCTHW, lambda part: vae.to_pixels(part.to(vae.device, vae.dtype)), *tiles.of_latents())
 

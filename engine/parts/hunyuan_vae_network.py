@@ -1,13 +1,13 @@
 """The network of HunyuanVideo's VAE (AutoencoderKLCausal3D): encoder and decoder with causal 3D convolutions.
 
-Before the first frame a convolution sees that frame again (replicate padding), and the middle's attention looks at
-earlier frames only. Norms however take their statistics over all frames of a clip, so a clip cannot go through chunk
-by chunk with the same result; tiles (hunyuan_vae.py) are the approximation that the model's authors chose.
+Before the first frame a convolution sees that frame again (replicate padding), and the attention in the middle sees no
+later frames. Norms, however, take their statistics over all frames of a clip, so a clip cannot be processed chunk by
+chunk with the same result; tiles (hunyuan_vae.py) are the approximation that the model's authors chose.
 
-What is exact, and done here: a convolution makes its input a few frames at a time. Norm, SiLU, upsampling and padding
-of a large clip therefore never exist whole, only the convolutions' results do, and no tensor that a kernel indexes
-with 32 bits gets too long. On CUDA features lie channels-last, and what stands between two convolutions is done by
-kernels in two passes (ops/norm_pad.py); upsamplers convolve the clip before it is doubled. Module names are the
+What can be done exactly is done here: a convolution's input is made a few frames at a time. So the normed, activated,
+upsampled and padded versions of a large clip never exist in full, only the results of convolutions do, and no tensor
+gets too long for kernels that index with 32 bits. On CUDA features are channels-last, kernels do everything between two
+convolutions in two passes (ops/norm_pad.py), and upsamplers convolve the clip before doubling it. Module names are the
 original checkpoint's; sizes come from the checkpoint's shapes.
 """
 
@@ -27,7 +27,7 @@ from .causal_conv import batch_to_frames, empty_like_order, frames_to_batch
 from .doubled_convolution import doubled_convolution
 
 SLICE_ELEMENTS = 1 << 25
-"""A convolution's input is made in slices of about so many numbers: 64 MiB in 16 bits."""
+"""A convolution's input is made in slices of about this many numbers: 64 MiB in 16 bits."""
 
 NORM_EPS = 1e-6
 TIME_LEVELS = 2  # the last two resamplers of an encoder or a decoder halve or double the frames too
@@ -37,10 +37,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Frames:
-    """A clip that is made when it is asked for.
+    """A clip that is made on demand.
 
-    `make(start, end, edge)` gives frames start … end - 1 with `edge` more pixels on each side, which repeat the
-    outermost, [B, C, end - start, H + 2 edge, W + 2 edge]; before the clip's first frame comes that frame again.
+    `make(start, end, edge)`: frames start … end - 1 with `edge` more pixels on each side, which repeat the outermost,
+    [B, C, end - start, H + 2 edge, W + 2 edge]; frames before the first repeat it.
     """
 
     count: int
@@ -53,7 +53,7 @@ class Frames:
 
 
 def frames_of(x_BCFHW: Tensor) -> Frames:
-    """A clip that is there already."""
+    """The Frames of a clip that exists already."""
     count = x_BCFHW.shape[2]
     if norm_pad.can_fuse(x_BCFHW):
 
@@ -68,7 +68,7 @@ def frames_of(x_BCFHW: Tensor) -> Frames:
 
 
 def _repeat_edges(x_BCFHW: Tensor, start: int, edge: int) -> Tensor:
-    """`Frames.make` of frames that are there from frame max(start, 0) on."""
+    """`Frames.make`, given the frames from max(start, 0) on."""
     if not edge and start >= 0:
         return x_BCFHW
     return functional.pad(x_BCFHW, (edge, edge, edge, edge, max(-start, 0), 0), mode="replicate")
@@ -84,7 +84,7 @@ class CausalConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
 
     def forward(self, frames: Frames, *, with_bias: bool = True) -> Tensor:
-        """`with_bias=False`: who takes the result adds the bias on the way, which saves a pass over it."""
+        """`with_bias=False`: the consumer of the result adds the bias, which saves a pass over it."""
         stride = self.conv.stride[0]
         count = (frames.count - 1) // stride + 1
         step = max(1, frames.at_once // stride)
@@ -107,13 +107,13 @@ class CausalConv3d(nn.Module):
 
 
 class NormSilu(nn.GroupNorm):
-    """Group norm over a whole clip, then SiLU, made slice by slice; the statistics are taken at once."""
+    """Group norm over a whole clip, then SiLU, applied slice by slice; the statistics are those of the whole clip."""
 
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__(groups, channels, eps=NORM_EPS)
 
     def frames(self, x_BCFHW: Tensor, *, offset_C: Tensor | None = None) -> Frames:
-        """The clip, plus `offset_C`, normed and activated, for a convolution to ask for."""
+        """The clip plus `offset_C`, normed and activated, on demand."""
         fused = norm_pad.can_fuse(x_BCFHW)
         if offset_C is not None and not fused:
             x_BCFHW = x_BCFHW + offset_C.view(-1, 1, 1, 1)
@@ -141,7 +141,8 @@ class NormSilu(nn.GroupNorm):
         return Frames(given.count, given.elements, make)
 
     def _statistics(self, x_BCFHW: Tensor, frames_at_once: int) -> tuple[Tensor, Tensor]:
-        """What turns x into its norm: x * scale + shift, float32. Variances of slices are joined without cancelling."""
+        """(scale, shift) such that the norm is x * scale + shift, float32. Variances of slices are combined without
+        cancellation."""
         batch, channels, count = x_BCFHW.shape[:3]
         slices = x_BCFHW.split(frames_at_once, dim=2)
         found = [torch.var_mean(s.float().reshape(batch, self.num_groups, -1), dim=2, correction=0) for s in slices]
@@ -176,7 +177,7 @@ class ResnetBlock(nn.Module):
         return h_BCFHW.add_(x_BCFHW if self.conv_shortcut is None else self.conv_shortcut(frames_of(x_BCFHW)))
 
     def _fused(self, x_BCFHW: Tensor) -> Tensor:
-        """The same in fewer passes: convolutions leave their biases to what reads their results."""
+        """The same in fewer passes: whatever reads a convolution's result adds its bias."""
         h_BCFHW = self.conv1(self.norm1.frames(x_BCFHW), with_bias=False)
         h_BCFHW = self.conv2(self.norm2.frames(h_BCFHW, offset_C=self.conv1.conv.bias), with_bias=False)
         bias_C = self.conv2.conv.bias
@@ -212,7 +213,7 @@ class FrameCausalAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width; with `in_time` n frames become (n + 1) // 2."""
+    """Halve the height and width; with `in_time` n frames become (n + 1) // 2."""
 
     def __init__(self, channels: int, *, in_time: bool) -> None:
         super().__init__()
@@ -271,7 +272,7 @@ class Block(nn.Module):
                 self.add_module(name, nn.ModuleList([kind(_channels(shapes, weight)[0], in_time=in_time)]))
 
     def layers(self) -> Iterator[nn.Module]:
-        """What a clip goes through, in order."""
+        """The layers in the order in which a clip goes through them."""
         for number, resnet in enumerate(self.resnets):
             if 0 < number <= len(self.attentions):
                 yield self.attentions[number - 1]
@@ -312,7 +313,7 @@ class Coder(nn.Module):
             x_BCFHW = x_BCFHW.contiguous(memory_format=torch.channels_last_3d)
         x_BCFHW = self.conv_in(frames_of(x_BCFHW))
         for block in self.blocks():
-            for layer in block.layers():  # here and not in a function of the block, which would keep its first input
+            for layer in block.layers():  # not in a method of the block, which would keep its input alive
                 x_BCFHW = layer(x_BCFHW)
         return self.conv_out(self.conv_norm_out.frames(x_BCFHW))
 
@@ -320,7 +321,7 @@ class Coder(nn.Module):
 class HunyuanVae(nn.Module):
     """Both coders and the 1x1 convolutions between them and the latents. Use hunyuan_vae's functions, not `forward`.
 
-    `groups` of the norms is not to be seen in shapes. Raises KeyError with the name that `shapes` lacks.
+    `groups`: of the norms, which shapes do not show. Raises KeyError with the name that `shapes` lacks.
     """
 
     def __init__(self, shapes: Shapes, *, groups: int = 32) -> None:

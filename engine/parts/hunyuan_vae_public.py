@@ -1,4 +1,4 @@
-"""The published HunyuanVideo VAE by its names and shapes, and diffusers' one to compare with: what `bench` measures."""
+"""Names and shapes of the published HunyuanVideo VAE, and diffusers' one to compare with, for `bench`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def public_shapes(widths: tuple[int, ...] = WIDTHS) -> Shapes:
-    """Of a VAE with `widths` channels at full, half, quarter and eighth size: two residual blocks a level in the
-    encoder, three in the decoder; between levels it resamples."""
+    """Those of a VAE with `widths` channels at full, half, quarter and eighth size: two residual blocks per level in
+    the encoder, three in the decoder, and resampling between levels."""
     found: Shapes = {}
     both = 2 * LATENT_CHANNELS
     _coder(found, "encoder", widths, blocks=2, channels=(3, both), middle=widths[-1])
@@ -57,7 +57,7 @@ def _layer(found: Shapes, name: str, rows: int, columns: int, *kernel: int) -> N
 
 
 def plain_vae(tiny: bool) -> Any:
-    """diffusers' HunyuanVideo VAE, in tiles of 256 pixels as they are published with."""
+    """diffusers' HunyuanVideo VAE with its default tiling, tiles of 256 pixels."""
     from diffusers import AutoencoderKLHunyuanVideo
 
     small = {"block_out_channels": (16, 16, 16, 16), "norm_num_groups": 4} if tiny else {}

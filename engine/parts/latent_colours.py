@@ -1,8 +1,8 @@
 """Colours straight from latents, without a VAE: a rough picture, one pixel for each place of a latent frame.
 
 A latent's colour is nearly a linear function of its channels; the factors were fitted by others, and are the same in
-ComfyUI and blissful-tuner. Colours stand for themselves, as in ComfyUI: blissful-tuner stretches each preview to full
-contrast, so that its brightness tells nothing.
+ComfyUI and blissful-tuner. Colours are shown as they are, as in ComfyUI; blissful-tuner stretches each preview to full
+contrast, so that its brightness means nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LatentColours:
-    """RGB in -1..1 is the sum of a latent's channels times `factors`, plus `bias`; latents are as the DiT has them."""
+    """RGB in -1..1 is the sum of a latent's channels times `factors`, plus `bias`; latents in the DiT's scale."""
 
     factors: tuple[tuple[float, float, float], ...]  # of each channel
     bias: tuple[float, float, float]
-    tiny_vae: str  # what the published tiny autoencoder for such latents is called (tae.py)
+    tiny_vae: str  # name of the published tiny autoencoder for such latents (tae.py)
 
     def frames(self, latents_BCTHW: Tensor) -> Tensor:
-        """The first clip as TCHW: RGB 0..1, float32, where the latents are."""
+        """The first clip as TCHW: RGB 0..1, float32, on the latents' device."""
         factors_CR = torch.tensor(self.factors, device=latents_BCTHW.device)
         bias_R11 = torch.tensor(self.bias, device=latents_BCTHW.device).view(3, 1, 1)
         rgb_TRHW = torch.einsum("cthw,cr->trhw", latents_BCTHW[0].float(), factors_CR) + bias_R11
@@ -41,5 +41,5 @@ HUNYUAN = LatentColours(
     bias=(0.0259, -0.0192, -0.0761),
     tiny_vae="taehv",
 )
-"""Of HunyuanVideo's VAE, times its scale."""
+"""For latents of HunyuanVideo's VAE times its SCALING_FACTOR."""
 # fmt: on

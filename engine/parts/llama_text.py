@@ -1,9 +1,9 @@
-"""Captions -> text states of LLaVA's LLaMA-3-8B (transformers' class), as HunyuanVideo and FramePack are given them.
+"""Captions -> text states of LLaVA's LLaMA-3-8B (transformers' class), as HunyuanVideo and FramePack take them.
 
-A caption is set into the chat template that Tencent published with HunyuanVideo, the model reads it, and the third
-hidden state from the end is taken, without the final norm; the template's own tokens in front of the caption are cut
-off. So the last two blocks, the norm and the head are neither loaded nor run. As the model looks at earlier tokens
-only, nothing is masked: what stands behind a caption in a batch cannot reach it.
+A caption is put into the chat template that Tencent published with HunyuanVideo, the model reads it, and the third
+hidden state from the end is taken, without the final norm; the template's own tokens before the caption are cut off.
+So the last two blocks, the norm and the head are neither loaded nor run. As the model is causal, nothing is masked:
+padding behind a caption cannot change it.
 
 Loads ComfyUI's single file (head dropped, tokenizer inside if there is one, plain or scaled fp8), LlamaModel shards,
 and LLaVA's whole model (vision parts dropped). Sizes come from shapes.
@@ -36,7 +36,7 @@ VIDEO_SYSTEM_PROMPT = (  # PROMPT_TEMPLATE_ENCODE_VIDEO of Tencent/HunyuanVideo;
     "5. camera angles, movements, and transitions used in the video:"
 )
 VIDEO_CROP_TOKENS = 95
-"""What stands before the caption with LLaMA 3's tokenizer and the prompt above, as published; here it is counted."""
+"""Tokens before the caption with LLaMA 3's tokenizer and the prompt above, as published; `token_rows` counts them."""
 
 SKIPPED_BLOCKS = 2
 DEFAULT_HEAD_DIM = 128
@@ -63,7 +63,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass
 class LlamaText:
-    """The language model up to the state that is taken, with its tokenizer. `dtype`: what it computes in."""
+    """The language model up to the hidden state that is taken, with its tokenizer. `dtype`: what it computes in."""
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -108,7 +108,7 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM, blocks: int | Non
     if queries % head_dim or keys % head_dim:
         raise WeightsError(
             f"The text encoder's widths {queries} and {keys} are not multiples of the head size {head_dim}.",
-            "A file of another head size says so in the safetensors metadata key head_dim.",
+            "A file with another head size has to give it in the safetensors metadata key head_dim.",
         )
     stored = _block_count(shapes)
     config = LlamaConfig(
@@ -150,7 +150,7 @@ def load(
     """Load the text encoder of any public layout and find its tokenizer (see tokenizers.py).
 
     `fp8` is --fp8_llm: linear weights stay in float8 (those of a scaled fp8 file as they are), computed in `dtype`.
-    `tokenizer`: a tokenizer.json or a folder with one, from `tokenizer_flag`. Heads have 128 numbers unless the
+    `tokenizer`: a tokenizer.json or a folder with one, from `tokenizer_flag`. The head size is 128 unless the
     safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
     """
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -183,12 +183,12 @@ def load(
     else:
         load_into(model, file, rename=rename, device=device, dtype=dtype)
     with torch.device(device):
-        model.rotary_emb = LlamaRotaryEmbedding(model.config)  # no weights: made with the module, so empty on "meta"
+        model.rotary_emb = LlamaRotaryEmbedding(model.config)  # not in the file: created with the module, on "meta"
     return LlamaText(model, found, torch.device(device), dtype)
 
 
 def _embedded_tokenizer(file: WeightFile) -> bytes | None:
-    """A tokenizer.json that the checkpoint carries. Blobs of another kind are passed over: the search goes on."""
+    """The tokenizer.json inside the checkpoint; None if there is none or another kind of blob: the search goes on."""
     if TOKENIZER_TENSOR not in file.shapes:
         return None
     content = file.read(TOKENIZER_TENSOR).cpu().numpy().tobytes()
@@ -196,7 +196,7 @@ def _embedded_tokenizer(file: WeightFile) -> bytes | None:
 
 
 def template(system_prompt: str | None = None) -> tuple[str, str]:
-    """What stands before and after a caption. None: Tencent's video prompt."""
+    """The text before and after a caption. None: with Tencent's video prompt."""
     system = VIDEO_SYSTEM_PROMPT if system_prompt is None else system_prompt
     before = (
         f"<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
@@ -207,9 +207,9 @@ def template(system_prompt: str | None = None) -> tuple[str, str]:
 def token_rows(
     tokenizer: Tokenizer, captions: list[str], *, system_prompt: str | None = None
 ) -> tuple[list[list[int]], int]:
-    """The ids of each caption in its template, and how many of them stand before the caption.
+    """The ids of each caption in its template, and how many of them precede the caption.
 
-    The count is made with this tokenizer and this prompt: 95 for LLaMA 3's and Tencent's.
+    That number depends on the tokenizer and the prompt: 95 for LLaMA 3's and Tencent's.
     """
     before, after = template(system_prompt)
     crop = len(tokenizer.ids(before))

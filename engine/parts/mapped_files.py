@@ -1,10 +1,10 @@
-"""Files as memory: tensors whose bytes lie in a file, which the system reads when they are looked at and may forget.
+"""Memory-mapped files: tensors whose bytes lie in a file, which the system reads on access and may drop again.
 
-A checkpoint is mapped read-only. `Scratch` is a file for what is in no other: reserved whole, mapped read-only too, and
-without a name where the system allows it, so that it is gone with the last tensor in it, or with the process, whatever
-ended that. `holder` tells which file a tensor lies in, for who wants its bytes by reading: that fails with an error,
-where looking at the memory would kill the process. Knows nothing of models and names.
-Given up: reading past the system's cache (O_DIRECT), which would spare memory a copy and cost whoever has room for it.
+A checkpoint is mapped read-only. `Scratch` is a file for tensors that are in no other: reserved in full, mapped
+read-only too, and without a name where the system allows it, so that it disappears with its last tensor or with the
+process, however that ends. `holder` finds the file that a tensor lies in, for callers that read its bytes: a failed
+read raises an error, a failed access to the memory kills the process. Knows nothing of models and names.
+Given up: bypassing the system's cache (O_DIRECT), which would save a copy in memory but cost machines with room for it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ..contract.errors import DiskError, is_full
 from ..contract.files import disk_error
 from .scratch_place import ADVICE, aligned, no_room, scratch_folder
 
-_AT_ONCE = 1 << 30  # systems move less than 2 GiB a call
-_STAGE = 32 << 20  # from a GPU through so much main memory
-_TRIMMED = 16 << 20
+_AT_ONCE = 1 << 30  # bytes; systems move less than 2 GiB per call
+_STAGE = 32 << 20  # bytes of main memory through which tensors come from a GPU
+_TRIMMED = 16 << 20  # bytes written between two calls of `_trim`
 
 
 class MappedFile(mmap.mmap):
@@ -40,13 +40,13 @@ class MappedFile(mmap.mmap):
 
     stream: io.FileIO
     name: str
-    """For people."""
+    """For messages."""
     is_scratch: bool = False
     address: int
-    _turn: threading.Lock  # where reading moves the file's one position
+    _turn: threading.Lock  # for systems on which reading moves the file's position
 
     def __new__(cls, stream: io.FileIO, name: str) -> MappedFile:
-        """`stream` is the mapping's from now on. ValueError for an empty file, DiskError where its disk maps none."""
+        """Takes over `stream`. ValueError for an empty file, DiskError if the disk cannot map files."""
         try:
             mapped = super().__new__(cls, stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
@@ -63,13 +63,13 @@ class MappedFile(mmap.mmap):
         return mapped
 
     def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """The numbers from byte `start` on. Nothing is read, and nobody may write to it: the system would object."""
+        """The tensor from byte `start` on. Nothing is read yet. Writing to it kills the process."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.frombuffer(self, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
 
     def fill(self, view: memoryview, start: int) -> None:
-        """Read into `view` from byte `start` on, from any thread. OSError; EOFError when the file has got shorter."""
+        """Read into `view` from byte `start` on, from any thread. OSError; EOFError if the file has become shorter."""
         done = 0
         while done < len(view):
             part = view[done : done + _AT_ONCE]
@@ -88,7 +88,7 @@ _mapped: weakref.WeakSet[MappedFile] = weakref.WeakSet()
 
 
 def map_file(path: Path) -> MappedFile:
-    """The bytes of this file as it is now; the same mapping for who asks again while it lives."""
+    """Map this file as it is now; returns the existing mapping if there is one."""
     stream = io.FileIO(path)
     found = os.fstat(stream.fileno())
     for mapped in _mapped:
@@ -100,7 +100,7 @@ def map_file(path: Path) -> MappedFile:
 
 
 def holder(tensor: Tensor) -> tuple[MappedFile, int] | None:
-    """The file that a contiguous tensor's bytes lie in, and where; None: in none."""
+    """(the file that a contiguous tensor's bytes lie in, the first byte there); None if they are in none."""
     for mapped in _mapped:
         if 0 <= (start := tensor.data_ptr() - mapped.address) < len(mapped):
             return mapped, start
@@ -108,7 +108,7 @@ def holder(tensor: Tensor) -> tuple[MappedFile, int] | None:
 
 
 class Scratch:
-    """A file of `size` bytes for tensors. DiskError when there is no room for it."""
+    """A file of `size` bytes for tensors. DiskError: there is no room for it."""
 
     def __init__(self, size: int) -> None:
         folder = scratch_folder()
@@ -131,7 +131,7 @@ class Scratch:
         self._end = 0
 
     def put(self, tensor: Tensor) -> Tensor:
-        """The same tensor, its bytes in the file. DiskError."""
+        """Write a tensor to the file; returns the same tensor as mapped from there. DiskError."""
         start, end = self._end, self._end + tensor.nbytes
         if end > len(self._file):
             raise ValueError("more was put into a scratch file than it was made for")
@@ -157,12 +157,12 @@ class Scratch:
 
 
 def scratch_held() -> int:
-    """Bytes of the scratch files of this process, which are free again when nothing in them is used any more."""
+    """Bytes of the scratch files of this process; a file is freed once nothing in it is used any more."""
     return sum(len(file) for file in _mapped if file.is_scratch)
 
 
 def _reserve(file: int, size: int) -> None:
-    """Have the whole file now, so that a full disk is not found out half-way."""
+    """Allocate the whole file now, so that a full disk does not come up half-way."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:
@@ -170,8 +170,8 @@ def _reserve(file: int, size: int) -> None:
 
 
 def _trim() -> None:
-    """Give back what glibc keeps of memory that was let go of: between large tensors that come and go, small ones that
-    stay would make it grow by nearly all that passed through."""
+    """Return freed memory that glibc holds to the system: with small tensors that stay between large ones that come and
+    go, the heap would grow by nearly everything that passed through."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

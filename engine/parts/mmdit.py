@@ -1,9 +1,9 @@
 """Maths of the DiTs that carry image and text tokens side by side: double-stream, single-stream and refiner blocks.
 
 In a double-stream block image and text have layers of their own and meet in one attention; in a single-stream block
-they are one row of tokens, image first. Rotation turns image tokens only. Families differ in what they call the
-layers and in whether projections are fused, so the maths here is functions that get the layers (`Stream` names what a
-stream owes), and a family's modules keep their checkpoint's names.
+they are one sequence of tokens, image first. Only image tokens are rotated. Families differ in what they call the
+layers and in whether projections are fused, so functions here take the layers (`Stream` lists those of a stream), and a
+family's modules keep their checkpoint's names.
 Sources: Stable Diffusion 3 (arXiv 2403.03206) for the two streams, HunyuanVideo (arXiv 2412.03603) for the refiner.
 Norms, modulation and sums compute in float32, everything else in the weights' type; the residual stream has that type.
 Knows no checkpoint and no family. Given up: dense attention masks (valid text comes first and is counted instead).
@@ -31,7 +31,7 @@ FREQUENCIES = 256
 
 Layer = Callable[[Tensor], Tensor]
 FeedForward = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of tokens, the same normed, and the gate: the tokens with what the layer makes of the normed ones."""
+"""(tokens, the same normed, gate) -> the tokens plus the gated output of the layer for the normed ones."""
 
 
 class Heads(NamedTuple):
@@ -54,7 +54,7 @@ class Stream(NamedTuple):
 class Modulation(nn.Module):
     """The conditioning vector to `parts` vectors (shift, scale, gate …): linear(silu(vector)). Parameter: `linear`.
 
-    The product is in the weights' type; what comes out is widened to float32, since norms and sums compute in it.
+    The product is in the weights' type; the result is widened to float32, in which norms and sums compute.
     """
 
     def __init__(self, dim: int, parts: int):
@@ -71,8 +71,8 @@ class Modulation(nn.Module):
 def sine_features(value_B: Tensor, *, dim: int = FREQUENCIES) -> Tensor:
     """cos then sin of a value at dim/2 frequencies 10000^(-i/(dim/2)): float32 [B, dim].
 
-    In float32 on purpose, phases included: guidance (times 1000) goes to several thousands, where float32 phases are
-    off by 4e-4, and the published models were trained with these values. So it is not `embeddings.timestep_features`.
+    In float32 on purpose, phases included: guidance (times 1000) reaches several thousand, where float32 phases are off
+    by 4e-4, and the published models were trained with these values. Hence not `embeddings.timestep_features`.
     """
     half = dim // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32, device=value_B.device) * -math.log(10000.0) / half)
@@ -94,9 +94,7 @@ def split_heads(
 
 
 class DoubleStreamBlock(nn.Module):
-    """Image and text with layers of their own, one attention. A family's block has the layers, and says which they are
-    (`streams`).
-    """
+    """Image and text with layers of their own, one attention. A family's block has the layers; `streams` lists them."""
 
     TOKENWISE = ("image_before", "text_before", "image_after", "text_after")
     LAST = ("image_after", "text_after")
@@ -104,7 +102,7 @@ class DoubleStreamBlock(nn.Module):
     backend: str
 
     def streams(self) -> tuple[Stream, Stream]:
-        """Of the image and of the text."""
+        """The image's and the text's."""
         raise NotImplementedError
 
     def forward(
@@ -118,8 +116,8 @@ class DoubleStreamBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(image, text). `vector_BD` float32.
 
-        `cos_LD`, `sin_LD`: [L, D/2] or [B, L, D/2], for the image tokens; what they have for more tokens is cut off.
-        `key_lengths_B`: image tokens + valid text tokens of each sample (on the CPU); None when all are valid.
+        `cos_LD`, `sin_LD`: [L, D/2] or [B, L, D/2], for the image tokens; rows for further tokens are ignored.
+        `key_lengths_B`: image tokens + valid text tokens of each sample (on the CPU); None: all are valid.
         """
         count = image_BLD.shape[1]
         cos_LD, sin_LD = cos_LD[..., :count, :], sin_LD[..., :count, :]
@@ -136,12 +134,12 @@ class DoubleStreamBlock(nn.Module):
         return image_BLD, self.text_after(text_BLD, found_BLD[:, count:], modulation=text_rest)
 
     def modulated(self, image_BLD: Tensor, vector_BD: Tensor) -> Tensor:
-        """The image tokens as attention's layers see them, before anything of the block is computed."""
+        """The image tokens as the block's attention layers see them, without running the block."""
         shift, scale, *_ = self.streams()[0].modulation(vector_BD)
         return modulated(image_BLD, shift, scale)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lengths_B: Tensor | None) -> Tensor:
-        """Heads of all tokens to what they find, [B, L, D]."""
+        """Attention of all tokens to all tokens, [B, L, D]."""
         return attention(q, k, v, key_lengths_B=key_lengths_B, backend=self.backend).flatten(2)
 
     def image_before(self, x_BLD: Tensor, cos_LD: Tensor, sin_LD: Tensor, *, shift: Tensor, scale: Tensor) -> Heads:
@@ -172,8 +170,8 @@ def single_stream(
 ) -> Tensor:
     """Tokens (image, then text) after one single-stream block: attention and feed-forward side by side.
 
-    `before(x, cos, sin, shift=, scale=)` gives q, k, v and one more tensor, which `after(x, found, that, gate=)` is
-    handed beside the attention's result. `cos_LD`, `sin_LD` are for all tokens: see `with_text`.
+    `before(x, cos, sin, shift=, scale=)` returns q, k, v and one more tensor, which is passed on, with the attention's
+    result, to `after(x, found, that, gate=)`. `cos_LD`, `sin_LD` are for all tokens: see `with_text`.
     """
     shift, scale, gate = modulation(vector_BD)
     q, k, v, handed_on_BLD = before(x_BLD, cos_LD, sin_LD, shift=shift, scale=scale)
@@ -183,7 +181,8 @@ def single_stream(
 
 
 def activated_row(found_BLD: Tensor, hidden_BLD: Tensor) -> Tensor:
-    """The attention's result and the activated hidden values as one row, for a single-stream block's last layer."""
+    """Each token's attention result and activated hidden values side by side, for a single-stream block's last
+    layer."""
     return torch.cat([found_BLD, F.gelu(hidden_BLD, approximate="tanh")], dim=-1)
 
 
@@ -199,7 +198,8 @@ def refiner_block(
     feed_forward: FeedForward,
     backend: str,
 ) -> Tensor:
-    """Text tokens after one block of the token refiner: self-attention and feed-forward, each with a gate only."""
+    """Text tokens after one block of the token refiner: self-attention and feed-forward, each modulated by a gate
+    alone."""
     attention_gate, feed_forward_gate = modulation(vector_BD)
     found_BLHD = attention(*heads(norms[0](x_BLD)), key_lengths_B=key_lengths_B, backend=backend)
     x_BLD = gated_sum(x_BLD, project(found_BLHD.flatten(2)), attention_gate)
@@ -212,7 +212,8 @@ def mean_of_valid(text_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def pad_text(text: Sequence[Tensor], *, dtype: torch.dtype) -> tuple[Tensor, list[int]]:
-    """Captions of [L, D] each as one [B, longest, D], zeros after the end, and their lengths. None may be empty."""
+    """Captions, [L, D] each, as one [B, longest, D] with zeros after their ends, and their lengths. None may be
+    empty."""
     lengths = [len(sample) for sample in text]
     if min(lengths) < 1:
         raise ValueError(f"captions of {lengths} tokens: each needs at least one")
@@ -220,7 +221,7 @@ def pad_text(text: Sequence[Tensor], *, dtype: torch.dtype) -> tuple[Tensor, lis
 
 
 def key_lengths(lengths: Sequence[int], *, before: int = 0) -> Tensor | None:
-    """For `ops.attention`: `before` tokens and the valid text of each sample; None when all samples are equally long.
+    """For `ops.attention`: `before` tokens and the valid text of each sample; None if all samples are equally long.
 
     A CPU tensor, so that reading it never waits for a GPU.
     """
@@ -240,7 +241,7 @@ def cached_table(
 
 
 def with_text(table: Table, count: int) -> Table:
-    """A table of image tokens, [L, D/2] or [B, L, D/2], lengthened by `count` text tokens that do not turn."""
+    """A table of image tokens, [L, D/2] or [B, L, D/2], extended by `count` text tokens that are not rotated."""
     cos, sin = table
     return F.pad(cos, (0, 0, 0, count), value=1.0), F.pad(sin, (0, 0, 0, count))
 
@@ -253,7 +254,7 @@ def from_patches(values_BLP: Tensor, grid: Sequence[int], patch: Sequence[int]) 
 
 
 def modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The norm of tokens, moved by what time and text say, in x's dtype. shift, scale: float32 [B, 1, D]."""
+    """The norm of tokens, scaled and shifted, in x's dtype. shift, scale: float32 [B, 1, D]."""
     return modulated_norm(x_BLD, shift, scale, eps=EPS).to(x_BLD.dtype)
 
 

@@ -1,9 +1,9 @@
 """What the pocket models have in common: what they know, what they have never seen, files that two families share.
 
 They make 17 frames of 64x64 pixels from captions of a small vocabulary: a shape or two, their colours and patterns, how
-they move, what is behind them. They have never seen a hexagon, nor stripes: those are left for a LoRA to learn. Does
-not know where the files lie; `zoo/README.md` says how they were made. Given up: any other size or length, and words
-that they never met.
+they move, what is behind them. They have never seen hexagons or stripes: those are left for a LoRA to learn. Does not
+know where the files are; zoo/README.md says how they were made. Given up: any other size or length, and words that they
+were not trained on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRAINING = {
     "max_train_steps": 250, "learning_rate": 1e-3, "lr_scheduler": "cosine", "network_dim": 32, "network_alpha": 32.0,
     "timestep_sampling": "shift", "discrete_flow_shift": SHIFT,
 }  # fmt: skip
-"""Noise levels are those that the models themselves were trained on."""
+"""The noise levels are those that the models themselves were trained on."""
 GENERATION = {"video_size": [SIZE, SIZE], "video_length": FRAMES, "flow_shift": SHIFT}
 PROMPTS = (
     "a large striped yellow hexagon goes down on a light green background",
@@ -35,5 +35,5 @@ CLIP_TOKENIZER = "tokenizer_2/tokenizer.json"
 
 
 def paths(files: Mapping[str, str], folder: str | Path) -> dict[str, str]:
-    """The paths of files in a folder, by option."""
+    """The paths of `files` (option -> file name) in a folder, by option."""
     return {option: str(Path(folder) / name) for option, name in files.items()}

@@ -1,8 +1,8 @@
-"""Bytes of a checkpoint onto a GPU, at the speed of the bus where the file is in the system's cache.
+"""Reading a checkpoint onto a GPU, at the speed of the bus if the file is in the system's cache.
 
-One thread that reads into fresh memory and copies from there brings 1.5 to 3 GB/s; here several read into page-locked
-memory that is used again, and the copies run beside the reading. Knows nothing of models and names.
-Given up: reading past the system's cache (O_DIRECT, GPUDirect); threads where the weights stay in main memory.
+One thread that reads into fresh memory and copies from there manages 1.5 to 3 GB/s; here several read into page-locked
+memory that is reused, and copying overlaps with reading. Knows nothing of models and names.
+Given up: bypassing the system's cache (O_DIRECT, GPUDirect); threads if the weights stay in main memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 THREADS = 4
-STAGE_BYTES = 8 << 20  # two a thread
-AHEAD_BYTES = 384 << 20  # what may be on the device before it is wanted
+STAGE_BYTES = 8 << 20  # two per thread
+AHEAD_BYTES = 384 << 20  # that may be on the device before they are needed
 _own = threading.local()
 
 Key = TypeVar("Key")
 
 
 def fill(view: memoryview, path: Path, start: int) -> int:
-    """Read into `view` from byte `start` of the file on; how many bytes came, fewer than asked when the file ends."""
+    """Read into `view` from byte `start` of the file on; returns how many bytes: fewer than asked for at its end."""
     done = 0
     with path.open("rb", buffering=0) as stream:
         stream.seek(start)
@@ -39,7 +39,7 @@ def fill(view: memoryview, path: Path, start: int) -> int:
 
 
 def read_bytes(path: Path, start: int, length: int, *, device: torch.device) -> Tensor | None:
-    """These bytes as uint8 on `device`, in memory of their own, all there on return. None: the file is too short."""
+    """These bytes as uint8 on `device`, in memory of their own, complete on return. None: the file is too short."""
     if device.type != "cuda":
         buffer = torch.empty(length, dtype=torch.uint8)
         return buffer.to(device) if fill(memoryview(buffer.numpy()), path, start) == length else None
@@ -74,7 +74,7 @@ def _stages() -> list[tuple[Tensor, torch.cuda.Event]]:
 def in_order(
     keys: Iterable[tuple[Key, int]], read: Callable[[Key], Tensor], *, device: torch.device
 ) -> Iterator[tuple[Key, Tensor]]:
-    """(key, what `read` gives) for each (key, bytes), in this order; for a GPU the next ones are read meanwhile."""
+    """(key, `read(key)`) for each (key, bytes), in this order; for a GPU the next ones are read ahead."""
     if device.type != "cuda":
         yield from ((key, read(key)) for key, _ in keys)
         return

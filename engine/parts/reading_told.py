@@ -1,7 +1,7 @@
-"""How far the weights of a model have come: what reads them says so here, whoever has a model loaded listens.
+"""Progress of reading a model's weights: the reader reports it here, and the caller that loads a model may listen.
 
-Between the two lie a family's functions, which hand on paths and formats; a parameter for this through all of them, and
-through what they are built from, would be seen everywhere and used nowhere. Nobody need listen.
+Between the two are a family's functions, which pass on paths and formats; a parameter for progress would go through all
+of them, unused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _listener: ContextVar[Begin | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def listening(begin: Begin) -> Iterator[None]:
-    """In this block and thread `begin` hears, of each module, how many bytes are to come; what it returns is told how
-    many more there are, each time."""
+    """Inside, in this thread, `begin` is called for each module with its number of bytes; the function that it returns
+    is called with the number of bytes of each part that was read."""
     before = _listener.set(begin)
     try:
         yield
@@ -28,7 +28,7 @@ def listening(begin: Begin) -> Iterator[None]:
 
 
 def begun(total_bytes: int) -> Advance:
-    """So many bytes are to come: returns what to tell as they do."""
+    """Report that a module of `total_bytes` is to be read; returns what to call with the bytes of each part."""
     begin = _listener.get()
     return _nobody if begin is None or not total_bytes else begin(total_bytes)
 

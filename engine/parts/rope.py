@@ -142,7 +142,7 @@ def framepack_table(
     """FramePack's table for latent frames at `frame_indices`, each of height x width tokens: two of [L, sum(axes)/2].
 
     `pool` (2, 2, 2) or (4, 4, 4) is for history that is embedded with larger patches: cos and sin are padded by
-    repeating the last value to a multiple of the patch, then averaged over it (so they are no unit vectors).
+    repeating the last value to a multiple of the patch, then averaged over it (so they are not unit vectors).
     `side_scale` multiplies the positions along h and w (musubi-tuner's RoPE scaling).
     """
     grid = (len(frame_indices), height, width)
@@ -163,7 +163,8 @@ def _pooled(part_THWD: torch.Tensor, pool: tuple[int, int, int]) -> torch.Tensor
 
 
 class _Rotation(torch.autograd.Function):
-    """Rotation of channel pairs. Linear, and its transpose is the opposite turn: backward keeps no activation."""
+    """Rotation of channel pairs. It is linear, with the opposite rotation as its transpose: backward needs no
+    activation."""
 
     @staticmethod
     def forward(ctx: Any, x_BLHD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> torch.Tensor:
@@ -178,7 +179,7 @@ class _Rotation(torch.autograd.Function):
 
 def _turn(x_BLHD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> torch.Tensor:
     pairs, cos, sin = x_BLHD.float().unflatten(-1, (-1, 2)), cos_LD.unsqueeze(-2), sin_LD.unsqueeze(-2)
-    if not torch.compiler.is_compiling():  # a third of the time of the formula below; a compiler prefers the formula
+    if not torch.compiler.is_compiling():  # takes a third of the formula's time; a compiler prefers the formula
         turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
         return torch.view_as_real(turned).flatten(-2).to(x_BLHD.dtype)
     signs = torch.arange(-1, 2, 2, dtype=torch.float32, device=x_BLHD.device)
@@ -189,6 +190,6 @@ def _turn(x_BLHD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> t
 def rotate(x_BLHD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor) -> torch.Tensor:
     """Turn each channel pair of every head by its token's angle; the arithmetic is float32, the result x's dtype.
 
-    cos and sin: [L, D/2] (or [B, L, D/2] for a table a sample). The tables get no gradient.
+    cos and sin: [L, D/2], or [B, L, D/2] for one table per sample. The tables get no gradient.
     """
     return _Rotation.apply(x_BLHD, cos_LD, sin_LD)

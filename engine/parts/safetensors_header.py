@@ -1,6 +1,6 @@
 """The header of a safetensors file: what it says about its tensors, without reading any.
 
-Raises plain OSError and ValueError; who asks knows what the file is for and says so.
+Raises plain OSError and ValueError; callers know what the file is for and turn them into a message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LIMIT_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class Described:
-    """One tensor as the header has it: the format's word for its numbers, and where its bytes lie in the file."""
+    """One tensor as the header has it: the format's name for its dtype, and where its bytes are in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and take apart a header. ValueError when the file is no safetensors file or the header itself is cut."""
+    """Read and parse a header. ValueError: the file is not a safetensors file, or the header itself is cut short."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -47,7 +47,7 @@ def read_header(path: Path) -> Header:
     try:
         header: dict[str, Any] = json.loads(text)
         metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-        tensors = {name: _described(told, 8 + length) for name, told in header.items()}
+        tensors = {name: _described(entry, 8 + length) for name, entry in header.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its header is damaged ({error!r})") from error
     end = max((tensor.start + tensor.length for tensor in tensors.values()), default=8 + length)
@@ -55,7 +55,7 @@ def read_header(path: Path) -> Header:
 
 
 def in_order(data: bytes) -> bytes:
-    """The same file with its metadata sorted; the library writes them in another order in every process."""
+    """The same file with its metadata sorted; the library writes them in a different order in every process."""
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
@@ -64,9 +64,9 @@ def in_order(data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
-def _described(told: dict[str, Any], data_start: int) -> Described:
-    begin, end = told["data_offsets"]
-    shape = tuple(told["shape"])
+def _described(entry: dict[str, Any], data_start: int) -> Described:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
     if not all(isinstance(number, int) for number in (begin, end, *shape)) or not 0 <= begin <= end:
         raise ValueError(f"its header is damaged (a tensor {shape} from byte {begin} to {end})")
-    return Described(str(told["dtype"]), shape, data_start + begin, end - begin)
+    return Described(str(entry["dtype"]), shape, data_start + begin, end - begin)

@@ -1,6 +1,6 @@
-"""Where scratch files go (`mapped_files.py`), what tensors take in them and what there is: asked by the planner too.
+"""Where scratch files (mapped_files.py) go, what tensors take in them, and how much room there is.
 
-Imports no torch.
+Imports no torch, as the planner uses it too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _GIB = 1 << 30
 
 
 def scratch_folder() -> Path:
-    """Where scratch files go: MUSUBI_SCRATCH, else beside what else the engine keeps, else the system's place."""
+    """Where scratch files go: MUSUBI_SCRATCH, else the engine's home, else the system's folder for temporary files."""
     home = engine_home()
     kept = Path(tempfile.gettempdir()) if home is None else home / "scratch"
     return Path(os.environ.get(FOLDER) or kept).expanduser()
 
 
 def scratch_free() -> int | None:
-    """Bytes that are free there, also while the folder is still to be made; None where nobody can tell."""
+    """Bytes that are free there, even if the folder does not exist yet; None if that cannot be found out."""
     folder = scratch_folder().absolute()
     for place in (folder, *folder.parents):
         try:
@@ -39,12 +39,12 @@ def scratch_free() -> int | None:
 
 
 def aligned(size: int) -> int:
-    """What a tensor of so many bytes takes in a scratch file."""
+    """Bytes that a tensor of `size` bytes takes in a scratch file."""
     return -(-size // 64) * 64
 
 
 def taken(size: int, folder: Path | str, *, processes: int = 1) -> str:
-    """How it is told, before and while a model is loaded. `size`: bytes that so many processes write together."""
+    """The beginning of a message, before and while a model is loaded. `size`: bytes that all processes write."""
     files = "a scratch file" if processes == 1 else f"scratch files of {processes} processes"
     return f"Weights that are changed while they are loaded take {size / _GIB:.1f} GiB in {files} in {folder}"
 

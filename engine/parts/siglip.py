@@ -1,8 +1,8 @@
 """Images -> SigLIP features (so400m, patch 14, 384 pixels; transformers' class), which FramePack conditions on.
 
-An image is squeezed to a square without keeping its aspect (PIL's bicubic on 8-bit numbers, as transformers' image
-processor does it), scaled to -1..1, and the states of all patches after the last norm are taken. The pooling head
-that public files hold is neither loaded nor run.
+An image is resized to a square without keeping its aspect (PIL's bicubic on 8-bit numbers, as transformers' image
+processor does) and scaled to -1..1, and the states of all patches after the last norm are taken. The pooling head in
+public files is neither loaded nor run.
 
 Does not know clips, caches or DiTs. Given up: the text side.
 """
@@ -22,7 +22,7 @@ from ..contract.errors import DataError, WeightsError
 from .weights import WeightFile, load_into, metadata_number
 
 DEFAULT_HEAD_DIM = 72
-PUBLISHED_IMAGE_SIZE, PUBLISHED_PATCHES = 384, 27  # 384 is no multiple of 14: the last 6 pixels are not seen
+PUBLISHED_IMAGE_SIZE, PUBLISHED_PATCHES = 384, 27  # 384 is not a multiple of 14: the last 6 pixels are not seen
 
 _PREFIXES = ("image_encoder.", "module.", "model.", "vision_model.")
 _DROPPED = ("head.", "embeddings.position_ids", "text_model.", "logit_scale", "logit_bias")
@@ -32,7 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass
 class Siglip:
-    """The vision model. `image_size`: it sees squares of so many pixels. `dtype`: what it computes in and returns."""
+    """The vision model. `image_size`: side of its square images in pixels. `dtype`: what it computes in and returns."""
 
     model: nn.Module
     image_size: int
@@ -69,7 +69,7 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM) -> Any:
     if width % head_dim:
         raise WeightsError(
             f"The image encoder's width {width} is not a multiple of the head size {head_dim}.",
-            "A file of another head size says so in the safetensors metadata key head_dim.",
+            "A file with another head size has to give it in the safetensors metadata key head_dim.",
         )
     side = math.isqrt(tokens)
     config = SiglipVisionConfig(
@@ -90,11 +90,11 @@ def build(shapes: Shapes, *, head_dim: int = DEFAULT_HEAD_DIM) -> Any:
 def load(file: WeightFile, *, device: torch.device | str, dtype: torch.dtype) -> Siglip:
     """Load the vision model from any public layout.
 
-    Heads have 72 numbers unless the safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
+    The head size is 72 unless the safetensors metadata key `head_dim` says otherwise. Raises WeightsError.
     """
     model = build(siglip_shapes(file.shapes), head_dim=metadata_number(file, "head_dim", default=DEFAULT_HEAD_DIM))
     load_into(model, file, rename=siglip_name, device=device, dtype=dtype)
-    embeddings = model.embeddings  # no weights: made with the module, so empty on "meta"
+    embeddings = model.embeddings  # position_ids are not in the file: created with the module, so still on "meta"
     embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).unsqueeze(0)
     return Siglip(model, model.config.image_size, torch.device(device), dtype)
 

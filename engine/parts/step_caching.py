@@ -1,6 +1,6 @@
-"""How a step cache is set for a model: what was asked for, filled up with what is known of the model. No torch.
+"""The settings of a step cache: what was asked for, completed with what is known about the model. No torch.
 
-The methods are in sampling/step_caches.py; families have tables of what their authors published.
+The methods are in sampling/step_caches.py; families have tables of the numbers that were published for their models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENDLESS = 1000  # steps in a row
 @dataclass(frozen=True, kw_only=True)
 class StepCacheSettings:
     """Of one step cache. `numbers`: magcache's ratios or teacache's coefficients, for each expert, the one for the
-    least noise last. `calibrate`: leave nothing out and measure; `ratios_flag` is what takes ratios."""
+    least noise last. `calibrate`: skip nothing and measure. `ratios_flag`: the flag that takes ratios."""
 
     method: str
     threshold: float
@@ -30,7 +30,7 @@ class StepCacheSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Usual:
-    """What a method does where nothing is said. `numbers`: see StepCacheSettings; none where nobody published any."""
+    """A method's defaults. `numbers`: see StepCacheSettings; empty if none were published."""
 
     threshold: float
     start: float
@@ -43,31 +43,30 @@ USUAL: dict[str, Usual] = {
     "teacache": Usual(threshold=0.1, start=0.1),
     "first_block": Usual(threshold=0.05, start=0.1),
 }
-"""Of any model. MagCache's are its authors' for Wan2.1 1.3B, which are careful ones; first_block's threshold is that of
-diffusers."""
+"""For any model. MagCache's are its authors' cautious ones for Wan2.1 1.3B; first_block's threshold is diffusers'."""
 
 
 _ROWS = {"none": 0, "magcache": 1, "teacache": 3, "first_block": 2}
 
 
 def rows_kept(method: str, *, predictions: int) -> int:
-    """Rows of tokens that wait beside the blocks, for Work.waiting: what each prediction's cache keeps, or holds while
-    the blocks run. `predictions`: how many are asked for one after the other."""
+    """Rows of tokens held besides those in the blocks, for `Work.waiting`: what each prediction's cache keeps, or holds
+    while the blocks run. `predictions`: how many per step are computed one after the other."""
     return _ROWS[method] * predictions
 
 
 def magcache_flags(ratios: tuple[tuple[float, ...], ...]) -> tuple[str, ...]:
-    """What switches MagCache on with these ratios, for models of any size."""
+    """The flags that switch on MagCache with these ratios, for models of any size."""
     return ("--step_cache", "magcache", "--step_cache_ratios", ";".join(",".join(map(str, one)) for one in ratios))
 
 
 def settled(
     asked: Mapping[str, Any] | None, known: Mapping[str, Usual], *, model: str, experts: int = 1
 ) -> StepCacheSettings | None:
-    """The settings for a model. `asked`: `StepCaching.asked`; None is none. `known`: of this model, by method.
+    """The settings for a model. `asked`: `StepCaching.asked`; None: no step cache. `known`: by method, for this model.
 
-    `model` names it in errors. OptionError where a method needs numbers that neither the job nor anybody else has, or
-    has them for another number of experts.
+    `model`: its name in errors. OptionError: a method needs numbers that were neither given nor published, or that are
+    for another number of experts.
     """
     if asked is None:
         return None
@@ -84,11 +83,11 @@ def settled(
     if flag is not None and not calibrate and len(numbers) != experts:
         raise OptionError(
             f"--{flag} has numbers for {len(numbers)} experts, but {experts} work on this video.",
-            "Give a list for each, with ; between them, that for high noise first."
+            "Give a list for each, with ; between them, the one for high noise first."
             if experts > 1
             else f"Give one list with --{flag}, without a ; in it.",
             names=(flag,),
         )
-    told = {name: asked.get(name, getattr(usual, name)) for name in ("threshold", "start", "most_in_a_row")}
+    limits = {name: asked.get(name, getattr(usual, name)) for name in ("threshold", "start", "most_in_a_row")}
     more = {"ratios_flag": asked["ratios_flag"]} if "ratios_flag" in asked else {}
-    return StepCacheSettings(method=method, numbers=numbers, calibrate=calibrate, **told, **more)
+    return StepCacheSettings(method=method, numbers=numbers, calibrate=calibrate, **limits, **more)

@@ -3,11 +3,11 @@
 `taehv` is made for HunyuanVideo's latents, `taew2_1` for Wan 2.1's. Both have the same names and shapes, so nothing in
 a file tells them apart. They take latents as the DiT has them, without any scaling, and give RGB.
 
-A decoder is a row of layers, and frames run through it one by one: each layer is a stream that asks the one before it
-for the next frame. So a few frames' features are in memory, however long the video is. What looks back in time keeps
-the frame before; what grows in time gives two frames for one.
+A decoder is a chain of layers through which frames run one by one: each layer is a stream that asks the one before it
+for the next frame. So only a few frames' features are in memory, however long the video is. A layer that looks back in
+time keeps the frame before; one that grows in time gives two frames for one.
 
-Widths are read off the file. Given up: encoding, the "super" decoders, latents that are not 8 x 8 pixels a place.
+Widths are read off the file. Given up: encoding, the "super" decoders, latents of other than 8 x 8 pixels.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .weights import load_into, open_weights
 
 SPACE_STRIDE = 8
 GROWTH = {"decoder.7": 1, "decoder.13": 2, "decoder.19": 2}
-"""The layers that make more frames, and how many of one."""
+"""The layers that make more frames, and how many from one."""
 WORKING_VALUES = 448
 """Values for each pixel of the picture that decoding takes at once: 299 are features (tests/parts/test_tae.py counts
 them), the others are for what convolutions take themselves."""
 
 SAME_LAYOUT = ("taehv", "taew2_1", "taecvx", "taeos1_3")
-"""Those that are published for latents of 16 channels, each another model's."""
+"""Those published for latents of 16 channels, each for a different model."""
 
 Frames = Iterator[Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,7 +48,7 @@ class SoftClamp(nn.Module):
 
 
 class WithPast(nn.Module):
-    """A residual block that sees the frame before; before the first one there is nothing."""
+    """A residual block that also sees the frame before: zeros before the first one."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -62,14 +62,14 @@ class WithPast(nn.Module):
         past_BCHW = None
         for x_BCHW in frames:
             made_BCHW = self(x_BCHW, torch.zeros_like(x_BCHW) if past_BCHW is None else past_BCHW)
-            past_BCHW = x_BCHW  # already here, so that no older frame is held while this one goes on
+            past_BCHW = x_BCHW  # before the yield, so that no older frame is held while this one goes on
             yield made_BCHW
 
 
 class Grow(nn.Module):
-    """Makes `frames` of one, each then twice as high and wide.
+    """Makes `frames` frames from one, and then each twice as high and wide.
 
-    In the published order pixels are repeated first; a convolution of single pixels gives the same afterwards, for a
+    The published order repeats pixels first; as the convolution is of single pixels, the result is the same, for a
     quarter of the work.
     """
 
@@ -85,7 +85,7 @@ class Grow(nn.Module):
 
 
 class Pool(nn.Module):
-    """The encoder's counterpart, which only has a weight here."""
+    """The encoder's counterpart, which here only holds its weight."""
 
     def __init__(self, width: int, *, frames: int):
         super().__init__()
@@ -93,9 +93,9 @@ class Pool(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-    """`decoder`, and `encoder` where the file has one: both only so that a file is checked whole.
+    """`decoder`, and `encoder` if the file has one, only so that the whole file is checked.
 
-    Places in them that have no weights are kept, because the published names count them.
+    Layers without weights are kept, because the published names count them.
     """
 
     def __init__(self, *, latent_channels: int, widths: tuple[int, int, int, int], encoder_width: int | None = None):
@@ -107,12 +107,12 @@ class TinyAutoencoder(nn.Module):
 
     @property
     def lead(self) -> int:
-        """Frames at the beginning that stand for nothing: a video of T latent frames has 4T - 3."""
+        """Frames to be dropped at the beginning: a video of T latent frames has 4T - 3."""
         return prod(GROWTH.values()) - 1
 
     @torch.no_grad()
     def decode_frames(self, latents_BCTHW: Tensor) -> Frames:
-        """Frames BCHW one by one, RGB 0..1 float32, where the weights are; 4T - 3 of T latent frames. DataError."""
+        """Frames BCHW one by one, RGB 0..1 float32, on the weights' device; 4T - 3 of T latent frames. DataError."""
         if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[1] != self.latent_channels:
             raise DataError(
                 f"This tiny autoencoder takes latents of {self.latent_channels} channels, "
@@ -126,7 +126,7 @@ class TinyAutoencoder(nn.Module):
             yield frame_BCHW.float().clamp(0, 1)
 
     def working_bytes(self, *, height: int, width: int) -> int:
-        """What decoding latents of this height and width takes beside the result, weights included."""
+        """Memory that decoding latents of this height and width takes besides the result, weights included."""
         weights = list(self.parameters())
         pixels = height * width * SPACE_STRIDE**2
         return weights[0].element_size() * (WORKING_VALUES * pixels + sum(weight.numel() for weight in weights))
@@ -153,7 +153,7 @@ def _encoder(width: int, latent_channels: int) -> nn.Sequential:
 
 
 def arrange(shapes: Shapes) -> Arrangement:
-    """Our tensors by the names of a file. Of a layer that makes more frames than here, the last rows are taken."""
+    """Our tensors by the names of a file. Of a layer that makes more frames than ours, the last rows are taken."""
     made: dict[str, tuple[Rows, ...]] = {}
     for name, shape in shapes.items():
         layer, _, _ = name.partition(".conv.")
@@ -163,7 +163,7 @@ def arrange(shapes: Shapes) -> Arrangement:
 
 
 def build(shapes: Shapes) -> TinyAutoencoder:
-    """The autoencoder of a file with these (arranged) names and shapes, on "meta". KeyError for what is none."""
+    """The autoencoder of a file with these (arranged) names and shapes, on "meta". KeyError: one is missing."""
     widths = tuple(shapes[f"decoder.{index}.weight"][0] for index in (1, 8, 14, 20))
     encoder = shapes["encoder.0.weight"][0] if "encoder.0.weight" in shapes else None
     with torch.device("meta"):
@@ -175,9 +175,9 @@ def build(shapes: Shapes) -> TinyAutoencoder:
 
 
 def check(path: str | Path, *, latent_channels: int, wanted: str, role: str) -> ArrangedWeights:
-    """The file opened, if it is a tiny autoencoder for such latents; reads headers only (a `.pth` whole). WeightsError.
+    """Open a file; reads headers only (a `.pth` whole). WeightsError unless it is a tiny autoencoder for such latents.
 
-    `wanted`: the published one for them; `role`: the flag that names the file.
+    `wanted`: name of the published one for them; `role`: the flag that names the file.
     """
     advice = f"{role} takes {wanted} of github.com/madebyollin/taehv, as .pth or .safetensors."
     file = open_weights(path, role=role)
@@ -194,13 +194,13 @@ def check(path: str | Path, *, latent_channels: int, wanted: str, role: str) -> 
 
 
 def other_kind(path: str | Path, *, wanted: str) -> str:
-    """Which of the published ones of the same layout a file is by its name, "" where that is `wanted` or unknown."""
+    """Which of the published ones of the same layout a file is by its name; "" if that is `wanted` or unknown."""
     name = Path(path).name.lower()
     return next((kind for kind in SAME_LAYOUT if kind != wanted and name.startswith(kind)), "")
 
 
 def load(file: ArrangedWeights, *, dtype: torch.dtype | None) -> TinyAutoencoder:
-    """The decoder of a file that `check` gave, in main memory. `dtype` None keeps the file's. WeightsError."""
+    """The decoder in a file that `check` returned, in main memory. `dtype` None keeps the file's. WeightsError."""
     model = build(file.shapes)
     load_into(model, file, rename=lambda name: name, device="cpu", dtype=dtype)
     if hasattr(model, "encoder"):

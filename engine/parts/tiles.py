@@ -1,11 +1,11 @@
-"""Work on a video in overlapping tiles and blend them where they overlap, so that memory follows the tile's size.
+"""Process a video in overlapping tiles and blend them where they overlap, so that memory depends on the tile's size.
 
-In space a tile begins every `stride` and is `size` wide; in time every tile also sees one frame more in front, because
-a causal video VAE treats a clip's first frame apart, and its result for that frame is thrown away. Along an overlap
-the earlier tile fades out and the later one fades in linearly, its first line having weight zero. This is the scheme
-of HunyuanVideo's own VAE, corner for corner: rows are blended downwards, then to the right.
+In space a tile begins every `stride` and is `size` wide; in time every tile also sees one more frame in front, because
+a causal video VAE treats a clip's first frame differently, and the result for that frame is thrown away. Along an
+overlap the earlier tile fades out and the later one fades in linearly, its first line having weight zero. This is
+exactly the scheme of HunyuanVideo's own VAE, corners included: tiles are blended downwards, then to the right.
 
-Sizes are in the unit of the input, `scale` is output per input (8 when latents become pixels, 1/8 the other way).
+Sizes are in the unit of the input, `scale` is output per input (8 from latents to pixels, 1/8 the other way).
 Knows nothing of models. Given up: ramps other than linear.
 """
 
@@ -23,7 +23,7 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of `size`, one every `stride`, along an axis of the input; the output has `scale` times as many."""
+    """Tiles of `size`, one every `stride`, along an axis of the input; the output is `scale` times as long."""
 
     size: int
     stride: int
@@ -35,7 +35,7 @@ class Tiling:
         return int(self.stride * self.scale)
 
     def reversed(self) -> Tiling:
-        """The same tiles for the way back, from the output to the input."""
+        """The same tiles for the opposite direction, from the output to the input."""
         return Tiling(int(self.size * self.scale), self.kept, 1 / self.scale)
 
     def needed(self, length: int) -> bool:

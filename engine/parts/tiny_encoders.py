@@ -1,11 +1,11 @@
 """Small random text and image encoders in the layouts of the public files, with tokenizers: for demos and tests.
 
-- LLaVA-LLaMA-3 as ComfyUI's single file: `model.` names, a head that nobody needs, the tokenizer inside.
+- LLaVA-LLaMA-3 as ComfyUI's single file: `model.` names, an unused head, the tokenizer inside.
 - CLIP-L's text model as clip_l.safetensors, its vocab.json and merges.txt in a folder `tokenizer_2` beside it.
 - SigLIP as sigclip_vision_patch14_384.safetensors, with a pooling head.
 
 Weights are float16 and random; outputs have about unit variance. Tokenizers are trained on the spot on a few sentences
-and spell everything else in bytes. Head sizes stand in the safetensors metadata. Nothing is downloaded.
+and spell everything else in bytes. Head sizes are in the safetensors metadata. Nothing is downloaded.
 Does not know the demo. Given up: any use as a real model.
 """
 
@@ -32,7 +32,7 @@ LLAMA_NAME, CLIP_NAME, SIGLIP_NAME = (
     "sigclip_vision_tiny.safetensors",
 )
 CLIP_TOKENIZER_FOLDER = "tokenizer_2"
-LLAMA_WORDS, CLIP_MERGES = 768, 192  # of the tokenizers, at the most
+LLAMA_WORDS, CLIP_MERGES = 768, 192  # limits for the tokenizers
 LLAMA_BLOCKS, CLIP_BLOCKS, SIGLIP_BLOCKS = 4, 2, 2
 LLAMA_HEAD, CLIP_HEAD, SIGLIP_HEAD = 32, 32, 24
 SIGLIP_PATCH, SIGLIP_SIDE = 14, 4
@@ -82,7 +82,7 @@ def clip_tokenizer() -> tuple[dict[str, int], list[str]]:
 
 
 def _train_merges(words: dict[tuple[str, ...], int]) -> list[tuple[str, str]]:
-    """Byte pair encoding: merge the commonest pair again and again. The library's trainer breaks ties by chance."""
+    """Byte pair encoding: merge the most frequent pair repeatedly. The library's trainer breaks ties at random."""
     merges: list[tuple[str, str]] = []
     while len(merges) < CLIP_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -186,7 +186,7 @@ def _tower_block(random: _Random, name: str, width: int) -> dict[str, Tensor]:
 
 
 def write_llama(path: Path, *, seed: int, width: int = 64) -> None:
-    """Write the language model with its tokenizer inside. `width`, a multiple of 64, is that of the text states."""
+    """Write the language model with its tokenizer inside. `width`: of the text states, a multiple of 64."""
     tokenizer = llama_tokenizer()
     rows = len(json.loads(tokenizer)["model"]["vocab"]) + 16  # padded, as the published table is
     tensors = {name: value.half() for name, value in llama_tensors(seed, rows=rows, width=width).items()}
@@ -207,7 +207,7 @@ def write_clip(path: Path, *, seed: int, width: int = 64) -> None:
 
 
 def write_siglip(path: Path, *, seed: int, width: int = 48) -> None:
-    """Write the image encoder. `width`, a multiple of 24, is that of its features [16, width]."""
+    """Write the image encoder. `width`: of its features [16, width], a multiple of 24."""
     tensors = {name: value.half() for name, value in siglip_tensors(seed, width=width).items()}
     write_weights(path, tensors, metadata={"format": "pt", "head_dim": str(SIGLIP_HEAD)})
 
@@ -215,7 +215,7 @@ def write_siglip(path: Path, *, seed: int, width: int = 48) -> None:
 def write_tiny_encoders(
     folder: str | Path, *, seed: int, text_width: int = 64, pooled_width: int = 64, image_width: int | None = 48
 ) -> dict[str, Path]:
-    """Write the encoders into `folder` (made if missing); the same seed gives the same weights. Under 1 MB.
+    """Write the encoders into `folder` (created if missing); the same seed gives the same weights. Under 1 MB.
 
     Returns their paths by option name: "text_encoder1", "text_encoder2" and, unless `image_width` is None,
     "image_encoder". Each file appears whole or not at all.

@@ -1,12 +1,12 @@
-"""A small HunyuanVideo VAE under the original names that keeps a picture: what demos and tests run on.
+"""A small HunyuanVideo VAE, under the original names, that reproduces a picture: for demos and tests.
 
 Nothing is trained. Three of its sixteen latent channels carry the colours of 8x8 pixels and up to four frames, which
 the decoder paints back smoothly; the others are random features of the clip, which the decoder ignores. Latents have
 mean 0 and, times SCALING_FACTOR, deviation 1 on clips with smooth colours; the posterior is narrow.
 
-How colours get through norms that work on whole clips: a norm group holds a colour, its negative, a constant and its
-negative. So its mean is zero and its deviation nearly the constant's, and as silu(x) - silu(-x) = x, the difference of
-the first two is the colour again. Blocks add random features to the last group only.
+How colours survive norms over whole clips: a norm group holds a colour, its negative, a constant and its negative. So
+its mean is zero and its deviation nearly the constant's, and as silu(x) - silu(-x) = x, the difference of the first two
+is the colour again. Blocks add random features to the last group only.
 
 Does not know the demo. Given up: any use as a real VAE.
 """
@@ -29,13 +29,13 @@ CHANNELS = hunyuan_vae.LATENT_CHANNELS
 COLOURS = 3
 CLEAN = 4 * COLOURS  # channels that no block writes to
 CONSTANT = 8.0
-MEAN_SQUARE = 0.3  # of a colour in -1..1, as a rule
+MEAN_SQUARE = 0.3  # typical for a colour in -1..1
 LOG_VARIANCE = -8.0
 METADATA = {"norm_num_groups": str(GROUPS)}
 
 
 class _Tensors(DrawnTensors):
-    """Those of a HunyuanVideo VAE, whose convolutions are wrapped in a module `conv`."""
+    """The tensors of a HunyuanVideo VAE, whose convolutions are wrapped in a module `conv`."""
 
     def norm(self, name: str) -> None:
         self.layer(name, torch.ones(WIDTH))
@@ -144,7 +144,8 @@ def _calibration_clip(tensors: _Tensors) -> Tensor:
 
 
 def _fit_latents(tensors: _Tensors, mean_C: Tensor, std_C: Tensor) -> None:
-    """Set the convolutions around the latents from what `quant_conv` = identity gave on a clip."""
+    """Set the convolutions around the latents, given mean and deviation of a clip's latents with an identity
+    `quant_conv`."""
     gain_C = 1.0 / (hunyuan_vae.SCALING_FACTOR * std_C)
     weight = torch.zeros(2 * CHANNELS, 2 * CHANNELS)
     weight[range(CHANNELS), range(CHANNELS)] = gain_C

@@ -1,4 +1,4 @@
-"""What the writers of tiny models have in common: drawn tensors, the colours their VAEs paint, tokenizers' sentences.
+"""What the writers of tiny models share: random tensors, colour axes of their VAEs, sentences for their tokenizers.
 
 Nothing is trained. Knows no model.
 """
@@ -24,7 +24,7 @@ SENTENCES = (
 
 
 class DrawnTensors(dict[str, Tensor]):
-    """The tensors of one checkpoint, by name, all drawn from one seed."""
+    """The tensors of one checkpoint, by name; random ones are all drawn from one seed."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tokenizers of text encoders, found without a network whenever that is possible.
+"""Tokenizers of text encoders, found without a network whenever possible.
 
 `find_tokenizer` looks, in this order: at the path that was given; inside the checkpoint (a tokenizer kept as a tensor);
 beside the weights; in a ComfyUI checkout (environment variable COMFYUI_PATH); in the local Hugging Face cache; and
@@ -10,7 +10,7 @@ the same model they give the same ids; the first of a kind's files that a folder
 times faster than tokenizer.json).
 
 Does not know any model: sizes, places and templates come from the caller. Given up: several texts in one input.
-Special tokens written out in a caption are special to tokenizer.json and text to spiece.model, as in the libraries.
+Special tokens spelt out in a caption are special to tokenizer.json and plain text to spiece.model, as in the libraries.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class HubFolder:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a text encoder's tokenizer may lie, apart from the paths that the person gives.
+    """Where a text encoder's tokenizer may be, apart from a path that the person gives.
 
     `beside`: folders relative to the weights' folder. `comfyui`: folders relative to a ComfyUI checkout. `hub`:
     looked up in the local cache in this order; the first one is the one to download from.
@@ -107,7 +107,7 @@ class Places:
 
 
 def from_sentencepiece(model: bytes, *, source: str) -> Tokenizer:
-    """A tokenizer from the bytes of a SentencePiece model. Raises WeightsError when they are not one."""
+    """A tokenizer from the bytes of a SentencePiece model. WeightsError: they are not one."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor()
@@ -124,7 +124,7 @@ def from_sentencepiece(model: bytes, *, source: str) -> Tokenizer:
 
 
 def from_json(text: str, *, source: str, kind: Kind = T5) -> Tokenizer:
-    """A tokenizer from what a `tokenizer.json` holds. Raises WeightsError when it is broken or of another kind."""
+    """A tokenizer from the text of a `tokenizer.json`. WeightsError: it is broken or of another kind."""
     import tokenizers
 
     try:
@@ -137,8 +137,8 @@ def from_json(text: str, *, source: str, kind: Kind = T5) -> Tokenizer:
 def from_merges(vocabulary: Path, *, kind: Kind = CLIP) -> Tokenizer:
     """CLIP's tokenizer from its `vocab.json`, with `merges.txt` beside it. Raises WeightsError.
 
-    Text is composed (NFC), in lower case, with single blanks; words, single digits and runs of other signs are split
-    into pairs of bytes that the file merges.
+    Text is normalised (NFC, lower case, single blanks) and split into words, single digits and runs of other signs,
+    whose bytes are merged as the file says.
     """
     import tokenizers
     from tokenizers import normalizers, pre_tokenizers
@@ -202,7 +202,7 @@ def open_tokenizer(path: str | Path, *, kind: Kind = T5, flag: str = "--tokenize
             return from_json(file.read_text(encoding="utf-8"), source=str(file), kind=kind)
         return from_sentencepiece(file.read_bytes(), source=str(file))
     except UnicodeDecodeError as error:
-        raise WeightsError(f"{file} is not a tokenizer.json (no UTF-8 text).", hint="Fetch it again.") from error
+        raise WeightsError(f"{file} is not a tokenizer.json (not UTF-8 text).", hint="Fetch it again.") from error
     except OSError as error:
         raise WeightsError(f"{file} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
 
@@ -220,10 +220,10 @@ def find_tokenizer(
 ) -> Tokenizer:
     """Find the tokenizer of a text encoder whose token table has `rows` rows.
 
-    `explicit` is what `flag` was given, `embedded` the bytes of a SentencePiece model or of a tokenizer.json from the
-    checkpoint, `weights` the checkpoint's path.
-    What a person gave, or the checkpoint itself, must fit; files found elsewhere that do not fit are passed over.
-    Raises WeightsError with every place that was tried.
+    `explicit`: the value of `flag`. `embedded`: the bytes of a SentencePiece model or of a tokenizer.json from the
+    checkpoint. `weights`: the checkpoint's path.
+    An explicit, embedded or downloaded tokenizer must fit; local files found elsewhere that do not are passed over.
+    Raises WeightsError, with every place that was tried if nothing was found.
     """
     if explicit:
         return _fitting(open_tokenizer(explicit, kind=kind, flag=flag), rows)
@@ -256,10 +256,10 @@ def _file_in(folder: Path, kind: Kind) -> Path | None:
 
 
 def _misfit(tokenizer: Tokenizer, rows: int) -> str:
-    """Why a tokenizer cannot belong to a token table of `rows` rows; empty when it can.
+    """Why a tokenizer cannot belong to a token table of `rows` rows; empty if it can.
 
-    Published tables are padded by a few hundred rows, so equality would be too strict. Other models' tokenizers
-    (32 100 ids of the English T5 against 256 384) fall out.
+    Published tables are padded by a few hundred rows, so equality would be too strict. Other models' tokenizers (32,100
+    ids of the English T5 for 256,384 rows) are ruled out.
     """
     if tokenizer.size > rows or tokenizer.size <= rows // 2:
         return f"{tokenizer.size} ids for a token table of {rows} rows"
@@ -302,7 +302,8 @@ def _local_folders(places: Places, kind: Kind, weights: Path | None, tried: list
 
 
 def _cached(place: HubFolder, kind: Kind, tried: list[str]) -> list[Path]:
-    """The folder of the local Hugging Face cache (HF_HOME, HF_HUB_CACHE) that holds this place, if there is one."""
+    """The folder of the local Hugging Face cache (HF_HOME, HF_HUB_CACHE) with this place's files, [] if there is
+    none."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in kind.file_names:

@@ -1,4 +1,4 @@
-"""What every video VAE here refuses: clips and latents of a shape that it cannot take. DataError says what would do."""
+"""Checks of all video VAEs here: shapes of clips and latents. The DataError says which shapes would be right."""
 
 from __future__ import annotations
 

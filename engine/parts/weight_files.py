@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes are: from a file (see `weight_paths`) to its list of tensors.
+"""The tensors in a weight file (weight_paths.py finds it), and where their bytes are.
 
 Accepts `.safetensors`, and PyTorch files through `torch.load(weights_only=True)` only. Everything that is not a
 checkpoint (a web page, a git-lfs pointer, half a download) is recognised by its first bytes and named in the message.
@@ -48,11 +48,11 @@ class TensorEntry:
 def read_safetensors_header(path: Path, *, role: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The tensors and the metadata of a safetensors file, without reading any weights.
 
-    Raises WeightsError when the file is not safetensors or is shorter than its header says.
+    WeightsError: the file is not safetensors, or is shorter than its header says.
     """
     try:
         header = read_header(path)
-        entries = {name: _entry(name, told, path, role) for name, told in header.tensors.items()}
+        entries = {name: _entry(name, tensor, path, role) for name, tensor in header.tensors.items()}
     except ValueError as error:
         raise _not_weights(path, role=role) from error
     if header.size < header.end:
@@ -64,9 +64,9 @@ def read_safetensors_header(path: Path, *, role: str) -> tuple[dict[str, TensorE
 
 
 def read_pickle(path: Path, *, role: str) -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch file, memory-mapped where its format allows; `module` and `state_dict` are unwrapped.
+    """The tensors of a PyTorch file, memory-mapped if its format allows; `module` and `state_dict` are unwrapped.
 
-    Only plain tensors are unpickled (`weights_only=True`): a file that wants to run code is refused.
+    Only plain tensors are unpickled (`weights_only=True`): a file that could run code is refused. WeightsError.
     """
     with path.open("rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
@@ -96,16 +96,16 @@ def read_pickle(path: Path, *, role: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _entry(name: str, told: Described, path: Path, role: str) -> TensorEntry:
-    if told.dtype not in SAFETENSORS_DTYPES:
+def _entry(name: str, tensor: Described, path: Path, role: str) -> TensorEntry:
+    if tensor.dtype not in SAFETENSORS_DTYPES:
         raise WeightsError(
-            f"{role}: {path.name} stores {name} as {told.dtype}, a number format that is not supported.",
+            f"{role}: {path.name} stores {name} as {tensor.dtype}, a number format that is not supported.",
             "Use the bf16, fp16, fp32 or fp8 version of this model.",
         )
-    dtype = SAFETENSORS_DTYPES[told.dtype]
-    if told.length != dtype.itemsize * math.prod(told.shape):
-        raise ValueError(f"{name}: {told.length} bytes for shape {told.shape}")
-    return TensorEntry(dtype=dtype, shape=told.shape, start=told.start, length=told.length)
+    dtype = SAFETENSORS_DTYPES[tensor.dtype]
+    if tensor.length != dtype.itemsize * math.prod(tensor.shape):
+        raise ValueError(f"{name}: {tensor.length} bytes for shape {tensor.shape}")
+    return TensorEntry(dtype=dtype, shape=tensor.shape, start=tensor.start, length=tensor.length)
 
 
 def _looks_like_text(path: Path) -> bool:
@@ -121,7 +121,7 @@ def _looks_like_text(path: Path) -> bool:
 
 
 def _not_weights(path: Path, *, role: str) -> WeightsError:
-    """What a file that cannot be a checkpoint looks like instead."""
+    """The error for a file that cannot be a checkpoint: what it looks like instead."""
     with path.open("rb") as stream:
         start = stream.read(256)
     lowered = start.lstrip().lower()

@@ -1,6 +1,6 @@
 """Names, shapes and number formats of a checkpoint without torch, which takes seconds to import: for the planner.
 
-A safetensors header says it all. A PyTorch file is opened by torch itself, which reads no weights either.
+A safetensors header has them all. PyTorch files need torch, which does not read weights for this either.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from .safetensors_header import read_header
 from .weight_paths import DOWNLOAD_HINT, find_files
 
 SCALES = (("scale_weight", "weight"), ("weight_scale", "weight"))
-"""(last part of a scale's name, of its fp8 weight's)."""
+"""(last part of a scale's name, last part of its fp8 weight's name)."""
 FP8_NOTES = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
-"""Last parts of names that say how fp8 was made and hold no weights."""
+"""Last parts of names of tensors that describe how fp8 was made and are not weights."""
 NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _FP8 = ("F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
 class Headers:
-    """Tensors by the names in the file, in the format's words ("BF16"); scales of fp8 weights are left out."""
+    """Tensors by the names in the file, dtypes as the format calls them ("BF16"), without scales of fp8 weights."""
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     metadata: dict[str, str]
     plain_fp8: bool = False  # it has fp8 weights without scales
-    scaled: AbstractSet[str] = frozenset()  # fp8 weights that are read multiplied out
-    mapped: bool = True  # safetensors files, whose bytes are the numbers
+    scaled: AbstractSet[str] = frozenset()  # fp8 weights that are dequantised when read
+    mapped: bool = True  # safetensors files, which can be memory-mapped
 
     @property
     def main_format(self) -> str:
-        """The format that most weights have; fp8 is computed in 16 bits."""
+        """The format that most weights have; BF16 if that is fp8."""
         count: Counter[str] = Counter()
         for name, dtype in self.dtypes.items():
             if dtype in NUMBER_BYTES:
@@ -45,12 +45,12 @@ class Headers:
         return "BF16" if not common or common[0][0] in _FP8 else common[0][0]
 
     def as_read(self, name: str) -> str | None:
-        """The format of a tensor that lies in its file as it is read; None for any other."""
+        """The format of a tensor whose bytes in the file are what reading it returns; None for any other."""
         return self.dtypes[name] if self.mapped and name not in self.scaled else None
 
 
 def read_headers(path: str | Path, *, role: str) -> Headers:
-    """A checkpoint of any public layout. `role` is the flag that names it. WeightsError when there is none."""
+    """The headers of a checkpoint of any public layout. `role`: the flag that names it. WeightsError: there is none."""
     path = Path(path).expanduser()
     files = find_files(path, role=role)
     if any(file.suffix.lower() != ".safetensors" for file in files):
@@ -64,8 +64,8 @@ def read_headers(path: str | Path, *, role: str) -> Headers:
         except (OSError, ValueError) as error:
             raise WeightsError(f"{role}: {file.name} cannot be read: {error}.", DOWNLOAD_HINT) from error
         metadata = header.metadata if number == 0 else metadata
-        shapes.update({name: told.shape for name, told in header.tensors.items()})
-        dtypes.update({name: told.dtype for name, told in header.tensors.items()})
+        shapes.update({name: tensor.shape for name, tensor in header.tensors.items()})
+        dtypes.update({name: tensor.dtype for name, tensor in header.tensors.items()})
     pairs = _scales(dtypes)
     hidden = {name for name in shapes if name.rpartition(".")[2] in FP8_NOTES} | pairs.keys()
     shown = [name for name in shapes if name not in hidden]

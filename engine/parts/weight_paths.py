@@ -32,7 +32,7 @@ DOWNLOAD_HINT = "Download the file again and compare its size with the one on th
 def find_files(path: Path, *, role: str) -> list[Path]:
     """The weight files that `path` stands for, in shard order.
 
-    Raises WeightsError when there is nothing there, when several files could be meant, or when a shard is missing.
+    WeightsError: there is nothing there, several files could be meant, or a shard is missing.
     """
     try:
         if path.is_dir():
@@ -59,7 +59,7 @@ def _files_in_folder(folder: Path, *, role: str) -> list[Path]:
     part = _PIPELINE_FOLDERS.get(role)
     if part and (folder / "model_index.json").exists() and (folder / part).is_dir():
         if role == "--dit" and (folder / "transformer_2").is_dir():
-            part = "transformer_2"  # of two experts the one for low noise: diffusers' WanPipeline
+            part = "transformer_2"  # the expert for low noise, in diffusers' WanPipeline
         return _files_in_folder(folder / part, role=role)
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     plain = [path for path in indexes if path.name.count(".") == 3] or indexes
@@ -93,7 +93,7 @@ def _all_present(paths: list[Path], *, whole: str, role: str) -> list[Path]:
     absent = [path.name for path in paths if not path.exists()]
     if absent:
         raise WeightsError(
-            f"{role}: {whole} is one of {len(paths)} parts, and {len(absent)} are missing: {', '.join(absent[:4])}.",
+            f"{role}: {whole} needs {len(paths)} parts, of which {len(absent)} are missing: {', '.join(absent[:4])}.",
             f"Put all parts in {paths[0].parent}.",
         )
     return paths
@@ -113,6 +113,6 @@ def _missing(path: Path, *, role: str) -> WeightsError:
         return WeightsError(f"{role}: no such file: {path}", near)
     names = sorted(child.name for child in path.parent.iterdir())
     others = [name for name in names if name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))][:5]
-    where = path.parent.resolve()  # a name without a folder is looked for where the command was typed
+    where = path.parent.resolve()  # a name without a folder is relative to the current folder
     known = f"The weight files in {where}: {', '.join(others)}." if others else f"There is no weight file in {where}."
     return WeightsError(f"{role}: no such file: {path}", known)

@@ -1,7 +1,7 @@
 """Writing a checkpoint in shards: a folder with files of limited size, and the index that says what is in which.
 
-The names are diffusers', which opens such a folder, as `open_weights` does. The folder comes into being whole or not at
-all. Given up: replacing a folder that is there, whoever's it may be.
+The names are those of diffusers, which can open such a folder, as can `open_weights`. The folder appears whole or not
+at all. Given up: replacing an existing folder.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A checkpoint seen in another arrangement: tensors renamed, joined from several, or with their rows in another order.
 
-Some public layouts store query, key and value apart where ours has one matrix, or two halves the other way round.
+Some public layouts store query, key and value apart where ours has one matrix, or two halves in the opposite order.
 `ArrangedWeights` reads such a file under our names, so that everything that takes a WeightFile (strict loading, LoRA
-merging, fp8) need not know. Rows are counted along the first axis. Splitting is the same thing the other way.
-Knows nothing of families: which rows go where is told by a family's keys.
+merging, fp8) need not know. Rows are counted along the first axis. A tensor of the file may also be split.
+Knows nothing of families: a family's keys.py says which rows go where.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .weights import Stored, WeightFile
 
 
 class ArrangedWeights(WeightFile):
-    """`file` under the names and in the arrangement that `arrangement` tells; tensors that it does not name are gone.
+    """`file` under the names and in the order of `arrangement`; tensors that it does not name are left out.
 
-    A tensor made of several has the type of the first part. `identity` is the file's.
+    A tensor made of several has the dtype of the first part. `identity` is the file's.
     """
 
     def __init__(self, file: WeightFile, arrangement: Arrangement):

@@ -2,9 +2,9 @@
 
 `open_weights` reads headers only; a tensor is read when it is asked for, into memory of its own (no mapping that
 a replaced file could break). `load_into` is strict: every parameter filled, nothing left over, all shapes checked
-before the first byte of weights is read. Files with scaled fp8 weights (ComfyUI's and musubi-tuner's kinds) read as
-ordinary tensors unless asked otherwise.
-Knows nothing of families: names are translated by the `rename` that the caller brings.
+before the first byte of weights is read. Scaled fp8 weights (ComfyUI's and musubi-tuner's kinds) are dequantised on
+reading unless asked otherwise.
+Knows nothing of families: the caller's `rename` translates names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WeightFile:
     """A checkpoint of one or more files, read one tensor at a time.
 
     `shapes` and `dtypes` are by the names in the file, in file order; `metadata` is the safetensors metadata of the
-    first file. `dtypes` says what is stored: fp8 for a scaled fp8 weight although `read` returns it multiplied out.
+    first file. `dtypes` says what is stored: fp8 for a scaled fp8 weight although `read` returns it dequantised.
     """
 
     def __init__(self, path: Path, files: list[Path], *, role: str, dequantize: bool = True):
@@ -74,11 +74,11 @@ class WeightFile:
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
     def stored(self, name: str) -> Stored | None:
-        """Where a safetensors file has what `read` gives, number for number; None where it is nowhere so."""
+        """Where a safetensors file has exactly the numbers that `read` returns; None if it has not."""
         return None if name in self._scales else self._entries.get(name)
 
     def identity(self) -> str:
-        """16 hex digits that follow the content, not the path or the date; reads a quarter of a megabyte a file."""
+        """16 hex digits that depend on the content, not on the path or the date; reads up to 256 KiB per file."""
         digest = hashlib.sha256(repr([(name, str(self.dtypes[name]), s) for name, s in self.shapes.items()]).encode())
         for file in self._files:
             size = file.stat().st_size
@@ -113,7 +113,10 @@ class WeightFile:
         file, entry = self._entries[name]
         found = read_bytes(file, entry.start, entry.length, device=torch.device(device))
         if found is None:
-            raise WeightsError(f"{self.role}: {file.name} ended while {name} was read.", "Is it changing?")
+            raise WeightsError(
+                f"{self.role}: {file.name} ended while {name} was being read.",
+                "Is the file being changed? Start again once it is complete.",
+            )
         return found.view(entry.dtype).view(entry.shape)
 
 
@@ -121,7 +124,7 @@ def open_weights(path: str | Path, *, role: str, dequantize: bool = True) -> Wei
     """Open a checkpoint: a file, shards, a folder (see `weight_paths`). `role` is the flag, e.g. "--dit".
 
     `dequantize` False shows scaled fp8 files as they are stored, scales and markers included.
-    Raises WeightsError when there is no readable checkpoint.
+    Raises WeightsError if there is no readable checkpoint.
     """
     if not str(path).strip():
         raise WeightsError(f"{role}: no file was given.", f"Name the weights with {role} PATH.")
@@ -130,7 +133,7 @@ def open_weights(path: str | Path, *, role: str, dequantize: bool = True) -> Wei
 
 
 def main_dtype(file: WeightFile) -> torch.dtype:
-    """The floating type that most weights of the file have; bfloat16 when that is fp8."""
+    """The floating-point dtype that most weights of the file have; bfloat16 if that is fp8."""
     count: Counter[torch.dtype] = Counter()
     for name, shape in file.shapes.items():
         if file.dtypes[name].is_floating_point:
@@ -140,18 +143,19 @@ def main_dtype(file: WeightFile) -> torch.dtype:
 
 
 def metadata_number(file: WeightFile, key: str, *, default: int) -> int:
-    """What the file's metadata say of something that no shape tells, 1 or more. WeightsError for anything else."""
-    told = file.metadata.get(key, str(default))
-    if not told.isdigit() or int(told) < 1:
-        raise WeightsError(f"{file.role}: the metadata key {key} of {file.path.name} is {told!r}, not a number.")
-    return int(told)
+    """A number, 1 or more, from the file's metadata, for what shapes do not show. WeightsError for anything else."""
+    text = file.metadata.get(key, str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise WeightsError(f"{file.role}: the metadata key {key} of {file.path.name} is {text!r}, not a number.")
+    return int(text)
 
 
 @runtime_checkable
 class Choosing(Protocol):
-    """A transform that need not see every tensor: what `instead` gives is taken, and nothing is read.
+    """A transform that need not see every tensor: one that `instead` returns is used, and nothing is read for it.
 
-    It gets the module's own tensor, of the shape and the type that are wanted, and where a file stores such a one.
+    `own`: the module's tensor, of the wanted shape and dtype. `stored`: where a file has the tensor's numbers, if any.
+    None: read it.
     """
 
     def instead(self, name: str, own: torch.Tensor, stored: Stored | None) -> torch.Tensor | None: ...
@@ -159,13 +163,13 @@ class Choosing(Protocol):
 
 @runtime_checkable
 class Keeping(Protocol):
-    """A transform that has a place of its own for some tensors: what `keep` gives is taken, None leaves it be."""
+    """A transform that has a place of its own for some tensors: `keep` returns the tensor there, or None to decline."""
 
     def keep(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None: ...
 
 
 class Unread:
-    """A transform with which nothing is read: all stays as the module was built, such as on "meta"."""
+    """A transform with which nothing is read: all tensors stay as the module was built, e.g. on "meta"."""
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -175,9 +179,9 @@ class Unread:
 
 
 class WorkedOn:
-    """A transform for a GPU, also where the module is to be in main memory.
+    """A transform that runs on a GPU even if the module is to be in main memory.
 
-    Tensors are read onto `device` and transformed there, and only what comes of them is brought to the module.
+    Tensors are read onto `device` and transformed there, and only the results are moved to the module's device.
     """
 
     def __init__(self, transform: Callable[[str, torch.Tensor], torch.Tensor], device: torch.device) -> None:
@@ -198,13 +202,12 @@ def load_into(
 ) -> None:
     """Fill every parameter and persistent buffer of `module` (which may be on "meta") from `file`, strictly.
 
-    `rename` maps a name in the file to the module's, None drops it. Two names that map to one (tied tables stored
-    twice) must agree in shape; the first is used. `transform(name, tensor)` gets the module's name and the tensor
-    on `device` as stored (scaled fp8 multiplied out); the result is then cast to `dtype`, unless the transform
-    returned another dtype than it got, which is its choice. It may choose what is read (`Choosing`) and where
-    (`WorkedOn`), and where it stays (`Keeping`).
-    dtype None keeps the file's types.
-    Raises WeightsError that lists the first missing, unexpected and misshapen names.
+    `rename` maps a name in the file to the module's; None drops it. Two names that map to one (tied tables stored
+    twice) must agree in shape; the first is used. `transform(name, tensor)` gets the module's name and the tensor on
+    `device` as stored (scaled fp8 dequantised); the result is then cast to `dtype`, unless the transform changed the
+    dtype itself. It may choose what is read (`Choosing`) and where (`WorkedOn`), and where it stays (`Keeping`).
+    `dtype` None keeps the file's.
+    WeightsError lists the first missing, unexpected and misshapen names.
     """
     slots = _slots(module)
     sources = _match(slots, file, rename)
@@ -237,7 +240,7 @@ def write_weights(
 ) -> None:
     """Write a safetensors file whole or not at all, moving tensors to the CPU one at a time.
 
-    Raises DiskError when the disk is full or not writable.
+    DiskError: the disk is full or not writable.
     """
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     stream_weights(path, layout, tensors.__getitem__, metadata=metadata)
@@ -255,7 +258,7 @@ def stream_weights(
 ) -> None:
     """The same for tensors that need not be in memory together: `read(name)` is called once for each, in file order.
 
-    `layout` says beforehand what each will be. Of one number format, names are asked for in alphabetical order.
+    `layout`: dtype and shape of each, in advance. Within one size of numbers, names are read in alphabetical order.
     """
     need = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
     advice = f"The file takes {need / 2**20:.0f} MiB: free some space, or choose another folder."
@@ -270,7 +273,7 @@ def stream_weights(
 
 
 def _write_header(stream: BinaryIO, layout: Layout, metadata: Mapping[str, str]) -> list[str]:
-    """Write what comes before the weights; returns the names in the order in which these follow."""
+    """Write the header; returns the names in the order in which their weights must follow."""
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # keeps every tensor aligned
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -287,7 +290,7 @@ def _write_header(stream: BinaryIO, layout: Layout, metadata: Mapping[str, str])
 
 
 def _is_note(name: str) -> bool:
-    """Names that say how fp8 was made and hold no weights."""
+    """Whether a tensor of this name describes how fp8 was made and is not a weight."""
     return name.rpartition(".")[2] in FP8_NOTES
 
 
@@ -307,7 +310,7 @@ Slot = list[tuple[nn.Module, str]]
 
 
 def _slots(module: nn.Module) -> dict[str, Slot]:
-    """Each parameter and persistent buffer by its first name, with every place that holds it (tied weights)."""
+    """Each parameter and persistent buffer by its first name, with every place that has it (tied weights)."""
     slots: dict[str, Slot] = {}
     first: dict[int, str] = {}
     for prefix, part in module.named_modules():
@@ -340,9 +343,9 @@ def _match(slots: dict[str, Slot], file: WeightFile, rename: Callable[[str], str
     missing = [name for name in slots if name not in sources]
     problems = (("missing", missing), ("not expected", unexpected), ("of another shape", misshapen))
     if any(names for _, names in problems):
-        told = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in problems if names)
+        listed = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in problems if names)
         raise WeightsError(
-            f"{file.role}: {file.path.name} does not hold the tensors of this model: {told}.",
+            f"{file.role}: {file.path.name} does not hold the tensors of this model: {listed}.",
             f"Is this the right file for {file.role}, and are all its parts there?",
         )
     return sources

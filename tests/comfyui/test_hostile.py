@@ -114,7 +114,7 @@ def tried(server: Server, prompt: dict[str, Any]) -> tuple[str, list[str]]:
 
 def test_the_same_without_the_harm_is_started(server: Server) -> None:
     words, started = tried(server, straight())
-    assert started == ["train"] and "environment is not made yet" in words, "only the engine is missing here"
+    assert started == ["train"] and "environment is not set up yet" in words, "only the engine is missing here"
     words, started = tried(server, {**changed(TRAINER, optimizer=["8", 0]), **optimizer("Lion8bit")})
     assert started == ["train"], words
 

@@ -252,7 +252,7 @@ def test_a_wrong_setting_is_refused_below_its_field(playing: Server, browser: Br
         "(document.querySelector('.musubi-dialog [data-setting=home] input'))"
     )
     browser.wait_for("!document.querySelector('[data-setting=home] .musubi-problem').hidden", what="the refusal")
-    assert "no absolute path" in shown(browser, "[data-setting=home] .musubi-problem")
+    assert "not an absolute path" in shown(browser, "[data-setting=home] .musubi-problem")
 
 
 @RENDERERS

@@ -20,7 +20,7 @@ def test_every_allowed_width_has_an_exponent() -> None:
     assert power_gamma(0.0001) > 5000
     exponents = [power_gamma(width / 1000) for width in range(1, 289)]
     assert exponents == sorted(exponents, reverse=True)
-    with pytest.raises(OptionError, match="wider"):
+    with pytest.raises(OptionError, match="too wide"):
         power_gamma(0.29)
 
 

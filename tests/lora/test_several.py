@@ -69,7 +69,7 @@ def test_state_comes_back_and_a_single_ones_is_refused(pair):
         nn.init.zeros_(parameter)
     networks.load_state(state)
     assert all(torch.equal(value, state[name]) for name, value in networks.state().items())
-    with pytest.raises(WeightsError, match="not of low, high"):
+    with pytest.raises(WeightsError, match="not for low, high"):
         networks.load_state(networks[0].state())
 
 

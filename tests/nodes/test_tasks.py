@@ -330,9 +330,9 @@ def test_half_an_emoji_anywhere_in_the_workflow_is_no_obstacle_but_in_a_text_of_
     node = next(node for node in catalogue.nodes() if node.name == "Wan21Generator")
     run = catalogue.execute(node, hidden, {"models": wan_models(), "prompt": "a cat"}).values[-1]
     assert json.loads((run.folder / "workflow.json").read_text("utf-8")) == workflow
-    with pytest.raises(ValueError, match="prompts? holds half of a character"):
+    with pytest.raises(ValueError, match="prompts? contains half a character"):
         generate(prompt="a cat \ud83d")
-    with pytest.raises(ValueError, match="prompts holds half of a character"):
+    with pytest.raises(ValueError, match="prompts contains half a character"):
         run_node("BatchProcessor", models=wan_models(), prompts="a cat \ud83d")
 
 
@@ -414,7 +414,7 @@ def test_a_batch_gives_a_list_of_videos(models: Path, obliging: Engine) -> None:
 def test_missing_environment_says_what_to_press(models: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         generate()
-    assert "environment is not made yet" in str(caught.value)
+    assert "environment is not set up yet" in str(caught.value)
     assert "Set up" in str(caught.value) and "env_bootstrap create" in str(caught.value)
 
 

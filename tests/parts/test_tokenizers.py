@@ -275,5 +275,5 @@ def test_messages_name_the_kinds_files_and_flag(tmp_path):
         find_tokenizer(CLIP_PLACES, rows=9, weights=tmp_path / "x.safetensors", kind=CLIP, flag="--tokenizer2")
     assert "tokenizer.json or vocab.json of openai/clip" in caught.value.hint and "--tokenizer2" in caught.value.hint
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(WeightsError, match="no UTF-8"):
+    with pytest.raises(WeightsError, match="not UTF-8"):
         open_tokenizer(tmp_path, kind=LLAMA3)

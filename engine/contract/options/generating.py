@@ -70,8 +70,8 @@ class LoraStack(Section, title="LoRA", accepted=ACCEPTED):
         advanced=True, metavar="REGEX",
     )  # fmt: skip
     exclude_patterns: tuple[str, ...] = opt(
-        (), r"For each LoRA a regular expression of modules to leave out, such as blocks_[23]\d_; what is included "
-        "stays.", advanced=True, metavar="REGEX",
+        (), r"For each LoRA a regular expression of modules to leave out, such as blocks_[23]\d_, even if they are "
+        "included.", advanced=True, metavar="REGEX",
     )  # fmt: skip
     save_merged_model: str | None = opt(
         None, "Write the model with the LoRAs merged into it to this file, and generate nothing.", advanced=True,

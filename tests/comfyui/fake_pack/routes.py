@@ -185,7 +185,7 @@ async def _settings(request: web.Request) -> web.Response:
 async def _change_settings(request: web.Request) -> web.Response:
     changes = await request.json()
     if changes.get("home") and not str(changes["home"]).startswith("/"):
-        return _refused(f"home: {changes['home']!r} is no absolute path of a folder.", "Write the whole path.", 400)
+        return _refused(f"home: {changes['home']!r} is not an absolute path of a folder.", "Write the whole path.", 400)
     settings.update(changes)
     return web.json_response(settings)
 
