@@ -48,7 +48,7 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         self.live = sys.stderr.isatty()
         self._bars: list[tuple[str, tqdm]] = []  # by label; each has interrupted the one before it
         self._loss = ""

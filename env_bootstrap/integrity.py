@@ -53,7 +53,7 @@ def _fault(package: Path, site_packages: Path) -> str:
             size = os.stat(path).st_size
         except OSError:
             return f"lacks {row[0]}"
-        if len(row) > 2 and row[2].isdigit() and size != int(row[2]):
+        if len(row) > 2 and row[2].isdecimal() and size != int(row[2]):
             return f"has a damaged {row[0]}"
     return ""
 

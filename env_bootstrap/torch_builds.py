@@ -74,7 +74,7 @@ def _driver_cuda(header: str, driver: str) -> tuple[int, int]:
     stated = re.search(r"CUDA(?: \w+)? Version\s*:\s*(\d+)\.(\d+)", header)
     if stated:
         return int(stated[1]), int(stated[2])
-    major = int(driver.split(".")[0]) if driver.split(".")[0].isdigit() else 0
+    major = int(driver.split(".")[0]) if driver.split(".")[0].isdecimal() else 0
     return next((build.driver_cuda for build in BUILDS if major >= int(build.driver)), (11, 0))
 
 

@@ -65,7 +65,7 @@ class Dataset:
         """DataError unless the folders and lists of the media exist. For caching; training needs only the caches."""
         for source in map(Path, self.sources):
             if not source.exists():
-                raise DataError(f"{source}: there is no such folder.", "Correct the path.")
+                raise DataError(f"{source}: there is no such file or folder.", "Correct the path.")
 
     def stamp(self) -> list[Any]:
         """A value that changes when a file of the dataset does."""
@@ -282,8 +282,14 @@ def _looked_up(document: Mapping[str, Any], *, beside: Path | None) -> list[dict
     unknown = [key for key in document if key not in ("general", "datasets")]
     if unknown:
         raise DataError(f"Unknown table or key {unknown[0]!r}.", "A dataset has [general] and [[datasets]].")
-    if not isinstance(general, Mapping) or not isinstance(tables, list) or not tables or len(tables) > MOST_TABLES:
+    if not isinstance(general, Mapping):
+        raise DataError("general must be a table.", "Write [general].")
+    if not tables:
         raise DataError("There is no [[datasets]] table.", "Add one with video_directory or image_directory.")
+    if not isinstance(tables, list):
+        raise DataError("datasets must be a list of tables.", "Write [[datasets]], with two brackets.")
+    if len(tables) > MOST_TABLES:
+        raise DataError(f"There are {len(tables)} [[datasets]] tables.", f"At most {MOST_TABLES} can be read here.")
     found = []
     for table in tables:
         if not isinstance(table, Mapping):

@@ -10,7 +10,7 @@ import pytest
 from engine.contract.events import Artifact, Done, Event, Failed, Log, Metric, Preview, Progress, Stage, Warning_
 from engine.screen import Screen
 
-TEXT = "a cat [close-up] walks, [/bold] and [red]"
+TEXT = "a :cat: [close-up] walks, [/bold] and [red] on cuda:x:"
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ TEXT = "a cat [close-up] walks, [/bold] and [red]"
     ids=lambda event: type(event).__name__,
 )  # fmt: skip
 def test_brackets_in_prompts_and_paths_are_shown(event, capsys):
-    """Blissful Tuner's log takes them for markup and swallows them."""
+    """Blissful Tuner's log takes them for markup and swallows them; rich makes pictures of words between colons."""
     Screen().show(event)
     out, err = capsys.readouterr()
     assert TEXT in " ".join((out + err).split())

@@ -103,4 +103,4 @@ def in_order(files: Mapping[Path, Mapping[str, str]]) -> tuple[list[Path], str]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and text.isdecimal() else None

@@ -128,7 +128,7 @@ def _block_of(path: str) -> str:
 def _by_number(block: str) -> tuple[str, int]:
     """Sort key for the model's order of blocks; files sort them alphabetically, 10 before 2."""
     name, _, number = block.rpartition(".")
-    return (name, int(number)) if number.isdigit() else (block, 0)
+    return (name, int(number)) if number.isdecimal() else (block, 0)
 
 
 def _counted(counts: Mapping[Any, int], *, unit: str = " modules") -> str:

@@ -36,6 +36,6 @@ def factorised(size: int, factor: int = -1) -> tuple[int, int]:
     """
     if factor > 0 and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)
-    limit = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    limit = math.isqrt(size) if factor < 0 else min(max(1, factor), math.isqrt(size))
     small = next(number for number in range(limit, 0, -1) if size % number == 0)
     return small, size // small

@@ -73,7 +73,8 @@ def refuse_other_size(file: LoraFile, target: LoraTarget) -> None:
 def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> LoraFile:
     """Keep the modules that any `include` pattern matches (all if there is none) and no `exclude` pattern does.
 
-    Patterns may match anywhere in the musubi-tuner name (`lora_unet_blocks_0_…`) or in the dotted path.
+    Patterns may match anywhere in the musubi-tuner name (`lora_unet_blocks_0_…`) or in the dotted path. An empty one
+    is none.
     """
 
     def found(patterns: Sequence[str], path: str) -> bool:
@@ -84,8 +85,9 @@ def select(file: LoraFile, *, include: Sequence[str] = (), exclude: Sequence[str
             raise OptionError(f"{error.pattern!r} is not a regular expression ({error}).") from error
 
     def kept(path: str) -> bool:
-        return (not include or found(include, path)) and not found(exclude, path)
+        return (not wanted or found(wanted, path)) and not found(unwanted, path)
 
+    wanted, unwanted = list(filter(None, include)), list(filter(None, exclude))
     modules = {path: weights for path, weights in file.modules.items() if kept(path)}
     differences = {name: value for name, value in file.differences.items() if kept(name.rpartition(".")[0])}
     if not modules and not differences:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from ..contract.errors import OptionError
+
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
@@ -32,10 +34,16 @@ class _Memory(ctypes.Structure):
 
 
 def find_card(device: str | None) -> Card | None:
-    """The GPU that `--device` names, by default the first one; None if there is none, or the device is not CUDA."""
+    """The GPU that `--device` names, by default the first one; None if there is none, or the device is not CUDA.
+
+    OptionError for a number that is none.
+    """
     if device is not None and not device.startswith("cuda"):
         return None
-    number = _visible(int((device or "cuda:0").partition(":")[2] or 0))
+    written = (device or "cuda:0").partition(":")[2] or "0"
+    if not written.isdecimal():
+        raise OptionError(f"--device {device}: there is no such device.", "Use cuda, cuda:0, cpu or mps.")
+    number = _visible(int(written))
     library = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
     try:
         nvml = ctypes.CDLL(library)
@@ -54,7 +62,7 @@ def _visible(number: int) -> int | str:
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     if number >= len(names):
         return number
-    return int(names[number]) if names[number].isdigit() else names[number]
+    return int(names[number]) if names[number].isdecimal() else names[number]
 
 
 def _asked(nvml: ctypes.CDLL, number: int | str) -> Card | None:

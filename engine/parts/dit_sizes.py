@@ -26,7 +26,7 @@ def head_dim(dim: int, metadata: Mapping[str, str], *, source: str) -> int:
     axis without columns.
     """
     size = metadata.get("head_dim", str(DEFAULT_HEAD_DIM))
-    if not size.isdigit() or int(size) < 6 or int(size) % 2 or dim % int(size):
+    if not size.isdecimal() or int(size) < 6 or int(size) % 2 or dim % int(size):
         raise WeightsError(
             f"{source} has width {dim}, which does not divide into heads of {size}.",
             "A small model needs the safetensors metadata key head_dim: an even number that divides its width.",

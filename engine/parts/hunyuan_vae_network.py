@@ -358,4 +358,4 @@ def _count(shapes: Shapes, prefix: str) -> int:
     """How many numbered parts `prefix` has."""
     start = len(prefix) + 1
     parts = (name[start:].split(".")[0] for name in shapes if name.startswith(f"{prefix}."))
-    return 1 + max((int(part) for part in parts if part.isdigit()), default=-1)
+    return 1 + max((int(part) for part in parts if part.isdecimal()), default=-1)

@@ -145,7 +145,7 @@ def main_dtype(file: WeightFile) -> torch.dtype:
 def metadata_number(file: WeightFile, key: str, *, default: int) -> int:
     """A number, 1 or more, from the file's metadata, for what shapes do not show. WeightsError for anything else."""
     text = file.metadata.get(key, str(default))
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise WeightsError(f"{file.role}: the metadata key {key} of {file.path.name} is {text!r}, not a number.")
     return int(text)
 

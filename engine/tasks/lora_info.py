@@ -44,4 +44,4 @@ def _tell(path: Path, family: str | None, say: Say) -> None:
     for line in lines(info, lora.metadata):
         say(Log(message=line))
     steps = metadata.get("ss_steps", "0")
-    say(Metric(step=int(steps) if steps.isdigit() else 0, values=info.values()))
+    say(Metric(step=int(steps) if steps.isdecimal() else 0, values=info.values()))

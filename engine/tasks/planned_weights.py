@@ -235,7 +235,7 @@ def adapter_parameters(network: Network, rows: int, columns: int) -> int:
             rows,
             columns,
             rank,
-            factor=int(factor) if factor.isdigit() else -1,
+            factor=int(factor) if factor.isdecimal() else -1,
             whole=told.get("full_matrix") == "true",
             both=told.get("decompose_both") == "true",
         )

@@ -173,6 +173,7 @@ def test_factors_are_even_or_as_asked() -> None:
     assert factorised(5120) == (64, 80) and factorised(13824) == (108, 128) and factorised(3072) == (48, 64)
     assert factorised(512, 4) == (4, 128) and factorised(512, 1024) == (16, 32) and factorised(127) == (1, 127)
     assert factorised(250, 8) == (5, 50)  # 8 does not divide it: the largest below
+    assert factorised(250, 0) == (1, 250)  # as in lycoris
     assert lokr_shapes(5120, 13824, 4) == {"lokr_w1": (64, 108), "lokr_w2_a": (80, 4), "lokr_w2_b": (4, 128)}
     assert lokr_shapes(5120, 5120, 40) == {"lokr_w1": (64, 64), "lokr_w2": (80, 80)}
 

@@ -110,5 +110,6 @@ def test_patterns_choose_modules(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(OptionError, match="leave none"):
         select(file, include=["nowhere"])
+    assert select(file, include=[""], exclude=[""]) == file  # of a stack, where only another LoRA has patterns
     with pytest.raises(OptionError, match="regular expression"):
         select(file, exclude=["(("])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.contract.errors import OptionError
 from engine.memory import machine
 
 
@@ -64,6 +65,11 @@ def test_the_card_that_cuda_means(nvml, monkeypatch, device, visible, total):
     card = machine.find_card(device)
     assert card is not None and (card.name, card.total, card.free) == ("a card", total << 30, 10 << 30) and nvml.closed
     assert card.capability == (8, 6)
+
+
+def test_a_card_without_a_number_is_an_error(nvml):
+    with pytest.raises(OptionError, match="--device cuda:x: there is no such device"):
+        machine.find_card("cuda:x")
 
 
 def test_a_driver_that_does_not_tell_the_kind_of_card(nvml):

@@ -102,7 +102,7 @@ def test_a_folder_that_is_gone_is_said_where_clips_are_read(prompt: Prompt, mode
     text = '[[datasets]]\nvideo_directory = "datasets/gone"\ncaption_extension = ".txt"\n'
     prompt["dataset"]["inputs"] = {"source": "text", "source.text": text}
     told = refused(prompt)
-    assert set(told) == {"latents"} and "gone: there is no such folder" in told["latents"]
+    assert set(told) == {"latents"} and "gone: there is no such file or folder" in told["latents"]
     prompt["trainer"]["inputs"]["dataset"] = ["dataset", 0]  # caches of clips that were deleted can be trained on
     assert "trainer" not in refused(prompt)
 

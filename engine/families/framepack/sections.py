@@ -120,7 +120,7 @@ def latent_paddings(sections: int, *, override: Sequence[int] = ()) -> list[int]
 def parse_paddings(text: str) -> tuple[int, ...]:
     """`--latent_paddings 3,2,1,0`. OptionError for anything but whole numbers from 0 on."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise OptionError(
             f"--latent_paddings {text!r} is not a list of whole numbers from 0 on.",
             "Give one for each section, the last in time first, e.g. --latent_paddings 3,2,1,0.",
@@ -263,7 +263,7 @@ def parse_one_frame(text: str, *, window: int = WINDOW) -> OneFrame:
         numbers = [number.strip() for number in value.split(";")]
         if name in flags and not equals:
             flags[name] = True
-        elif name in ("target_index", "control_index") and all(number.isdigit() for number in numbers):
+        elif name in ("target_index", "control_index") and all(number.isdecimal() for number in numbers):
             values[name] = tuple(int(number) for number in numbers)
         elif word != "default":
             raise OptionError(

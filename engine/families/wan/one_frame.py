@@ -29,7 +29,7 @@ def parse(text: str, *, where: str = "--one_frame_inference") -> OneFrame:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
         places = [place.strip() for place in value.split(";")]
-        if name not in ("target_index", "control_index") or not all(place.isdigit() for place in places):
+        if name not in ("target_index", "control_index") or not all(place.isdecimal() for place in places):
             raise OptionError(f"{where}: {part!r} is not a place in time.", _FORM)
         if name in found or (name == "target_index" and len(places) > 1):
             raise OptionError(f"{where}: {name} is given twice.", _FORM)
