@@ -28,7 +28,7 @@ test('how a run ended is said in the reader’s language, with its numbers and n
 
 test('a sentence of another form stays as it is', async () => {
   await loadTexts('ja')
-  for (const words of ['', 'The disk is full.', 'Twice. Or not.']) assert.equal(said(words), words)
+  for (const words of ['', 'The disk is full.', 'Twice. Or not.', 'Two\nlines: or more.\n']) assert.equal(said(words), words)
   assert.equal(said(undefined), '')
 })
 
