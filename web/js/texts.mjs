@@ -17,6 +17,7 @@ let helps = new Map() // what a widget is for, in English → in the reader's la
 const MOST_SENTENCES = 8
 const MOST_KNOWN = 200
 const PHRASE = 'phrase_'
+const TELLING = 12 // letters that make a phrase out where it might be anything: "at most 5" may be
 const ENDED = /[。．.？?！!）]$/
 const SENTENCES = ['message', 'reason', 'error', 'why', 'problem', 'named', 'advice'] // values that may be sentences or phrases of a form
 const LISTED = 'listed' // a list of names: "a, b or c", "a and b"
@@ -145,10 +146,11 @@ function firstOf(sentences) {
 /** A sentence of no form: what is of one in it, its end behind a colon or all but its full stop. */
 function endedBy(sentence) {
   const [, gap, words] = /^(\s*)(.*?)\.?$/s.exec(sentence)
-  const whole = ofForm(words, phrases)
+  const telling = phrases.filter(([, parts]) => fixed(parts) >= TELLING)
+  const whole = ofForm(words, telling)
   if (whole !== null) return `${gap}${whole}${fullStop()}`
   for (let colon = words.indexOf(': '); colon >= 0; colon = words.indexOf(': ', colon + 1)) {
-    const reason = ofForm(words.slice(colon + 2), phrases)
+    const reason = ofForm(words.slice(colon + 2), telling)
     if (reason !== null) return `${gap}${words.slice(0, colon)}: ${reason}${fullStop()}`
   }
   return sentence
