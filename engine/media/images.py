@@ -43,9 +43,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, PermissionError):
         return DataError(f"{path}: the image may not be read (permission denied).", "Give yourself read access to it.")
     detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(
-        f"{path}: this image cannot be read ({detail}).", "Replace the file or take it out of the dataset."
-    )
+    return DataError(f"{path}: this image cannot be read ({detail}).", "Replace the file, or leave it out.")
 
 
 _FAULTS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow's readers raise

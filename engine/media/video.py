@@ -55,7 +55,7 @@ def _broken(path: Path, error: Exception) -> DataError:
         return DataError(f"{path}: the video may not be read (permission denied).", "Give yourself read access to it.")
     return DataError(
         f"{path}: this is not a video that can be read ({reason}).",
-        "Replace the file (it may be incomplete or of another kind) or take it out of the dataset.",
+        "Replace the file (it may be incomplete or of another kind), or leave it out.",
     )
 
 
@@ -75,7 +75,7 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     if kind.endswith("_pipe") or kind in ("image2", "tty", "hls", "concat", "dash", "ico"):
         raise DataError(
             f"{path}: this is not a video but something else with a video's name (read as {kind}).",
-            "Replace the file or take it out of the dataset.",
+            "Replace the file, or leave it out.",
         )
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -160,7 +160,7 @@ def _packets(
         return shown, first
     raise DataError(
         f"{path}: the file is incomplete: {missing}.",
-        "Copy or download the file again, or take it out of the dataset.",
+        "Copy or download the file again, or leave it out.",
     )
 
 
@@ -229,7 +229,7 @@ def _read_run(run: Sequence[int], info: VideoInfo) -> Iterator[np.ndarray]:
             break
     raise DataError(
         f"{info.path}: the video is damaged: frame {run[given]} of {info.frames} cannot be decoded.",
-        "Replace the file or take it out of the dataset.",
+        "Replace the file, or leave it out.",
     )
 
 
@@ -252,7 +252,7 @@ def _decode(run: Sequence[int], info: VideoInfo, from_index: int) -> Iterator[np
                 if frame.is_corrupt:
                     raise DataError(
                         f"{info.path}: frame {counted} of {info.frames} is damaged.",
-                        "Replace the file or take it out of the dataset.",
+                        "Replace the file, or leave it out.",
                     )
                 yield _upright(frame, info.rotation)
                 position += 1
@@ -262,7 +262,7 @@ def _decode(run: Sequence[int], info: VideoInfo, from_index: int) -> Iterator[np
             raise DataError(
                 f"{info.path}: the video is damaged: {counted + 1} of its {info.frames} frames could be read "
                 f"({error.strerror}).",
-                "Replace the file or take it out of the dataset.",
+                "Replace the file, or leave it out.",
             ) from error
 
 
