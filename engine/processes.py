@@ -33,6 +33,8 @@ from .talk import JobFolder, event_writer, log_handler, quiet_libraries, take_st
 
 TIED = "MUSUBI_TIED"  # set in the processes that number 0 has started
 GRACE_S = 5.0
+SAVING_S = 20.0
+"""How long number 0 has to notice that another one failed, and to save what was done (training/broken_step.py)."""
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )  # what number 0 obeys (talk.py)
@@ -181,7 +183,7 @@ class Others:
         failure = said or _unsaid(number, status)
         self._failure = failure, STATUS[failure.kind]
         self._failed.set()
-        if not self._over.wait(GRACE_S):  # number 0 waits for an answer that will not come
+        if not self._over.wait(SAVING_S):  # number 0 waits for an answer that will not come
             self._give_up(*self._failure)
 
 

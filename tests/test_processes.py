@@ -47,6 +47,7 @@ def company(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job):
     def start(program: str, *, grace_s: float = 10.0):
         monkeypatch.setattr(processes, "START", program)
         monkeypatch.setattr(processes, "GRACE_S", grace_s)
+        monkeypatch.setattr(processes, "SAVING_S", grace_s)
         return others(Place(count=2, meeting={"WORLD_SIZE": "2"}), job, JobFolder(tmp_path, ""), said.append), said
 
     return start
