@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from engine.contract.events import Done, Failed
 from engine.families.wan import tiny
-from engine.training.states import complaint, read_position
+from engine.training.states import complaint, find_latest_state, read_position
 from tests.faults.engine_child import EngineChild, train_words
 from tests.faults.kit import ROOT, environment, needs_kill
 
@@ -183,7 +183,8 @@ def test_a_killed_first_process_takes_the_others_along(cached, tmp_path: Path) -
 
 
 def test_what_goes_wrong_in_another_process_is_the_error(cached, tmp_path: Path) -> None:
-    """Not that the connection broke, which is all that the first process sees; and the log has the traceback."""
+    """Not that the connection broke, which is all that the first process sees; and the log has the traceback. What was
+    done by then is saved."""
     (tmp_path / "sitecustomize.py").write_text(WRONG_IN_THE_SECOND)
     words, out = train_words(cached, tmp_path / "out", *TWO), tmp_path / "out"
     with EngineChild(*words, folder=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}") as child:
@@ -191,6 +192,8 @@ def test_what_goes_wrong_in_another_process_is_the_error(cached, tmp_path: Path)
         assert child.last == Failed(kind="bug", message="KeyError: 'seven'", hint=child.last.hint)
     (log,) = out.glob("jobs/*/log.txt")
     assert "Traceback" in log.read_text() and "KeyError: 'seven'" in log.read_text()
+    latest = find_latest_state(out, "demo-lora")
+    assert latest is not None and read_position(latest).step == 2
 
 
 def test_processes_of_an_outer_launcher_are_recognised(cached, tmp_path: Path) -> None:
