@@ -44,6 +44,7 @@ from ..contract.options import (
 from ..contract.schema import options
 from ..data.batches import TrainItem
 from ..training import upload
+from ..training.checkpoints import BEST
 from ..training.ema import ENDING
 from ..training.states import NUMBER, Owner, Position, complaint, read_owner, read_position, states_of
 from .experts import experts_of
@@ -354,5 +355,6 @@ def _loras(job: Job) -> list[Path]:
         return []
     averages = ("", ENDING) if job[Network].use_ema else ("",)  # otherwise such a name is another training's
     endings = [expert.ending + average for expert in experts_of(job) for average in averages]
-    ours = re.compile(rf"{re.escape(name)}({'|'.join(map(re.escape, endings))}){NUMBER}\.safetensors")
+    further = rf"|{BEST}" if job[Validation].save_best_validation else ""
+    ours = re.compile(rf"{re.escape(name)}({'|'.join(map(re.escape, endings))})({NUMBER}{further})\.safetensors")
     return [path for path in folder.iterdir() if ours.fullmatch(path.name)]
