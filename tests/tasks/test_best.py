@@ -55,6 +55,22 @@ def test_other_clips_or_levels_do_not_compare(train, tmp_path) -> None:
     assert result.status == 0 and "chosen anew from step 4 on" in " ".join(result.err.split()), result.err
 
 
+@pytest.mark.parametrize("option", ["--use_ema", "--save_best_validation"])
+def test_a_training_that_goes_on_does_not_write_over_another_training_either(train, tmp_path, option) -> None:
+    """The option is new to it: it may be started again with its own files there, but not with another's."""
+    ending = {"--use_ema": "_ema", "--save_best_validation": "-best"}[option]
+    split = ("--validation_split", 0.3)
+    for name in (f"demo-lora{ending}", "demo-lora"):
+        assert train(*split, "--output_name", name, "--max_train_steps", 1).status == 0
+    other = tmp_path / "out" / f"demo-lora{ending}.safetensors"
+    before = other.read_bytes()
+    for more in ((), ("--fresh",)):
+        refused = train(*split, option, *more)
+        assert refused.status == 2 and "belongs to another training" in " ".join(refused.err.split())
+    assert other.read_bytes() == before
+    assert train(*split).status == 0
+
+
 def test_a_lora_of_unknown_origin_is_not_written_over(train, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     other = tmp_path / "out" / "demo-lora-best.safetensors"
