@@ -217,4 +217,6 @@ def main(words: list[str]) -> int:
     changed = stale() if words else write()
     for path in changed:
         sys.stderr.write(f"{'not up to date' if words else 'written'}: {path.relative_to(PACK)}\n")
+    if words and changed:
+        sys.stderr.write("Run `python -m nodes` and commit the result.\n")
     return 1 if words and changed else 0

@@ -99,8 +99,8 @@ def list_folder(folder: Path, *, key: str = "") -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _named(paths: Iterable[Path]) -> str:
-    """The first few names, and how many more there are."""
+def named_first(paths: Iterable[Path]) -> str:
+    """The first few names, and how many more there are: for a message about many files."""
     names = [path.name for path in paths]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
@@ -115,12 +115,13 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     if unread:
         problems.append(
             DataError(
-                f"{folder}: JPEG XL cannot be read without its plugin: {_named(unread)}.", how_to_install("pillow_jxl")
+                f"{folder}: JPEG XL cannot be read without its plugin: {named_first(unread)}.",
+                how_to_install("pillow_jxl"),
             )
         )
     foreign = [path for path in media if not is_utf_8(path.name)]
     if foreign:
-        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8: {_named(foreign)}"
+        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8: {named_first(foreign)}"
         problems.append(DataError(f"{folder}: {named}.", "Rename them: their caches could not be opened again."))
         media = [path for path in media if path not in foreign]
     elif not media:
@@ -143,7 +144,7 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
         expected = missing[0].stem + dataset.caption_extension
         problems.append(
             DataError(
-                f"{folder}: {len(missing)} of {len(media)} {dataset.kind}s have no caption: {_named(missing)} "
+                f"{folder}: {len(missing)} of {len(media)} {dataset.kind}s have no caption: {named_first(missing)} "
                 f"(expected {expected} beside {missing[0].name}).",
                 f"Write the captions, move the files away, or correct caption_extension in {dataset.table}.",
             )
@@ -188,7 +189,7 @@ def _controls(dataset: Dataset, media: list[Path], problems: list[DataError]) ->
         problems.append(
             DataError(
                 f"{dataset.control_directory}: {len(missing)} of {len(media)} {dataset.kind}s lack {need}: "
-                f"{_named(missing)} (looked for {looked_for}).",
+                f"{named_first(missing)} (looked for {looked_for}).",
                 f"Add the files, or correct control_directory in {dataset.table}.",
             )
         )
@@ -245,7 +246,7 @@ def _of_list(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     bare = [source.path for source in found if not source.controls]
     if with_controls and bare:
         raise DataError(
-            f"{dataset.source_jsonl}: {len(bare)} of {len(found)} lines lack control_path: {_named(bare)}.",
+            f"{dataset.source_jsonl}: {len(bare)} of {len(found)} lines lack control_path: {named_first(bare)}.",
             "Give every line a control, or none of them.",
         )
     if not found and not problems:

@@ -22,10 +22,10 @@ from ..media.resize import resize_to_bucket
 from ..media.sheet import contact_sheet, spread
 from .clips import Timeline, Window, plan
 from .config import Dataset, DatasetConfig
-from .items import Source, survey
+from .items import Source, named_first, survey
 
 _THREADS = min(8, os.cpu_count() or 1)
-_WARNINGS = 3  # warnings about single files that are said in full
+_WARNINGS = 3  # warnings of a kind that are said in full
 _HEADINGS = ("dataset", "bucket", "frames", "clips", "repeats", "batch size", "batches an epoch")
 
 
@@ -61,6 +61,7 @@ def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, contro
         items.extend(found)
         problems.extend(faults)
         _warn_of_empty_captions(found, dataset, say)
+    _warn_of_equal_captions(items, say)
     if items:
         say(Stage(name="Probing", message=f"{len(items)} files"))
     meter = Meter(say, total=len(items), unit="files", label="probing")
@@ -101,11 +102,24 @@ def _probe(item: Source, target_fps: float | None) -> tuple[list[Window], DataEr
 
 
 def _warn_of_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say) -> None:
-    empty = [item.path.name for item in found if not item.caption]
+    empty = [item.path for item in found if not item.caption]
     if empty:
-        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
-        say(Warning_(message=f"{dataset.table}: {count} empty: {', '.join(empty[:3])}{more}."))
+        say(Warning_(message=f"{dataset.table}: {count} empty: {named_first(empty)}."))
+
+
+def _warn_of_equal_captions(found: Sequence[Source], say: Say) -> None:
+    """A text copied by mistake, most often. One file in several datasets has a right to the same caption in each."""
+    paths: dict[str, dict[Path, Path]] = {}
+    for item in found:
+        if item.caption:
+            paths.setdefault(item.caption, {})[item.path.resolve()] = item.path
+    several = sorted((list(each.values()) for each in paths.values() if len(each) > 1), key=len, reverse=True)
+    for each in several[:_WARNINGS]:
+        say(Warning_(message=f"{len(each)} items have the same caption: {named_first(each)}."))
+    if len(several) > _WARNINGS:
+        more = len(several) - _WARNINGS
+        say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))
 
 
 def _warn_of_short_ones(windows: Sequence[Window], say: Say) -> None:

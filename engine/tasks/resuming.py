@@ -44,6 +44,7 @@ from ..contract.options import (
 from ..contract.schema import options
 from ..data.batches import TrainItem
 from ..training import upload
+from ..training.checkpoints import BEST
 from ..training.ema import ENDING
 from ..training.states import NUMBER, Owner, Position, complaint, read_owner, read_position, states_of
 from .experts import experts_of
@@ -155,6 +156,8 @@ def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: i
     saving, record = job[Saving], start.record
     final = final_lora(job)
     finished = saving.resume == AUTO and final.exists() and _is_finished(record, steps)
+    if not finished:
+        _check_names(job)
     if start.state is not None and not finished:
         _check_state(job, start, now)
         return ""
@@ -169,6 +172,19 @@ def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: i
     if (record is None or changed or record.finished_steps is not None) and _loras(job):
         raise _would_be_lost(saving, final, record, changed)
     return ""
+
+
+def _check_names(job: Job) -> None:
+    """Refuse a name that gives another training's LoRA as an expert's, as the average, or as the best."""
+    saving, folder = job[Saving], Path(job[Saving].output_dir)
+    for ending in filter(None, _endings(job)):
+        if (folder / f"{saving.output_name}{ending}-training.json").exists():
+            raise OptionError(
+                f"--output_name {saving.output_name} would write over {saving.output_name}{ending}.safetensors in "
+                f"{folder}, which belongs to another training.",
+                "Choose another --output_name.",
+                names=("output_name",),
+            )
 
 
 def final_lora(job: Job) -> Path:
@@ -352,7 +368,13 @@ def _loras(job: Job) -> list[Path]:
     folder, name = Path(job[Saving].output_dir), job[Saving].output_name
     if not folder.is_dir():
         return []
-    averages = ("", ENDING) if job[Network].use_ema else ("",)  # otherwise such a name is another training's
-    endings = [expert.ending + average for expert in experts_of(job) for average in averages]
-    ours = re.compile(rf"{re.escape(name)}({'|'.join(map(re.escape, endings))}){NUMBER}\.safetensors")
+    names = "|".join(map(re.escape, _endings(job)))
+    ours = re.compile(rf"{re.escape(name)}({names}){NUMBER}\.safetensors")
     return [path for path in folder.iterdir() if ours.fullmatch(path.name)]
+
+
+def _endings(job: Job) -> list[str]:
+    """What stands behind the training's name in those of its LoRAs; other such names are other trainings'."""
+    averages = ("", ENDING) if job[Network].use_ema else ("",)
+    bests = ("", BEST) if job[Validation].save_best_validation else ("",)
+    return [expert.ending + average + best for expert in experts_of(job) for average in averages for best in bests]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,14 +105,23 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
             say(Warning_(message=f"{len(twice)} of the {len(held)} validation clips are also trained on."))
     held = choose(held, wanted.max_validation_steps, seed=wanted.validation_seed)
     say(Log(message=f"Clips to train on: {len(items)}, to validate on: {len(held)}."))
+    sigmas = sorted({timestep / 1000 for timestep in wanted.validation_timesteps})
     return items, Validation(
         clips=lambda first, every: one_by_one(held[first::every]),
         count=len(held),
-        sigmas=sorted({timestep / 1000 for timestep in wanted.validation_timesteps}),
+        sigmas=sigmas,
         seed=wanted.validation_seed,
         every_n_steps=wanted.validate_every_n_steps,
         every_n_epochs=wanted.validate_every_n_epochs,
+        keep_best=wanted.save_best_validation,
+        measure=_measure(held, sigmas, wanted.validation_seed),
     )
+
+
+def _measure(held: Sequence[TrainItem], sigmas: Sequence[float], seed: int) -> str:
+    """The same in validations whose losses compare."""
+    told = json.dumps([sorted(item.latent_path.name for item in held), sigmas, seed])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def loader_of(

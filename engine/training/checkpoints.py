@@ -1,7 +1,7 @@
 """When a LoRA and its state are saved, under which names, and which older ones go.
 
 The names are musubi-tuner's: `{name}-{epoch:06d}`, `{name}-step{step:08d}`, `{name}` with `.safetensors`, and the same
-bases with `-state` for state folders. Knows no metadata: `write_lora` makes the file.
+bases with `-state` for state folders. `{name}-best` is ours. Knows no metadata: `write_lora` makes the file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ..contract.events import Artifact, Say
 from .states import Owner, Position, StateParts, complaint, read_owner, states_of, write_state
 
 WriteLora = Callable[[Path, int, int], None]
+BEST = "-best"
+"""Behind a LoRA's name where its validation loss is the lowest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,10 @@ class Checkpoints:
             states = keep.save_last_n_epochs_state or keep.save_last_n_epochs
             self._remove_state(epoch_base(self.name, old_epoch(epoch, every, states)))
         return path
+
+    def save_best(self, parts: StateParts, position: Position) -> Path:
+        """Save the LoRA that is the best so far in place of the one before."""
+        return self._save(f"{self.name}{BEST}", parts, position, False, position.epochs_begun)
 
     def save_last(self, epochs: int, parts: StateParts, position: Position) -> Path:
         """Save the finished LoRA under its plain name."""

@@ -79,7 +79,7 @@ class _Training:
         self.watch = Watch(start.watch)
         self.tally = Tally(setup.accelerator.device)
         self.requests = Requests(setup, settings, self.group)
-        self.saves = Saves(setup, self.requests, self.group, self.parameters, say=self._say)
+        self.saves = Saves(setup, self.requests, self.group, self.parameters, best=start.best, say=self._say)
         self.expert, self.bounds = 0, ALL_LEVELS
         self.window = Window(setup.batches_per_epoch, start.losses)
         self.first_step = start.step
@@ -99,6 +99,7 @@ class _Training:
             processes=self.group.count,
             watch=self.watch.state(),
             guards=tuple(guard.state() for guard in self.guards),
+            best=self.saves.best.state(),
         )
 
     @property
@@ -357,12 +358,14 @@ class _Training:
             self.saves.passing_state(self.position, ending=True)
 
     def _validate(self) -> None:
-        """Report the loss on held-out clips. Leaves no trace in the training."""
+        """Report the loss on held-out clips; if it is the lowest, keep the LoRA. Leaves no trace in the training."""
         if self.setup.validation is None:
             return
         self._modes(training=False)
         with self._evaluating():
-            self._tell(validation_losses(self.setup, self.setup.validation, self.group, say=self._say))
+            losses = validation_losses(self.setup, self.setup.validation, self.group, say=self._say)
+            self._tell(losses)
+        self.saves.best_so_far(losses["loss/validation"], self.position)
 
     def _sample(self, epoch: int | None) -> None:
         """Make samples. Leaves no trace in the training; a stop requested meanwhile is obeyed before the next step."""

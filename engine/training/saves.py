@@ -6,14 +6,17 @@ process ends, saving waits for room, since the steps after the last state exist 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..contract.errors import DiskError, OptionError
-from ..contract.events import Say, Warning_
+from ..contract.events import Log, Say, Warning_
 from ..contract.patience import until_written
+from .best import Best
+from .checkpoints import BEST
 from .group import Group
 from .requests import Requests
 from .setup import Setup
@@ -29,8 +32,17 @@ class Saves:
     """
 
     def __init__(
-        self, setup: Setup, requests: Requests, group: Group, parameters: Sequence[Tensor], *, say: Say
+        self,
+        setup: Setup,
+        requests: Requests,
+        group: Group,
+        parameters: Sequence[Tensor],
+        *,
+        best: Mapping[str, Any],
+        say: Say,
     ) -> None:
+        """`best`: as a state has it (`Position`)."""
+        self.best = Best(best, measure="" if setup.validation is None else setup.validation.measure)
         self._setup, self._requests, self._group, self._parameters, self._say = setup, requests, group, parameters, say
         self._checkpoints = setup.checkpoints
         self.gave_up = False  # waiting for the disk before the end
@@ -60,11 +72,47 @@ class Saves:
             lambda: self._checkpoints.save_epoch(number, self._setup.parts, position), step=position.step, ending=False
         )
 
+    def best_so_far(self, loss: float, position: Position) -> Path:
+        """The LoRA if its loss on held-out clips is the lowest so far, and such are kept; else an empty path.
+
+        What training began with sets the mark, but is not saved. Where the disk refuses, what lies there stays the one
+        to compare with.
+        """
+        if not self._keeps_best or not self._group.leads:
+            return Path()
+        if self.best.outdated:
+            text = "Validation is not what it was when this training began: the best LoRA is chosen anew"
+            self._say(Log(message=f"{text} from step {position.step} on."))
+        if not loss < self.best.loss:  # also where it is not a number
+            return Path()
+        if position.step == 0:
+            self.best.keep(loss, 0)
+            return Path()
+        return self._save(lambda: self._save_best(loss, position), step=position.step, ending=False)
+
+    def _save_best(self, loss: float, position: Position) -> Path:
+        path = self._checkpoints.save_best(self._setup.parts, position)
+        self.best.keep(loss, position.step)
+        return path
+
     def last(self, epochs: int, position: Position) -> Path:
         """The finished LoRA."""
-        return self._save(
+        path = self._save(
             lambda: self._checkpoints.save_last(epochs, self._setup.parts, position), step=position.step, ending=True
         )
+        if self._keeps_best and self.best.step is not None:
+            self._say(Log(message=self._which_was_best()))
+        return path
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self._setup.validation is not None and self._setup.validation.keep_best
+
+    def _which_was_best(self) -> str:
+        best, name = self.best, f"{self._checkpoints.name}{BEST}"
+        if not best.step:
+            return f"No validation loss was lower than before the first step, {best.loss:.4f}: there is no {name}."
+        return f"The lowest validation loss was {best.loss:.4f}, after step {best.step}: that LoRA is {name}."
 
     def _save(self, save: Callable[[], Path], *, step: int, ending: bool, state: bool = False) -> Path:
         if not self._group.leads:

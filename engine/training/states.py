@@ -39,7 +39,7 @@ class Position:
     """Where a training is. `epoch` counts from 0; `batch` are micro-batches of that epoch that are done, by all
     processes together.
 
-    `losses` is the window of the average; `watch` and `guards` are what training/watch.py and training/guard.py
+    `losses` is the window of the average; `watch`, `guards` and `best` are what the files of these names in training/
     remember. `batches_per_epoch`, `accumulation` and `processes` say for which setup `batch` has a meaning.
     """
 
@@ -53,6 +53,12 @@ class Position:
     processes: int = 1
     watch: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[Mapping[str, Any], ...] = ()
+    best: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def epochs_begun(self) -> int:
+        """The number of the epoch that the last step belongs to, from 1; 0 before the first step."""
+        return self.epoch + (self.batch > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ class Validation:
     """What to validate on, and when.
 
     `clips(first, every)` yields (name, batch of one) for every `every`-th of the `count` clips, starting at `first`.
-    `sigmas`: above 0, up to 1.
+    `sigmas`: above 0, up to 1. `keep_best`: keep the LoRA with the lowest loss; `measure` is the same in validations
+    whose losses compare.
     """
 
     clips: Callable[[int, int], Iterable[tuple[str, Mapping[str, Any]]]]
@@ -41,6 +42,8 @@ class Validation:
     seed: int
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
+    keep_best: bool = False
+    measure: str = ""
 
     def due_after_step(self, step: int) -> bool:
         return is_due(step, self.every_n_steps)

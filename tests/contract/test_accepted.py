@@ -48,4 +48,5 @@ def test_an_option_that_nothing_reads_is_marked_so() -> None:
         for name, option in listed(sections_of(command, "wan" if command.family else None)).items()
         if not (option.accepted or name in THROUGH_PROPERTIES) and not re.search(rf"\.{name}\b", code)
     ]
-    assert not unread, f"Silently ignored: {unread}"
+    how = "Let the engine read it by its name, or put it into THROUGH_PROPERTIES or ACCEPTED"
+    assert not unread, f"Silently ignored: {', '.join(unread)}. {how}."

@@ -17,6 +17,15 @@ def flat(snapshot: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def in_order(snapshot: dict[str, Any]) -> list[str]:
+    """A line for each section of each command, with the names of its options."""
+    return [
+        f"{command}, {section}: {' '.join(options)}"
+        for command, sections in snapshot.items()
+        for section, options in sections.items()
+    ]
+
+
 def test_the_options_are_those_of_the_snapshot() -> None:
     before, now = flat(json.loads(PATH.read_text(encoding="utf-8"))), flat(current())
     changes = [f"gone: {name}" for name in before if name not in now]
@@ -26,9 +35,8 @@ def test_the_options_are_those_of_the_snapshot() -> None:
 
 
 def test_the_order_of_the_options_is_that_of_the_snapshot() -> None:
-    assert json.loads(PATH.read_text(encoding="utf-8")) == current(), "Run `python -m tests.contract.snapshot`."
-    before, now = json.loads(PATH.read_text(encoding="utf-8")), current()
-    for command, sections in before.items():
-        assert list(sections) == list(now[command])
-        for name, options in sections.items():
-            assert list(options) == list(now[command][name]), f"{command}, {name}: run tests.contract.snapshot"
+    before, now = (in_order(told) for told in (json.loads(PATH.read_text(encoding="utf-8")), current()))
+    changes = [f"was: {line}" for line in before if line not in now]
+    changes += [f"is: {line}" for line in now if line not in before]
+    assert not changes, "If this is meant, run `python -m tests.contract.snapshot`.\n" + "\n".join(changes)
+    assert before == now, "Commands or sections have changed places. Run `python -m tests.contract.snapshot`."

@@ -66,6 +66,37 @@ def test_every_problem_is_found_at_once(config):
     assert (progress[-1].done, progress[-1].total) == (6, 6)
 
 
+def equal_captions(tmp_path, captions: dict[str, str], *, folders: int = 1) -> list[str]:
+    """What is warned of in a dataset of images with these captions, listed `folders` times."""
+    for name, caption in captions.items():
+        draw_image(tmp_path / "pictures" / f"{name}.png")
+        (tmp_path / "pictures" / f"{name}.txt").write_text(caption)
+    path, said = tmp_path / "equal.toml", []
+    caches = [f'[[datasets]]\nimage_directory = "pictures"\ncache_directory = "{n}"' for n in range(folders)]
+    path.write_text("\n".join(['[general]\nresolution = [64, 64]\ncaption_extension = ".txt"', *caches]))
+    inspect(load_config(path), target_fps=16, say=said.append)
+    return [event.message for event in said if isinstance(event, Warning_)]
+
+
+def test_items_with_the_same_caption_are_named(tmp_path):
+    captions = {"a": "one", "b": "One", "c": "one\n", "d": "two", "e": "two", "f": "one", "g": "one"}
+    assert equal_captions(tmp_path, captions) == [
+        "4 items have the same caption: a.png, c.png, f.png and 1 more.",
+        "2 items have the same caption: d.png, e.png.",
+    ]
+
+
+def test_a_file_in_two_datasets_and_empty_captions_are_no_such_case(tmp_path):
+    warnings = equal_captions(tmp_path, {"a": "one", "b": "", "c": ""}, folders=2)
+    assert len(warnings) == 2 and all("2 captions are empty: b.png, c.png." in text for text in warnings)
+
+
+def test_of_many_equal_captions_a_few_are_said_in_full(tmp_path):
+    names = [f"{caption}{number}" for caption in "abcde" for number in (1, 2)]
+    warnings = equal_captions(tmp_path, {name: f"caption {name[0]}" for name in names})
+    assert len(warnings) == 4 and warnings[-1] == "2 more captions belong to several items."
+
+
 def test_the_table_counts_batches_as_training_forms_them(config):
     found = inspect(config, target_fps=16, say=lambda event: None)
     rows = bucket_table(found.windows)

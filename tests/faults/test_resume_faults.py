@@ -52,6 +52,7 @@ def words(prepared, tmp_path_factory):
         "--max_train_steps", STEPS, "--save_every_n_steps", 1, "--save_state", "--save_last_n_steps", 2,
         "--network_dropout", 0.1, "--lr_scheduler", "cosine", "--lr_warmup_steps", 3, "--num_timestep_buckets", 3,
         "--gradient_accumulation_steps", 2, "--validation_split", 0.2, "--validate_every_n_steps", 2, "--use_ema",
+        "--save_best_validation",
     )  # fmt: skip
     return lambda out: [*step.command, *map(str, (*more, "--output_dir", out, "--logging_dir", out / "logs"))]
 
@@ -82,7 +83,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_lora(words, undisturbed: P
         assert all(load_file(lora) for lora in out.glob("*.safetensors"))
     assert killed >= min(KILLS, 3)
     finish(flag, words(out))
-    for file in ("demo-lora.safetensors", "demo-lora_ema.safetensors"):
+    assert (undisturbed / "demo-lora-best.safetensors").exists()
+    names = {file.name for file in undisturbed.glob("*.safetensors")}
+    assert {file.name for file in out.glob("*.safetensors")} == names
+    for file in names:
         ours, theirs = load_file(out / file), load_file(undisturbed / file)
         assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert loss_curve_of(out) == loss_curve_of(undisturbed)

@@ -137,6 +137,16 @@ def test_saved_steps_appear_in_the_loras_folder_and_vanish_with_their_source(mod
     assert not shown.exists()
 
 
+def test_a_better_best_takes_the_place_of_the_one_before(models: Path, tmp_path: Path) -> None:
+    publisher = part("nodes.publish").Publisher(models / "models/loras/musubi", tmp_path)
+    file, shown = tmp_path / "cat-best.safetensors", models / "models/loras/musubi/cat-best.safetensors"
+    for words in ("two", "six"):
+        (tmp_path / "written").write_text(words)
+        os.replace(tmp_path / "written", file)
+        publisher.take("LoRA", str(file))
+        assert shown.read_text() == words
+
+
 STEPS = [f"cat-step{step:08d}.safetensors" for step in (2, 4, 6)]
 
 
@@ -375,13 +385,19 @@ def test_stop_and_save_gives_the_lora_but_is_no_finished_result(
 
 
 def test_a_stopped_training_gives_its_own_lora_not_an_average_nor_a_further_experts(tmp_path: Path) -> None:
-    """Those are saved behind it, at each step."""
-    endings = ("-step00000002", "_high_noise-step00000002", "_ema-step00000002", "_high_noise_ema-step00000002")
+    """Those are saved behind it, at each step; the best so far is saved before it."""
+    endings = (
+        "-best",
+        "-step00000002",
+        "_high_noise-step00000002",
+        "_ema-step00000002",
+        "_high_noise_ema-step00000002",
+    )
     files = [tmp_path / f"cat{ending}.safetensors" for ending in endings]
     for file in files:
         file.touch()
     this = SimpleNamespace(artifacts=[{"kind": "LoRA", "path": str(file)} for file in files])
-    assert part("nodes.tasks")._last_lora(this, tmp_path / "cat.safetensors") == files[0]
+    assert part("nodes.tasks")._last_lora(this, tmp_path / "cat.safetensors") == files[1]
 
 
 def test_comfyuis_models_leave_the_gpu_first(models: Path, obliging: Engine) -> None:

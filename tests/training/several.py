@@ -84,6 +84,7 @@ def train(folder: Path, values: dict[str, Any]):
             sigmas=sigmas,
             seed=1,
             every_n_steps=2,
+            keep_best=True,
         )
     if starts := values.pop("experts", None):
         setup["experts"] = TrainedExperts(starts=starts, names=("low", "high"), use=lambda number: turn.append(number))

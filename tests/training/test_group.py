@@ -27,6 +27,7 @@ VALIDATED: dict[str, dict[str, Any]] = {  # five clips: one process has more of 
     "clips": {"lr": 0.0, "validated_on": 5, "sigmas": SIGMAS},
     "experts": {"lr": 0.0, "validated_on": 5, "sigmas": SIGMAS, "experts": [0.0, 0.4]},
 }
+BEST = {"best": {"validated_on": 5, "sigmas": SIGMAS}}
 COMPARED = ("loss/current", "loss/average", "lr/unet", "grad_norm")
 
 
@@ -39,13 +40,13 @@ def doubled(values: dict[str, Any]) -> dict[str, Any]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Found]]:
     """(what one process found, what each of two found) in each case, and of two trainings that go on from a state."""
     folder = tmp_path_factory.mktemp("several")
-    one = run(folder / "one", 1, {name: doubled(values) for name, values in (CASES | VALIDATED).items()})
+    one = run(folder / "one", 1, {name: doubled(values) for name, values in (CASES | VALIDATED | BEST).items()})
     going_on = {
         "by two": {**SAVING, "resume": str(folder / "two" / "whole" / "toy-step00000004-state")},
         "from one": {**SAVING, "resume": str(folder / "one" / "whole" / "toy-step00000004-state")},
         "regrouped": {**SAVING, "accumulation": 2, "resume": str(folder / "one" / "whole" / "toy-step00000004-state")},
     }
-    two = run(folder / "two", 2, {**CASES, **VALIDATED, **going_on})
+    two = run(folder / "two", 2, {**CASES, **VALIDATED, **BEST, **going_on})
     return {name: (one.get(name, one["whole"])[0], two[name]) for name in two}
 
 
@@ -111,6 +112,12 @@ def test_the_average_is_the_same_in_all_and_one_of_them_writes_it(found) -> None
         assert torch.allclose(torch.tensor(theirs), torch.tensor(ours), rtol=0, atol=1e-6)
     names = ["toy-step00000004", "toy_ema-step00000004", "toy-step00000008", "toy_ema-step00000008", "toy", "toy_ema"]
     assert first["saved"] == [f"{name}.safetensors" for name in names] and second["saved"] == []
+
+
+def test_the_lora_with_the_lowest_validation_loss_is_saved_by_one_of_them_after_the_same_steps(found) -> None:
+    one, (first, second) = found["best"]
+    assert one["saved"] == first["saved"] and "toy-best.safetensors" in first["saved"] and second["saved"] == []
+    assert found["clips"][1][0]["saved"] == ["toy.safetensors"], "nothing is learnt, so nothing is better"
 
 
 def test_one_of_them_speaks_and_saves(found) -> None:

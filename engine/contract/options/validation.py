@@ -35,6 +35,10 @@ class Validation(Section, title="Validation"):
     max_validation_steps: int | None = opt(
         None, "Validate on at most this many clips. Default: all.", low=1, unit="clips", advanced=True
     )
+    save_best_validation: bool = opt(
+        False, "Keep the LoRA of the step with the lowest validation loss so far as NAME-best, once one is lower than "
+        "before the first step. With --use_ema it is the average, NAME_ema-best, that was validated.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.validation_dataset_config is not None and self.validation_split:
@@ -44,8 +48,10 @@ class Validation(Section, title="Validation"):
                 names=("validation_split", "validation_dataset_config"),
             )
         if not self.wanted:
-            for name in ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"):
-                if getattr(self, name) is not None:
+            for name in (
+                "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "save_best_validation",
+            ):  # fmt: skip
+                if getattr(self, name):
                     raise OptionError(
                         f"--{name} concerns validation, but there is nothing to validate on.",
                         hint="Add --validation_split 0.1 or --validation_dataset_config.",
