@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..engine.contract import commands
 from ..engine.contract.errors import OptionError
+from ..engine.contract.saved_names import is_numbered, unnumbered
 from ..engine.contract.schema import Option
 from . import jobs, paths, places, sockets, tasks, widgets
 from .sockets import COMBO, LORAS, STRING
 from .spec import Call, Node, Outcome, Result, Socket, Widget, named_after
 
-NUMBERED = re.compile(r"(-step\d{8}|-\d{6})$")
 """What a training adds to the name of a LoRA that it saves along the way; a test compares it with the engine's."""
 LORA_RESULTS = (
     Result(id="lora_name", type=COMBO, label="LoRA name", help="The LoRA as ComfyUI's LoRA loaders list it."),
@@ -140,7 +139,7 @@ def _averager() -> Node:
             files = [str(file) for file in saved_by(Path(paths.model_file("lora", call.inputs["lora"])))]
         else:
             raise OptionError("No LoRA is chosen.", hint="Choose one in lora, or connect a stack.", names=("lora",))
-        file = _target(call, "lora", NUMBERED.sub("", Path(files[0]).stem), "ema")
+        file = _target(call, "lora", unnumbered(Path(files[0]).stem), "ema")
         values = {**widgets.to_options(made, call.inputs), "path": files, "output_file": str(file)}
         return values, file
 
@@ -155,10 +154,10 @@ def _averager() -> Node:
 
 def saved_by(file: Path) -> list[Path]:
     """The numbered LoRAs of the training that saved this one, in order of their numbers. OptionError under two."""
-    stem = NUMBERED.sub("", file.stem)
+    stem = unnumbered(file.stem)
     found = sorted(
         path for path in file.parent.glob("*" + file.suffix)
-        if NUMBERED.search(path.stem) and NUMBERED.sub("", path.stem) == stem
+        if is_numbered(path.stem) and unnumbered(path.stem) == stem
     )  # fmt: skip
     if len(found) < 2:
         raise OptionError(

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from ..engine.contract.errors import DiskError
 from ..engine.contract.files import whole_file, write_text
+from ..engine.contract.saved_names import is_numbered
 
 RECORD = "published.json"
-NUMBERED = re.compile(r".+(-step\d{8}|-\d{6})\.safetensors")
-"""Files saved in the middle of a training: only of these may it delete older ones (training/checkpoints.py)."""
-
 Stamp = list[int]
 
 
@@ -59,7 +56,7 @@ class Publisher:
                 except OSError:  # another disk, or one that has no links
                     shutil.copyfile(file, temporary)
         stamp = _stamp(target)
-        if stamp and NUMBERED.fullmatch(file.name) and self._made.get(file) != stamp:
+        if stamp and is_numbered(file.stem) and self._made.get(file) != stamp:
             self._made[file] = stamp
             self._keep_record()
         return target
@@ -107,7 +104,7 @@ def _read(record: Path) -> dict[str, Stamp]:
     except (OSError, ValueError):
         return {}
     names = found if isinstance(found, dict) else {}
-    return {name: stamp for name, stamp in names.items() if NUMBERED.fullmatch(name) and Path(name).name == name}
+    return {name: stamp for name, stamp in names.items() if is_numbered(Path(name).stem) and Path(name).name == name}
 
 
 def _stamp(target: Path) -> Stamp:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..engine.contract import saved_names
 from ..engine.contract.errors import OptionError
 from ..engine.contract.job import Job
 from ..engine.contract.options import Saving
@@ -204,7 +205,7 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
         this = jobs.run_job(call, job, on_artifact=publisher.take)
     finally:
         publisher.tidy()
-    final = _last_lora(this, folder / f"{name}.safetensors")
+    final = _last_lora(this, folder / saved_names.lora(name))
     if this.state == "done":
         manifest.note(key, run=this.id, files=[str(final)], lora=str(final))
     return _trained(call, family, publisher, final, this)
@@ -213,8 +214,8 @@ def _train(call: Call, family: str, made: list[Widget]) -> Outcome:
 def _last_lora(this: Run, wanted: Path) -> Path:
     """The LoRA that a training ended with, which if stopped may only have saved a step. JobFailed: there is none."""
     saved = [Path(entry["path"]) for entry in this.artifacts if entry["kind"] == "LoRA"]
-    its_own = (f"{wanted.stem}.", f"{wanted.stem}-")  # not those of a further expert, nor averages
-    saved = [file for file in saved if file.is_file() and file.name.startswith(its_own)]
+    its_own = saved_names.loras_of(wanted.stem, [""], best=False)  # not those of a further expert, nor averages
+    saved = [file for file in saved if file.is_file() and its_own.fullmatch(file.name)]
     if not saved:
         raise jobs.JobFailed(
             "The training was stopped before a LoRA was saved.", "Queue the workflow again: it goes on."

@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..contract import saved_names
 from ..contract.errors import DiskError, OptionError
 from ..contract.events import Log, Say, Warning_
 from ..contract.files import write_text
@@ -41,12 +41,11 @@ from ..contract.options import (
     TrainingMemory,
     Validation,
 )
+from ..contract.saved_names import AVERAGE
 from ..contract.schema import options
 from ..data.batches import TrainItem
 from ..training import upload
-from ..training.checkpoints import BEST
-from ..training.ema import ENDING
-from ..training.states import NUMBER, Owner, Position, complaint, read_owner, read_position, states_of
+from ..training.states import Owner, Position, complaint, read_owner, read_position, states_of
 from .experts import experts_of
 
 AUTO = "auto"
@@ -177,11 +176,11 @@ def finished_already(job: Job, start: Start, now: Mapping[str, Any], *, steps: i
 def _check_names(job: Job) -> None:
     """Refuse a name that gives another training's LoRA as an expert's, as the average, or as the best."""
     saving, folder = job[Saving], Path(job[Saving].output_dir)
-    for ending in filter(None, _endings(job)):
-        if (folder / f"{saving.output_name}{ending}-training.json").exists():
+    for name in saved_names.taken(saving.output_name, _endings(job), best=job[Validation].save_best_validation)[1:]:
+        if (folder / f"{name}-training.json").exists():
             raise OptionError(
-                f"--output_name {saving.output_name} would write over {saving.output_name}{ending}.safetensors in "
-                f"{folder}, which belongs to another training.",
+                f"--output_name {saving.output_name} would write over {saved_names.lora(name)} in {folder}, which "
+                "belongs to another training.",
                 "Choose another --output_name.",
                 names=("output_name",),
             )
@@ -189,7 +188,7 @@ def _check_names(job: Job) -> None:
 
 def final_lora(job: Job) -> Path:
     """The file of the finished LoRA."""
-    return Path(job[Saving].output_dir) / f"{job[Saving].output_name}.safetensors"
+    return Path(job[Saving].output_dir) / saved_names.lora(job[Saving].output_name)
 
 
 def _is_finished(record: Record | None, steps: int) -> bool:
@@ -368,13 +367,11 @@ def _loras(job: Job) -> list[Path]:
     folder, name = Path(job[Saving].output_dir), job[Saving].output_name
     if not folder.is_dir():
         return []
-    names = "|".join(map(re.escape, _endings(job)))
-    ours = re.compile(rf"{re.escape(name)}({names}){NUMBER}\.safetensors")
+    ours = saved_names.loras_of(name, _endings(job), best=job[Validation].save_best_validation)
     return [path for path in folder.iterdir() if ours.fullmatch(path.name)]
 
 
 def _endings(job: Job) -> list[str]:
-    """What stands behind the training's name in those of its LoRAs; other such names are other trainings'."""
-    averages = ("", ENDING) if job[Network].use_ema else ("",)
-    bests = ("", BEST) if job[Validation].save_best_validation else ("",)
-    return [expert.ending + average + best for expert in experts_of(job) for average in averages for best in bests]
+    """Those of this training's LoRAs; other such names are other trainings'."""
+    averages = ("", AVERAGE) if job[Network].use_ema else ("",)
+    return [expert.ending + average for expert in experts_of(job) for average in averages]

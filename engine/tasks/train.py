@@ -15,10 +15,11 @@ from ..contract.events import Artifact, Control, Log, Say
 from ..contract.job import Job
 from ..contract.locks import only_one
 from ..contract.options import Attention, Launch, Run, Samples, Saving, Timesteps, Training, TrainingPrecision
+from ..contract.saved_names import AVERAGE
 from ..families import part
 from ..ops.device import DTYPES, choose_device, device_of_process
 from ..training.checkpoints import Checkpoints, Keep
-from ..training.ema import ENDING, Ema
+from ..training.ema import Ema
 from ..training.group import Group, is_first_process
 from ..training.loop import Setup, train
 from ..training.optimizers import BuiltOptimizer
@@ -233,7 +234,7 @@ def _checkpoints(
         expert.ending + ending: lora_writer(
             job, network, facts, size=size, expert=expert, levels=experts.levels(number), ema=average
         )
-        for ending, average in [("", None), *([(ENDING, ema)] if ema else [])]
+        for ending, average in [("", None), *([(AVERAGE, ema)] if ema else [])]
         for number, (expert, network) in enumerate(zip(experts.members, model.networks, strict=True))
     }
     return Checkpoints(

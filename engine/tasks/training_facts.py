@@ -25,6 +25,7 @@ from ..contract.options import (
     TrainingPrecision,
 )
 from ..contract.options import Schedule as ScheduleOptions
+from ..contract.saved_names import AVERAGE
 from ..data.collate import Loader
 from ..families import part
 from ..families.values import Expert
@@ -33,7 +34,7 @@ from ..lora.arguments import MODULES, parse_network_args
 from ..lora.files import write_lora
 from ..lora.formats import named
 from ..ops.device import dtype_of
-from ..training.ema import ENDING, Ema
+from ..training.ema import Ema
 from ..training.metadata import ModelSpec, TrainingFacts, lora_metadata
 from ..training.optimizers import BuiltOptimizer
 from .training_data import TrainingData
@@ -113,7 +114,7 @@ def lora_writer(
     metadata, options, limits = job[Metadata], part(job.family, "options"), job[Timesteps]
     lowest = max(limits.min_timestep or 0, 1000 * levels[0])
     highest = min(1000 if limits.max_timestep is None else limits.max_timestep, 1000 * levels[1])
-    ending = expert.ending if ema is None else expert.ending + ENDING
+    ending = expert.ending if ema is None else expert.ending + AVERAGE
     facts = dataclasses.replace(
         facts,
         output_name=f"{facts.output_name}{ending}",

@@ -1,7 +1,6 @@
 """When a LoRA and its state are saved, under which names, and which older ones go.
 
-The names are musubi-tuner's: `{name}-{epoch:06d}`, `{name}-step{step:08d}`, `{name}` with `.safetensors`, and the same
-bases with `-state` for state folders. `{name}-best` is ours. Knows no metadata: `write_lora` makes the file.
+The names are those of contract/saved_names.py. Knows no metadata: `write_lora` makes the file.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..contract import saved_names
 from ..contract.errors import DiskError, OptionError
 from ..contract.events import Artifact, Say
+from ..contract.saved_names import BEST, after_epoch, after_step
 from .states import Owner, Position, StateParts, complaint, read_owner, states_of, write_state
 
 WriteLora = Callable[[Path, int, int], None]
-BEST = "-best"
-"""Behind a LoRA's name where its validation loss is the lowest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +93,12 @@ class Checkpoints:
         step, keep, every = position.step, self.keep, self.keep.save_every_n_steps
         due = self.due_after_step(step)
         kept = with_state or (keep.save_state and (due or not stopping))
-        path = self._save(step_base(self.name, step), parts, position, kept)
+        path = self._save(after_step(step), parts, position, kept)
         if due and every:
-            self._remove_lora(step_base(self.name, old_step(step, every, keep.save_last_n_steps)))
+            self._remove_loras(old_step(step, every, keep.save_last_n_steps), after_step)
             if keep.save_state:
                 states = keep.save_last_n_steps_state or keep.save_last_n_steps
-                self._remove_state(step_base(self.name, old_step(step, every, states)))
+                self._remove_state(old_step(step, every, states), after_step)
         if stopping and not kept:
             self._hand_on(self.save_passing_state(parts, position))
         return path
@@ -107,10 +106,11 @@ class Checkpoints:
     def save_passing_state(self, parts: StateParts, position: Position) -> Path:
         """Save a state alone, to be removed once `--save_last_n_states` newer ones of its kind exist. A permanent state
         of this step is left as it is."""
-        there = self._state_folder(step_base(self.name, position.step))
+        moment = after_step(position.step)
+        there = self._state_folder(moment)
         if self._is_to_stay(there):
             return there
-        folder = self._write_state(step_base(self.name, position.step), parts, position, passing=True)
+        folder = self._write_state(moment, parts, position, passing=True)
         ours = [place for place in states_of(self.folder, self.name) if self._is_ours_and_passing(place)]
         for place in ours[self.keep.save_last_n_states :]:
             shutil.rmtree(place, ignore_errors=True)
@@ -126,77 +126,66 @@ class Checkpoints:
 
     def save_epoch(self, epoch: int, parts: StateParts, position: Position) -> Path:
         """Save after `epoch` (from 1)."""
-        path = self._save(epoch_base(self.name, epoch), parts, position, self.keep.save_state, epoch)
+        path = self._save(after_epoch(epoch), parts, position, self.keep.save_state, epoch)
         keep, every = self.keep, self.keep.save_every_n_epochs or 1
-        self._remove_lora(epoch_base(self.name, old_epoch(epoch, every, keep.save_last_n_epochs)))
+        self._remove_loras(old_epoch(epoch, every, keep.save_last_n_epochs), after_epoch)
         if keep.save_state:
             states = keep.save_last_n_epochs_state or keep.save_last_n_epochs
-            self._remove_state(epoch_base(self.name, old_epoch(epoch, every, states)))
+            self._remove_state(old_epoch(epoch, every, states), after_epoch)
         return path
 
     def save_best(self, parts: StateParts, position: Position) -> Path:
         """Save the LoRA that is the best so far in place of the one before."""
-        return self._save(f"{self.name}{BEST}", parts, position, False, position.epochs_begun)
+        return self._save(BEST, parts, position, False, position.epochs_begun)
 
     def save_last(self, epochs: int, parts: StateParts, position: Position) -> Path:
         """Save the finished LoRA under its plain name."""
         state = self.keep.save_state or self.keep.save_state_on_train_end
-        return self._save(self.name, parts, position, state, epochs)
+        return self._save("", parts, position, state, epochs)
 
     def _save(
-        self, base: str, parts: StateParts, position: Position, with_state: bool, epoch: int | None = None
+        self, moment: str, parts: StateParts, position: Position, with_state: bool, epoch: int | None = None
     ) -> Path:
-        path = self.folder / f"{base}.safetensors"
-        for file, write in zip(self._lora_files(base), self._writers.values(), strict=True):
+        files = self._lora_files(moment)
+        for file, write in zip(files, self._writers.values(), strict=True):
             write(file, position.step, position.epoch + 1 if epoch is None else epoch)
             self._say(Artifact(kind="LoRA", path=str(file)))
             self._hand_on(file)
         if with_state:
-            self._hand_on(self._write_state(base, parts, position))
-        self.newest = path
-        return path
+            self._hand_on(self._write_state(moment, parts, position))
+        self.newest = files[0]
+        return files[0]
 
-    def _write_state(self, base: str, parts: StateParts, position: Position, *, passing: bool = False) -> Path:
-        folder = self._state_folder(base)
+    def _write_state(self, moment: str, parts: StateParts, position: Position, *, passing: bool = False) -> Path:
+        folder = self._state_folder(moment)
         write_state(folder, parts, position, owner=replace(self._owner, passing=passing))
         self._say(Artifact(kind="state", path=str(folder)))
         return folder
 
-    def _state_folder(self, base: str) -> Path:
-        return self.folder / f"{base}-state"
+    def _state_folder(self, moment: str) -> Path:
+        return self.folder / saved_names.state(self.name, moment)
 
     def _hand_on(self, path: Path) -> None:
         if self._on_saved is not None:
             self._on_saved(path)
 
-    def _lora_files(self, base: str) -> list[Path]:
-        """The LoRA files of one save; `base` is the first one's name."""
-        rest = base.removeprefix(self.name)
-        return [self.folder / f"{self.name}{ending}{rest}.safetensors" for ending in self._writers]
+    def _lora_files(self, moment: str) -> list[Path]:
+        """The LoRA files of one save: its own, and those beside it."""
+        return [self.folder / saved_names.lora(self.name, moment, ending=ending) for ending in self._writers]
 
-    def _remove_lora(self, base: str) -> None:
-        if base:
-            for file in self._lora_files(base):
+    def _remove_loras(self, number: int | None, after: Callable[[int], str]) -> None:
+        if number is not None:
+            for file in self._lora_files(after(number)):
                 file.unlink(missing_ok=True)
 
-    def _remove_state(self, base: str) -> None:
-        if base:
-            shutil.rmtree(self._state_folder(base), ignore_errors=True)
+    def _remove_state(self, number: int | None, after: Callable[[int], str]) -> None:
+        if number is not None:
+            shutil.rmtree(self._state_folder(after(number)), ignore_errors=True)
 
 
 def is_due(number: int, every: int | None) -> bool:
     """Whether something that happens after every `every` steps or epochs (None: never) happens after this one."""
     return bool(every) and number % (every or 1) == 0
-
-
-def step_base(name: str, step: int | None) -> str:
-    """File name without ending for a step; empty for None."""
-    return "" if step is None else f"{name}-step{step:08d}"
-
-
-def epoch_base(name: str, epoch: int | None) -> str:
-    """File name without ending for an epoch (from 1); empty for None."""
-    return "" if epoch is None else f"{name}-{epoch:06d}"
 
 
 def old_step(step: int, every: int, last: int | None) -> int | None:

@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ENDING = "_ema"
-"""Of the name of a LoRA that is an average."""
-
 
 def decay_at(update: int, decay: float) -> float:
     """What stays of the average in this update, counted from 1: nothing in the first."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..contract.errors import DiskError, OptionError
 from ..contract.events import Log, Say, Warning_
 from ..contract.patience import until_written
+from ..contract.saved_names import BEST
 from .best import Best
-from .checkpoints import BEST
 from .group import Group
 from .requests import Requests
 from .setup import Setup

@@ -10,7 +10,6 @@ sizes and checksums, so that one which is half-written, truncated or damaged is 
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..contract import saved_names
 from ..contract.errors import OptionError, WeightsError
-from ..contract.files import PREVIOUS_SUFFIX, whole_folder
+from ..contract.files import whole_folder
 
 _LORA = "lora.safetensors"
 _PROGRESS = "progress.json"
@@ -29,9 +29,6 @@ _MANIFEST = "manifest.json"
 _FORMAT = 1
 _PIECE = 1 << 22  # bytes that are read at once
 _ADVICE = "Free some space, choose another --output_dir, or train without --save_state."
-NUMBER = r"(-step\d{8}|-\d{6})?"
-"""Of what is saved in the middle of a training, behind its name: a regular expression."""
-_NUMBERED = rf"{NUMBER}-state({re.escape(PREVIOUS_SUFFIX)})?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +229,12 @@ def _check(folder: Path) -> None:
         raise WeightsError(f"--resume {folder}: {why}.", _older(folder))
 
 
-_NAME = re.compile(rf"(?P<name>.+?){_NUMBERED}")
-
-
 def _older(folder: Path) -> str:
     """A hint that names the newest complete state beside a broken one, or another use for a file."""
     if folder.is_file():
         return "To begin with what a LoRA file holds, give it as --network_weights."
-    found = _NAME.fullmatch(folder.name)
-    latest = find_latest_state(folder.parent, found["name"]) if found else None
+    name = saved_names.trained_name(folder.name)
+    latest = find_latest_state(folder.parent, name) if name else None
     return f"The newest complete state is {latest}." if latest else "There is no other complete state beside it."
 
 
@@ -253,7 +247,7 @@ def states_of(output_dir: Path | str, name: str) -> Iterator[Path]:
     """The state folders of `--output_name name`, those that got furthest first. Some may be broken: see `complaint`."""
     folder = Path(output_dir)
     if folder.is_dir():
-        pattern = re.compile(re.escape(name) + _NUMBERED)
+        pattern = saved_names.states_of(name)
         yield from sorted((path for path in folder.iterdir() if pattern.fullmatch(path.name)), key=_furthest)[::-1]
 
 

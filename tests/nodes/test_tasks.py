@@ -445,12 +445,3 @@ def test_lora_tools(models: Path, obliging: Engine) -> None:
     name, path, run = run_node("LoRAMerger", loras=loras, dit="dit.safetensors")
     assert Path(path) == models / "models/diffusion_models/musubi/dit-merged.safetensors"
     assert job_of(run)["lora_multiplier"] == [0.5]
-
-
-def test_the_names_of_saved_steps_are_the_engines() -> None:
-    """Whoever changes how checkpoints are named has to change what the EMA node looks for."""
-    checkpoints = pytest.importorskip("engine.training.checkpoints")
-    numbered = part("nodes.lora_tools").NUMBERED
-    for base in (checkpoints.step_base("cat", 20), checkpoints.epoch_base("cat", 3)):
-        assert numbered.sub("", base) == "cat"
-    assert numbered.sub("", "cat") == "cat"

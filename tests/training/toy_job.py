@@ -14,10 +14,11 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from engine.contract.events import Control, Event, Metric
+from engine.contract.saved_names import AVERAGE
 from engine.lora.files import write_lora
 from engine.lora.network import LoraNetwork, create
 from engine.training.checkpoints import Checkpoints, Keep
-from engine.training.ema import ENDING, Ema
+from engine.training.ema import Ema
 from engine.training.loop import Outcome, Settings, Setup, train
 from engine.training.optimizers import BuiltOptimizer, choose_optimizer
 from engine.training.schedules import Schedule, create_scheduler
@@ -152,7 +153,7 @@ def job(
 
     checkpoints = Checkpoints(
         folder, "toy", keep=keep or Keep(), write_lora=write, say=events.append,
-        beside={} if average is None else {ENDING: write_average},
+        beside={} if average is None else {AVERAGE: write_average},
     )  # fmt: skip
     parts = {
         "accelerator": (setup or {}).get("accelerator") or accelerator(mixed_precision),
