@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -139,13 +138,12 @@ class _Training:
     def _run(self) -> Outcome:
         self._begin()
         while self.step < self.settings.max_steps:
-            saved = self._run_epoch()
-            if saved is not None:
-                return self._outcome(saved, stopped=True)
+            if self._run_epoch():
+                return self._outcome(stopped=True)
         self.meter.close()
         self._modes(training=False)
-        path = self.saves.last(self.epochs, self.position)
-        return self._outcome(path, stopped=False)
+        self.saves.last(self.epochs, self.position)
+        return self._outcome(stopped=False)
 
     def _begin(self) -> None:
         settings = self.settings
@@ -164,29 +162,34 @@ class _Training:
                 self._sample(0)
         self._modes(training=True)
 
-    def _outcome(self, path: Path, *, stopped: bool) -> Outcome:
+    def _outcome(self, *, stopped: bool) -> Outcome:
         self.meter.close()
-        epoch = min(self.epoch + 1, self.epochs)
-        return Outcome(step=self.step, epoch=epoch, loss_average=self.window.mean, path=path, stopped=stopped)
+        return Outcome(
+            step=self.step,
+            epoch=min(self.epoch + 1, self.epochs),
+            loss_average=self.window.mean,
+            path=self.setup.checkpoints.newest,
+            stopped=stopped,
+        )
 
-    def _run_epoch(self) -> Path | None:
-        """Train the rest of the current epoch. Returns the saved LoRA if a stop was requested, else None."""
+    def _run_epoch(self) -> bool:
+        """Train the rest of the current epoch. Returns whether a stop was requested: then all is saved."""
         setup = self.setup
         batches = iter(setup.batches(self.epoch, self.batch))
         try:
             while self.batch < setup.batches_per_epoch and self.step < self.settings.max_steps:
                 if self.stopping:
-                    return self._save_step(stopping=True)
+                    self._save_step(stopping=True)
+                    return True
                 count = min(self.together, setup.batches_per_epoch - self.batch)
                 self._train_step(batches, count)
-                saved = self._after_step()
-                if saved is not None:
-                    return saved
+                if self._after_step():
+                    return True
         finally:
             if isinstance(batches, Generator):
                 batches.close()  # ends the read-ahead threads
         self._end_epoch()
-        return None
+        return False
 
     def _end_epoch(self) -> None:
         """Save, validate and sample as due. An epoch cut short by `max_steps` keeps its place, for a later resume."""
@@ -309,13 +312,15 @@ class _Training:
         named = f" Items: {', '.join(names)}." if names else ""
         self._say(Warning_(message=f"Step {self.step}: {fault.text}; the step was skipped.{named}"))
         if self.guard.gives_up:
-            kept = self.setup.checkpoints.newest if self.guard.exploding else self._save_step(stopping=True)
-            raise self.guard.surrender(self.step, named=named, kept=self.group.broadcast(str(kept or "")))
+            if not self.guard.exploding:
+                self._save_step(stopping=True)
+            kept = self.group.broadcast(str(self.setup.checkpoints.newest or ""))
+            raise self.guard.surrender(self.step, named=named, kept=kept)
 
     # --- between two steps
 
-    def _after_step(self) -> Path | None:
-        """Validate, save and sample as due or requested. Returns the saved LoRA if a stop was requested, else None."""
+    def _after_step(self) -> bool:
+        """Validate, save and sample as due or requested. Returns whether a stop was requested."""
         checkpoints = self.setup.checkpoints
         stop, save, sample, state = self.requests.take()
         stop = stop and self.step < self.settings.max_steps
@@ -325,23 +330,22 @@ class _Training:
         validating = not stop and validation is not None and validation.due_after_step(self.step)
         sampling = not stop and (sample or is_due(self.step, self.settings.sample_every_n_steps))
         if not (stop or save or due or state or sampling or validating):
-            return None
-        path = None
+            return False
         if validating:
             self._validate()  # first, so that a saved state includes it
         if stop or save or due:
-            path = self._save_step(with_state=save, stopping=stop)
+            self._save_step(with_state=save, stopping=stop)
         elif state:
             self._modes(training=False)
             self.saves.passing_state(self.position)
         if sampling:
             self._sample(None)
         self._modes(training=True)
-        return path if stop else None
+        return stop
 
-    def _save_step(self, *, with_state: bool = False, stopping: bool = False) -> Path:
+    def _save_step(self, *, with_state: bool = False, stopping: bool = False) -> None:
         self._modes(training=False)
-        return self.saves.step(self.position, with_state=with_state, stopping=stopping)
+        self.saves.step(self.position, with_state=with_state, stopping=stopping)
 
     def _keep_what_is_done(self) -> None:
         """A failure ends the training: save the steps before it, so that the same command, or a retry with less memory,

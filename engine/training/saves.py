@@ -7,7 +7,6 @@ process ends, saving waits for room, since the steps after the last state exist 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -26,9 +25,7 @@ from .states import Position
 class Saves:
     """Saves in process 0; the others wait for it in the next step's exchange.
 
-    Each method returns the file or folder it wrote; an empty path in the other processes, and where the disk refused
-    and training goes on. OptionError for weights that are not finite. DiskError only before the process ends, as of
-    contract/patience.py.
+    OptionError for weights that are not finite. DiskError only before the process ends, as of contract/patience.py.
     """
 
     def __init__(
@@ -48,61 +45,59 @@ class Saves:
         self.gave_up = False  # waiting for the disk before the end
         self._refused = False  # the last attempt, so that it is said once
 
-    def step(self, position: Position, *, with_state: bool, stopping: bool) -> Path:
+    def step(self, position: Position, *, with_state: bool, stopping: bool) -> None:
         """What is due after a step; with its state where one is asked for, or where the process ends (`stopping`)."""
-        return self._save(
+        self._save(
             lambda: self._checkpoints.save_step(self._setup.parts, position, with_state=with_state, stopping=stopping),
             step=position.step,
             ending=stopping,
             state=with_state or stopping or self._checkpoints.keep.save_state,
         )
 
-    def passing_state(self, position: Position, *, ending: bool = False) -> Path:
+    def passing_state(self, position: Position, *, ending: bool = False) -> None:
         """A state alone. `ending`: the process ends after it."""
-        return self._save(
+        self._save(
             lambda: self._checkpoints.save_passing_state(self._setup.parts, position),
             step=position.step,
             ending=ending,
             state=True,
         )
 
-    def epoch(self, number: int, position: Position) -> Path:
+    def epoch(self, number: int, position: Position) -> None:
         """What is due after an epoch (from 1)."""
-        return self._save(
+        self._save(
             lambda: self._checkpoints.save_epoch(number, self._setup.parts, position), step=position.step, ending=False
         )
 
-    def best_so_far(self, loss: float, position: Position) -> Path:
-        """The LoRA if its loss on held-out clips is the lowest so far, and such are kept; else an empty path.
+    def best_so_far(self, loss: float, position: Position) -> None:
+        """The LoRA, if such are kept and its loss on held-out clips is the lowest so far.
 
         What training began with sets the mark, but is not saved. Where the disk refuses, what lies there stays the one
         to compare with.
         """
         if not self._keeps_best or not self._group.leads:
-            return Path()
+            return
         if self.best.outdated:
             text = "Validation is not what it was when this training began: the best LoRA is chosen anew"
             self._say(Log(message=f"{text} from step {position.step} on."))
         if not loss < self.best.loss:  # also where it is not a number
-            return Path()
+            return
         if position.step == 0:
             self.best.keep(loss, 0)
-            return Path()
-        return self._save(lambda: self._save_best(loss, position), step=position.step, ending=False)
+        else:
+            self._save(lambda: self._save_best(loss, position), step=position.step, ending=False)
 
-    def _save_best(self, loss: float, position: Position) -> Path:
-        path = self._checkpoints.save_best(self._setup.parts, position)
+    def _save_best(self, loss: float, position: Position) -> None:
+        self._checkpoints.save_best(self._setup.parts, position)
         self.best.keep(loss, position.step)
-        return path
 
-    def last(self, epochs: int, position: Position) -> Path:
+    def last(self, epochs: int, position: Position) -> None:
         """The finished LoRA."""
-        path = self._save(
+        self._save(
             lambda: self._checkpoints.save_last(epochs, self._setup.parts, position), step=position.step, ending=True
         )
         if self._keeps_best and self.best.step is not None:
             self._say(Log(message=self._which_was_best()))
-        return path
 
     @property
     def _keeps_best(self) -> bool:
@@ -114,34 +109,34 @@ class Saves:
             return f"No validation loss was lower than before the first step, {best.loss:.4f}: there is no {name}."
         return f"The lowest validation loss was {best.loss:.4f}, after step {best.step}: that LoRA is {name}."
 
-    def _save(self, save: Callable[[], Path], *, step: int, ending: bool, state: bool = False) -> Path:
+    def _save(self, save: Callable[[], object], *, step: int, ending: bool, state: bool = False) -> None:
         if not self._group.leads:
-            return Path()
+            return
         if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
             raise OptionError(
                 f"After step {step} the LoRA's weights are no longer finite numbers. They were not saved.",
                 "Earlier saves are good. Start again with a lower --learning_rate, or with --max_grad_norm 1.",
             )
         if ending:
-            return self._insist(save, step)
+            self._insist(save, step)
+            return
         try:
-            path = save()
+            save()
         except DiskError as error:
             self._requests.state_failed()
             if not self._refused:
                 text = f"Step {step} is not saved. {error.message} Training goes on, and a state is tried again every"
                 self._say(Warning_(message=f"{text} minute: until then its steps are in memory alone."))
             self._refused = True
-            return Path()
+            return
         if state:
             self._requests.state_saved()
             self._refused = False
-        return path
 
-    def _insist(self, save: Callable[[], Path], step: int) -> Path:
+    def _insist(self, save: Callable[[], object], step: int) -> None:
         setup = self._setup
         try:
-            return until_written(
+            until_written(
                 save, what=f"Step {step}", folder=self._checkpoints.folder, say=self._say, control=setup.control,
                 clock=setup.clock, sleep=setup.sleep,
             )  # fmt: skip

@@ -116,12 +116,12 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a training ended. `path` is the last LoRA saved; `epoch` counts from 1."""
+    """How a training ended. `path`: the LoRA saved last, None in processes that save none; `epoch` counts from 1."""
 
     step: int
     epoch: int
     loss_average: float
-    path: Path
+    path: Path | None
     stopped: bool = False
 
 
