@@ -304,8 +304,10 @@ class LokrAdapter(FactoredAdapter):
         from .lycoris_functions import lokr_parts
 
         if shapes is None:
-            options = {"factor": factor, "full_matrix": full_matrix, "decompose_both": decompose_both}
-            parts = lokr_parts(module.out_features, module.in_features, self.dim, generator=generator, **options)
+            parts = lokr_parts(
+                module.out_features, module.in_features, self.dim, factor=factor, full_matrix=full_matrix,
+                decompose_both=decompose_both, generator=generator,
+            )  # fmt: skip
         else:
             parts = {name: torch.zeros(shape) for name, shape in shapes.items()}
         self._register(parts)

@@ -57,7 +57,7 @@ def load_latent(path: str | Path, *, flag: str = "--latent_path") -> tuple[Tenso
     if not path.is_file():
         raise WeightsError(f"There is no latent file {path}.", hint=f"Change {flag}.")
     if path.suffix.lower() in (".pt", ".pth"):
-        latent, metadata = _load_torch(path, flag), {}
+        latent, metadata = _load_torch(path, flag), dict[str, str]()
     else:
         latent, metadata = _load_safetensors(path, flag)
     if latent.ndim == 5 and latent.shape[0] == 1:

@@ -139,11 +139,11 @@ def _wide_font(size: int) -> ImageFont.FreeTypeFont | None:
 
 
 @lru_cache(maxsize=16)
-def _latin_font(size: int) -> ImageFont.FreeTypeFont:
+def _latin_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which has Latin letters only; for other scripts one of the system's, if it has any."""
     if any(ord(character) > _LAST_LATIN for character in text):
         return _wide_font(size) or _latin_font(size)

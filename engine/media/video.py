@@ -113,7 +113,7 @@ def probe(path: str | Path) -> VideoInfo:
     width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
     stamps = None if reorders else _usable([pts for pts, _, _ in shown])
     times_s = _times([dts for _, dts, _ in shown] if stamps is None else stamps, time_base, rate)
-    order = np.argsort(stamps) if stamps is not None else None
+    order = None if stamps is None else np.argsort(stamps)
     span = float(times_s[-1])
     return VideoInfo(
         path=path,
@@ -123,7 +123,7 @@ def probe(path: str | Path) -> VideoInfo:
         frames=len(shown),
         times_s=times_s,
         rotation=rotation,
-        stamps=None if order is None else stamps[order],
+        stamps=None if stamps is None else stamps[order],
         keyframes=np.flatnonzero([shown[index][2] for index in order] if order is not None else [True]),
     )
 
@@ -136,7 +136,8 @@ def _packets(
 ) -> tuple[list[_Shown], av.VideoFrame | None]:
     """What each frame's packet says, in file order, and the first frame. Raises DataError for an incomplete file."""
     shown: list[_Shown] = []
-    first, opening = None, None
+    first: av.VideoFrame | None = None
+    opening: int | None = None
     packets, end_s = 0, 0.0
     for packet in container.demux():
         if packet.pts is not None and packet.time_base:
@@ -147,7 +148,7 @@ def _packets(
             packets += 1
             opening = packet.pts if packets == 1 and packet.is_keyframe else opening
         if first is None:
-            first = next(iter(packet.decode()), None)
+            first = next((frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)), None)
         # Pictures shown before the keyframe that opens the file refer to what was cut off: no decoder gives them.
         leading = opening is not None and packet.pts is not None and packet.pts < opening
         if not leading and _is_shown(packet, stream.codec_context.name):
@@ -155,7 +156,9 @@ def _packets(
     if stream.frames > packets:
         missing = f"{packets} of its {stream.frames} frames can be read"
     elif container.format.name.startswith("matroska") and _falls_short(end_s, container.duration):
-        missing = f"it ends after {end_s:.1f} of {container.duration / av.time_base:.1f} s, with {len(shown)} frames"
+        missing = (
+            f"it ends after {end_s:.1f} of {(container.duration or 0) / av.time_base:.1f} s, with {len(shown)} frames"
+        )
     else:
         return shown, first
     raise DataError(
@@ -170,12 +173,12 @@ def _falls_short(end_s: float, duration: int | None) -> bool:
     return stated_s - end_s > max(0.5, 0.05 * stated_s)
 
 
-def _usable(stamps: Sequence[int | None]) -> np.ndarray | None:
+def _usable(stamps: Sequence[int | None] | np.ndarray) -> np.ndarray | None:
     """The stamps as numbers, unless some are missing or repeated."""
     return None if None in list(stamps) or len(set(stamps)) < len(stamps) else np.asarray(stamps, dtype=np.int64)
 
 
-def _times(stamps: Sequence[int | None], time_base: float, rate: float) -> np.ndarray:
+def _times(stamps: Sequence[int | None] | np.ndarray, time_base: float, rate: float) -> np.ndarray:
     """Ascending times in seconds from 0; evenly spaced at `rate` when the stamps are of no use."""
     usable = _usable(stamps)
     if usable is None or not time_base:
@@ -238,6 +241,7 @@ def _decode(run: Sequence[int], info: VideoInfo, from_index: int) -> Iterator[np
     position, counted = 0, from_index - 1
     with _opened(info.path) as (container, stream):
         if from_index:
+            assert info.stamps is not None, "without them only the first frame counts as a keyframe"
             container.seek(int(info.stamps[from_index]), stream=stream, backward=True)
         try:
             for frame in container.decode(stream):

@@ -20,7 +20,8 @@ class FirstBlock:
 
     def __init__(self, *, threshold: float):
         self._threshold = threshold
-        self.forget()
+        self._now_BLD: Tensor | None = None
+        self._full_BLD: Tensor | None = None
 
     def look(self, stack: Stack, walk: Walk) -> Tensor:
         before_BLD = stack.tokens_BLD
@@ -39,8 +40,7 @@ class FirstBlock:
         self._full_BLD = self._now_BLD
 
     def forget(self) -> None:
-        self._now_BLD: Tensor | None = None
-        self._full_BLD: Tensor | None = None
+        self._now_BLD = self._full_BLD = None
 
 
 class ChangeCalibration:

@@ -61,7 +61,7 @@ class PromptLine:
 class Kind:
     """What a value must be: `type` is int, float or str; numbers have limits; `many` may be given again."""
 
-    type: type
+    type: type[Any]
     low: float | None = None
     high: float | None = None
     many: bool = False

@@ -27,7 +27,9 @@ class TeaCache:
         """`coefficients`: highest power first; a polynomial for each expert, the one for the least noise last."""
         self._coefficients, self._threshold = coefficients, threshold
         self._expert = 0
-        self.forget()
+        self._before: Tensor | None = None
+        self._now: Tensor | None = None
+        self._sum = 0.0
 
     def look(self, stack: Stack, walk: Walk) -> Tensor:
         self._before, self._now = self._now, stack.modulated()
@@ -44,8 +46,7 @@ class TeaCache:
         self._sum = 0.0
 
     def forget(self) -> None:
-        self._before: Tensor | None = None
-        self._now: Tensor | None = None
+        self._before = self._now = None
         self._sum = 0.0
 
 

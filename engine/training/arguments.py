@@ -67,7 +67,7 @@ def _missing_package(flag: str, given: str, module: str, error: ImportError) -> 
 
 def check_names(flag: str, values: Iterable[str], wanted: Callable[..., Any], *, own: Sequence[str] = ()) -> None:
     """OptionError when the class or function `wanted` has no such parameter; other flags set those of `own`."""
-    parameters = inspect.signature(wanted.__init__ if isinstance(wanted, type) else wanted).parameters
+    parameters = inspect.signature(wanted).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     known = [name for name in known if name != "self" and name not in own]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,9 @@ class _Training:
         if note:
             self._say(Warning_(message=note))
         self.step, self.epoch, self.batch, self.seed = start.step, start.epoch, start.batch, start.seed
-        stored = start.guards or [{} for _ in (setup.experts.names if setup.experts else [""])]
+        stored: Sequence[Mapping[str, Any]] = start.guards or [
+            {} for _ in (setup.experts.names if setup.experts else [""])
+        ]
         factor, patience = settings.exploding_loss_factor, settings.max_not_finite_steps
         self.guards = [Guard(factor=factor, patience=patience, stored=each) for each in stored]  # one per expert
         self.watch = Watch(start.watch)

@@ -182,7 +182,7 @@ def _on_the_device(places: dict[Key, Tensor]) -> tuple[dict[Key, Tensor], list[t
     for keys in together.values():
         first, end = _span(places[key] for key in keys)
         storage = places[keys[0]].untyped_storage()
-        host = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage, first, (end - first,))
+        host = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage, first, (end - first,), (1,))
         piece = host.to(keys[0][0].device, non_blocking=True, copy=True)
         pieces.append((host, piece))
         for key in keys:

@@ -159,9 +159,9 @@ class OptimizerChoice:
         can = on_gpu and self.wanted in (torch.optim.Adam, torch.optim.AdamW)
         return {"fused": True} if can and not told else {}
 
-    def trial(self, rates: Sequence[float] | None = None) -> BuiltOptimizer:
+    def trial(self, rates: Sequence[float | None] | None = None) -> BuiltOptimizer:
         """The optimizer for four numbers at each of these rates: only the class itself knows which values it takes."""
-        groups = [{"params": [torch.nn.Parameter(torch.ones(2, 2))], "lr": rate} for rate in rates or [self.lr]]
+        groups = [{"params": [torch.nn.Parameter(torch.ones(2, 2))], "lr": rate} for rate in (rates or [self.lr])]
         return self.build(groups)
 
     def step_alone(self, device: torch.device) -> bool:

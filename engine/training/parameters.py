@@ -25,5 +25,5 @@ def call_with_gradients(parameters: Iterable[Tensor], act: Callable[[Tensor], No
 
     for parameter in parameters:
         learns = parameter.requires_grad  # an expert's that waits does not, yet
-        parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)  # type: ignore[attr-defined]
+        parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)
         parameter.requires_grad_(learns)

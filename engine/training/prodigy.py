@@ -64,9 +64,9 @@ class Prodigy(torch.optim.Optimizer):
             return
         distances, lengths = [], []
         for group, parameter in self._learning():
-            distance, length = self._observe(group, parameter, step_size)
+            distance, own_length = self._observe(group, parameter, step_size)
             distances.append(distance)
-            lengths.append(length)
+            lengths.append(own_length)
         numbers = torch.stack(distances + lengths).tolist()
         length = math.fsum(numbers[len(distances) :])
         if length == 0:

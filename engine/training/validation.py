@@ -71,7 +71,7 @@ def validation_losses(setup: Setup, validation: Validation, group: Group, *, say
         rounds = group.rounds(validation.count, setup.shared)
         for clip, (name, batch) in zip(rounds, validation.clips(group.number, group.count), strict=True):
             latents_BCTHW = setup.latent_scale * batch["latents"].to(device, torch.float32)
-            cond = to_device(setup.conditioning(batch), device)
+            cond = to_device(setup.conditioning(dict(batch)), device)
             for number in numbers:
                 sigma_B = torch.full((latents_BCTHW.shape[0],), sigmas[number], device=device)
                 with setup.accelerator.autocast():
