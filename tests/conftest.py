@@ -66,6 +66,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
     return prepare(tmp_path_factory.mktemp("prepared demo"), trained=False)
 
 
+@pytest.fixture(scope="module")
+def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
+    """The prepared demo with both caches made."""
+    from engine.__main__ import main
+
+    for step in prepared.steps[:2]:
+        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
+    return prepared
+
+
 @pytest.fixture
 def engine(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run one engine command in this process: `engine("train", "wan", "--dit", path)`."""

@@ -6,22 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.demo.one_clip import judge, prepare_one_clip, read_losses
 from engine.media.video import probe, read_frames
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory, prepared):
-    """The prepared demo with both caches made."""
-    from engine.__main__ import main
-
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
 
 
 def step(prepared, verb: str):

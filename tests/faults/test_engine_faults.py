@@ -41,16 +41,6 @@ sys.exit(main(sys.argv[1:]))
 AS_MODULE = "import runpy\nrunpy.run_module('engine', run_name='__main__', alter_sys=True)"
 
 
-@pytest.fixture(scope="module")
-def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
-    """The demo with both caches made."""
-    from engine.__main__ import main
-
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
-
-
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.__main__ import main
 from engine.families.wan import tiny
 from engine.training.states import read_position
 from tests.tasks.test_ema import metadata_of
@@ -14,14 +13,6 @@ from tests.tasks.test_resuming import same_weights
 
 BEST = ("--save_best_validation", "--validation_split", 0.3, "--validate_every_n_steps", 2, "--learning_rate", 0.002)
 SIX_STEPS = ("--max_train_steps", 6, "--save_every_n_steps", 1, "--save_state")
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory, prepared):
-    """The prepared demo with both caches made."""
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
 
 
 @pytest.fixture

@@ -23,14 +23,6 @@ EMA = ("--use_ema", "--ema_decay", 0.7)
 SIX_STEPS = ("--max_train_steps", 6, "--save_every_n_steps", 1, "--save_state")
 
 
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory, prepared):
-    """The prepared demo with both caches made."""
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
-
-
 def words(cached, folder: Path, *more: object) -> list[str]:
     out = ("--output_dir", folder / "out", "--logging_dir", folder / "logs")
     return [str(word) for word in (*cached.steps[2].command, *out, *SIX_STEPS, *more)]

@@ -10,19 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine.__main__ import main
 from engine.families import part
 
 BF16 = ("--full_bf16", "--mixed_precision", "bf16")
 FUSED = ("--fused_backward_pass", "--max_grad_norm", 0)
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory, prepared):
-    """The prepared demo with both caches made."""
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
 
 
 @pytest.fixture

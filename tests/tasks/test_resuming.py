@@ -18,13 +18,6 @@ EVERY_THREE = ("--max_train_steps", 8, "--save_every_n_steps", 3, "--save_state"
 
 
 @pytest.fixture(scope="module")
-def cached(tmp_path_factory, prepared):
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
-
-
-@pytest.fixture(scope="module")
 def whole(cached, tmp_path_factory) -> Path:
     """What an undisturbed training leaves."""
     folder = tmp_path_factory.mktemp("whole")

@@ -45,16 +45,6 @@ if os.environ.get("RANK") == "1":
 """
 
 
-@pytest.fixture(scope="module")
-def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
-    """The demo with both caches made."""
-    from engine.__main__ import main
-
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
-
-
 def with_ordinary(cached, folder: Path) -> Path:
     """A dataset file of the demo's clips, and of the same clips once more as those that preserve the prior."""
     text = (cached.folder / "dataset.toml").read_text(encoding="utf-8")

@@ -29,16 +29,6 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def cached(prepared, tmp_path_factory: pytest.TempPathFactory):
-    """The demo with both caches made."""
-    from engine.__main__ import main
-
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
-
-
-@pytest.fixture(scope="module")
 def words(cached, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """What a training with samples, validation and a preserved prior in two processes is started with, but for where
     its results go."""

@@ -11,18 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from engine.__main__ import main
 from engine.training import upload
 
 SIX_STEPS = ("--max_train_steps", 6, "--save_every_n_steps", 3)
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory, prepared):
-    """The prepared demo with both caches made."""
-    for step in prepared.steps[:2]:
-        assert main([*step.command, "--job_dir", str(tmp_path_factory.mktemp("job"))]) == 0
-    return prepared
 
 
 @pytest.fixture
