@@ -42,9 +42,8 @@ Row = dict[str, Any]
 Key = tuple[str, str, str]
 """File, case, mode."""
 
-H100, H200 = FILES
+H200 = FILES[1]
 BEFORE_WHOLE_TILES: frozenset[Key] = frozenset({
-    (H100, "train-wan-14b-480x832x33", "plain"),
     (H200, "train-wan-1.3b-480x832x81", "free"), (H200, "train-wan-1.3b-480x832x81", "least"),
     (H200, "train-wan-14b-480x832x81", "free"),
     (H200, "train-hunyuan-13b-544x960x33", "free"), (H200, "train-hunyuan-13b-544x960x33", "least"),
@@ -52,18 +51,9 @@ BEFORE_WHOLE_TILES: frozenset[Key] = frozenset({
 """Gradients of attention took tokens as they came; these rows are predicted so. (Some are also of before blocks were
 computed again for their gradients alone, which changed no peak: benchmarks/h200_recomputing.json.)"""
 
-SINCE_NARROW: frozenset[Key] = frozenset({
-    (H100, "train-wan-14b-480x832x33", "free"), (H100, "train-wan-14b-480x832x33", "least"),
-    (H100, "train-wan-14b-480x832x33", "room"),
-    (H100, "train-wan-14b-480x832x81", "plain"), (H100, "train-wan-14b-480x832x81", "free"),
-    (H100, "train-wan-14b-480x832x81", "least"), (H100, "train-wan-1.3b-480x832x81", "plain"),
-    (H100, "train-wan-1.3b-480x832x81", "free"), (H100, "train-wan-1.3b-480x832x81", "least"),
-    (H100, "train-hunyuan-13b-544x960x33", "plain"), (H100, "train-hunyuan-13b-544x960x33", "free"),
-    (H100, "train-hunyuan-13b-544x960x33", "least"),
-    (H100, "train-framepack-640x640", "free"), (H100, "train-framepack-640x640", "least"),
-})  # fmt: skip
-"""Trainings since a LoRA's scale multiplies what is narrow and compiled blocks write no gradients in float32. All
-others are of before, and predicted with `WIDE` and `WRITTEN_OUT`."""
+BEFORE_NARROW = H200
+"""Trainings in this file are from before a LoRA's scale multiplied what is narrow and compiled blocks stopped writing
+gradients in float32; they are predicted with `WIDE` and `WRITTEN_OUT`."""
 WIDE: Mapping[Kind, Activations] = {
     "cross": replace(BLOCKS["cross"], backward=(20.95, 4.1), last=(5, 1), piece=(7.1, 4.36)),
     "double": replace(BLOCKS["double"], backward=(15.2, 4.0), last=(6.2, 1), piece=(1.8, 4.0)),
@@ -132,7 +122,7 @@ class Predictions:
     def of(self, key: Key, row: Row) -> Compared:
         """What is predicted today. KeyError for a plan of --memory auto that nobody wrote down."""
         tiles = {} if key in BEFORE_WHOLE_TILES else planned_weights.WHOLE_TILES
-        before = key not in SINCE_NARROW
+        before = key[0] == BEFORE_NARROW
         with (
             mock.patch.object(planned_weights, "has_triton", lambda: True),
             mock.patch.object(planned_weights, "WHOLE_TILES", tiles),
