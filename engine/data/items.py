@@ -109,7 +109,7 @@ def named_first(paths: Iterable[Path]) -> str:
 def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     folder = dataset.source_directory
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
-    endings = suffixes.images() if dataset.kind == "image" else suffixes.VIDEOS
+    endings = suffixes.of_kind(dataset.kind)
     media = [path for path in files if path.suffix.lower() in endings]
     unread = [path for path in files if path.suffix.lower() == ".jxl" and dataset.kind == "image" and path not in media]
     if unread:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..contract.errors import DataError
 from ..contract.events import Control, Say
 from ..contract.files import clean_leftovers
-from . import cache, clips, fingerprints
+from . import advice, cache, clips, fingerprints
 from .clips import Clip, Window
 from .company import Company, Message
 from .config import Dataset, DatasetConfig
@@ -108,6 +108,7 @@ def _cache_windows(
     ledger.conclude(0, unit="clips", stop_requested=False)
     wanted = [entry for entry in planned if rules.wants(entry.state)]
     announce(ledger.say, [entry.state for entry in planned], len(wanted), unit="clips")
+    advice.before_caching(config, [entry.window for entry in wanted], native_fps=recipe.native_fps, say=ledger.say)
     for entry in planned:
         if entry.state == "fresh" and not rules.recache:
             for path in entry.paths:

@@ -20,12 +20,12 @@ from ..contract.errors import DataError, Stopped
 from ..contract.events import Control, Event, Meter, Say, Stage, Warning_
 from ..media.resize import resize_to_bucket
 from ..media.sheet import contact_sheet, spread
+from . import advice
 from .clips import Timeline, Window, plan
-from .config import Dataset, DatasetConfig
-from .items import Source, named_first, survey
+from .config import DatasetConfig
+from .items import Source, survey
 
 _THREADS = min(8, os.cpu_count() or 1)
-_WARNINGS = 3  # warnings of a kind that are said in full
 _HEADINGS = ("dataset", "bucket", "frames", "clips", "repeats", "batch size", "batches an epoch")
 
 
@@ -60,8 +60,9 @@ def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, contro
         found, faults = survey(dataset)
         items.extend(found)
         problems.extend(faults)
-        _warn_of_empty_captions(found, dataset, say)
-    _warn_of_equal_captions(items, say)
+        advice.on_empty_captions(found, dataset, say)
+    advice.on_other_files({item.dataset.index: item.dataset for item in items}.values(), say)
+    advice.on_equal_captions(items, say)
     if items:
         say(Stage(name="Probing", message=f"{len(items)} files"))
     meter = Meter(say, total=len(items), unit="files", label="probing")
@@ -75,16 +76,17 @@ def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, contro
                 raise Stopped("Stopped; nothing was written.")
             planned, fault, said = job.result()
             warned += len(said)
-            for event in said if warned <= _WARNINGS else ():
+            for event in said if warned <= advice.MOST else ():
                 say(event)
             windows.extend(planned)
             if fault is not None:
                 problems.append(fault)
             meter.advance()
     meter.close()
-    if warned > _WARNINGS:
-        say(Warning_(message=f"{warned - _WARNINGS} more files give such a warning."))
-    _warn_of_short_ones(windows, say)
+    if warned > advice.MOST:
+        say(Warning_(message=f"{warned - advice.MOST} more files give such a warning."))
+    advice.on_lengths(windows, say)
+    advice.on_rates(windows, native_fps=target_fps, say=say)
     return Inspection(windows=tuple(windows), problems=tuple(problems))
 
 
@@ -99,47 +101,6 @@ def _probe(item: Source, target_fps: float | None) -> tuple[list[Window], DataEr
     except DataError as error:
         return [], error, said
     return planned, None, said
-
-
-def _warn_of_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say) -> None:
-    empty = [item.path for item in found if not item.caption]
-    if empty:
-        count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
-        say(Warning_(message=f"{dataset.table}: {count} empty: {named_first(empty)}."))
-
-
-def _warn_of_equal_captions(found: Sequence[Source], say: Say) -> None:
-    """A text copied by mistake, most often. One file in several datasets has a right to the same caption in each."""
-    paths: dict[str, dict[Path, Path]] = {}
-    for item in found:
-        if item.caption:
-            paths.setdefault(item.caption, {})[item.path.resolve()] = item.path
-    several = sorted((list(each.values()) for each in paths.values() if len(each) > 1), key=len, reverse=True)
-    for each in several[:_WARNINGS]:
-        say(Warning_(message=f"{len(each)} items have the same caption: {named_first(each)}."))
-    if len(several) > _WARNINGS:
-        more = len(several) - _WARNINGS
-        say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))
-
-
-def _warn_of_short_ones(windows: Sequence[Window], say: Say) -> None:
-    """Name the lengths that some videos do not reach; they give shorter clips only."""
-    reached: dict[Path, set[int]] = {}
-    datasets: dict[Path, Dataset] = {}
-    for window in windows:
-        dataset = window.source.dataset
-        if window.source.media != "image" and dataset.frame_extraction != "full":
-            reached.setdefault(window.source.path, set()).add(window.count)
-            datasets[window.source.path] = dataset
-    missed = Counter(
-        (datasets[path].table, length)
-        for path, lengths in reached.items()
-        for length in datasets[path].target_frames
-        if length not in lengths
-    )
-    for (table, length), count in sorted(missed.items()):
-        videos = "1 video is" if count == 1 else f"{count} videos are"
-        say(Warning_(message=f"{table}: {videos} too short for a clip of {length} frames; only shorter ones are made."))
 
 
 def bucket_table(windows: Sequence[Window]) -> list[BucketRow]:

@@ -13,3 +13,8 @@ JXL_PLUGINS = ("pillow_jxl", "jxlpy")
 def images() -> tuple[str, ...]:
     """Lower-case suffixes of the images that can be read here; `.jxl` only where a Pillow plugin for it exists."""
     return (*_IMAGES, ".jxl") if any(importlib.util.find_spec(name) for name in JXL_PLUGINS) else _IMAGES
+
+
+def of_kind(kind: str) -> tuple[str, ...]:
+    """Lower-case suffixes of what is read as a dataset's "image" or "video"."""
+    return images() if kind == "image" else VIDEOS

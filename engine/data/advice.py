@@ -1,0 +1,116 @@
+"""What is hardly meant in a dataset that can be used as it is: warnings, never errors. At most `MOST` of a kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Sequence
+from pathlib import Path
+
+from ..contract.events import Say, Warning_
+from ..media import suffixes
+from .clips import Window
+from .config import Dataset, DatasetConfig
+from .items import Source, list_folder, named_first
+
+MOST = 3
+TOO_FAST = 1.4
+"""A video whose rate is this many times the model's shows slow motion, if every frame of it is taken."""
+
+
+def before_caching(config: DatasetConfig, windows: Sequence[Window], *, native_fps: float | None, say: Say) -> None:
+    """What caching tells a person who has not had the dataset checked, about the windows that it will cache."""
+    if windows:
+        on_other_files(config.datasets, say)
+        on_rates(windows, native_fps=native_fps, say=say)
+
+
+def on_other_files(datasets: Iterable[Dataset], say: Say) -> None:
+    """Files of a kind that is not read although somebody wrote captions for them: GIFs among videos, say.
+
+    DataError where the folder of a dataset cannot be listed.
+    """
+    readers: dict[Path, list[Dataset]] = {}
+    for dataset in datasets:
+        if dataset.source_jsonl is None:
+            readers.setdefault(dataset.source_directory, []).append(dataset)
+    for folder, here in readers.items():
+        endings = tuple(dict.fromkeys(ending for dataset in here for ending in suffixes.of_kind(dataset.kind)))
+        others = _unread_but_captioned(list_folder(folder), endings, {dataset.caption_extension for dataset in here})
+        if others:
+            files = "1 file with a caption is" if len(others) == 1 else f"{len(others)} files with captions are"
+            ends = " ".join(endings)
+            say(Warning_(message=f"{folder}: {files} left out: {named_first(others)}. What is read there: {ends}."))
+
+
+def _unread_but_captioned(files: Sequence[Path], endings: Container[str], captions: Collection[str]) -> list[Path]:
+    names = {path.name for path in files}
+    read = {path.stem for path in files if path.suffix.lower() in endings}
+    return [
+        path
+        for path in files
+        if path.stem not in read and path.suffix not in captions
+        if any(path.stem + caption in names for caption in captions)
+    ]
+
+
+def on_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say) -> None:
+    empty = [item.path for item in found if not item.caption]
+    if empty:
+        count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
+        say(Warning_(message=f"{dataset.table}: {count} empty: {named_first(empty)}."))
+
+
+def on_equal_captions(found: Sequence[Source], say: Say) -> None:
+    """A text copied by mistake, most often. One file in several datasets has a right to the same caption in each."""
+    paths: dict[str, dict[Path, Path]] = {}
+    for item in found:
+        if item.caption:
+            paths.setdefault(item.caption, {})[item.path.resolve()] = item.path
+    several = sorted((list(each.values()) for each in paths.values() if len(each) > 1), key=len, reverse=True)
+    for each in several[:MOST]:
+        say(Warning_(message=f"{len(each)} items have the same caption: {named_first(each)}."))
+    if len(several) > MOST:
+        more = len(several) - MOST
+        say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))
+
+
+def on_lengths(windows: Sequence[Window], say: Say) -> None:
+    """Name the lengths that some videos do not reach; they give shorter clips only."""
+    reached: dict[Path, set[int]] = {}
+    datasets: dict[Path, Dataset] = {}
+    for window in windows:
+        dataset = window.source.dataset
+        if window.source.media != "image" and dataset.frame_extraction != "full":
+            reached.setdefault(window.source.path, set()).add(window.count)
+            datasets[window.source.path] = dataset
+    missed = Counter(
+        (datasets[path].table, length)
+        for path, lengths in reached.items()
+        for length in datasets[path].target_frames
+        if length not in lengths
+    )
+    for (table, length), count in sorted(missed.items()):
+        videos = "1 video is" if count == 1 else f"{count} videos are"
+        say(Warning_(message=f"{table}: {videos} too short for a clip of {length} frames; only shorter ones are made."))
+
+
+def on_rates(windows: Sequence[Window], *, native_fps: float | None, say: Say) -> None:
+    """Videos that are much faster than the model's rate, in a dataset that has every frame taken (no `source_fps`)."""
+    if native_fps is None:
+        return
+    rates = {
+        (window.source.dataset.table, window.source.path): window.timeline.info.fps
+        for window in windows
+        if window.timeline is not None and window.timeline.info is not None
+        if window.count > 1 and window.source.dataset.source_fps is None
+    }
+    fast = Counter((table, round(rate)) for (table, _), rate in rates.items() if rate >= TOO_FAST * native_fps)
+    for (table, rate), count in fast.most_common(MOST):
+        videos = "1 video runs" if count == 1 else f"{count} videos run"
+        say(
+            Warning_(
+                message=f"{table}: {videos} at {rate} frames a second, and every frame is taken. The model plays "
+                f"{native_fps:g}, so it would learn motion that is {rate / native_fps:.2g} times too slow. "
+                f"Add source_fps = {rate} there to have such videos resampled."
+            )
+        )
