@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..contract.errors import OptionError
-from ..contract.values import closest
+from ..contract.wording import closest
 from ..families.values import BenchModel, BenchSize, BenchVae
 
 Kind = Literal["train", "denoise", "encode", "decode", "attention", "linear"]

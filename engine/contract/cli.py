@@ -22,7 +22,8 @@ from .launch import launched, surrounding
 from .options import Run
 from .options.others import of_others
 from .schema import Option, by_any_name, listed, options, unknown
-from .values import Place, closest, from_words
+from .values import Place, from_words
+from .wording import closest
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 _HELP = ("-h", "--help")

@@ -16,7 +16,7 @@ from . import options as shared
 from . import rules
 from .errors import OptionError
 from .schema import Section
-from .values import closest
+from .wording import closest
 
 if TYPE_CHECKING:
     from .job import Job

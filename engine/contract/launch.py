@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .commands import Command, family_names, find_script, script_names
 from .errors import OptionError
-from .values import closest
+from .wording import closest
 
 LAUNCHERS = re.compile(r"(accelerate|uv|uvx|poetry|pixi|conda|py|python(\d+(\.\d+)*)?w?)(\.exe)?", re.IGNORECASE)
 

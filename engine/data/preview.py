@@ -18,11 +18,12 @@ import numpy as np
 
 from ..contract.errors import DataError, Stopped
 from ..contract.events import Control, Event, Meter, Say, Stage, Warning_
+from ..contract.wording import first_few
 from ..media.resize import resize_to_bucket
 from ..media.sheet import contact_sheet, spread
 from .clips import Timeline, Window, plan
 from .config import Dataset, DatasetConfig
-from .items import Source, named_first, survey
+from .items import Source, survey
 
 _THREADS = min(8, os.cpu_count() or 1)
 _WARNINGS = 3  # warnings of a kind that are said in full
@@ -105,7 +106,7 @@ def _warn_of_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say)
     empty = [item.path for item in found if not item.caption]
     if empty:
         count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
-        say(Warning_(message=f"{dataset.table}: {count} empty: {named_first(empty)}."))
+        say(Warning_(message=f"{dataset.table}: {count} empty: {first_few(empty)}."))
 
 
 def _warn_of_equal_captions(found: Sequence[Source], say: Say) -> None:
@@ -116,7 +117,7 @@ def _warn_of_equal_captions(found: Sequence[Source], say: Say) -> None:
             paths.setdefault(item.caption, {})[item.path.resolve()] = item.path
     several = sorted((list(each.values()) for each in paths.values() if len(each) > 1), key=len, reverse=True)
     for each in several[:_WARNINGS]:
-        say(Warning_(message=f"{len(each)} items have the same caption: {named_first(each)}."))
+        say(Warning_(message=f"{len(each)} items have the same caption: {first_few(each)}."))
     if len(several) > _WARNINGS:
         more = len(several) - _WARNINGS
         say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from ..values import closest
+from ..wording import closest
 from .accepted import ACCEPTED
 
 SEED_HIGH = 2**64 - 1
