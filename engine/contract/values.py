@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
 from .files import is_utf_8
-from .wording import choice_list, closest
+from .wording import choice_list, did_you_mean
 
 if TYPE_CHECKING:
     from .schema import Option
@@ -124,8 +124,7 @@ def _checked_one(option: Option, value: Any, place: Place) -> Any:
         hint = "Rename the file or folder." if option.file_kind else "Write it in UTF-8."
         raise OptionError(message, hint=hint, names=(option.name,))
     if option.choices and value not in option.choices:
-        near = closest(str(value), option.choices)
-        hint = f"Did you mean {near}?" if near else f"{place.change} {option.help}"
+        hint = did_you_mean(str(value), option.choices, f"{place.change} {option.help}")
         message = f"{place} must be {choice_list(option.choices)}, but is {value!r}."
         raise OptionError(message, hint=hint, names=(option.name,))
     low, high = option.low, option.high

@@ -23,6 +23,13 @@ def first_few(named: Iterable[str | Path], *, count: int = 3) -> str:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """The most similar name, "" when none is similar."""
+    """The most similar name, "" when none is similar. Capitals do not matter."""
+    names = list(names)
     found = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1, cutoff=0.6)
     return next((known for known in names if found and known.lower() == found[0]), "")
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """The hint for a name that is unknown: the most similar one, or `otherwise` when none is similar."""
+    near = closest(name, names)
+    return f"Did you mean {near}?" if near else otherwise

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from ..contract.errors import WeightsError
-from ..contract.missing import nearest
+from ..contract.missing import missing_file_hint
 from ..contract.wording import first_few
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -109,7 +109,7 @@ def _several(folder: Path, paths: list[Path], *, role: str) -> WeightsError:
 
 
 def _missing(path: Path, *, role: str) -> WeightsError:
-    near = nearest(path)
+    near = missing_file_hint(path)
     if near:
         return WeightsError(f"{role}: no such file: {path}", near)
     names = sorted(child.name for child in path.parent.iterdir())
