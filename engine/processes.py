@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .contract.children import module_command
 from .contract.errors import STATUS, OptionError, ProcessLost, as_failed
 from .contract.events import Event, Failed, Say, read
 from .contract.job import Job
@@ -38,7 +39,6 @@ SAVING_S = 20.0
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )  # what number 0 obeys (talk.py)
-START = "import sys; sys.path[0] = sys.argv.pop(1); from engine.__main__ import main; sys.exit(main())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,7 @@ class Others:
 
     def start(self, job: Job, count: int, folder: Path) -> None:
         """Start them on the same job. What they print goes to its log."""
-        words = [*job.name.split(), "--config_file", str(folder / "job.toml")]
-        command = [sys.executable, "-c", START, str(Path(__file__).resolve().parents[1]), *words]
+        command = module_command("engine", *job.name.split(), "--config_file", str(folder / "job.toml"))
         for number in range(1, count):
             with open(folder / "log.txt", "a", encoding="utf-8") as stderr, _signals_wait():
                 child = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def company(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job):
     said: list[Failed] = []
 
     def start(program: str, *, grace_s: float = 10.0):
-        monkeypatch.setattr(processes, "START", program)
+        monkeypatch.setattr(processes, "module_command", lambda *words: [sys.executable, "-c", program])
         monkeypatch.setattr(processes, "GRACE_S", grace_s)
         monkeypatch.setattr(processes, "SAVING_S", grace_s)
         return others(Place(count=2, meeting={"WORLD_SIZE": "2"}), job, JobFolder(tmp_path, ""), said.append), said

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..contract.errors import OptionError
-from ..contract.values import closest
+from ..contract.wording import did_you_mean
 from ..families.values import BenchModel, BenchSize, BenchVae
 
 Kind = Literal["train", "denoise", "encode", "decode", "attention", "linear"]
@@ -184,8 +184,7 @@ def _asked(name: str, mode: Mode, modes: Sequence[str]) -> bool:
 
 def _unknown(word: str, known: Iterable[str], flag: str = "") -> str:
     known = sorted(known)
-    near = closest(word, known)
-    hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+    hint = did_you_mean(word, known, f"There are: {', '.join(known)}.")
     raise OptionError(f"bench knows no {flag}{word}.", hint=f"{hint} --list shows all.")
 
 

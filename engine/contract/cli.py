@@ -22,7 +22,8 @@ from .launch import launched, surrounding
 from .options import Run
 from .options.others import of_others
 from .schema import Option, by_any_name, listed, options, unknown
-from .values import Place, closest, from_words
+from .values import Place, from_words
+from .wording import closest, did_you_mean
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 _HELP = ("-h", "--help")
@@ -113,8 +114,7 @@ def _command(words: list[str]) -> tuple[Command | None, list[str]]:
         hint = f"Did you mean {first} {near}?" if near else f"There are: {', '.join(f'{first} {v}' for v in inside)}."
         raise OptionError(f"There is no command {first} {words[1]}.", hint=hint)
     known = dict.fromkeys([*verbs, *(verb.partition(" ")[0] for verb in verbs)])
-    near = closest(first, known)
-    hint = f"Did you mean {near}?" if near else "See --help for the list."
+    hint = did_you_mean(first, known, "See --help for the list.")
     raise OptionError(f"There is no command {words[0]}.", hint=hint)
 
 

@@ -16,7 +16,7 @@ from . import options as shared
 from . import rules
 from .errors import OptionError
 from .schema import Section
-from .values import closest
+from .wording import did_you_mean
 
 if TYPE_CHECKING:
     from .job import Job
@@ -240,8 +240,8 @@ def find(verb: str) -> Command:
     for command in COMMANDS:
         if command.verb == verb:
             return command
-    near = closest(verb, [command.verb for command in COMMANDS])
-    raise OptionError(f"There is no command {verb}.", hint=f"Did you mean {near}?" if near else "See --help.")
+    verbs = [command.verb for command in COMMANDS]
+    raise OptionError(f"There is no command {verb}.", hint=did_you_mean(verb, verbs, "See --help."))
 
 
 def find_family(family: str) -> str:
@@ -250,8 +250,7 @@ def find_family(family: str) -> str:
     if folder in families().names():
         return folder
     known = family_names()
-    near = closest(family, known)
-    hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+    hint = did_you_mean(family, known, f"There are: {', '.join(known)}.")
     raise OptionError(f"There is no model family {family}.", hint=hint, names=("family",))
 
 

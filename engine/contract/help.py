@@ -16,7 +16,8 @@ from .commands import COMMANDS, Command, example_of, family_names, find, section
 from .options import Demo, Run
 from .packages import RUN
 from .schema import Option, options, summary
-from .values import choice_list, span
+from .values import span
+from .wording import choice_list
 
 WIDTHS = (60, 120)
 SHORT_CHOICES = 5

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .commands import Command, family_names, find_script, script_names
 from .errors import OptionError
-from .values import closest
+from .wording import closest, did_you_mean
 
 LAUNCHERS = re.compile(r"(accelerate|uv|uvx|poetry|pixi|conda|py|python(\d+(\.\d+)*)?w?)(\.exe)?", re.IGNORECASE)
 
@@ -111,8 +111,8 @@ def _unknown_script(word: str) -> OptionError:
         return OptionError(
             f"{word} belongs to a model that this engine does not have.", hint=f"It has {', '.join(family_names())}."
         )
-    near = closest(script_of(word), script_names())
-    hint = f"Did you mean {near}?" if near else "Name a script such as wan_train_network.py, or a command: see --help."
+    otherwise = "Name a script such as wan_train_network.py, or a command: see --help."
+    hint = did_you_mean(script_of(word), script_names(), otherwise)
     return OptionError(f"{word} is not a script that this engine knows.", hint=hint)
 
 

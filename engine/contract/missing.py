@@ -13,7 +13,7 @@ ALIKE = 0.5
 """From here on two names are taken for a slip of the fingers (difflib's ratio)."""
 
 
-def nearest(path: Path) -> str:
+def missing_file_hint(path: Path) -> str:
     """The hint for a missing file, "" where nothing near is known. A folder that may not be read holds no names."""
     folder = Path(os.path.abspath(path)).parent
     if not folder.is_dir():

@@ -12,7 +12,8 @@ from .commands import COMMANDS, Command, example_of, families, sections_of
 from .files import write_text
 from .packages import RUN
 from .schema import Option, Section, options, summary
-from .values import choice_list, span
+from .values import span
+from .wording import choice_list
 
 NOTE = "<!-- Made by `python -m engine docs` from the declarations of the options. Do not edit. -->"
 

@@ -2,9 +2,10 @@ r"""The names of what a training saves, for whoever writes, looks for or removes
 
     {name}{ending}{moment}.safetensors    a LoRA
     {name}{moment}-state                  a state folder
+    {name}-training.json                  the record of the training that has the name
 
 `ending`: that of a further expert (`Expert.ending`), of the AVERAGE, or both; "" for the LoRA itself. `moment`: after a
-step or an epoch, BEST, or "" for the end. The names are musubi-tuner's, but AVERAGE and BEST are ours.
+step or an epoch, BEST, or "" for the end. The names are musubi-tuner's, but AVERAGE, BEST and the record's are ours.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def lora(name: str, moment: str = "", *, ending: str = "") -> str:
 def state(name: str, moment: str = "") -> str:
     """The name of a state folder."""
     return f"{name}{moment}-state"
+
+
+def record(name: str) -> str:
+    """The file name of a training's record: a training has taken a name when it is there (tasks/resuming.py)."""
+    return f"{name}-training.json"
 
 
 def taken(name: str, endings: Iterable[str], *, best: bool) -> list[str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
 from .errors import OptionError
-from .values import Place, checked, closest
+from .values import Place, checked
+from .wording import closest
 
 _KEY = "option"
 S = TypeVar("S", bound="Section")

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import OptionError
-from .missing import looked_for, nearest
+from .missing import looked_for, missing_file_hint
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
@@ -37,7 +37,7 @@ def find(path: str) -> Path:
     hint = f"Change --config_file.{looked_for(Path(path))}"
     if Path(path).is_dir():
         raise OptionError(f"The config file {path} is a folder, not a file.", hint=hint, names=("config_file",))
-    hint = nearest(Path(path)) or hint
+    hint = missing_file_hint(Path(path)) or hint
     raise OptionError(f"The config file {path} does not exist.", hint=hint, names=("config_file",))
 
 

@@ -6,7 +6,6 @@ Every message says what was given, what would be right and where to change it. K
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
 from .files import is_utf_8
+from .wording import choice_list, did_you_mean
 
 if TYPE_CHECKING:
     from .schema import Option
@@ -43,17 +43,6 @@ class Place:
     @property
     def change(self) -> str:
         return f"Change {self}."
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """The most similar name, "" when none is similar."""
-    found = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1, cutoff=0.6)
-    return next((known for known in names if found and known.lower() == found[0]), "")
-
-
-def choice_list(choices: Sequence[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1]))) if choices else ""
 
 
 def from_words(option: Option, words: Sequence[str], place: Place) -> Any:
@@ -135,8 +124,7 @@ def _checked_one(option: Option, value: Any, place: Place) -> Any:
         hint = "Rename the file or folder." if option.file_kind else "Write it in UTF-8."
         raise OptionError(message, hint=hint, names=(option.name,))
     if option.choices and value not in option.choices:
-        near = closest(str(value), option.choices)
-        hint = f"Did you mean {near}?" if near else f"{place.change} {option.help}"
+        hint = did_you_mean(str(value), option.choices, f"{place.change} {option.help}")
         message = f"{place} must be {choice_list(option.choices)}, but is {value!r}."
         raise OptionError(message, hint=hint, names=(option.name,))
     low, high = option.low, option.high

@@ -7,10 +7,11 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from pathlib import Path
 
 from ..contract.events import Say, Warning_
+from ..contract.wording import first_few
 from ..media import suffixes
 from .clips import Window
 from .config import Dataset, DatasetConfig
-from .items import Source, list_folder, named_first
+from .items import Source, list_folder
 
 MOST = 3
 TOO_FAST = 1.4
@@ -39,7 +40,7 @@ def on_other_files(datasets: Iterable[Dataset], say: Say) -> None:
         if others:
             files = "1 file with a caption is" if len(others) == 1 else f"{len(others)} files with captions are"
             ends = " ".join(endings)
-            say(Warning_(message=f"{folder}: {files} left out: {named_first(others)}. What is read there: {ends}."))
+            say(Warning_(message=f"{folder}: {files} left out: {first_few(others)}. What is read there: {ends}."))
 
 
 def _unread_but_captioned(files: Sequence[Path], endings: Container[str], captions: Collection[str]) -> list[Path]:
@@ -57,7 +58,7 @@ def on_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say) -> No
     empty = [item.path for item in found if not item.caption]
     if empty:
         count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
-        say(Warning_(message=f"{dataset.table}: {count} empty: {named_first(empty)}."))
+        say(Warning_(message=f"{dataset.table}: {count} empty: {first_few(empty)}."))
 
 
 def on_equal_captions(found: Sequence[Source], say: Say) -> None:
@@ -68,7 +69,7 @@ def on_equal_captions(found: Sequence[Source], say: Say) -> None:
             paths.setdefault(item.caption, {})[item.path.resolve()] = item.path
     several = sorted((list(each.values()) for each in paths.values() if len(each) > 1), key=len, reverse=True)
     for each in several[:MOST]:
-        say(Warning_(message=f"{len(each)} items have the same caption: {named_first(each)}."))
+        say(Warning_(message=f"{len(each)} items have the same caption: {first_few(each)}."))
     if len(several) > MOST:
         more = len(several) - MOST
         say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))

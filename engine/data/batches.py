@@ -23,13 +23,13 @@ from typing import Any
 from ..contract.errors import DataError
 from ..contract.events import Log, Meter, Say, Warning_
 from ..contract.packages import RUN
+from ..contract.wording import first_few
 from ..parts.batching import VARLEN
 from . import cache, fingerprints, items
 from .config import Dataset, DatasetConfig
 from .fingerprints import Content, Fingerprint
 from .items import Source
 
-SHOWN = 3
 QUIET_S = 1.0
 
 
@@ -221,7 +221,7 @@ def _maker(found: Fingerprint) -> tuple[str, str]:
 def _difference(found: Fingerprint, dataset: Dataset) -> str:
     now, then = fingerprints.plan_settings(dataset), fingerprints.plain(found.plan)
     keys = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
-    return ", ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys[:SHOWN])
+    return first_few(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
         # One text cache serves all windows of its source: name it once.
         bad = list(dict(bad).items())
         if bad:
-            names = _few([path.name for path, _ in bad])
+            names = first_few(path.name for path, _ in bad)
             verb = "cache is" if len(bad) == 1 else "caches are"
             message = f"{len(bad)} {what} {verb} out of date or damaged: {names}. The first: {bad[0][1].rstrip('.')}."
             raise DataError(message, f"{command} It redoes only what has changed.")
@@ -260,26 +260,22 @@ def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
             raise DataError(message, f"{command} It finishes that run.")
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
-
-
 def _tell(findings: _Findings, commands: _Commands, say: Say) -> None:
     missing = list(dict.fromkeys(findings.without_text))
     if missing:
-        names = _few([path.name for path in missing])
+        names = first_few(missing)
         count = len(findings.without_text)
         say(Warning_(message=f"{count} latent caches are left out, because their text caches are missing: {names}"))
     if findings.other_caption:
-        names = _few([path.name for path in findings.other_caption])
+        names = first_few(findings.other_caption)
         say(
             Warning_(message=f"Text caches made by another tool are from other captions than the current ones: {names}")
         )
     if findings.uncached:
-        names = f"({len(findings.uncached)}): {_few([path.name for path in findings.uncached])}"
+        names = f"({len(findings.uncached)}): {first_few(findings.uncached)}"
         say(Warning_(message=f"Clips without a latent cache are not trained on {names}. {commands.latents()}"))
     if findings.of_gone:
-        names = f"({len(findings.of_gone)}): {_few(list(findings.of_gone))}"
+        names = f"({len(findings.of_gone)}): {first_few(findings.of_gone)}"
         text = f"Cached clips are trained on although they are no longer in the dataset {names}."
         say(Warning_(message=f"{text} {commands.latents()}"))
     if findings.left_over:

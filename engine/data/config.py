@@ -21,7 +21,7 @@ from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.events import Say, Warning_
-from ..contract.missing import looked_for, nearest
+from ..contract.missing import looked_for, missing_file_hint
 from . import config_keys
 from .buckets import STEP, floor_to
 from .frames import floor_frames
@@ -113,7 +113,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        hint = nearest(path) or f"Check --dataset_config.{looked_for(path)}"
+        hint = missing_file_hint(path) or f"Check --dataset_config.{looked_for(path)}"
         raise DataError(f"{path}: there is no such dataset file.", hint) from error
     except IsADirectoryError as error:
         raise DataError(

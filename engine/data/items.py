@@ -17,11 +17,10 @@ from ..contract.errors import DataError
 from ..contract.events import Log, Say
 from ..contract.files import is_utf_8
 from ..contract.packages import how_to_install
+from ..contract.wording import first_few
 from ..media import suffixes
 from . import jsonl
 from .config import Dataset
-
-_SHOWN = 3  # names listed in a message about many files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +98,6 @@ def list_folder(folder: Path, *, key: str = "") -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def named_first(paths: Iterable[Path]) -> str:
-    """The first few names, and how many more there are: for a message about many files."""
-    names = [path.name for path in paths]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     folder = dataset.source_directory
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
@@ -115,13 +107,13 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     if unread:
         problems.append(
             DataError(
-                f"{folder}: JPEG XL cannot be read without its plugin: {named_first(unread)}.",
+                f"{folder}: JPEG XL cannot be read without its plugin: {first_few(unread)}.",
                 how_to_install("pillow_jxl"),
             )
         )
     foreign = [path for path in media if not is_utf_8(path.name)]
     if foreign:
-        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8: {named_first(foreign)}"
+        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8: {first_few(foreign)}"
         problems.append(DataError(f"{folder}: {named}.", "Rename them: their caches could not be opened again."))
         media = [path for path in media if path not in foreign]
     elif not media:
@@ -144,7 +136,7 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
         expected = missing[0].stem + dataset.caption_extension
         problems.append(
             DataError(
-                f"{folder}: {len(missing)} of {len(media)} {dataset.kind}s have no caption: {named_first(missing)} "
+                f"{folder}: {len(missing)} of {len(media)} {dataset.kind}s have no caption: {first_few(missing)} "
                 f"(expected {expected} beside {missing[0].name}).",
                 f"Write the captions, move the files away, or correct caption_extension in {dataset.table}.",
             )
@@ -189,7 +181,7 @@ def _controls(dataset: Dataset, media: list[Path], problems: list[DataError]) ->
         problems.append(
             DataError(
                 f"{dataset.control_directory}: {len(missing)} of {len(media)} {dataset.kind}s lack {need}: "
-                f"{named_first(missing)} (looked for {looked_for}).",
+                f"{first_few(missing)} (looked for {looked_for}).",
                 f"Add the files, or correct control_directory in {dataset.table}.",
             )
         )
@@ -246,7 +238,7 @@ def _of_list(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     bare = [source.path for source in found if not source.controls]
     if with_controls and bare:
         raise DataError(
-            f"{dataset.source_jsonl}: {len(bare)} of {len(found)} lines lack control_path: {named_first(bare)}.",
+            f"{dataset.source_jsonl}: {len(bare)} of {len(found)} lines lack control_path: {first_few(bare)}.",
             "Give every line a control, or none of them.",
         )
     if not found and not problems:
@@ -273,6 +265,6 @@ def _same_stem(found: list[Source], dataset: Dataset) -> Iterable[DataError]:
         if count > 1:
             paths = [str(source.path) for source in found if source.stem == stem]
             yield DataError(
-                f"{dataset.table}: {' and '.join(paths[:_SHOWN])} would have the same cache file, named {stem}.",
+                f"{dataset.table}: {' and '.join(paths[:3])} would have the same cache file, named {stem}.",
                 "Rename one of them, or put them into different datasets.",
             )

@@ -8,7 +8,6 @@ preset "full" does; the other modules skip the layers that the family excludes.
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import re
 import warnings
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..contract.errors import OptionError
+from ..contract.wording import did_you_mean
 from .adapters import Adapter, LohaAdapter, LokrAdapter, LoraAdapter
 
 LYCORIS = "lycoris.kohya"
@@ -169,8 +169,7 @@ def parse_network_args(arguments: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise OptionError(f"--network_args {argument!r} is not of the form key=value.")
         if key not in _NETWORK_ARGS:
-            near = difflib.get_close_matches(key, _NETWORK_ARGS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(_NETWORK_ARGS)}."
+            hint = did_you_mean(key, _NETWORK_ARGS, f"Known: {', '.join(_NETWORK_ARGS)}.")
             raise OptionError(f"--network_args has no key {key!r}.", hint)
         convert, wanted = _NETWORK_ARGS[key]
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from ..contract.files import write_bytes
-from ..contract.missing import looked_for, nearest
+from ..contract.missing import looked_for, missing_file_hint
 from ..parts.weight_files import read_pickle
 from .names import UNREADABLE, LoraTarget, Place, split
 from .peft import find_weights, peft_settings
@@ -191,7 +191,7 @@ def read_tensors(path: Path, *, role: str) -> tuple[dict[str, Tensor], dict[str,
     """All tensors of a LoRA file under its own names, and its metadata. WeightsError: it cannot be read."""
     if not path.is_file():
         raise WeightsError(
-            f"{role} {path}: there is no such file.", nearest(path) or f"Correct the path.{looked_for(path)}"
+            f"{role} {path}: there is no such file.", missing_file_hint(path) or f"Correct the path.{looked_for(path)}"
         )
     if path.suffix != ".safetensors":
         return read_pickle(path, role=role), {}

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..contract.errors import OptionError, WeightsError
 from ..contract.events import Say, Warning_
+from ..contract.wording import first_few
 from .files import LoraFile, read_lora
 from .names import LoraTarget
 from .weights import decomposed
 
 Transform = Callable[[str, Tensor], Tensor]
-_SHOWN = 5
 
 
 def load_loras(
@@ -51,10 +51,8 @@ def report_unmatched(file: LoraFile, say: Say) -> None:
     """Say one warning that lists the keys of a LoRA for which the model has no module."""
     if not file.unmatched:
         return
-    shown = ", ".join(file.unmatched[:_SHOWN])
-    more = "" if len(file.unmatched) <= _SHOWN else f" and {len(file.unmatched) - _SHOWN} more"
     text = f"{file.path.name}: {len(file.unmatched)} tensors fit no module of this model and are left out: "
-    say(Warning_(message=text + shown + more))
+    say(Warning_(message=text + first_few(file.unmatched, count=5)))
 
 
 def refuse_other_size(file: LoraFile, target: LoraTarget) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..contract.errors import WeightsError
 from ..contract.files import write_bytes
+from ..contract.wording import first_few
 
 KEY = "latent"
 SUFFIX = "_latent.safetensors"
@@ -75,7 +76,7 @@ def _load_safetensors(path: Path, flag: str) -> tuple[Tensor, dict[str, str]]:
                 return file.get_tensor(KEY), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is no readable safetensors file: {error}.", hint=f"Change {flag}.") from error
-    held = ", ".join(sorted(names)[:3]) or "nothing"
+    held = first_few(sorted(names)) or "nothing"
     raise WeightsError(f"{path} holds no tensor named {KEY!r}, but {held}.", hint=f"Give {flag} a saved latent.")
 
 

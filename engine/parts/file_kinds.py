@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..contract.errors import WeightsError
+from ..contract.wording import first_few
 
 Shapes = Mapping[str, tuple[int, ...]]
 Fits = Callable[[Shapes], bool]
@@ -92,7 +93,5 @@ def check_role(kinds: Sequence[Kind], shapes: Shapes, *, wanted: str, flag: str,
     words = next(known.words for known in kinds if known.role == wanted)
     if kind is not None:
         raise WeightsError(f"{source} looks like {kind.words}, not {words}.", f"{kind.advice} {flag} takes {words}.")
-    shown = ", ".join(list(shapes)[:3]) or "nothing"
-    raise WeightsError(
-        f"{source} is not {words}: it holds {len(shapes)} tensors ({shown}, …).", f"Give another {flag}."
-    )
+    shown = first_few(shapes) or "nothing"
+    raise WeightsError(f"{source} is not {words}: it holds {len(shapes)} tensors ({shown}).", f"Give another {flag}.")

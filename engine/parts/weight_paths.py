@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from ..contract.errors import WeightsError
-from ..contract.missing import nearest
+from ..contract.missing import missing_file_hint
+from ..contract.wording import first_few
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _PIPELINE_FOLDERS = {
@@ -93,26 +94,27 @@ def _all_present(paths: list[Path], *, whole: str, role: str) -> list[Path]:
     absent = [path.name for path in paths if not path.exists()]
     if absent:
         raise WeightsError(
-            f"{role}: {whole} needs {len(paths)} parts, of which {len(absent)} are missing: {', '.join(absent[:4])}.",
+            f"{role}: {whole} needs {len(paths)} parts, of which {len(absent)} are missing: {first_few(absent)}.",
             f"Put all parts in {paths[0].parent}.",
         )
     return paths
 
 
 def _several(folder: Path, paths: list[Path], *, role: str) -> WeightsError:
-    names = ", ".join(path.name for path in paths[:6])
+    names = first_few(paths, count=6)
     return WeightsError(
-        f"{role}: the folder {folder} has several weight files: {names}{', …' if len(paths) > 6 else ''}.",
+        f"{role}: the folder {folder} has several weight files: {names}.",
         "Give one of them instead of the folder.",
     )
 
 
 def _missing(path: Path, *, role: str) -> WeightsError:
-    near = nearest(path)
+    near = missing_file_hint(path)
     if near:
         return WeightsError(f"{role}: no such file: {path}", near)
     names = sorted(child.name for child in path.parent.iterdir())
-    others = [name for name in names if name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))][:5]
+    others = [name for name in names if name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))]
     where = path.parent.resolve()  # a name without a folder is relative to the current folder
-    known = f"The weight files in {where}: {', '.join(others)}." if others else f"There is no weight file in {where}."
+    shown = first_few(others, count=5)
+    known = f"The weight files in {where}: {shown}." if others else f"There is no weight file in {where}."
     return WeightsError(f"{role}: no such file: {path}", known)

@@ -23,6 +23,7 @@ from torch import nn
 
 from ..contract.errors import WeightsError
 from ..contract.files import whole_file
+from ..contract.wording import first_few
 from ..ops.fp8 import dequantize
 from .reading import in_order, read_bytes
 from .reading_told import begun
@@ -343,16 +344,12 @@ def _match(slots: dict[str, Slot], file: WeightFile, rename: Callable[[str], str
     missing = [name for name in slots if name not in sources]
     problems = (("missing", missing), ("not expected", unexpected), ("of another shape", misshapen))
     if any(names for _, names in problems):
-        listed = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in problems if names)
+        listed = "; ".join(f"{len(names)} {what} ({first_few(names)})" for what, names in problems if names)
         raise WeightsError(
             f"{file.role}: {file.path.name} does not hold the tensors of this model: {listed}.",
             f"Is this the right file for {file.role}, and are all its parts there?",
         )
     return sources
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def _own(slot: Slot) -> torch.Tensor:

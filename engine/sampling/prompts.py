@@ -12,18 +12,18 @@ Knows no defaults: what a line leaves out is None. Given up: a value that itself
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..contract import toml
 from ..contract.errors import OptionError
-from ..contract.missing import looked_for, nearest
+from ..contract.missing import looked_for, missing_file_hint
+from ..contract.wording import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _text(path: Path, flag: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        hint = nearest(path) or f"Change {flag}.{looked_for(path)}"
+        hint = missing_file_hint(path) or f"Change {flag}.{looked_for(path)}"
         raise OptionError(f"There is no prompt file {path}.", hint=hint) from None
     except UnicodeDecodeError as error:
         raise OptionError(f"{path} is not UTF-8 text (byte {error.start}).", hint="Save it as UTF-8.") from None
@@ -215,7 +215,8 @@ def _from_table(table: Mapping[str, Any], where: str) -> PromptLine:
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in KINDS:
-            raise OptionError(f"{where}: there is no key {name!r}.", hint=_nearest(name, KINDS))
+            hint = did_you_mean(name, KINDS, f"Known: {', '.join(KINDS)}.")
+            raise OptionError(f"{where}: there is no key {name!r}.", hint=hint)
         if KINDS[name].many:
             several = value if isinstance(value, list) else [value]
             values[name] = tuple(_check(one, KINDS[name], name, where) for one in several)
@@ -268,12 +269,6 @@ def _check(value: Any, kind: Kind, said: str, where: str) -> Any:
 
 def _said(name: str, letters: Letters) -> str:
     return " or ".join(f"--{letter}" for letter, known in letters.items() if known == name)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
 
 
 assert {field.name for field in dataclasses.fields(PromptLine)} == {*KINDS, "where"}

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..contract.commands import find_family
 from ..contract.errors import OptionError, WeightsError
+from ..contract.wording import first_few
 from ..families import names, part
 from ..lora.files import read_tensors
 from ..lora.names import LoraTarget, split
@@ -45,9 +46,9 @@ def family_of_checkpoint(dit: str) -> str:
     for family in names():
         if part(family, "detect").role_of(file.shapes) == "dit":
             return family
-    shown = ", ".join(list(file.shapes)[:3])
     raise WeightsError(
-        f"--dit {file.path.name} is no DiT of {', '.join(names())} (it holds {shown}, …).", "Give another --dit."
+        f"--dit {file.path.name} is no DiT of {', '.join(names())} (it holds {first_few(file.shapes)}).",
+        "Give another --dit.",
     )
 
 

@@ -1,8 +1,8 @@
 """Whether a training starts or resumes, and from where; what it may overwrite, and which options may have changed.
 
-Beside the LoRA is `<output_name>-training.json`, the record: which training the files of that name belong to, with what
-options, and whether it is finished. States carry the id of their training, so `--fresh` need not delete anything: what
-an earlier training left behind is never resumed from, however far it got.
+Beside the LoRA is the record of its training: which training the files of that name belong to, with what options, and
+whether it is finished. States carry the id of their training, so `--fresh` need not delete anything: what an earlier
+training left behind is never resumed from, however far it got.
 
     stopped, killed or failed, same options      resume from the newest complete state
     finished, same options                       nothing to do, and say so; with more steps, resume from its last state
@@ -65,7 +65,7 @@ _FIXED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The content of `<output_name>-training.json`.
+    """What the record of a training says.
 
     `training`: its id; `options`: those that identify it (`binding_options`); `finished_steps`: its steps once it is
     finished; `origin`: the state of another training that it started from; `started`: YYYYmmddHHMMSS.
@@ -177,7 +177,7 @@ def _check_names(job: Job) -> None:
     """Refuse a name that gives another training's LoRA as an expert's, as the average, or as the best."""
     saving, folder = job[Saving], Path(job[Saving].output_dir)
     for name in saved_names.taken(saving.output_name, _endings(job), best=job[Validation].save_best_validation)[1:]:
-        if (folder / f"{name}-training.json").exists():
+        if (folder / saved_names.record(name)).exists():
             raise OptionError(
                 f"--output_name {saving.output_name} would write over {saved_names.lora(name)} in {folder}, which "
                 "belongs to another training.",
@@ -303,7 +303,7 @@ def _is_fixed(name: str) -> bool:
 
 
 def record_path(job: Job) -> Path:
-    return Path(job[Saving].output_dir) / f"{job[Saving].output_name}-training.json"
+    return Path(job[Saving].output_dir) / saved_names.record(job[Saving].output_name)
 
 
 def read_record(job: Job) -> Record | None:

@@ -7,7 +7,6 @@ command line is the person's own shell; nothing here may be fed from a shared wo
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
+from ..contract.wording import did_you_mean
 
 
 def parse_arguments(flag: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def find_class(flag: str, name: str, *, home: str, given: str = "", others: Iter
         return classes[same[0]]
     own = [] if module_name else list(others)
     elsewhere = f"There are {', '.join(own)}, and all of {home}." if own else f"Look in {module_name or home}."
-    hint = nearest(class_name, [*classes, *own], elsewhere)
+    hint = did_you_mean(class_name, [*classes, *own], elsewhere)
     raise OptionError(f"{flag} {given or name} is unknown.", hint)
 
 
@@ -74,14 +74,7 @@ def check_names(flag: str, values: Iterable[str], wanted: Callable[..., Any], *,
     for name in values:
         if name in own:
             raise OptionError(f"{flag}: {name} is set by its own option.")
-        near = nearest(name, known)
+        near = did_you_mean(name, known)
         if name not in known and (near or not open_ended):  # what takes any name still did not mean a misspelt one
             hint = near or f"It takes {', '.join(known)}."
             raise OptionError(f"{flag}: {getattr(wanted, '__name__', wanted)} has no argument {name!r}.", hint)
-
-
-def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A hint that names what was probably meant."""
-    by_lower = {entry.lower(): entry for entry in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"Did you mean {by_lower[near[0]]}?" if near else otherwise

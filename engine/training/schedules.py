@@ -16,7 +16,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ..contract.errors import OptionError
-from .arguments import check_names, find_class, nearest, parse_arguments
+from ..contract.wording import did_you_mean
+from .arguments import check_names, find_class, parse_arguments
 
 Factor = Callable[[int], float]
 
@@ -148,9 +149,8 @@ def factor(schedule: Schedule, *, total_steps: int, learning_rate: float = 1.0) 
     """The factor on the learning rate as a function of the step; `learning_rate` matters where an end rate is given."""
     name = schedule.name
     if name not in _EXTRAS:
-        raise OptionError(
-            f"--lr_scheduler {name} is unknown.", nearest(name, SCHEDULES, f"Choose one of {', '.join(SCHEDULES)}.")
-        )
+        hint = did_you_mean(name, SCHEDULES, f"Choose one of {', '.join(SCHEDULES)}.")
+        raise OptionError(f"--lr_scheduler {name} is unknown.", hint)
     extras = parse_arguments("--lr_scheduler_args", schedule.arguments)
     for key in extras:
         if key not in _EXTRAS[name]:

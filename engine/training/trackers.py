@@ -21,7 +21,8 @@ from ..contract.errors import OptionError, as_failed
 from ..contract.events import Say, Warning_
 from ..contract.files import in_the_way
 from ..contract.packages import how_to_install
-from .arguments import check_names, nearest
+from ..contract.wording import did_you_mean
+from .arguments import check_names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -192,7 +193,7 @@ def _tracker_tables(path: str | Path | None) -> dict[str, dict[str, Any]]:
     tables = toml.load(path)
     for name, table in tables.items():
         if name not in KINDS:
-            hint = nearest(name, KINDS, f"Put the settings under {' or '.join(f'[{kind}]' for kind in KINDS)}.")
+            hint = did_you_mean(name, KINDS, f"Put the settings under {' or '.join(f'[{kind}]' for kind in KINDS)}.")
             raise OptionError(f"{_CONFIG} {path}: there is no tracker {name}.", hint)
         if not isinstance(table, dict):
             raise OptionError(f"{_CONFIG} {path}: {name} is not a table.", f"Write [{name}] and the settings below it.")

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from engine.contract.missing import looked_for, nearest
+from engine.contract.missing import looked_for, missing_file_hint
 
 
 def test_the_nearest_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "3_train.toml").touch()
     (tmp_path / "clips").mkdir()
-    assert nearest(tmp_path / "3_trian.toml") == "Did you mean 3_train.toml?"
-    assert nearest(tmp_path / "other.json") == ""
+    assert missing_file_hint(tmp_path / "3_trian.toml") == "Did you mean 3_train.toml?"
+    assert missing_file_hint(tmp_path / "other.json") == ""
     monkeypatch.chdir(tmp_path)
-    assert nearest(Path("3_trian.toml")) == "Did you mean 3_train.toml?"
+    assert missing_file_hint(Path("3_trian.toml")) == "Did you mean 3_train.toml?"
 
 
 def test_a_folder_that_is_missing_is_told_by_the_last_one_that_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert nearest(tmp_path / "a" / "b" / "c.toml") == f"Its folder does not exist; {tmp_path} does."
+    assert missing_file_hint(tmp_path / "a" / "b" / "c.toml") == f"Its folder does not exist; {tmp_path} does."
     monkeypatch.chdir(tmp_path)
-    assert nearest(Path("a/c.toml")) == f"Its folder does not exist; {tmp_path} does."  # not "."
+    assert missing_file_hint(Path("a/c.toml")) == f"Its folder does not exist; {tmp_path} does."  # not "."
 
 
 def test_a_folder_that_may_not_be_read_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_a_folder_that_may_not_be_read_is_no_crash(tmp_path: Path, monkeypatch: 
         raise PermissionError
 
     monkeypatch.setattr("os.listdir", denied)
-    assert nearest(tmp_path / "a.toml") == ""
+    assert missing_file_hint(tmp_path / "a.toml") == ""
 
 
 def test_only_of_a_relative_path_is_said_where_it_was_looked_for(tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ def test_they_are_musubi_tuner_s() -> None:
     assert saved_names.state("cat", after_epoch(12)) == "cat-000012-state"
 
 
+def test_the_record_keeps_its_name() -> None:
+    """Trainings that were started earlier are found by it."""
+    assert saved_names.record("cat") == "cat-training.json"
+
+
 @pytest.mark.parametrize("name", ["cat", "a.b (c)", "cat-step00000001", "cat-best"])
 def test_what_is_saved_is_found_again(name: str) -> None:
     for moment in MOMENTS:

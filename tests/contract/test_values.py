@@ -6,7 +6,7 @@ import pytest
 
 from engine.contract.errors import OptionError
 from engine.contract.schema import Option
-from engine.contract.values import Place, checked, choice_list, closest, from_words, limits, pairs, span
+from engine.contract.values import Place, checked, from_words, limits, pairs, span
 
 STEPS = Option("lr_warmup_steps", "number", 0, "Warm up.", low=0)
 PLACE = Place("lr_warmup_steps")
@@ -63,9 +63,6 @@ def test_words_of_a_flag_are_counted() -> None:
     assert from_words(flag, [], Place("dry")) is True and from_words(flag, ["false"], Place("dry")) is False
 
 
-def test_neighbours_lists_and_limits_as_a_person_reads_them() -> None:
-    assert closest("netwrok_dim", ["network_dim", "network_alpha"]) == "network_dim"
-    assert closest("qqq", ["network_dim"]) == ""
-    assert (choice_list([]), choice_list(["a"]), choice_list(["a", "b", "c"])) == ("", "a", "a, b or c")
+def test_limits_as_a_person_reads_them() -> None:
     seed = Option("seed", "int", None, "Seed.", low=0, high=2**64 - 1)
     assert limits(seed) == "from 0 to 18446744073709551615" and span(seed) == ""

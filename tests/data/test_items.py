@@ -86,7 +86,7 @@ def test_media_without_caption_are_named_where_the_reference_drops_them(tmp_path
     touch(tmp_path, "ok.png")
     touch(tmp_path, *(f"bare{n}.png" for n in range(5)), caption=None)
     message = refusal(of_folder(tmp_path, "image"))
-    assert "5 of 6 images have no caption: bare0.png, bare1.png, bare2.png and 2 more" in message
+    assert "5 of 6 images have no caption: bare0.png, bare1.png, bare2.png, … (expected" in message
     assert "expected bare0.txt beside bare0.png" in message
 
 

@@ -81,7 +81,7 @@ def equal_captions(tmp_path, captions: dict[str, str], *, folders: int = 1) -> l
 def test_items_with_the_same_caption_are_named(tmp_path):
     captions = {"a": "one", "b": "One", "c": "one\n", "d": "two", "e": "two", "f": "one", "g": "one"}
     assert equal_captions(tmp_path, captions) == [
-        "4 items have the same caption: a.png, c.png, f.png and 1 more.",
+        "4 items have the same caption: a.png, c.png, f.png, ….",
         "2 items have the same caption: d.png, e.png.",
     ]
 

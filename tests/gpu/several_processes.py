@@ -34,7 +34,7 @@ SHARE_OFF = 0.01  # losses in bf16, whose attention is not the same bit for bit 
 GAIN = 1.95  # clips a second of two processes against one; 0.975 of as many times for more
 ENDS_WITHIN_S = 60
 CASE = "TEST_CASE"  # how a case reaches its processes
-START = "import sys; sys.path[0] = sys.argv[1]; from tests.gpu.several_processes import further; sys.exit(further())"
+FURTHER = "--further"
 
 
 # ---------------------------------------------------------------------------------------------- one of the processes
@@ -166,10 +166,12 @@ def first(case: dict[str, Any]) -> int:
 
     from engine import processes
     from engine.contract import cli
+    from engine.contract.children import module_command
     from engine.contract.errors import as_failed
     from engine.talk import JobFolder
 
-    processes.START = START
+    further_one = module_command("tests.gpu.several_processes", FURTHER)
+    processes.module_command = lambda *words: further_one
     folder = Path(case["folder"])
     words = ["train", "wan", "--dit", "none", "--dataset_config", "none", "--num_processes", str(case["count"])]
     job = cli.parse(words)
@@ -226,6 +228,8 @@ def row(options: argparse.Namespace, mode: str, found: dict[str, Any], baseline_
 def main(argv: list[str]) -> int:
     if argv[:1] == ["--first"]:
         return first(json.loads(argv[1]))
+    if argv == [FURTHER]:
+        return further()
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.several_processes")
     parser.add_argument("out", type=Path)
     parser.add_argument("--processes", type=int, default=2)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import OptionError
 from ..schema import Section, opt
-from ..values import closest
+from ..wording import did_you_mean
 from .accepted import ACCEPTED
 
 SEED_HIGH = 2**64 - 1
@@ -132,10 +132,9 @@ class Schedule(Section, title="Learning rate schedule"):
     def __post_init__(self) -> None:
         name = self.lr_scheduler.partition(":")[0]
         if not self.lr_scheduler_type and name not in LR_SCHEDULERS:
-            near = closest(name, LR_SCHEDULERS)
             raise OptionError(
                 f"--lr_scheduler {self.lr_scheduler} is unknown; known are {', '.join(LR_SCHEDULERS)}.",
-                hint=f"Did you mean {near}?" if near else "A class of your own goes to --lr_scheduler_type.",
+                hint=did_you_mean(name, LR_SCHEDULERS, "A class of your own goes to --lr_scheduler_type."),
                 names=("lr_scheduler",),
             )
         if self.lr_warmup_steps and not self.lr_scheduler_type and name in ("constant", "adafactor"):

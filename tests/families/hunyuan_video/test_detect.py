@@ -122,7 +122,7 @@ def test_other_files_are_recognised(role):
 
 def test_an_unknown_file_shows_what_it_holds():
     assert role_of({"a": (1,), "b": (2,)}) is None
-    with pytest.raises(WeightsError, match=r"--vae y is not a HunyuanVideo VAE: it holds 2 tensors \(a, b, …\)"):
+    with pytest.raises(WeightsError, match=r"--vae y is not a HunyuanVideo VAE: it holds 2 tensors \(a, b\)"):
         check_role({"a": (1,), "b": (2,)}, wanted="vae", flag="--vae", source="--vae y")
 
 

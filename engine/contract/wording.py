@@ -1,0 +1,35 @@
+"""Names inside a message: listed as choices, cut short, or the one that was probably meant.
+
+The same words in every message, and no word where a sign does: a page shows messages in other languages, but what is
+put into them as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+def choice_list(choices: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1]))) if choices else ""
+
+
+def first_few(named: Iterable[str | Path], *, count: int = 3) -> str:
+    """`a, b, c`, and `a, b, c, …` for more than `count` names or files; a message that needs their number says it."""
+    names = [one.name if isinstance(one, Path) else one for one in named]
+    return ", ".join([*names[:count], *(["…"] if len(names) > count else [])])
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """The most similar name, "" when none is similar. Capitals do not matter."""
+    names = list(names)
+    found = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1, cutoff=0.6)
+    return next((known for known in names if found and known.lower() == found[0]), "")
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """The hint for a name that is unknown: the most similar one, or `otherwise` when none is similar."""
+    near = closest(name, names)
+    return f"Did you mean {near}?" if near else otherwise
