@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import DataError
-from ..contract.events import Control, Say
+from ..contract.events import Control, Say, Warning_
 from ..contract.files import clean_leftovers
+from ..parts.tokenizers import TokenCount
 from . import cache, fingerprints
 from .company import Company, Message
 from .config import DatasetConfig
 from .fingerprints import Fingerprint
-from .items import Source
+from .items import Source, named_first
 from .report import CacheReport, Errand, Ledger, announce, check_count, one_at_a_time, reason_of, usable
 from .stages import Run, Writer
 from .survey import Recipe, Rules, all_sources, tidy_texts
 
 Sample = Mapping[str, Tensor]
 EncodeTexts = Callable[[list[str]], Sequence[Sample]]
+CountTokens = Callable[[list[str]], Sequence[TokenCount]]
 
 
 def cache_text(
@@ -33,6 +35,7 @@ def cache_text(
     rules: Rules,
     *,
     encode: EncodeTexts,
+    count: CountTokens,
     say: Say,
     control: Control,
     batch_size: int = 16,
@@ -40,8 +43,8 @@ def cache_text(
 ) -> CacheReport:
     """Cache the encoded caption of every source. Equal captions are encoded once; batches span all datasets.
 
-    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"). Errors are those of
-    cache_latents.
+    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"), `count(captions)` how many
+    of its tokens they are made of. Errors are those of cache_latents.
     """
     company = company or Company()
     run = Run(lambda: control.stop_requested)
@@ -63,12 +66,36 @@ def cache_text(
         if wanted:
             ledger.start(len(wanted), unit="captions", label="caching text")
         batches = texts.batches(wanted, size=batch_size)
-        texts.encode(company.share_out(batches, describe=lambda batch: list(map(str, batch))))
+        work = company.share_out(batches, describe=lambda batch: list(map(str, batch)))
+        if wanted and not run.over:
+            _warn_of_cut_captions(list(owners.values()), count, ledger.say)
+        texts.encode(work)
     ledger.conclude(len(wanted), unit="captions", stop_requested=control.stop_requested)
     purged = tidy_texts(config.datasets, set(owners), recipe.architecture, keep=rules.keep_cache)
     skipped = len(owners) - len(wanted)
     report = CacheReport(done=ledger.done, skipped=skipped, failed=tuple(ledger.failed), purged=purged)
     return usable(report, config)
+
+
+def _warn_of_cut_captions(found: Sequence[Source], count: CountTokens, say: Say) -> None:
+    """Tell of each dataset which captions the text encoder does not read to their end."""
+    captions = list(dict.fromkeys(source.caption for source in found))
+    counts = dict(zip(captions, count(captions), strict=True))
+    cut: dict[str, list[Source]] = {}
+    for source in found:
+        if counts[source.caption].read < counts[source.caption].tokens:
+            cut.setdefault(source.dataset.table, []).append(source)
+    for table, sources in cut.items():
+        many = "1 caption is" if len(sources) == 1 else f"{len(sources)} captions are"
+        tokens, read = counts[sources[0].caption]
+        say(
+            Warning_(
+                message=f"{table}: {many} longer than the text encoder reads: "
+                f"{named_first(source.path for source in sources)}. "
+                f"The first has {tokens} tokens, of which only {read} are read. "
+                "Shorten such captions, or put the important words first."
+            )
+        )
 
 
 def _fingerprint(caption: str, recipe: Recipe) -> Fingerprint:
