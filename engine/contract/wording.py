@@ -1,4 +1,4 @@
-"""Names inside a message: listed as choices, cut short, or the one that was probably meant.
+"""Names and texts inside a message: listed as choices, cut short, or the name that was probably meant.
 
 The same words in every message, and no word where a sign does: a page shows messages in other languages, but what is
 put into them as it is.
@@ -33,3 +33,16 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
     """The hint for a name that is unknown: the most similar one, or `otherwise` when none is similar."""
     near = closest(name, names)
     return f"Did you mean {near}?" if near else otherwise
+
+
+def beginning(text: str, *, most: int) -> str:
+    """The text on one line, cut to `most` characters with "…": between words, if they are as short as most are.
+
+    Unlike textwrap's, it leaves something of a text without spaces, such as a Japanese one.
+    """
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    cut = text[: most - 1]
+    space = text.rfind(" ", 0, most)
+    return cut[: space if space > most // 2 else None].rstrip() + "…"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from pathlib import Path
 
 from ..contract.events import Say, Warning_
 from ..contract.wording import first_few
 from ..media import suffixes
+from ..parts.tokenizers import TokenCount
 from .clips import Window
 from .config import Dataset, DatasetConfig
 from .items import Source, list_folder
 
+CountTokens = Callable[[list[str]], Sequence[TokenCount]]
 MOST = 3
 TOO_FAST = 1.4
 """A video whose rate is this many times the model's shows slow motion, if every frame of it is taken."""
@@ -73,6 +75,27 @@ def on_equal_captions(found: Sequence[Source], say: Say) -> None:
     if len(several) > MOST:
         more = len(several) - MOST
         say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))
+
+
+def on_cut_captions(found: Sequence[Source], count: CountTokens, say: Say) -> None:
+    """Tell of each dataset which captions the text encoder does not read to their end."""
+    captions = list(dict.fromkeys(source.caption for source in found))
+    counts = dict(zip(captions, count(captions), strict=True))
+    cut: dict[str, list[Source]] = {}
+    for source in found:
+        if counts[source.caption].read < counts[source.caption].tokens:
+            cut.setdefault(source.dataset.table, []).append(source)
+    for table, sources in cut.items():
+        many = "1 caption is" if len(sources) == 1 else f"{len(sources)} captions are"
+        tokens, read = counts[sources[0].caption]
+        say(
+            Warning_(
+                message=f"{table}: {many} longer than the text encoder reads: "
+                f"{first_few(source.path for source in sources)}. "
+                f"The first has {tokens} tokens, of which only {read} are read. "
+                "Shorten such captions, or put the important words first."
+            )
+        )
 
 
 def on_lengths(windows: Sequence[Window], say: Say) -> None:

@@ -1,7 +1,7 @@
 """Looking at a dataset before anything is cached: every problem at once, the table of buckets, a contact sheet.
 
 `inspect` probes all files and decodes of each video only its last needed frame (of an image all); damage in the middle
-of a video shows when it is cached. Knows no family: the target rate is handed in.
+of a video shows when it is cached. Knows no family: the target rate is handed in, and what clips are cut into.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +25,26 @@ from .clips import Timeline, Window, plan
 from .config import DatasetConfig
 from .items import Source, survey
 
+Cut = Callable[[Window], tuple[int, int]]
+"""What a clip is cut into for training: (pixel frames of a sample, how many samples). DataError if it gives none."""
 _THREADS = min(8, os.cpu_count() or 1)
-_HEADINGS = ("dataset", "bucket", "frames", "clips", "repeats", "batch size", "batches an epoch")
+_HEADINGS = ("dataset", "bucket", "frames", "samples", "repeats", "batch size", "batches an epoch")
+
+
+def whole(window: Window) -> tuple[int, int]:
+    """The clip as it is: what most families train on."""
+    return window.count, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketRow:
-    """One bucket of one dataset. Sizes in pixels."""
+    """One bucket of one dataset: samples of a size, from which batches are formed. Sizes in pixels."""
 
     dataset: int  # from 1, as in messages
     width: int
     height: int
     frames: int
-    clips: int  # windows, each once
+    samples: int  # clips, or what they are cut into; each once
     repeats: int
     batch_size: int
     batches: int  # in an epoch, the last partial one included
@@ -51,8 +58,13 @@ class Inspection:
     problems: tuple[DataError, ...]
 
 
-def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, control: Control | None = None) -> Inspection:
-    """Find and probe every item of every dataset; a problem is collected, not raised. Raises Stopped when asked to."""
+def inspect(
+    config: DatasetConfig, *, target_fps: float | None, say: Say, control: Control | None = None, cut: Cut = whole
+) -> Inspection:
+    """Find and probe every item of every dataset; a problem is collected, not raised. Raises Stopped when asked to.
+
+    Windows of which `cut` makes nothing are problems too, one for each length in a file.
+    """
     problems: list[DataError] = []
     items: list[Source] = []
     say(Stage(name="Looking for files and captions"))
@@ -69,18 +81,17 @@ def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, contro
     windows: list[Window] = []
     warned = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        jobs = [pool.submit(_probe, item, target_fps) for item in items]
+        jobs = [pool.submit(_probe, item, target_fps, cut) for item in items]
         for job in jobs:
             if control is not None and control.stop_requested:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise Stopped("Stopped; nothing was written.")
-            planned, fault, said = job.result()
+            planned, faults, said = job.result()
             warned += len(said)
             for event in said if warned <= advice.MOST else ():
                 say(event)
             windows.extend(planned)
-            if fault is not None:
-                problems.append(fault)
+            problems.extend(faults)
             meter.advance()
     meter.close()
     if warned > advice.MOST:
@@ -90,8 +101,8 @@ def inspect(config: DatasetConfig, *, target_fps: float | None, say: Say, contro
     return Inspection(windows=tuple(windows), problems=tuple(problems))
 
 
-def _probe(item: Source, target_fps: float | None) -> tuple[list[Window], DataError | None, list[Event]]:
-    """The windows of an item, or what is wrong with it; and what there was to say."""
+def _probe(item: Source, target_fps: float | None, cut: Cut) -> tuple[list[Window], list[DataError], list[Event]]:
+    """The windows of an item that can be trained on; what is wrong with it or with others; what there was to say."""
     said: list[Event] = []
     try:
         planned = plan(item, target_fps=target_fps, say=said.append)
@@ -99,16 +110,33 @@ def _probe(item: Source, target_fps: float | None) -> tuple[list[Window], DataEr
         for _ in planned[0].timeline.pictures([last]):  # can it be decoded up to there?
             pass
     except DataError as error:
-        return [], error, said
-    return planned, None, said
+        return [], [error], said
+    usable: list[Window] = []
+    faults: dict[int, DataError] = {}
+    for window in planned:
+        try:
+            cut(window)
+        except DataError as error:
+            what = f"{item.path}, {window.count} frames from frame {window.start}: {error.message}"
+            faults.setdefault(window.count, DataError(what, error.hint))
+        else:
+            usable.append(window)
+    return usable, list(faults.values()), said
 
 
-def bucket_table(windows: Sequence[Window]) -> list[BucketRow]:
-    """How the windows fall into buckets, by dataset and size; batches are formed within one bucket of one dataset."""
-    counts = Counter((window.source.dataset.index, *window.bucket, window.count) for window in windows)
+def bucket_table(windows: Sequence[Window], *, cut: Cut = whole) -> list[BucketRow]:
+    """How the windows, or what they are cut into, fall into buckets, by dataset and size.
+
+    Batches are formed within one bucket of one dataset.
+    """
+    counts: Counter[tuple[int, int, int, int]] = Counter()
+    for window in windows:
+        width, height = window.bucket
+        frames, samples = cut(window)
+        counts[window.source.dataset.index, width, height, frames] += samples
     datasets = {window.source.dataset.index: window.source.dataset for window in windows}
     rows = []
-    for (index, width, height, frames), clips in sorted(counts.items()):
+    for (index, width, height, frames), samples in sorted(counts.items()):
         dataset = datasets[index]
         rows.append(
             BucketRow(
@@ -116,10 +144,10 @@ def bucket_table(windows: Sequence[Window]) -> list[BucketRow]:
                 width=width,
                 height=height,
                 frames=frames,
-                clips=clips,
+                samples=samples,
                 repeats=dataset.num_repeats,
                 batch_size=dataset.batch_size,
-                batches=math.ceil(clips * dataset.num_repeats / dataset.batch_size),
+                batches=math.ceil(samples * dataset.num_repeats / dataset.batch_size),
             )
         )
     return rows
@@ -128,10 +156,10 @@ def bucket_table(windows: Sequence[Window]) -> list[BucketRow]:
 def render_table(rows: Sequence[BucketRow]) -> str:
     """The table as text, columns aligned, with a line of totals."""
     cells = [
-        (row.dataset, f"{row.width}x{row.height}", row.frames, row.clips, row.repeats, row.batch_size, row.batches)
+        (row.dataset, f"{row.width}x{row.height}", row.frames, row.samples, row.repeats, row.batch_size, row.batches)
         for row in rows
     ]
-    cells.append(("all", "", "", sum(row.clips for row in rows), "", "", sum(row.batches for row in rows)))
+    cells.append(("all", "", "", sum(row.samples for row in rows), "", "", sum(row.batches for row in rows)))
     texts = [_HEADINGS, *(tuple(map(str, line)) for line in cells)]
     widths = [max(len(line[column]) for line in texts) for column in range(len(_HEADINGS))]
     return "\n".join(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..contract.errors import DataError
 from ..contract.events import Control, Say
 from ..contract.files import clean_leftovers
-from . import cache, fingerprints
+from . import advice, cache, fingerprints
 from .company import Company, Message
 from .config import DatasetConfig
 from .fingerprints import Fingerprint
@@ -33,6 +33,7 @@ def cache_text(
     rules: Rules,
     *,
     encode: EncodeTexts,
+    count: advice.CountTokens,
     say: Say,
     control: Control,
     batch_size: int = 16,
@@ -40,8 +41,8 @@ def cache_text(
 ) -> CacheReport:
     """Cache the encoded caption of every source. Equal captions are encoded once; batches span all datasets.
 
-    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"). Errors are those of
-    cache_latents.
+    `encode(captions)` returns for each caption its tensors under plain names ("varlen_t5"), `count(captions)` how many
+    of its tokens they are made of. Errors are those of cache_latents.
     """
     company = company or Company()
     run = Run(lambda: control.stop_requested)
@@ -63,7 +64,10 @@ def cache_text(
         if wanted:
             ledger.start(len(wanted), unit="captions", label="caching text")
         batches = texts.batches(wanted, size=batch_size)
-        texts.encode(company.share_out(batches, describe=lambda batch: list(map(str, batch))))
+        work = company.share_out(batches, describe=lambda batch: list(map(str, batch)))
+        if wanted and not run.over:
+            advice.on_cut_captions(list(owners.values()), count, ledger.say)
+        texts.encode(work)
     ledger.conclude(len(wanted), unit="captions", stop_requested=control.stop_requested)
     purged = tidy_texts(config.datasets, set(owners), recipe.architecture, keep=rules.keep_cache)
     skipped = len(owners) - len(wanted)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..contract.job import Job
     from ..parts.arrangement import Rows
     from ..parts.latent_colours import LatentColours
+    from ..parts.tokenizers import TokenCount
     from ..parts.workload import VaeWork, Work
 
 
@@ -156,6 +157,12 @@ class Text(Protocol):
         """For each caption the tensors of its cache file, under musubi-tuner's names without the dtype suffix.
 
         No batch dimension. The length of a tensor whose name begins with `varlen_` differs between captions.
+        """
+
+    def token_counts(self, encoder: Any, captions: list[str]) -> list[TokenCount]:
+        """For each caption how many tokens it has, and how many of them `encode` reads.
+
+        Of several encoders, that whose states the DiT gets token by token.
         """
 
 

@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from ..contract.errors import WeightsError
 from .fp8_linear import store_linears_in_fp8
 from .fp8_loading import load_into_fp8
-from .tokenizers import LLAMA3, HubFolder, Places, Tokenizer, find_tokenizer
+from .hunyuan_options import TEXT_TOKENS
+from .tokenizers import LLAMA3, HubFolder, Places, TokenCount, Tokenizer, find_tokenizer
 from .weights import WeightFile, load_into, metadata_number
-
-MAX_TOKENS = 256
-"""Of a caption, the template's closing token included; the rest is cut off."""
 
 VIDEO_SYSTEM_PROMPT = (  # PROMPT_TEMPLATE_ENCODE_VIDEO of Tencent/HunyuanVideo; the items follow without a blank
     "Describe the video by detailing the following aspects: 1. The main content and theme of the video."
@@ -213,7 +211,16 @@ def token_rows(
     """
     before, after = template(system_prompt)
     crop = len(tokenizer.ids(before))
-    return [tokenizer.ids(before + caption + after, limit=crop + MAX_TOKENS) for caption in captions], crop
+    return [tokenizer.ids(before + caption + after, limit=crop + TEXT_TOKENS) for caption in captions], crop
+
+
+def token_counts(tokenizer: Tokenizer, captions: list[str], *, system_prompt: str | None = None) -> list[TokenCount]:
+    """How many tokens each caption has, and how many are read. Of one that fills its 256 places, the template's closing
+    token is cut off."""
+    before, after = template(system_prompt)
+    around = len(tokenizer.ids(before)) + len(tokenizer.split(after))
+    tokens = [len(tokenizer.ids(before + caption + after)) - around for caption in captions]
+    return [TokenCount(count, read=min(count, TEXT_TOKENS)) for count in tokens]
 
 
 @torch.no_grad()

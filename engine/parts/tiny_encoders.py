@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..contract.files import write_text
-from . import llama_text
+from . import clip_text, llama_text
 from .tiny_weights import SENTENCES
 from .tokenizers import CLIP, LLAMA3
 from .weights import write_weights
@@ -127,7 +127,7 @@ def llama_tensors(seed: int, *, rows: int, width: int) -> dict[str, Tensor]:
     return tensors
 
 
-def clip_tensors(seed: int, *, rows: int, width: int, tokens: int = 77) -> dict[str, Tensor]:
+def clip_tensors(seed: int, *, rows: int, width: int, tokens: int = clip_text.MAX_TOKENS) -> dict[str, Tensor]:
     """CLIP's text model under transformers' names, float32."""
     random = _Random(seed)
     tensors = {

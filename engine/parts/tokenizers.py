@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..contract.errors import WeightsError
 
@@ -60,6 +60,13 @@ CLIP = Kind(
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+class TokenCount(NamedTuple):
+    """How long a caption is. Tokens that stand around every caption (start, end, a template) do not count."""
+
+    tokens: int
+    read: int  # by the encoder, from the beginning; the others are cut off
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Text to ids. `size` is the number of ids; `start_id` and `end_id` open and close every text; `pad_id` fills a
@@ -78,8 +85,17 @@ class Tokenizer:
         end = [] if self.end_id is None else [self.end_id]
         found = self.split(text)
         if limit is not None:
-            found = found[: max(0, limit - len(start) - len(end))]
+            found = found[: self._room(limit)]
         return start + found + end
+
+    def count(self, text: str, *, limit: int) -> TokenCount:
+        """How much of `text` is among its `ids` with this limit."""
+        tokens = len(self.split(text))
+        return TokenCount(tokens, read=min(tokens, self._room(limit)))
+
+    def _room(self, limit: int) -> int:
+        """How many of `limit` ids are left for the text."""
+        return max(0, limit - sum(token is not None for token in (self.start_id, self.end_id)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..data.config import load_config
 from ..data.survey import Recipe, Rules
 from ..data.text_pipeline import cache_text
 from ..families import part
+from ..parts.tokenizers import TokenCount
 from .encoders import Encoders, own_device
 from .needs import folder_of
 
@@ -29,10 +30,13 @@ def run(job: Job, say: Say, control: Control) -> str:
     options = part(job.family, "options")
     say(Stage(name="Reading the dataset", message=job[Data].dataset_config))
     config = load_config(job[Data].dataset_config, say=say)
-    encoders, encode_captions = Encoders(job, say, device=own_device(job)), part(job.family, "text").encode
+    encoders, text = Encoders(job, say, device=own_device(job)), part(job.family, "text")
 
     def encode(captions: list[str]) -> list[dict[str, Tensor]]:
-        return encode_captions(encoders.text, captions)
+        return text.encode(encoders.text, captions)
+
+    def count(captions: list[str]) -> list[TokenCount]:
+        return text.token_counts(encoders.text, captions)
 
     with meet() as company:
         report = cache_text(
@@ -45,6 +49,7 @@ def run(job: Job, say: Say, control: Control) -> str:
             ),
             rules_of(job[Caching]),
             encode=encode,
+            count=count,
             say=say,
             control=control,
             batch_size=job[Caching].batch_size or 16,

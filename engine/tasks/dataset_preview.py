@@ -29,4 +29,4 @@ def run(job: Job, say: Say, control: Control) -> str:
         say=say,
     )
     broken = len(inspection.problems) + faults
-    return summary(inspection) + (f"; {broken} problems, listed above" if broken else "")
+    return summary(job, inspection) + (f"; {broken} problems, listed above" if broken else "")

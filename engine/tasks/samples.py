@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from PIL import Image
@@ -26,6 +25,7 @@ from ..contract.events import Control, Log, Preview, Say, Stage, Warning_
 from ..contract.job import Job, make_job
 from ..contract.options import SAMPLE_DEFAULTS, Samples, Saving
 from ..contract.schema import listed
+from ..contract.wording import beginning
 from ..families import part
 from ..families.values import Request
 from ..media.images import encoded, read_image
@@ -116,7 +116,7 @@ class TrainingSamples:
         path = self._studio.write(self._studio.keep(request, latents_BCTHW, name=name, notes=notes))
         picture = shown(path)
         jpeg = base64.b64encode(encoded(picture, "JPEG", quality=85)).decode("ascii")
-        self._say(Preview(jpeg=jpeg, label=f"step {step}, {label}: {shorten(request.prompt, 100)}"))
+        self._say(Preview(jpeg=jpeg, label=f"step {step}, {label}: {beginning(request.prompt, most=100)}"))
         for tracker in trackers:
             tracker.log_sample(f"sample_{index}", path, picture, step)
 

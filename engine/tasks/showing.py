@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..contract.cli import write_result
 from ..contract.errors import DataError, OptionError
@@ -12,7 +13,7 @@ from ..contract.job import Job
 from ..contract.options import LatentCaching, Run
 from ..data.clips import Window
 from ..data.config import DatasetConfig
-from ..data.preview import draw_preview, inspect
+from ..data.preview import Cut, draw_preview, inspect
 from ..data.showing import draw_clips, write_clips
 from ..families import part
 from ..media.terminal import colour
@@ -27,7 +28,8 @@ def show(job: Job, config: DatasetConfig, say: Say, control: Control) -> str:
     if options.debug_mode == "console" and job[Run].events:
         raise OptionError("--debug_mode console draws in a terminal, but --events is given.", "Use image or video.")
     family = part(job.family, "options")
-    inspection = inspect(config, target_fps=family.NATIVE_FPS, say=say, control=control)
+    cut = cut_of(str(job.family), **family.latent_settings(job))
+    inspection = inspect(config, target_fps=family.NATIVE_FPS, say=say, control=control, cut=cut)
     for problem in inspection.problems:
         say(Log(message=f"{problem.message} {problem.hint}".rstrip(), level="error"))
     if not inspection.windows:
@@ -54,6 +56,18 @@ def show(job: Job, config: DatasetConfig, say: Say, control: Control) -> str:
         control=control,
     )
     return f"Nothing was cached: --debug_mode console drew {count} of {len(inspection.windows)} clips."
+
+
+def cut_of(family: str, **settings: Any) -> Cut:
+    """What a family cuts a clip into, from its `sample_count`. `settings`: those of its `options.latent_settings`."""
+    vae = part(family, "vae")
+
+    def cut(window: Window) -> tuple[int, int]:
+        section = window.source.dataset.fp_latent_window_size
+        count = vae.sample_count(window.count, window=section, **settings)
+        return (window.count, 1) if count is None or window.count == 1 else (section * vae.TIME_STRIDE, count)
+
+    return cut
 
 
 def draw_sheet(windows: Sequence[Window], path: Path, *, items: int, frames: int, title: str, say: Say) -> int:

@@ -26,12 +26,14 @@ from ..contract.options import (
     Output,
     Prompting,
 )
+from ..contract.wording import beginning
 from ..families import part
 from ..families.values import Request, StepCache
 from ..media.latents import load_latent, save_latent
 from ..ops.attention import check_backend
 from ..ops.device import free_memory
 from ..parts.step_caching import StepCacheSettings
+from ..parts.tokenizers import TokenCount
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
 from ..sampling.samplers import Step, sample, schedule_of
 from ..sampling.schedules import TRAIN_TIMESTEPS
@@ -133,11 +135,12 @@ class Studio:
         """Every text that the requests need once, in main memory."""
         texts = part(self.job.family, "sample").texts
         wanted = list(dict.fromkeys(text for request in requests for text in texts(request)))
-        encode, known = part(self.job.family, "text").encode, self._known_texts()
+        family, known = part(self.job.family, "text"), self._known_texts()
         missing = [text for text in wanted if text not in known]
         meter = Meter(self.say, total=len(missing), unit="prompts", label="encoding")
         for text in missing:
-            tensors = encode(self.encoders.text, [text])[0]
+            self._warn_if_cut(text, family.token_counts(self.encoders.text, [text])[0])
+            tensors = family.encode(self.encoders.text, [text])[0]
             known[text] = {name: tensor.cpu() for name, tensor in tensors.items()}
             meter.advance()
         meter.close()
@@ -145,6 +148,17 @@ class Studio:
         if self._kept is not None:
             self._kept.put("texts", self._texts_key, encoded, self.say)
         return encoded
+
+    def _warn_if_cut(self, text: str, count: TokenCount) -> None:
+        """Say so if the encoder does not read a prompt to its end."""
+        if count.read < count.tokens:
+            what = f'The prompt "{beginning(text, most=40)}"'
+            self.say(
+                Warning_(
+                    message=f"{what} has {count.tokens} tokens, of which the text encoder reads only {count.read}. "
+                    "Shorten it, or put the important words first."
+                )
+            )
 
     def _known_texts(self) -> Texts:
         """Those that the generation before this one has encoded with the same encoder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.contract.wording import choice_list, closest, did_you_mean, first_few
+from engine.contract.wording import beginning, choice_list, closest, did_you_mean, first_few
 
 
 def test_what_was_meant_and_what_there_is() -> None:
@@ -24,3 +24,12 @@ def test_a_long_list_is_cut_short() -> None:
     assert first_few(["a", "b", "c"]) == "a, b, c"
     assert first_few({"a": 1, "b": 2, "c": 3, "d": 4}) == "a, b, c, …"
     assert first_few((Path("clips", name) for name in ("1.mp4", "2.mp4")), count=1) == "1.mp4, …"
+
+
+def test_the_beginning_of_a_text_in_any_script() -> None:
+    assert beginning("a cat\n on  a board", most=20) == "a cat on a board"
+    assert beginning("a cat on a skateboard", most=14) == "a cat on a…"
+    assert beginning("a cat on a", most=10) == "a cat on a"
+    assert beginning("a cat on a board", most=9) == "a cat on…"
+    assert beginning("スケートボードに乗った猫が走る", most=8) == "スケートボード…"
+    assert beginning("a incomprehensibilities", most=12) == "a incompreh…"

@@ -18,6 +18,7 @@ from engine.data.pipeline import cache_latents
 from engine.data.report import CacheReport
 from engine.data.survey import Recipe, Rules
 from engine.data.text_pipeline import cache_text
+from engine.parts.tokenizers import TokenCount
 
 from ..clips import draw_item
 
@@ -57,6 +58,12 @@ def _latents(clip_CFHW: Tensor) -> Tensor:
 
 def encode_captions(captions: list[str]) -> list[dict[str, Tensor]]:
     return [{"varlen_t5": torch.full((len(caption), 8), len(caption), dtype=torch.bfloat16)} for caption in captions]
+
+
+def count_words(captions: list[str], *, limit: int = 100) -> list[TokenCount]:
+    """As if each word were a token."""
+    words = [len(caption.split()) for caption in captions]
+    return [TokenCount(count, read=min(count, limit)) for count in words]
 
 
 def make_dataset(
@@ -122,7 +129,9 @@ def latents(config: DatasetConfig, *, say=None, control=None, encode=encode_clip
     )
 
 
-def texts(config: DatasetConfig, *, say=None, control=None, encode=encode_captions, **options) -> CacheReport:
+def texts(
+    config: DatasetConfig, *, say=None, control=None, encode=encode_captions, count=count_words, **options
+) -> CacheReport:
     """cache_text with the tests' defaults."""
     recipe, rules, options = given({"identity": "t5-1", **options})
     return in_time(
@@ -131,6 +140,7 @@ def texts(config: DatasetConfig, *, say=None, control=None, encode=encode_captio
             recipe,
             rules,
             encode=encode,
+            count=count,
             say=Heard() if say is None else say,
             control=control or Control(),
             **options,

@@ -20,7 +20,18 @@ from engine.data.report import CacheReport
 from engine.data.survey import Recipe, Rules
 from engine.data.text_pipeline import cache_text
 
-from .caching import Heard, cache_names, encode_captions, encode_clips, given, in_time, latents, make_dataset, texts
+from .caching import (
+    Heard,
+    cache_names,
+    count_words,
+    encode_captions,
+    encode_clips,
+    given,
+    in_time,
+    latents,
+    make_dataset,
+    texts,
+)
 
 WAIT_S = 10.0
 Encode = Callable[[int, Any], object]
@@ -67,7 +78,7 @@ class Together:
                 return self._counted(number, captions, lambda: encode_captions(captions))
 
             recipe, rules, options = self._common(number, some, "t5-1")
-            return cache_text(self.config, recipe, rules, encode=encode, **options)
+            return cache_text(self.config, recipe, rules, encode=encode, count=count_words, **options)
 
         return self._run(one)
 

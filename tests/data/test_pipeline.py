@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -417,3 +418,27 @@ def test_a_changed_caption_is_encoded_again(tmp_path):
     path = config.datasets[0].cache_directory / "clip_1_wan_te.safetensors"
     assert cache.read_header(path).metadata["caption1"] == "something else"
     assert texts(config, identity="t5-2").done == 3
+
+
+def test_captions_that_the_encoder_does_not_read_to_their_end_are_told_once_a_dataset(tmp_path):
+    configs = [make_dataset(tmp_path / name, clips=4) for name in ("a", "b", "c")]
+    datasets = tuple(replace(config.datasets[0], index=index) for index, config in enumerate(configs))
+    for name, number, words in (("a", 1, 7), ("a", 2, 9), ("b", 0, 6), ("c", 0, 5)):
+        (tmp_path / name / "videos" / f"clip_{number}.txt").write_text("word " * words)
+    heard = Heard()
+    texts(replace(configs[0], datasets=datasets), count=partial(caching.count_words, limit=5), say=heard)
+    assert heard.warnings == [
+        f"{datasets[0].table}: 2 captions are longer than the text encoder reads: clip_1.mp4, clip_2.mp4. The first "
+        "has 7 tokens, of which only 5 are read. Shorten such captions, or put the important "
+        "words first.",
+        f"{datasets[1].table}: 1 caption is longer than the text encoder reads: clip_0.mp4. The first "
+        "has 6 tokens, of which only 5 are read. Shorten such captions, or put the important "
+        "words first.",
+    ]
+
+
+def test_no_tokens_are_counted_where_no_caption_is_encoded(tmp_path):
+    """It would load the text encoder."""
+    config = make_dataset(tmp_path)
+    texts(config)
+    assert texts(config, count=None).skipped == 3

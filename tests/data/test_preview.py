@@ -100,7 +100,7 @@ def test_of_many_equal_captions_a_few_are_said_in_full(tmp_path):
 def test_the_table_counts_batches_as_training_forms_them(config):
     found = inspect(config, target_fps=16, say=lambda event: None)
     rows = bucket_table(found.windows)
-    assert [(row.dataset, row.width, row.height, row.frames, row.clips, row.batches) for row in rows] == [
+    assert [(row.dataset, row.width, row.height, row.frames, row.samples, row.batches) for row in rows] == [
         (1, 64, 64, 5, 6, 9), (1, 64, 64, 13, 2, 3), (1, 80, 48, 5, 2, 3), (2, 64, 64, 1, 1, 1),
     ]  # fmt: skip
     lines = render_table(rows).splitlines()

@@ -148,6 +148,19 @@ def test_an_empty_caption_has_one_token_and_a_long_one_256(comfy):
     assert one.untyped_storage().nbytes() == one.numel() * 4
 
 
+def test_a_caption_that_loses_no_more_than_the_closing_token_is_read_to_its_end(comfy):
+    """Also behind another prompt, which is none of the caption."""
+    tokenizer = load(comfy).tokenizer
+    letters = [caption for count in range(600) if (caption := "x" * count)]
+    counts = llama.token_counts(tokenizer, letters, system_prompt="Say what moves.")
+    assert counts == llama.token_counts(tokenizer, letters)
+    rows, crop = llama.token_rows(tokenizer, letters)
+    closing = tokenizer.split("<|eot_id|>")
+    for count, row in zip(counts, rows, strict=True):
+        assert count.read == len(row) - crop - (row[-1:] == closing) and count.tokens >= count.read
+    assert {(one.tokens, one.read) for one in counts} >= {(255, 255), (256, 256), (257, 256)}
+
+
 def test_the_published_prompt_is_exact():
     """Five items that follow each other without a blank: with one more anywhere the crop of 95 tokens would be off."""
     before, after = llama.template()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shlex
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from engine.media.latents import load_latent, save_latent
 from engine.media.writing import read_metadata
 from engine.tasks import studio
 from engine.tasks.requests import requests_of
+from tests.clips import draw_image
 from tests.tasks.conftest import FAMILIES
 
 SMALL = ("--video_size", 48, 64, "--infer_steps", 1, "--device", "cpu")
@@ -59,6 +61,26 @@ def test_no_metadata_is_honoured_in_every_file(family, models, engine, tmp_path)
         assert (read_metadata(video).get("prompt") == said) is wanted
         assert (said.encode() in video.read_bytes()) is wanted and (said.encode() in latent.read_bytes()) is wanted
         assert bool(load_latent(latent)[1]) is wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_is_cut_is_told(family, models, engine, tmp_path):
+    """A caption of a dataset when it is cached, a prompt when a video is made of it."""
+    long = "a bar " * 300
+    for name, caption in (("short", "a bar"), ("long", long)):
+        draw_image(tmp_path / "clips" / f"{name}.png", number=1).with_suffix(".txt").write_text(caption)
+    config = tmp_path / "data.toml"
+    config.write_text(
+        '[general]\nresolution = [64, 64]\ncaption_extension = ".txt"\n[[datasets]]\nimage_directory = "clips"\n'
+    )
+    encoders = part(family, "options").TEXT_FILES
+    words = [word for flag, path in pairwise(models[family]) if flag[2:] in encoders for word in (flag, path)]
+    cached = engine("cache-text", family, *words, "--dataset_config", config, "--device", "cpu")
+    assert cached.status == 0, cached.err
+    assert "1 caption is longer than the text encoder reads: long.png" in " ".join(cached.err.split())
+    made = engine("generate", family, *models[family], *SMALL, "--prompt", long, "--save_path", tmp_path / "made")
+    assert made.status == 0, made.err
+    assert "tokens, of which the text encoder reads only " in " ".join(made.err.split())
 
 
 def test_what_is_denoised_is_never_lost_to_the_decoder(models, engine, tmp_path, monkeypatch):

@@ -15,12 +15,13 @@ from torch.nn import functional
 from ...parts import clip_text, llama_text
 from ...parts.clip_text import ClipText
 from ...parts.llama_text import LlamaText
+from ...parts.tokenizers import TokenCount
 from ...parts.weights import WeightFile, open_weights
 from ..values import Files
 from .detect import check_role
 
 CACHE_TOKENS = 512
-"""Length to which LLaMA's states are padded."""
+"""Length to which LLaMA's states are padded; of a caption no more than `TEXT_TOKENS` are read."""
 
 
 @dataclass
@@ -63,6 +64,12 @@ def encode(encoder: TextEncoders, captions: list[str]) -> list[dict[str, Tensor]
     states = llama_text.encode(encoder.llama, captions, system_prompt=encoder.system_prompt)
     pooled_BD = clip_text.encode(encoder.clip, captions)
     return [_cached(states_LD, pooled_D) for states_LD, pooled_D in zip(states, pooled_BD, strict=True)]
+
+
+def token_counts(encoder: TextEncoders, captions: list[str]) -> list[TokenCount]:
+    """How many tokens each caption has for LLaVA-LLaMA-3, and how many it reads. CLIP-L's 77 do not matter: of its
+    result only the gist is used."""
+    return llama_text.token_counts(encoder.llama.tokenizer, captions, system_prompt=encoder.system_prompt)
 
 
 def _cached(states_LD: Tensor, pooled_D: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...parts import clip_text
 from ...parts.hunyuan_step_caches import RATIOS_540P
 from ...parts.hunyuan_vae_public import plain_vae, public_shapes
 from ...parts.step_caching import magcache_flags
@@ -16,7 +17,6 @@ from .detect import HunyuanVideoConfig, fullest
 from .options import TEXT_TOKENS, TILE
 
 WORDS = 120  # tokens of a caption
-CLIP_TOKENS = 77
 _SIZE = {"height": 544, "width": 960, "frames": 33}
 _CONFIG = fullest()
 
@@ -58,5 +58,5 @@ def caption(config: HunyuanVideoConfig) -> dict[str, Tensor]:
         "llm": torch.randn(TEXT_TOKENS, config.text_dim).half(),
         "llm_mask": (torch.arange(TEXT_TOKENS) < WORDS).long(),
         "clipL": torch.randn(config.pooled_dim).half(),
-        "clipL_mask": (torch.arange(CLIP_TOKENS) < WORDS).long(),
+        "clipL_mask": (torch.arange(clip_text.MAX_TOKENS) < WORDS).long(),
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.errors import DataError, OptionError
+from ...contract.wording import beginning
 from ...media import images, video
 from ...media.resize import resize_to_bucket
 from ...parts.batching import batch_of_one, moved
@@ -39,7 +39,7 @@ def check_request(request: Request, dit: nn.Module) -> None:
 
     Only names and shapes of the DiT are needed.
     """
-    what, config = f'The prompt "{shorten(request.prompt, 40, placeholder="…")}"', dit.config
+    what, config = f'The prompt "{beginning(request.prompt, most=40)}"', dit.config
     if config.concat_dim not in (0, config.out_dim):
         raise OptionError(
             f"--dit is an image-to-video model of {config.in_dim} input channels, which cannot be generated with here.",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...ops.device import dtype_of
 from ...parts import clip_text, llama_text
+from ...parts.hunyuan_options import TEXT_TOKENS
+from ...parts.tokenizers import TokenCount
 from ...parts.weights import WeightFile, open_weights
 from ..values import Files
 from .detect import check_role
@@ -65,13 +67,19 @@ def encode(encoder: TextEncoders, captions: list[str]) -> list[dict[str, Tensor]
     counts = [len(row) for row in clip_text.token_rows(encoder.clip, captions)]
     return [
         {
-            "llm": torch.nn.functional.pad(states_LD, (0, 0, 0, llama_text.MAX_TOKENS - len(states_LD))),
-            "llm_mask": _mask(len(states_LD), llama_text.MAX_TOKENS),
+            "llm": torch.nn.functional.pad(states_LD, (0, 0, 0, TEXT_TOKENS - len(states_LD))),
+            "llm_mask": _mask(len(states_LD), TEXT_TOKENS),
             "clipL": pooled_D,
             "clipL_mask": _mask(count, clip_text.MAX_TOKENS),
         }
         for states_LD, pooled_D, count in zip(states, pooled_BD, counts, strict=True)
     ]
+
+
+def token_counts(encoder: TextEncoders, captions: list[str]) -> list[TokenCount]:
+    """How many tokens each caption has for LLaVA-LLaMA-3, and how many it reads. CLIP-L's 77 do not matter: of its
+    result only the gist is used."""
+    return llama_text.token_counts(encoder.llama.tokenizer, captions)
 
 
 def _mask(valid: int, places: int) -> Tensor:

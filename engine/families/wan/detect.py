@@ -22,7 +22,7 @@ from .keys import dit_name
 Shapes = Mapping[str, tuple[int, ...]]
 
 CLIP_TOKENS = 257
-TEXT_LENGTH = 512
+TEXT_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class WanConfig:
     num_layers: int
     num_heads: int
     head_dim: int
-    text_len: int = TEXT_LENGTH
+    text_len: int = TEXT_TOKENS
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
     image_dim: int | None = None  # width of the CLIP features; None: no image cross-attention

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from ...contract.errors import WeightsError
 from ...parts.fp8_linear import store_linears_in_fp8
 from ...parts.fp8_loading import load_into_fp8
-from ...parts.tokenizers import HubFolder, Places, Tokenizer, find_tokenizer
+from ...parts.tokenizers import HubFolder, Places, TokenCount, Tokenizer, find_tokenizer
 from ...parts.weights import WeightFile, load_into, open_weights
-from .detect import check_role
+from .detect import TEXT_TOKENS, check_role
 from .keys import text_name
 
-MAX_TOKENS = 512
 _WANTED = "Give --t5 a UMT5-XXL encoder, e.g. models_t5_umt5-xxl-enc-bf16.pth."
 TOKENIZER_TENSOR = "spiece_model"
 TOKENIZER_PLACES = Places(
@@ -121,6 +120,11 @@ def encode(encoder: TextEncoder, captions: list[str]) -> list[dict[str, Tensor]]
     return [{"varlen_t5": states_LD} for states_LD in states(encoder, captions)]
 
 
+def token_counts(encoder: TextEncoder, captions: list[str]) -> list[TokenCount]:
+    """How many tokens each caption has once it is cleaned, and how many are read: 511 at most, and the end token."""
+    return [encoder.tokenizer.count(clean(caption), limit=TEXT_TOKENS) for caption in captions]
+
+
 def load_umt5(
     path: str | Path,
     *,
@@ -162,7 +166,7 @@ def states(encoder: TextEncoder, captions: list[str]) -> list[Tensor]:
     device and in its dtype. An empty caption has L = 1."""
     if not captions:
         return []
-    rows = [encoder.tokenizer.ids(clean(caption), limit=MAX_TOKENS) for caption in captions]
+    rows = [encoder.tokenizer.ids(clean(caption), limit=TEXT_TOKENS) for caption in captions]
     longest = max(len(row) for row in rows)
     ids_BL = torch.full((len(rows), longest), encoder.tokenizer.pad_id, dtype=torch.long)
     mask_BL = torch.zeros_like(ids_BL)

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.__main__ import main
+from engine.data.batches import BatchSampler, load_items
+from engine.data.config import load_config
 from engine.families.framepack import tiny
 from engine.media.video import probe, read_frames
 
@@ -74,6 +76,31 @@ def test_caches_have_the_names_and_keys_of_the_reference(cached) -> None:
     (text,) = (cached / "cache").glob("*_fp_te.safetensors")
     assert load_file(text)["llama_attention_mask"].dtype == torch.bool
     assert set(load_file(text)) == {"llama_vec_float16", "llama_attention_mask", "clip_l_pooler_float16"}
+
+
+def test_dataset_check_counts_what_is_cached_and_trained_on(models, engine, tmp_path) -> None:
+    """Sections, not clips: those of clips of any length are of one size, and go into batches together."""
+    for name, frames in (("short", 5), ("middle", 9), ("long", 29)):
+        draw_item(tmp_path / "clips", f"{name}.mp4", size=(64, 48), frames=frames, fps=30)
+    config = tmp_path / "dataset.toml"
+    config.write_text(
+        "[general]\nresolution = [64, 48]\ncaption_extension = '.txt'\nbatch_size = 3\n[[datasets]]\n"
+        f"video_directory = 'clips'\nframe_extraction = 'full'\nfp_latent_window_size = {WINDOW}\n"
+    )
+    checked = engine("dataset", "check", "--family", "framepack", "--dataset_config", config)
+    said = " ".join(checked.err.split())
+    assert checked.status == 2 and "short.mp4, 5 frames from frame 0: This clip has 5 frames" in said
+    assert said.count("needs 9.") == 1
+    (tmp_path / "clips" / "short.mp4").unlink()
+    for verb in ("cache-latents", "cache-text"):
+        made = engine(verb, "framepack", *models[verb], "--dataset_config", config, "--device", "cpu")
+        assert made.status == 0, made.err
+    found = load_items(load_config(config), architecture="fp", say=lambda event: None)
+    batches = len(BatchSampler(found, batch_sizes=[3], seed=0))
+    checked = engine("dataset", "check", "--family", "framepack", "--dataset_config", config)
+    wanted = f"2 items, 2 clips cut into {len(found)} sections, 1 buckets, {batches} batches an epoch"
+    assert checked.status == 0 and wanted in " ".join(checked.err.split()), checked.err
+    assert (len(found), batches) == (4, 2)
 
 
 def test_a_clip_without_a_whole_section_costs_only_itself(models, engine, tmp_path) -> None:

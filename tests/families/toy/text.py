@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ...parts.tokenizers import TokenCount
 from ...parts.weights import open_weights
 from .detect import check_role
 
@@ -23,3 +24,8 @@ def encode(encoder: nn.Embedding, captions: list[str]) -> list[dict[str, Tensor]
     device = encoder.weight.device
     rows = [torch.tensor(list(caption.encode()) or [0], device=device) for caption in captions]
     return [{"varlen_bytes": encoder(row_L)} for row_L in rows]
+
+
+def token_counts(encoder: nn.Embedding, captions: list[str]) -> list[TokenCount]:
+    """The bytes of each caption, all of which are read."""
+    return [TokenCount(count, read=count) for count in (len(caption.encode()) for caption in captions)]

@@ -11,6 +11,7 @@ import torch
 
 from engine.contract.errors import WeightsError
 from engine.families.wan import text, tiny
+from engine.families.wan.detect import TEXT_TOKENS
 from engine.families.wan.keys import text_name
 from engine.parts.weights import write_weights
 
@@ -153,9 +154,19 @@ def test_samples_for_the_cache_are_whole_and_unpadded(encoder):
 
 
 def test_long_captions_are_cut_at_512_with_the_end_token(encoder):
-    row = encoder.tokenizer.ids("circle " * 2000, limit=text.MAX_TOKENS)
+    row = encoder.tokenizer.ids("circle " * 2000, limit=TEXT_TOKENS)
     assert len(row) == 512 and row[-1] == encoder.tokenizer.end_id and row.count(encoder.tokenizer.end_id) == 1
     assert text.states(encoder, ["circle " * 2000])[0].shape[0] == 512
+
+
+def test_tokens_are_counted_as_they_are_read(encoder):
+    """The end token is none of the caption's: 511 are all that a caption can have."""
+    captions = ["a  red\ncircle &amp; more", "", "circle " * 2000]
+    counts = text.token_counts(encoder, captions)
+    rows = [encoder.tokenizer.ids(text.clean(caption)) for caption in captions]
+    assert [count.tokens for count in counts] == [len(row) - 1 for row in rows]
+    read = [len(states) - 1 for states in text.states(encoder, captions)]
+    assert [count.read for count in counts] == read and read[1:] == [0, 511]
 
 
 @pytest.mark.parametrize(
