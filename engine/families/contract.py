@@ -367,7 +367,10 @@ class Pocket(Protocol):
 
 
 class Bench(Protocol):
-    """bench.py: what `bench` measures, and random inputs for it in the layout of public files and caches."""
+    """bench.py: what `bench` measures, and random inputs for it in the layout of public files and caches.
+
+    Its functions import torch, the file does not: `bench --list` reads it.
+    """
 
     MODELS: tuple[BenchModel, ...]
     VAE: BenchVae

@@ -24,12 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..contract.errors import OptionError
 from ..contract.packages import how_to_install
+from .attention_backends import BACKENDS, PACKAGES, installed_backends
 from .attention_choice import Asked, Choice, Clock, choose, taken
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
 from .hopper_attention import can_run, hopper_attention, is_worth_more
 from .kept_attention import can_compute, compute_dtype, is_kept, own_attention, trials
-
-BACKENDS = ("auto", "sdpa", "torch", "math", "flash", "flash2", "flash3", "xformers", "sageattn", "8bit")
 
 _CUDA_KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -49,12 +48,6 @@ heads that the last wave of thread blocks, which leaves most of the GPU idle, do
 cuDNN's on an H100: 1.07 with 16,384 tokens and 8 heads, 0.93 with 24 heads, 0.84 with 32,768 tokens and 12 heads; in
 Wan's attention itself 0.83."""
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
-_PACKAGES = {
-    "flash2": ("flash_attn", "flash_attn_func", "flash-attn"),
-    "flash3": ("flash_attn_interface", "flash_attn_func", "flash-attn 3 (its hopper folder)"),
-    "xformers": ("xformers.ops", "memory_efficient_attention", "xformers"),
-    "sageattn": ("sageattention", "sageattn", "sageattention"),
-}
 
 _WEIGHING = ("auto", "sdpa", "torch")
 _WITHOUT_GRADIENTS = {"sageattn": "SageAttention", "8bit": "Attention in 8 bits"}
@@ -109,16 +102,10 @@ def padded_attention(
 
 
 def available_backends(device: torch.device | None = None) -> list[str]:
-    """The backends that work on this machine: PyTorch's own, and those whose package is installed. With a device also
-    those that have to be tried out on it, which takes seconds."""
-    absent = {
-        name for name, (module, _, _) in _PACKAGES.items() if importlib.util.find_spec(module.split(".")[0]) is None
-    }
-    if {"flash2", "flash3"} <= absent:
-        absent.add("flash")
-    if device is None or device.type == "cpu" or missing(device):
-        absent.add("8bit")
-    return [name for name in BACKENDS if name not in absent]
+    """The backends that work on this machine: the installed ones, and with a device also those that have to be tried
+    out on it, which takes seconds."""
+    has_8bit = device is not None and device.type != "cpu" and not missing(device)
+    return [*installed_backends(), *(["8bit"] if has_8bit else [])]
 
 
 def check_backend(backend: str, device: torch.device | None = None) -> None:
@@ -220,7 +207,7 @@ def _for_results_alone(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch
 def _fastest(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
     dtype = compute_dtype(q_BLHD)
     chosen = taken(q_BLHD.device, dtype, q_BLHD.shape[-1], learning=False)
-    if chosen in _PACKAGES:
+    if chosen in PACKAGES:
         return attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), backend=chosen)
     if chosen == "hopper" and is_worth_more(k_BLHD, v_BLHD) and not _learns(q_BLHD, k_BLHD, v_BLHD):
         return hopper_attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype))[0]
@@ -270,14 +257,14 @@ def _can_import(name: str) -> bool:
 
 def _versions() -> list[str]:
     """Names and versions of the packages that may be tried, if they are imported."""
-    modules = {name: sys.modules.get(_PACKAGES[name][0].split(".")[0]) for name in _EXACT_PACKAGES}
+    modules = {name: sys.modules.get(PACKAGES[name][0].split(".")[0]) for name in _EXACT_PACKAGES}
     modules["triton"] = sys.modules.get("triton")  # compiles our own kernel
     return [f"{name} {getattr(module, '__version__', '?')}" for name, module in modules.items() if module is not None]
 
 
 @torch.no_grad()
 def _run(name: str, *qkv: torch.Tensor) -> torch.Tensor:
-    if name in _PACKAGES:
+    if name in PACKAGES:
         return attention(*qkv, backend=name)
     if name == "hopper":
         return hopper_attention(*qkv)[0]
@@ -303,7 +290,7 @@ def _math(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> t
 
 
 def _imported(backend: str) -> Kernel:
-    module, function, package = _PACKAGES[backend]
+    module, function, package = PACKAGES[backend]
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

@@ -29,7 +29,6 @@ from .tiles import Run, Tiling, tiled_in_space, tiled_in_time
 from .vae_checks import check_clip, check_latents
 from .weights import WeightFile, load_into, metadata_number
 
-LATENT_CHANNELS = 16
 TIME_STRIDE = 4
 SPACE_STRIDE = 8
 SCALING_FACTOR = 0.476986

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .hunyuan_vae import LATENT_CHANNELS
+from .hunyuan_options import LATENT_CHANNELS
 
 WIDTHS = (128, 256, 512, 512)
 Shapes = dict[str, tuple[int, ...]]

@@ -13,6 +13,7 @@ from engine.parts import hunyuan_vae as vae
 from engine.parts import hunyuan_vae_network as network
 from engine.parts import tiny_hunyuan_vae as tiny
 from engine.parts.causal_conv import lay_channels_last
+from engine.parts.hunyuan_options import LATENT_CHANNELS
 from engine.parts.weights import open_weights, write_weights
 from tests.kernels import pytorchs_kernels
 
@@ -282,7 +283,7 @@ def test_the_tiny_vae_keeps_a_picture(tmp_path):
     tiny.write_vae(path, seed=3)
     assert path.stat().st_size < 1e6
     coder = loaded(path)
-    assert coder.latent_channels == vae.LATENT_CHANNELS
+    assert coder.latent_channels == LATENT_CHANNELS
     clip = torch.full((1, 3, 9, 64, 64), -0.4)
     for frame in range(9):
         clip[0, :, frame, 16:48, 8 + frame : 40 + frame] = torch.tensor([0.8, 0.1, -0.6]).view(3, 1, 1)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from engine.families import names, part
+from engine.memory.estimate import GIB
+from engine.tasks import fitting, planned_weights
+from tests.tasks.planned_jobs import write_headers
 
 FAMILIES = names(extra=False)
 
@@ -21,3 +26,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         options |= {"video_sections": 1} if family == "framepack" else {"video_length": 5}
         found[family] = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     return found
+
+
+@pytest.fixture(scope="session")
+def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of public models' files without their weights (planned_jobs.py)."""
+    return write_headers(tmp_path_factory.mktemp("headers"))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What jobs are planned for: no GPU but the one that --vram names, much main memory and disk, Triton."""
+    for module in (fitting, planned_weights):
+        monkeypatch.setattr(module, "find_card", lambda device: None)
+    monkeypatch.setattr(fitting, "main_memory", lambda: 128 * GIB)
+    monkeypatch.setattr(fitting, "scratch_free", lambda: 1000 * GIB)
+    monkeypatch.setattr(planned_weights, "has_triton", lambda: True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 from engine.contract import cli
-from engine.memory.estimate import GIB, largest
-from engine.tasks import fitting, planned_weights
+from engine.memory.estimate import largest
+from engine.tasks import fitting
 from engine.tasks.planning import Survey
 from tests.layouts.checks import HERE, read_layout
 from tests.memory.measured import header_only
@@ -31,15 +31,6 @@ def write_headers(folder):
     return folder
 
 
-def known_machine(monkeypatch):
-    """No GPU but the one that --vram names, much main memory and disk, Triton."""
-    monkeypatch.setattr(fitting, "find_card", lambda device: None)
-    monkeypatch.setattr(fitting, "main_memory", lambda: 128 * GIB)
-    monkeypatch.setattr(fitting, "scratch_free", lambda: 1000 * GIB)
-    monkeypatch.setattr(planned_weights, "find_card", lambda device: None)
-    monkeypatch.setattr(planned_weights, "has_triton", lambda: True)
-
-
 def dataset(folder, size, **more):
     height, width, frames = size
     keys = {"resolution": [width, height], "target_frames": [frames], "batch_size": 1, **more}
@@ -54,22 +45,22 @@ def dataset(folder, size, **more):
     return path
 
 
-def training_line(models, folder, model, size, *more):
+def training_line(headers, folder, model, size, *more):
     family, dit, _, task = MODELS[model]
     return [
-        "train", family, *task, "--dit", f"{models}/{dit}.safetensors", "--dataset_config", str(dataset(folder, size)),
+        "train", family, *task, "--dit", f"{headers}/{dit}.safetensors", "--dataset_config", str(dataset(folder, size)),
         "--gradient_checkpointing", "--network_dim", "32", "--output_dir", f"{folder}/out", "--output_name", "x", *more,
     ]  # fmt: skip
 
 
-def generation_line(models, folder, model, size, *more):
+def generation_line(headers, folder, model, size, *more):
     family, dit, vae, task = MODELS[model]
     names = ["t5"] if family == "wan" else ["text_encoder1", "text_encoder2"]
     names += ["image_encoder"] if family == "framepack" else []
-    encoders = [word for name in names for word in (f"--{name}", f"{models}/encoder.safetensors")]
+    encoders = [word for name in names for word in (f"--{name}", f"{headers}/encoder.safetensors")]
     height, width, frames = map(str, size)
     return [
-        "generate", family, *task, "--dit", f"{models}/{dit}.safetensors", "--vae", f"{models}/{vae}.safetensors",
+        "generate", family, *task, "--dit", f"{headers}/{dit}.safetensors", "--vae", f"{headers}/{vae}.safetensors",
         *encoders, "--prompt", "a cat", "--video_size", height, width, "--video_length", frames,
         "--save_path", f"{folder}/videos", *more,
     ]  # fmt: skip

@@ -17,12 +17,14 @@ from engine.bench import files
 from engine.bench.cases import KERNELS, all_cases
 from engine.contract import events
 from engine.contract.cli import parse
+from engine.contract.errors import Stopped
 from engine.contract.events import Control
 from engine.contract.options import Bench
 from engine.families import names, part
 from engine.memory.estimate import GIB
-from engine.tasks import bench, bench_case, fitting, planned_weights
+from engine.tasks import bench, bench_case, bench_measuring, fitting, planned_weights
 from engine.tasks.bench_case import Order, rates
+from engine.tasks.bench_measuring import Measuring
 
 SMALL = "train-wan-1.3b-480x832x33"
 
@@ -36,7 +38,7 @@ def in_process(monkeypatch):
         orders.append(Order.from_json(path.read_text()))
         return bench_case.carry_out(orders[-1], self._control)
 
-    monkeypatch.setattr(bench._Bench, "_child", child)
+    monkeypatch.setattr(Measuring, "_child", child)
     monkeypatch.setattr(bench_case, "say", lambda event: None)
     monkeypatch.setattr(events, "PROGRESS_INTERVAL_S", 0.0)
     return orders
@@ -123,7 +125,7 @@ def test_kernels_are_measured_in_one_process(measured, in_process, group, modes)
 def test_a_process_of_its_own_says_what_it_measured(engine, tmp_path):
     result = engine("bench", "attention", "framepack", "--tiny", "--steps", 1, "--out", tmp_path)
     rows = json.loads((tmp_path / "attention-framepack-640x640.json").read_text())
-    assert result.status == 0, result.err + (tmp_path / bench.LOG).read_text()
+    assert result.status == 0, result.err + (tmp_path / bench_measuring.LOG).read_text()
     assert {"sdpa", "auto"} <= {row["mode"] for row in rows}
 
 
@@ -143,7 +145,7 @@ def test_what_is_finished_is_not_measured_again_unless_asked_to(measured, in_pro
 
 def test_a_trial_is_not_taken_for_a_measurement(tmp_path):
     job = parse(["bench", "--out", str(tmp_path)])
-    for_real = bench._Bench(job, "cpu", lambda event: None, Control())
+    for_real = Measuring(job, tmp_path, "cpu", lambda event: None, Control())
     case = next(case for case in _cases() if case.name == SMALL)
     for_real._keep(case, [{"mode": "plain", "seconds": 1.0, "tiny": True}, {"mode": "free", "seconds": 1.0}])
     assert for_real._finished(case) == {"free"}
@@ -170,23 +172,23 @@ def test_a_failure_of_ours_is_told_at_the_end_and_tried_again(measured, in_proce
     monkeypatch.setitem(bench_case._WAYS, "train", broken)
     words = ("train", "--case", SMALL, "--mode", "plain")
     result, rows = measured(*words)
-    assert result.status == 70 and "1 measurements failed" in result.err and bench.LOG in result.err
+    assert result.status == 70 and "1 measurements failed" in result.err and bench_measuring.LOG in result.err
     assert "surprise" in rows[SMALL, "plain"]["failed"]["message"]
     measured(*words)
     assert len(in_process) == 2
 
 
 def test_a_process_that_was_killed_leaves_a_row(measured, monkeypatch):
-    monkeypatch.setattr(bench._Bench, "_child", lambda self, path, log: -9)
+    monkeypatch.setattr(Measuring, "_child", lambda self, path, log: -9)
     result, rows = measured("train", "--case", SMALL, "--mode", "plain")
     assert result.status == 70 and rows[SMALL, "plain"]["failed"]["kind"] == "killed" and "-9" in result.out
 
 
 def test_a_stop_ends_before_the_next_case_and_removes_the_models(tmp_path, monkeypatch):
     control = Control()
-    monkeypatch.setattr(bench._Bench, "_child", lambda self, path, log: control.request_stop() or 0)
+    monkeypatch.setattr(Measuring, "_child", lambda self, path, log: control.request_stop() or 0)
     job = parse(["bench", "train", "--case", SMALL, "--tiny", "--out", str(tmp_path)])
-    with pytest.raises(bench.Stopped, match="resumes"):
+    with pytest.raises(Stopped, match="resumes"):
         bench.run(job, lambda event: None, control)
     assert not (tmp_path / "scratch").exists() and not (tmp_path / f"{SMALL}.json").exists()
 
@@ -231,7 +233,7 @@ def narrow(write_encoders):
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory):
-    """A `_Bench` whose checkpoints of full size are holes in their files."""
+    """A `Measuring` whose checkpoints of full size are holes in their files."""
 
     def write_hole(path, shapes):
         header, end = {}, 0
@@ -244,12 +246,13 @@ def full_size(tmp_path_factory):
             file.truncate(8 + len(text) + end)
         yield end
 
-    job = parse(["bench", "--out", str(tmp_path_factory.mktemp("full size"))])
+    folder = tmp_path_factory.mktemp("full size")
+    job = parse(["bench", "--out", str(folder)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "write_random", write_hole)
         for family in names(extra=False):
             patch.setattr(part(family, "bench"), "write_encoders", narrow(part(family, "bench").write_encoders))
-        yield bench._Bench(job, "cpu", lambda event: None, Control())
+        yield Measuring(job, folder, "cpu", lambda event: None, Control())
 
 
 COMMANDS = [case for case in _cases() if case.kind not in KERNELS]
@@ -276,7 +279,7 @@ def test_every_mode_is_a_command_that_can_be_planned(full_size, tmp_path, monkey
 
 def test_kernels_have_the_sizes_of_the_blocks(full_size, tmp_path):
     order = next(full_size._order(c, ("sdpa",), tmp_path) for c in _cases() if c.name == "attention-wan-14b-480x832x81")
-    assert (order.tokens, order.heads, order.times) == (32760, (40, 128), bench.CALLS)
+    assert (order.tokens, order.heads, order.times) == (32760, (40, 128), bench_measuring.CALLS)
     assert Order.from_json(order.to_json()).heads == (40, 128)
     assert (13824, 5120) in order.layers
 

@@ -13,56 +13,47 @@ from engine.contract.options import Memory
 from engine.memory.estimate import GIB
 from engine.parts.scratch_place import scratch_free
 from engine.tasks import fitting, plan
-from tests.tasks.planned_jobs import generation_line, known_machine, planned, training_line, worst, write_headers
+from tests.tasks.planned_jobs import generation_line, planned, training_line, worst
 
+pytestmark = pytest.mark.usefixtures("machine")
 FROM_DISK = ("--blocks_to_swap", "40", "--block_swap_from_disk")
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    return write_headers(tmp_path_factory.mktemp("headers"))
-
-
-@pytest.fixture(autouse=True)
-def _a_machine(monkeypatch):
-    known_machine(monkeypatch)
-
-
-def test_too_little_main_memory_is_said(models, tmp_path, monkeypatch):
+def test_too_little_main_memory_is_said(headers, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "main_memory", lambda: 3.5 * GIB)
-    found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
+    found = planned([*training_line(headers, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
     assert not found.fits and "GiB of main memory free it would fit" in plan.verdict(found)
 
 
 @pytest.mark.parametrize("main", [48, 32, 16, 8])
-def test_where_main_memory_is_short_streamed_blocks_stay_on_disk(models, tmp_path, monkeypatch, main):
+def test_where_main_memory_is_short_streamed_blocks_stay_on_disk(headers, tmp_path, monkeypatch, main):
     """A 14B in 16 bits takes 27 GiB there, in fp8 14."""
-    line = [*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
+    line = [*training_line(headers, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
     much = planned(line).options
     monkeypatch.setattr(fitting, "main_memory", lambda: main * GIB)
     found = planned(line)
     assert found.fits and max(stage.main_bytes for stage in found.planned) <= main * GIB
     assert ("block_swap_from_disk" in found.options) == (main < 17) == ("read from disk" in plan.verdict(found))
     assert "block_swap_from_disk" not in much and (found.options == much) == (main == 48)
-    videos = planned([*generation_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "6GB"])
+    videos = planned([*generation_line(headers, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "6GB"])
     assert videos.fits and ("block_swap_from_disk" in videos.options) == (main < 17)
 
 
-def test_an_expert_that_waits_leaves_its_streamed_blocks_on_disk(models, tmp_path):
+def test_an_expert_that_waits_leaves_its_streamed_blocks_on_disk(headers, tmp_path):
     line = training_line(
-        models, tmp_path, "wan-14b", (480, 832, 33), "--blocks_to_swap", "20", "--block_swap_from_disk"
+        headers, tmp_path, "wan-14b", (480, 832, 33), "--blocks_to_swap", "20", "--block_swap_from_disk"
     )
     line[line.index("t2v-14B")] = "t2v-A14B"
-    line += ["--dit_high_noise", f"{models}/wan21_t2v_14b.safetensors"]
+    line += ["--dit_high_noise", f"{headers}/wan21_t2v_14b.safetensors"]
     both, one = worst(line), worst([*line, "--offload_inactive_dit"])
     assert "idle expert" not in both.main and one.main["idle expert"] == both.device["idle expert"] < 14 * GIB
     assert both.main["buffers of streamed blocks"] == pytest.approx(2 * 0.65 * GIB, rel=0.02)
 
 
-def test_from_disk_without_a_number_of_blocks(models, tmp_path):
+def test_from_disk_without_a_number_of_blocks(headers, tmp_path):
     """The plan chooses how many, without main memory being short; none where all fits."""
     for line in (training_line, generation_line):
-        words = [*line(models, tmp_path, "wan-14b", (480, 832, 33)), "--block_swap_from_disk", "--memory", "auto"]
+        words = [*line(headers, tmp_path, "wan-14b", (480, 832, 33)), "--block_swap_from_disk", "--memory", "auto"]
         found = planned([*words, "--vram", "12GB"])
         assert found.fits and found.options["blocks_to_swap"] and found.job[Memory].streams_from_disk
         assert not {"block_swap_from_disk", "use_pinned_memory_for_block_swap"} & found.options.keys()
@@ -80,9 +71,9 @@ def scratch(tmp_path, monkeypatch):
     return lambda free: monkeypatch.setattr(fitting, "scratch_free", lambda: free)
 
 
-def test_what_goes_to_a_scratch_file_is_told_and_where(models, tmp_path, capsys, scratch):
+def test_what_goes_to_a_scratch_file_is_told_and_where(headers, tmp_path, capsys, scratch):
     scratch(100 * GIB)
-    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK)
+    line = training_line(headers, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK)
     assert not planned([*line, "--vram", "16GB"]).scratch, "an unchanged checkpoint is read where it lies"
     job = cli.parse(["plan", *line, "--fp8_scaled", "--vram", "16GB"])
     plan.run(job, lambda event: None, Control())
@@ -95,9 +86,9 @@ def test_what_goes_to_a_scratch_file_is_told_and_where(models, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("vram", [("--vram", "16GB"), ()])
-def test_a_disk_that_is_too_small_is_told(models, tmp_path, scratch, vram):
+def test_a_disk_that_is_too_small_is_told(headers, tmp_path, scratch, vram):
     scratch(3 * GIB)
-    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", *vram)
+    line = training_line(headers, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", *vram)
     found = planned(line)
     told = plan.verdict(found)
     assert not found.fits and found.only_disk_is_short and not found.options.keys() & {"ffn_chunks"}
@@ -105,16 +96,16 @@ def test_a_disk_that_is_too_small_is_told(models, tmp_path, scratch, vram):
     assert not plan.event_of(found).fits
 
 
-def test_where_the_disk_is_too_small_for_fp8_the_checkpoint_is_read_as_it_is(models, tmp_path, monkeypatch, scratch):
+def test_where_the_disk_is_too_small_for_fp8_the_checkpoint_is_read_as_it_is(headers, tmp_path, monkeypatch, scratch):
     scratch(GIB)
     monkeypatch.setattr(fitting, "main_memory", lambda: 8 * GIB)
-    found = planned([*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
+    found = planned([*training_line(headers, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"])
     assert found.fits and found.options["block_swap_from_disk"] and not found.scratch
 
 
-def test_each_of_several_processes_writes_a_file_of_its_own(models, tmp_path, capsys, monkeypatch, scratch):
+def test_each_of_several_processes_writes_a_file_of_its_own(headers, tmp_path, capsys, monkeypatch, scratch):
     scratch(20 * GIB)
-    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", "--vram", "16GB")
+    line = training_line(headers, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", "--vram", "16GB")
     together = [*line, "--num_processes", "4"]
     one, four = planned(line), planned(together)
     assert one.fits and not four.fits and four.only_disk_is_short and four.scratch == 4 * one.scratch
@@ -128,17 +119,17 @@ def test_each_of_several_processes_writes_a_file_of_its_own(models, tmp_path, ca
     assert planned(line).scratch == four.scratch, "under an outer launcher on two machines"
 
 
-def test_each_of_several_processes_keeps_its_own_weights_in_main_memory(models, tmp_path, monkeypatch):
+def test_each_of_several_processes_keeps_its_own_weights_in_main_memory(headers, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "main_memory", lambda: 64 * GIB)
-    line = [*training_line(models, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
+    line = [*training_line(headers, tmp_path, "wan-14b", (480, 832, 33)), "--vram", "12GB"]
     one, four = planned(line), planned([*line, "--num_processes", "4"])
     assert one.fits and four.fits and one.main <= 64 * GIB and four.main <= 64 * GIB
     assert "block_swap_from_disk" in four.options and "block_swap_from_disk" not in one.options
     assert plan.event_of(four).ram_mib == 4 * max(stage.main_bytes for stage in four.planned) / (1 << 20)
 
 
-def test_next_to_nothing_in_a_scratch_file_is_not_told(models, tmp_path):
-    line = training_line(models, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", "--vram", "16GB")
+def test_next_to_nothing_in_a_scratch_file_is_not_told(headers, tmp_path):
+    line = training_line(headers, tmp_path, "wan-14b", (480, 832, 33), *FROM_DISK, "--fp8_scaled", "--vram", "16GB")
     found = planned(line)
     little = [replace(stage, scratch=GIB // 100) for stage in found.planned]
     assert "scratch" in plan.verdict(found) and "scratch" not in plan.verdict(replace(found, planned=little))

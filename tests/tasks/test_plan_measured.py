@@ -11,8 +11,9 @@ from engine.memory.estimate import GIB, largest
 from engine.tasks import planned_weights
 from engine.tasks.planning import Survey
 from tests.memory.measured import BENCHMARKS, ROOM
-from tests.tasks.planned_jobs import generation_line, known_machine, training_line, worst, write_headers
+from tests.tasks.planned_jobs import generation_line, training_line, worst
 
+pytestmark = pytest.mark.usefixtures("machine")
 RECOMPUTE = ("--gradient_checkpointing_attention", "recompute")
 SWAP = ("--fp8_scaled", "--use_pinned_memory_for_block_swap", "--blocks_to_swap", "20")
 # benchmarks/h100_wan_train.json; in fp8 without the Triton kernel, which came later
@@ -43,25 +44,15 @@ FULL_SIZE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    return write_headers(tmp_path_factory.mktemp("headers"))
-
-
-@pytest.fixture(autouse=True)
-def _a_machine(monkeypatch):
-    known_machine(monkeypatch)
-
-
 @pytest.fixture
-def plain_quantizing(monkeypatch):
+def plain_quantizing(machine, monkeypatch):
     monkeypatch.setattr(planned_weights, "has_triton", lambda: False)
 
 
 @pytest.mark.parametrize(("model", "size", "more", "measured"), TRAININGS)
 @pytest.mark.usefixtures("plain_quantizing")
-def test_trainings_take_what_was_measured(models, tmp_path, model, size, more, measured):
-    stage = worst(training_line(models, tmp_path, model, size, *RECOMPUTE, *more))
+def test_trainings_take_what_was_measured(headers, tmp_path, model, size, more, measured):
+    stage = worst(training_line(headers, tmp_path, model, size, *RECOMPUTE, *more))
     assert stage.name == "training step" and stage.device_bytes / GIB == pytest.approx(measured, rel=0.05)
 
 
@@ -70,12 +61,12 @@ ONE_SECTION = {"640x640": "640x640x37"}  # FramePack's, in frames of the clip
 
 
 @pytest.mark.parametrize("row", FULL_SIZE, ids=lambda row: f"{row['case']}/{row['mode']}")
-def test_full_size_cases_take_what_was_measured(models, tmp_path, row):
+def test_full_size_cases_take_what_was_measured(headers, tmp_path, row):
     verb, _, rest = row["case"].partition("-")
     model, _, size = rest.rpartition("-")
     model, size = BENCH_NAMES.get(model, model), ONE_SECTION.get(size, size)
     more = [*RECORDED[row["mode"]], *([STREAMED[model]] if row["mode"] == "swap" else [])]
     line = training_line if verb == "train" else generation_line
-    job = cli.parse(line(models, tmp_path, model, [int(number) for number in size.split("x")], *more))
+    job = cli.parse(line(headers, tmp_path, model, [int(number) for number in size.split("x")], *more))
     stage = largest(Survey(job).stages(job, room=ROOM[row["device"]]))
     assert stage.device_bytes / GIB == pytest.approx(row["peak_alloc_gib"], rel=0.05)

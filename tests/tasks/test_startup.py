@@ -23,6 +23,14 @@ def test_what_only_some_trainings_use_is_imported_when_they_do() -> None:
     assert not loaded & set(LATER)
 
 
+def test_what_bench_can_measure_is_listed_without_torch() -> None:
+    code = "import sys; from engine.__main__ import main; main(['bench', '--list']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True)
+    *listed, loaded = done.stdout.splitlines()
+    assert any("denoise-wan-14b-480x832x81" in line for line in listed)
+    assert "torch" not in loaded.split()
+
+
 def test_only_the_weights_that_begin_with_random_values_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[torch.Tensor] = []
     draw = torch.nn.init.kaiming_uniform_

@@ -34,10 +34,10 @@ NOT_IN_COMFYUI = (
     "engine/bench", "engine/demo", "engine/contract/cli.py", "engine/contract/pages.py", "engine/contract/launch.py",
     "engine/contract/commands.py", "engine/contract/help.py", "engine/contract/job.py", "engine/contract/toml.py",
     "engine/contract/options/others.py", "engine/contract/options/bench.py", "engine/media/terminal.py",
-    "engine/serving.py", "engine/tasks/bench.py", "engine/tasks/demo.py", "engine/tasks/docs.py",
-    "engine/tasks/doctor.py", "engine/tasks/lora_info.py", "engine/tasks/dataset_check.py", "engine/tasks/plan.py",
-    "engine/training/upload.py", "engine/lora/info.py", "nodes/allowed.py", "nodes/__main__.py", "nodes/pages.py",
-    "nodes/manifest.py", "nodes/publish.py", "env_bootstrap/cli.py", "env_bootstrap/adding.py",
+    "engine/serving.py", "engine/tasks/bench.py", "engine/tasks/bench_measuring.py", "engine/tasks/demo.py",
+    "engine/tasks/docs.py", "engine/tasks/doctor.py", "engine/tasks/lora_info.py", "engine/tasks/dataset_check.py",
+    "engine/tasks/plan.py", "engine/training/upload.py", "engine/lora/info.py", "nodes/allowed.py", "nodes/__main__.py",
+    "nodes/pages.py", "nodes/manifest.py", "nodes/publish.py", "env_bootstrap/cli.py", "env_bootstrap/adding.py",
     "env_bootstrap/extras.py",
 )  # fmt: skip
 """Where only a command line is spoken to."""

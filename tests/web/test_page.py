@@ -31,8 +31,8 @@ CHOSEN_AT_RUN_TIME = {
     "doing": None, "unit": None, "word": None, "said": None, "planned": None,
 }  # fmt: skip
 """Groups of texts whose keys are put together by the page; None: all of the group."""
-IN_A_TERMINAL = ("bench", "demo", "doctor", "lora_info")
-"""Commands that no node runs."""
+IN_A_TERMINAL = ("bench_measuring", "demo", "doctor", "lora_info")
+"""Files of commands that no node runs."""
 
 
 def texts(language: str) -> dict[str, Any]:

@@ -6,19 +6,17 @@ Its VAE is HunyuanVideo's, and measured there.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ...parts.hunyuan_vae import LATENT_CHANNELS
+from ...parts.hunyuan_options import LATENT_CHANNELS
 from ...parts.hunyuan_vae_public import plain_vae, public_shapes
-from ...parts.tiny_encoders import write_tiny_encoders
 from ..values import BenchModel, BenchSize, BenchVae
-from .conditions import IMAGE_STATES, history_tensors
 from .detect import FramePackConfig, fullest
 from .options import IMAGE_TOKENS
 from .sections import HISTORY_FRAMES, plain_layout
-from .text import CACHE_TOKENS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = 120  # tokens of a caption
 _SIZE = BenchSize(height=640, width=640, frames=37, vram="8GB", label="640x640")  # one section
@@ -41,6 +39,8 @@ VAE = BenchVae(name="hunyuan", sizes=(), shapes=public_shapes, plain=plain_vae)
 
 def write_encoders(folder: Path, config: FramePackConfig) -> dict[str, Path]:
     """LLaMA, CLIP and SigLIP of few layers."""
+    from ...parts.tiny_encoders import write_tiny_encoders
+
     return write_tiny_encoders(
         folder, seed=1, text_width=config.text_dim, pooled_width=config.pooled_dim, image_width=config.image_dim
     )
@@ -48,6 +48,9 @@ def write_encoders(folder: Path, config: FramePackConfig) -> dict[str, Path]:
 
 def latents(config: FramePackConfig, *, size_THW: tuple[int, int, int], window: int) -> dict[str, Tensor]:
     """The first section of a clip, with its history."""
+    import torch
+
+    from .conditions import IMAGE_STATES, history_tensors
 
     def noise(frames: int) -> Tensor:
         return torch.randn(LATENT_CHANNELS, frames, *size_THW[1:]).half()
@@ -60,6 +63,10 @@ def latents(config: FramePackConfig, *, size_THW: tuple[int, int, int], window: 
 
 def caption(config: FramePackConfig) -> dict[str, Tensor]:
     """As long as captions are."""
+    import torch
+
+    from .text import CACHE_TOKENS
+
     return {
         "llama_vec": torch.randn(CACHE_TOKENS, config.text_dim).half(),
         "llama_attention_mask": torch.arange(CACHE_TOKENS) < WORDS,

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ...contract.errors import DataError
 from ...parts import hunyuan_vae
-from ...parts.hunyuan_vae import LATENT_CHANNELS, SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
+from ...parts.hunyuan_options import LATENT_CHANNELS
+from ...parts.hunyuan_vae import SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
 from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights

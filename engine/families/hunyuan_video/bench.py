@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...parts import clip_text
 from ...parts.hunyuan_step_caches import RATIOS_540P
 from ...parts.hunyuan_vae_public import plain_vae, public_shapes
 from ...parts.step_caching import magcache_flags
-from ...parts.tiny_encoders import write_tiny_encoders
 from ..values import BenchModel, BenchSize, BenchVae
 from .detect import HunyuanVideoConfig, fullest
 from .options import TEXT_TOKENS, TILE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = 120  # tokens of a caption
 _SIZE = {"height": 544, "width": 960, "frames": 33}
@@ -42,6 +42,8 @@ VAE = BenchVae(
 
 def write_encoders(folder: Path, config: HunyuanVideoConfig) -> dict[str, Path]:
     """LLaMA and CLIP of few layers."""
+    from ...parts.tiny_encoders import write_tiny_encoders
+
     return write_tiny_encoders(
         folder, seed=1, text_width=config.text_dim, pooled_width=config.pooled_dim, image_width=None
     )
@@ -49,11 +51,15 @@ def write_encoders(folder: Path, config: HunyuanVideoConfig) -> dict[str, Path]:
 
 def latents(config: HunyuanVideoConfig, *, size_THW: tuple[int, int, int], window: int) -> dict[str, Tensor]:
     """One clip."""
+    import torch
+
     return {"latents": torch.randn(config.out_dim, *size_THW).half()}
 
 
 def caption(config: HunyuanVideoConfig) -> dict[str, Tensor]:
     """As long as captions are."""
+    import torch
+
     return {
         "llm": torch.randn(TEXT_TOKENS, config.text_dim).half(),
         "llm_mask": (torch.arange(TEXT_TOKENS) < WORDS).long(),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...parts import hunyuan_vae
-from ...parts.hunyuan_vae import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
+from ...parts.hunyuan_options import LATENT_CHANNELS
+from ...parts.hunyuan_vae import SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
 from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...parts.dit_sizes import DEFAULT_HEAD_DIM
 from ...parts.step_caching import magcache_flags
-from ...parts.weights import write_weights
 from ..values import BenchModel, BenchSize, BenchVae
-from . import tiny
 from .detect import WanConfig
 from .step_caches import PUBLISHED
 from .variants import LATENT_CHANNELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = 120  # tokens of a caption
 VAE_WIDTHS = (96, 192, 384, 384)
@@ -134,6 +132,9 @@ VAE = BenchVae(name="wan", sizes=(BenchSize(**_LONG),), shapes=vae_shapes, plain
 
 def write_encoders(folder: Path, config: WanConfig) -> dict[str, Path]:
     """A UMT5 of two layers; its tokenizer is the tiny one, beside it."""
+    from ...parts.weights import write_weights
+    from . import tiny
+
     path = folder / tiny.TEXT_NAME.replace(".pth", ".safetensors")
     write_weights(path, tiny.text_tensors(1, rows=tiny.VOCABULARY, width=config.text_dim))
     tokenizer = folder / tiny.TOKENIZER_NAME
@@ -144,9 +145,13 @@ def write_encoders(folder: Path, config: WanConfig) -> dict[str, Path]:
 
 def latents(config: WanConfig, *, size_THW: tuple[int, int, int], window: int) -> dict[str, Tensor]:
     """One clip."""
+    import torch
+
     return {"latents": torch.randn(config.out_dim, *size_THW).bfloat16()}
 
 
 def caption(config: WanConfig) -> dict[str, Tensor]:
     """As long as captions are."""
+    import torch
+
     return {"varlen_t5": 0.1 * torch.randn(WORDS, config.text_dim).bfloat16()}
