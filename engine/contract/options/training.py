@@ -32,8 +32,8 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         1, "Add up the gradients of this many batches for one optimizer step.", low=1, unit="batches"
     )
     max_data_loader_n_workers: int = opt(
-        8, "At most this many processes that load caches; fewer use less main memory.", low=0, unit="processes",
-        advanced=True,
+        8, "Threads that read caches ahead of the training; more than 4 are not used, and 0 means 1.", low=0,
+        unit="threads", advanced=True,
     )  # fmt: skip
     persistent_data_loader_workers: bool = opt(
         False, "Keep the loading processes between epochs: no pause, more main memory.", advanced=True
@@ -175,7 +175,7 @@ class Timesteps(Section, title="Noise levels"):
     max_timestep: int | None = opt(None, "Train at no higher noise level than this. Default: 1000.", low=1, high=1000)
     preserve_distribution_shape: bool = opt(
         False,
-        "Draw again until inside the limits, instead of squeezing the distribution into them. Not for sigma.",
+        "Draw again until inside the limits, instead of squeezing the distribution into them.",
         advanced=True,
     )
     num_timestep_buckets: int | None = opt(
