@@ -269,7 +269,9 @@ def _tell(findings: _Findings, commands: _Commands, say: Say) -> None:
     if missing:
         names = _few([path.name for path in missing])
         count = len(findings.without_text)
-        say(Warning_(message=f"{count} latent caches are left out, because their text caches are missing: {names}"))
+        many = "1 latent cache is" if count == 1 else f"{count} latent caches are"
+        text = f"{many} left out for lack of a text cache: {names}. {commands.texts()}"
+        say(Warning_(message=text))
     if findings.other_caption:
         names = _few([path.name for path in findings.other_caption])
         say(

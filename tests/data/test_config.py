@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.contract.errors import DataError
+from engine.data import config_keys
 from engine.data.config import Dataset, load_config
 
 
@@ -35,6 +36,12 @@ def refusal(path: Path) -> DataError:
     assert "\n" not in caught.value.message
     assert path.name in caught.value.message
     return caught.value
+
+
+def test_the_page_names_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "DATASET.md").read_text(encoding="utf-8")
+    refused = {"multiple_target"}
+    assert [key for key in config_keys.KEYS if key not in page and key not in refused] == []
 
 
 def test_defaults_and_precedence(write):
