@@ -44,6 +44,26 @@ def test_the_page_names_every_key():
     assert [key for key in config_keys.KEYS if key not in page and key not in refused] == []
 
 
+def test_a_key_of_another_way_to_cut_or_to_size_is_told(write):
+    """The reference ignores them without a word."""
+    text = "[general]\nresolution = 64\nbucket_no_upscale = true\n"
+    idle = {"frame_stride": 3, "frame_sample": 2, "max_frames": 81, "enable_bucket": False}
+    where = "data.toml: [[datasets]] #1"
+    assert load_config(write(text + video(**idle))).warnings == (
+        f'{where}: frame_stride is ignored: it belongs to frame_extraction = "slide".',
+        f'{where}: frame_sample is ignored: it belongs to frame_extraction = "uniform".',
+        f'{where}: max_frames is ignored: it belongs to frame_extraction = "full".',
+        f"{where}: bucket_no_upscale is ignored without enable_bucket = true.",
+    )
+    for mode, key, default in (
+        ("slide", "frame_stride", 1),
+        ("uniform", "frame_sample", 1),
+        ("full", "max_frames", 129),
+    ):
+        assert load_config(write(text + video(frame_extraction=mode, **{key: 7}))).warnings == ()
+        assert load_config(write(text + video(**{key: default}))).warnings == ()
+
+
 def test_defaults_and_precedence(write):
     text = '[general]\nresolution = 512\nbatch_size = 2\ncaption_extension = ".txt"\n'
     first, second = load_config(
