@@ -208,7 +208,9 @@ class Network(Section, title="LoRA"):
     network_dim: int | None = opt(
         None, "Rank of the LoRA: higher learns more and makes a larger file. Default: 4.", low=1, high=4096
     )
-    network_alpha: float = opt(1.0, "The LoRA is scaled by alpha / rank. Often set to the rank or half of it.", low=0)
+    network_alpha: float = opt(
+        1.0, "The LoRA is scaled by alpha / rank. Often set to the rank or half of it; 0 means the rank.", low=0
+    )
     network_dropout: float | None = opt(
         None, "Share of the LoRA's inputs that is dropped in each step.", low=0, high=1, advanced=True
     )
