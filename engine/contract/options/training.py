@@ -223,7 +223,7 @@ class Network(Section, title="LoRA"):
         key_values=True, metavar="KEY=VALUE",
     )  # fmt: skip
     network_weights: str | None = opt(
-        None, "Start from this LoRA instead of a new one.", file_kind="lora", metavar="FILE"
+        None, "Start from this LoRA, with its alpha, instead of a new one.", file_kind="lora", metavar="FILE"
     )
     dim_from_weights: bool = opt(
         False,
