@@ -99,7 +99,6 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
         found.extend(of_dataset)
     commands = _Commands(config.path, family or architecture)
     _refuse_outdated(findings, commands)
-    _tell(findings, commands, say)
     if not found and not seen:
         folders = ", ".join(str(dataset.cache_directory) for dataset in config.datasets)
         raise DataError(f"There are no latent caches (*_{architecture}.safetensors) in {folders}.", commands.latents())
@@ -107,6 +106,7 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
         raise DataError(f"None of the {seen} latent caches has a text cache.", commands.texts())
     if not found:
         raise DataError(f"All {seen} latent caches were made with other settings.", commands.latents())
+    _tell(findings, commands, say)
     buckets = len({(item.dataset, item.key) for item in found})
     say(Log(message=f"Cached items: {len(found)}, in buckets: {buckets}."))
     return found
