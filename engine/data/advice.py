@@ -92,7 +92,7 @@ def on_cut_captions(found: Sequence[Source], count: CountTokens, say: Say) -> No
             Warning_(
                 message=f"{table}: {many} longer than the text encoder reads: "
                 f"{first_few(source.path for source in sources)}. "
-                f"The first has {tokens} tokens, of which only {read} are read. "
+                f"{'It' if len(sources) == 1 else 'The first'} has {tokens} tokens, of which only {read} are read. "
                 "Shorten such captions, or put the important words first."
             )
         )

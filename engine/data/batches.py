@@ -99,7 +99,6 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
         found.extend(of_dataset)
     commands = _Commands(config.path, family or architecture)
     _refuse_outdated(findings, commands)
-    _tell(findings, commands, say)
     if not found and not seen:
         folders = ", ".join(str(dataset.cache_directory) for dataset in config.datasets)
         raise DataError(f"There are no latent caches (*_{architecture}.safetensors) in {folders}.", commands.latents())
@@ -107,6 +106,7 @@ def load_items(config: DatasetConfig, *, architecture: str, say: Say, family: st
         raise DataError(f"None of the {seen} latent caches has a text cache.", commands.texts())
     if not found:
         raise DataError(f"All {seen} latent caches were made with other settings.", commands.latents())
+    _tell(findings, commands, say)
     buckets = len({(item.dataset, item.key) for item in found})
     say(Log(message=f"Cached items: {len(found)}, in buckets: {buckets}."))
     return found
@@ -265,7 +265,9 @@ def _tell(findings: _Findings, commands: _Commands, say: Say) -> None:
     if missing:
         names = first_few(missing)
         count = len(findings.without_text)
-        say(Warning_(message=f"{count} latent caches are left out, because their text caches are missing: {names}"))
+        many = "1 latent cache is" if count == 1 else f"{count} latent caches are"
+        text = f"{many} left out for lack of a text cache: {names}. {commands.texts()}"
+        say(Warning_(message=text))
     if findings.other_caption:
         names = first_few(findings.other_caption)
         say(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from ..media.resize import STEP
 from ..media.resize import fit_size as fit_size
 
-STEP = 16  # pixels: VAE stride 8 times patch size 2, the same in every family
 Size = tuple[int, int]
 
 

@@ -28,6 +28,7 @@ from .frames import floor_frames
 
 _SOURCE_KEYS = ("image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file")
 _PATH_KEYS = (*_SOURCE_KEYS, "cache_directory", "control_directory")
+_OF_ONE_MODE = {"frame_stride": "slide", "frame_sample": "uniform", "max_frames": "full"}
 _DEPRECATED = {
     "flux_kontext_no_resize_control": "no_resize_control",
     "qwen_image_edit_no_resize_control": "no_resize_control",
@@ -71,6 +72,11 @@ class Dataset:
     def table(self) -> str:
         """How messages name this dataset."""
         return f"{self.config_path}: [[datasets]] #{self.index + 1}"
+
+
+def _default_of(key: str) -> Any:
+    """What a dataset has where its file does not say."""
+    return Dataset.__dataclass_fields__[key].default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +211,11 @@ def _dataset(
         values["target_frames"] = _floored(values["target_frames"], where, warnings)
     if values.get("frame_extraction") == "uniform" and values.get("frame_sample", 1) == 1:
         warnings.append(f"{where}: frame_extraction uniform with frame_sample 1 is the same as head.")
+    for key, mode in _OF_ONE_MODE.items():
+        if values.get(key, _default_of(key)) != _default_of(key) and values.get("frame_extraction") != mode:
+            warnings.append(f'{where}: {key} is ignored: it belongs to frame_extraction = "{mode}".')
+    if values.get("bucket_no_upscale") and not values.get("enable_bucket"):
+        warnings.append(f"{where}: bucket_no_upscale is ignored without enable_bucket = true.")
     if named[0].endswith("_jsonl_file") and "control_directory" in values:
         warnings.append(f"{where}: control_directory is ignored: a jsonl file names its controls as control_path.")
     dataset = Dataset(index=index, kind=scope, config_path=path, **paths, **values)

@@ -52,7 +52,8 @@ def sources(dataset: Dataset, *, say: Say | None = None) -> list[Source]:
     found, problems = survey(dataset)
     if problems:
         first = problems[0]
-        more = f" ({len(problems) - 1} more problems; `dataset check` lists them all)" if len(problems) > 1 else ""
+        others = "1 more problem" if len(problems) == 2 else f"{len(problems) - 1} more problems"
+        more = f" ({others}; `dataset check` lists them all)" if len(problems) > 1 else ""
         raise DataError(first.message + more, first.hint)
     if say is not None:
         say(Log(message=f"{dataset.table}: {len(found)} {dataset.kind}{'' if len(found) == 1 else 's'}"))

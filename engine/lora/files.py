@@ -8,7 +8,7 @@ together are cut. Knows no family. Given up: OFT, BOFT, GLoRA, (IA)^3, AdaLoRA.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,11 +24,14 @@ from ..parts.weight_files import read_pickle
 from .names import UNREADABLE, LoraTarget, Place, split
 from .peft import find_weights, peft_settings
 from .pieces import cut, joined
-from .weights import PARTS, AdapterWeights, understand
+from .weights import PARTS, AdapterWeights, LoraWeights, understand
 
 ADVICE = "Free some space, or choose another folder."
 AlphaOf = Callable[[str, int], "float | None"]
 _DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
+_STABILISED, _HAS_LENGTHS = "use_rslora_flag", "use_dora_flag"
+"""What Blissful Tuner says of a whole file, as tensors: that alpha is divided by the root of the rank, not by the rank
+(rsLoRA, arXiv 2312.03732), and that it is a DoRA, as its other tensors show."""
 _BIAS = "lora_up.bias"
 """PEFT's bias of the up half. Times the scale, as with the product of the halves, it is the change of the bias."""
 
@@ -58,8 +61,9 @@ def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weigh
     path = find_weights(Path(path), role=role)
     tensors, metadata = read_tensors(path, role=role)
     settings = peft_settings(path, metadata)
-    reader = _Reader(path, target)
-    for stem, keys in _grouped(tensors, path).items():
+    reader = _Reader(path, target, rank_stabilised=bool(tensors.get(_STABILISED, False)))
+    about_modules = [key for key in tensors if key not in (_STABILISED, _HAS_LENGTHS)]
+    for stem, keys in _grouped(about_modules, path).items():
         parts = {part: tensors[key] for part, key in keys.items()}
         place = target.find(stem)
         left = parts.keys() if place is None else reader.take(stem, parts, place, settings.alpha_of)
@@ -74,10 +78,10 @@ def read_lora(path: Path | str, target: LoraTarget, *, role: str = "--lora_weigh
     return LoraFile(path, reader.modules(), reader.differences, tuple(reader.unmatched), metadata, dtype)
 
 
-def _grouped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, str]]:
+def _grouped(keys: Iterable[str], path: Path) -> dict[str, dict[str, str]]:
     """The file's name for a module -> part -> key. A key of no known form is a group by itself, with part ""."""
     groups: dict[str, dict[str, str]] = {}
-    for key in tensors:
+    for key in keys:
         found = split(key)
         if found is None and (kind := next((kind for mark, kind in UNREADABLE.items() if mark in key), None)):
             raise WeightsError(f"{path.name} is a {kind} file ({key}), which this engine does not read.")
@@ -89,8 +93,8 @@ def _grouped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, s
 class _Reader:
     """Assembles the groups of a file's tensors into adapters for a target's modules."""
 
-    def __init__(self, path: Path, target: LoraTarget) -> None:
-        self._path, self._target = path, target
+    def __init__(self, path: Path, target: LoraTarget, *, rank_stabilised: bool) -> None:
+        self._path, self._target, self._rank_stabilised = path, target, rank_stabilised
         self.differences: dict[str, Tensor] = {}
         self.unmatched: list[str] = []
         self._whole: dict[str, AdapterWeights] = {}
@@ -114,6 +118,8 @@ class _Reader:
         weights = understand(parts, alpha=alpha, where=where)
         if alpha is None and (alpha := alpha_of(stem, weights.rank)):
             weights = understand(parts, alpha=alpha, where=where)
+        elif alpha and self._rank_stabilised and isinstance(weights, LoraWeights):
+            weights = understand(parts, alpha=alpha * weights.rank**0.5, where=where)
         if _BIAS in parts:
             change = parts[_BIAS].float() * weights.scale + parts.get("diff_b", torch.zeros(())).float()
             left |= set() if self._differ(place, "bias", change) else {_BIAS}

@@ -26,6 +26,7 @@ _LORA_ENDINGS = (
 )
 _OTHER_ENDINGS = {
     r"\.lora_magnitude_vector(?:\.[^.]+)*": "dora_scale",
+    r"\.dora_layer\.weight": "dora_scale",  # Blissful Tuner
     r"\.lora_B(?:\.[^.]+)?\.bias": "lora_up.bias",  # PEFT's lora_bias
     r"\.w_norm": "diff",
     r"\.b_norm": "diff_b",

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-STEP = 16  # pixels: VAE stride 8 times patch size 2
+STEP = 16  # pixels: VAE stride 8 times patch size 2, the same in every family
 Size = tuple[int, int]  # (width, height)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..contract.errors import OptionError
 from ..contract.events import Log, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import Network, Optimizer, TrainingMemory
@@ -73,8 +74,23 @@ def check_networks(job: Job, experts: Experts, dit: nn.Module) -> None:
         given = _given(job, expert, dit)
         network = _created(job, given, dit, seed=0)
         if given:
-            network.check_state(to_default(given.modules))
+            state = to_default(given.modules)
+            if state.keys() == network.state().keys():
+                _check_rank(job[Network], expert, given, network)
+            network.check_state(state)
         network.detach()
+
+
+def _check_rank(options: Network, expert: Expert, given: LoraFile, network: lora.LoraNetwork) -> None:
+    """OptionError where the file has one rank and the new adapters another. In LoKr, ranks may differ by module."""
+    ranks = sorted({weights.rank for weights in given.modules.values()})
+    if "LoKr" not in network.kinds and len(ranks) == len(network.ranks) == 1 and ranks != network.ranks:
+        raise OptionError(
+            f"--network_weights{expert.ending} {given.path.name} has rank {ranks[0]}, but --network_dim is "
+            f"{options.rank}.",
+            f"Give --network_dim {ranks[0]}, or --dim_from_weights.",
+            names=("network_weights", "network_dim"),
+        )
 
 
 def _given(job: Job, expert: Expert, dit: nn.Module) -> LoraFile | None:
@@ -113,6 +129,11 @@ def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> l
         if options.dim_from_weights and options.network_dim is not None:
             text = f"--network_dim {options.network_dim} is ignored: --dim_from_weights takes the rank of the file."
             say(Warning_(message=text))
+        alphas = sorted({weights.alpha for weights in given.modules.values()})
+        if not options.dim_from_weights and alphas != network.alphas:
+            shown = ", ".join(f"{alpha:g}" for alpha in alphas)
+            ignored = f"--network_alpha {options.network_alpha:g} is ignored"
+            say(Warning_(message=f"{ignored}: {given.path.name} keeps its own, {shown}."))
         report_unmatched(given, say)
         if given.differences:
             text = f"{given.path.name} also changes {len(given.differences)} parameters in full, which is left out."

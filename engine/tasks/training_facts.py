@@ -121,6 +121,8 @@ def lora_writer(
         sd_model_name=Path(expert.dit).name,
         ema_decay="" if ema is None else ema.decay,
     )
+    if len(network.alphas) == 1:  # what 0 stands for, or that of --network_weights
+        facts = dataclasses.replace(facts, network_alpha=network.alphas[0])
     if job[Network].dim_from_weights:  # then the options do not know them
         module = next((name for name, kind in MODULES.items() if kind.name in network.kinds), facts.network_module)
         facts = dataclasses.replace(

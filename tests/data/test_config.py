@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.contract.errors import DataError
+from engine.data import config_keys
 from engine.data.config import Dataset, load_config
 
 
@@ -35,6 +36,32 @@ def refusal(path: Path) -> DataError:
     assert "\n" not in caught.value.message
     assert path.name in caught.value.message
     return caught.value
+
+
+def test_the_page_names_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "DATASET.md").read_text(encoding="utf-8")
+    refused = {"multiple_target"}
+    assert [key for key in config_keys.KEYS if key not in page and key not in refused] == []
+
+
+def test_a_key_of_another_way_to_cut_or_to_size_is_told(write):
+    """The reference ignores them without a word."""
+    text = "[general]\nresolution = 64\nbucket_no_upscale = true\n"
+    idle = {"frame_stride": 3, "frame_sample": 2, "max_frames": 81, "enable_bucket": False}
+    where = "data.toml: [[datasets]] #1"
+    assert load_config(write(text + video(**idle))).warnings == (
+        f'{where}: frame_stride is ignored: it belongs to frame_extraction = "slide".',
+        f'{where}: frame_sample is ignored: it belongs to frame_extraction = "uniform".',
+        f'{where}: max_frames is ignored: it belongs to frame_extraction = "full".',
+        f"{where}: bucket_no_upscale is ignored without enable_bucket = true.",
+    )
+    for mode, key, default in (
+        ("slide", "frame_stride", 1),
+        ("uniform", "frame_sample", 1),
+        ("full", "max_frames", 129),
+    ):
+        assert load_config(write(text + video(frame_extraction=mode, **{key: 7}))).warnings == ()
+        assert load_config(write(text + video(**{key: default}))).warnings == ()
 
 
 def test_defaults_and_precedence(write):

@@ -129,7 +129,7 @@ def test_captions_that_cannot_be_read_are_all_reported(tmp_path):
     found, problems = items.survey(of_folder(tmp_path))
     assert [source.stem for source in found] == ["c"]
     assert ["UTF-8" in problems[0].message, "no caption" in problems[1].message] == [True, True]
-    assert "(1 more problems" in refusal(of_folder(tmp_path))
+    assert "(1 more problem; " in refusal(of_folder(tmp_path))
 
 
 def test_image_controls_go_to_the_longest_stem_in_numeric_order(tmp_path):

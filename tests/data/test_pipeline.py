@@ -431,8 +431,8 @@ def test_captions_that_the_encoder_does_not_read_to_their_end_are_told_once_a_da
         f"{datasets[0].table}: 2 captions are longer than the text encoder reads: clip_1.mp4, clip_2.mp4. The first "
         "has 7 tokens, of which only 5 are read. Shorten such captions, or put the important "
         "words first.",
-        f"{datasets[1].table}: 1 caption is longer than the text encoder reads: clip_0.mp4. The first "
-        "has 6 tokens, of which only 5 are read. Shorten such captions, or put the important "
+        f"{datasets[1].table}: 1 caption is longer than the text encoder reads: clip_0.mp4. It has "
+        "6 tokens, of which only 5 are read. Shorten such captions, or put the important "
         "words first.",
     ]
 

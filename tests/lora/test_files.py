@@ -230,6 +230,23 @@ def test_peft_bias_of_the_up_half_counts_as_the_product_does(tmp_path: Path, tol
         assert torch.allclose(ours, 0.5 * theirs, atol=1e-4), path
 
 
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_blissful_tuner_s_dora_and_rank_stabilised_lora(tmp_path: Path, stabilised: bool) -> None:
+    """Two tensors about the whole file, in the number format of all others, and lengths under a name of its own."""
+    told = {"use_rslora_flag": torch.tensor(stabilised).bfloat16(), "use_dora_flag": torch.tensor(True).bfloat16()}
+    lengths = {path: torch.rand(entry.up.shape[0]) for path, entry in weights().items()}
+    tensors = to_default(weights(rank=4, alpha=6.0))
+    for path, length in lengths.items():
+        tensors[f"lora_unet_{path.replace('.', '_')}.dora_layer.weight"] = length
+    save_file(tensors | told, tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors", TARGET)
+    assert read.unmatched == ()
+    for path, entry in weights(rank=4).items():
+        found = read.modules[path]
+        assert torch.allclose(found.change(), 6 / (2 if stabilised else 4) * entry.up @ entry.down, atol=1e-5)
+        assert torch.equal(found.dora, lengths[path].unsqueeze(1))
+
+
 def test_a_change_of_a_bias_that_the_model_lacks_is_told(tmp_path: Path) -> None:
     target = LoraTarget.of(torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 2, bias=False)))
     save_file(

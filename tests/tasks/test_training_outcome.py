@@ -170,6 +170,30 @@ def test_the_rank_of_the_weights_wins_over_network_dim_and_stands_in_the_metadat
     assert ranks == {3} and (said["ss_network_dim"], float(said["ss_network_alpha"])) == ("3", 6.0)
 
 
+def test_weights_keep_their_alpha_which_is_told_and_stands_in_the_metadata(train, tmp_path: Path) -> None:
+    """musubi-tuner trains with the scale of --network_alpha and saves the file's alpha, so the LoRA acts otherwise."""
+    short = ("--max_train_steps", 1, "--network_dim", 3, "--output_dir")
+    assert train("--network_alpha", 0, *short, tmp_path / "first").status == 0
+    given = ("--network_weights", tmp_path / "first" / "demo-lora.safetensors")
+    result = train(*given, "--network_alpha", 6, *short, tmp_path / "second")
+    assert result.status == 0 and "--network_alpha 6 is ignored" in result.err, result.err
+    assert "is ignored" not in train(*given, "--network_alpha", 3, *short, tmp_path / "third").err
+    for folder in ("first", "second", "third"):
+        with safe_open(tmp_path / folder / "demo-lora.safetensors", "pt") as file:
+            alphas = {float(file.get_tensor(name)) for name in file.keys() if name.endswith("alpha")}
+            assert alphas == {3.0} == {float(file.metadata()["ss_network_alpha"])}
+
+
+def test_weights_of_another_rank_are_refused_by_name(train, tmp_path: Path) -> None:
+    assert train("--max_train_steps", 1, "--network_dim", 3, "--output_dir", tmp_path).status == 0
+    given = ("--network_weights", tmp_path / "demo-lora.safetensors", "--network_dim", 4)
+    refused = train(*given, "--output_dir", tmp_path / "second")
+    assert refused.status == 2 and "Loading" not in refused.err
+    said = " ".join(refused.err.split())
+    assert "--network_weights demo-lora.safetensors has rank 3, but --network_dim is 4." in said
+    assert "Give --network_dim 3, or --dim_from_weights." in said
+
+
 def test_conv_dim_with_lycoris_is_accepted_with_a_word(train) -> None:
     """Guides for lycoris give it with every algorithm; no DiT here has a wide convolution in its blocks."""
     arguments = ("--network_module", "lycoris.kohya", "--network_args", "algo=loha", "conv_dim=4", "conv_alpha=1")

@@ -27,8 +27,9 @@ class Caching(Section, title="Caching"):
         None, "Encode at most this many items at once. Default: one clip, 16 captions.", low=1, unit="items"
     )
     num_workers: int | None = opt(
-        None, "Threads that read and decode files. Default: one less than the CPU cores.", low=1, unit="threads"
-    )
+        None, "Threads that read and decode clips; captions need none. Default: one less than the CPU cores, and at "
+        "most 3 in each of several processes.", low=1, unit="threads",
+    )  # fmt: skip
     skip_existing: bool = opt(
         False, "Keep cache files of unknown origin too, such as musubi-tuner's; without this flag they are made again."
     )

@@ -32,8 +32,8 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         1, "Add up the gradients of this many batches for one optimizer step.", low=1, unit="batches"
     )
     max_data_loader_n_workers: int = opt(
-        8, "At most this many processes that load caches; fewer use less main memory.", low=0, unit="processes",
-        advanced=True,
+        8, "Threads that read caches ahead of the training; more than 4 are not used, and 0 means 1.", low=0,
+        unit="threads", advanced=True,
     )  # fmt: skip
     persistent_data_loader_workers: bool = opt(
         False, "Keep the loading processes between epochs: no pause, more main memory.", advanced=True
@@ -174,7 +174,7 @@ class Timesteps(Section, title="Noise levels"):
     max_timestep: int | None = opt(None, "Train at no higher noise level than this. Default: 1000.", low=1, high=1000)
     preserve_distribution_shape: bool = opt(
         False,
-        "Draw again until inside the limits, instead of squeezing the distribution into them. Not for sigma.",
+        "Draw again until inside the limits, instead of squeezing the distribution into them.",
         advanced=True,
     )
     num_timestep_buckets: int | None = opt(
@@ -207,7 +207,9 @@ class Network(Section, title="LoRA"):
     network_dim: int | None = opt(
         None, "Rank of the LoRA: higher learns more and makes a larger file. Default: 4.", low=1, high=4096
     )
-    network_alpha: float = opt(1.0, "The LoRA is scaled by alpha / rank. Often set to the rank or half of it.", low=0)
+    network_alpha: float = opt(
+        1.0, "The LoRA is scaled by alpha / rank. Often set to the rank or half of it; 0 means the rank.", low=0
+    )
     network_dropout: float | None = opt(
         None, "Share of the LoRA's inputs that is dropped in each step.", low=0, high=1, advanced=True
     )
@@ -220,7 +222,7 @@ class Network(Section, title="LoRA"):
         key_values=True, metavar="KEY=VALUE",
     )  # fmt: skip
     network_weights: str | None = opt(
-        None, "Start from this LoRA instead of a new one.", file_kind="lora", metavar="FILE"
+        None, "Start from this LoRA, with its alpha, instead of a new one.", file_kind="lora", metavar="FILE"
     )
     dim_from_weights: bool = opt(
         False,

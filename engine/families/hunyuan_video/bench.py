@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...parts import clip_text
 from ...parts.hunyuan_step_caches import RATIOS_540P
 from ...parts.hunyuan_vae_public import plain_vae, public_shapes
 from ...parts.step_caching import magcache_flags
@@ -59,6 +58,8 @@ def latents(config: HunyuanVideoConfig, *, size_THW: tuple[int, int, int], windo
 def caption(config: HunyuanVideoConfig) -> dict[str, Tensor]:
     """As long as captions are."""
     import torch
+
+    from ...parts import clip_text
 
     return {
         "llm": torch.randn(TEXT_TOKENS, config.text_dim).half(),
