@@ -171,7 +171,10 @@ class _Checker:
         if not fingerprints.in_plan(found, self._dataset):
             return f"the dataset's settings have changed ({_difference(found, self._dataset)})"
         if source is not None:
-            for path, known in zip((source.path, *source.controls), found.source, strict=False):
+            files = (source.path, *source.controls)
+            if 1 < len(found.source) != len(files):  # without any, controls were not asked for, or there were none
+                return f"{source.path.name} has {len(source.controls)} controls instead of {len(found.source) - 1}"
+            for path, known in zip(files, found.source, strict=False):
                 now = self._content(path, known)
                 if now is not None and now.sample != known.sample:
                     return f"{path.name} has changed"

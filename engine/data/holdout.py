@@ -16,8 +16,12 @@ from .collate import collate
 
 
 def hold_out(items: Sequence[TrainItem], share: float, *, seed: int) -> tuple[list[TrainItem], list[TrainItem]]:
-    """(items to train on, items held out), with `share` (0..1) of the sources held out, one at least. DataError."""
-    sources = sorted({_source(item) for item in items}, key=lambda source: _place(seed, source))
+    """(items to train on, items held out), with `share` (0..1) of the sources held out, one at least. DataError.
+
+    Of items on which the LoRA should change nothing none is held out: what they lose says nothing about learning.
+    """
+    learned = [item for item in items if not item.preserves_prior]
+    sources = sorted({_source(item) for item in learned}, key=lambda source: _place(seed, source))
     count = max(1, round(share * len(sources)))
     if count >= len(sources):
         raise DataError(
@@ -25,7 +29,7 @@ def hold_out(items: Sequence[TrainItem], share: float, *, seed: int) -> tuple[li
             "Add clips to the dataset, or name others with --validation_dataset_config.",
         )
     held = set(sources[:count])
-    return [item for item in items if _source(item) not in held], [item for item in items if _source(item) in held]
+    return [item for item in items if _source(item) not in held], [item for item in learned if _source(item) in held]
 
 
 def choose(items: Sequence[TrainItem], most: int | None, *, seed: int) -> list[TrainItem]:

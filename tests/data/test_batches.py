@@ -21,7 +21,7 @@ from engine.data.batches import Batch, BatchSampler, TrainItem, load_items, stra
 from engine.data.collate import Loader
 
 from ..clips import draw_item
-from .caching import Heard, latents, make_dataset, texts, write_config
+from .caching import Heard, encode_clips, latents, make_dataset, texts, write_config
 
 
 def load(config, heard=None) -> list[TrainItem]:
@@ -116,6 +116,19 @@ def test_a_changed_source_is_refused(tmp_path):
     draw_item(tmp_path / "videos", "clip_2.mp4", caption="clip 2", first_number=5000)
     with pytest.raises(DataError, match="clip_2_.*The first: clip_2.mp4 has changed"):
         load(config)
+
+
+def test_controls_that_are_gone_are_noticed(tmp_path):
+    make_dataset(tmp_path, clips=1)
+    draw_item(tmp_path / "controls", "clip_0.mp4", first_number=7)
+    config = write_config(tmp_path, control_directory=str(tmp_path / "controls"))
+    latents(config, encode=lambda clips_BCFHW, controls: encode_clips(clips_BCFHW), use_controls=True)
+    texts(config)
+    assert len(load(config)) == 1
+    with pytest.raises(DataError, match="The first: clip_0.mp4 has 0 controls instead of 1"):
+        load(write_config(tmp_path))
+    latents(write_config(tmp_path))
+    assert len(load(config)) == 1  # cached by a command that wants none
 
 
 def test_a_changed_caption_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_one_at_least_is_held_out_and_one_left() -> None:
     assert len(trained) == len(kept) == 1
     with pytest.raises(DataError, match="leaves nothing to train on"):
         hold_out(items(1, windows=4), 0.1, seed=1)
+
+
+def test_what_the_lora_should_leave_alone_is_not_held_out() -> None:
+    ordinary = [replace(item, preserves_prior=True) for item in items(10, folder="ordinary")]
+    own = [replace(item, text_path=item.text_path.with_name(f"own_{item.text_path.name}")) for item in items(10)]
+    trained, kept = hold_out([*ordinary, *own], 0.3, seed=1)
+    assert len(kept) == 3 and not any(item.preserves_prior for item in kept)
+    assert len(trained) == 17 and all(item in trained for item in ordinary)
+    with pytest.raises(DataError, match="leaves nothing to train on"):
+        hold_out(ordinary, 0.3, seed=1)
 
 
 def test_a_choice_is_stable() -> None:
