@@ -16,6 +16,12 @@ def choice_list(choices: Sequence[str]) -> str:
     return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1]))) if choices else ""
 
 
+def counted(count: int, word: str) -> str:
+    """`1 step`, `2 steps`: for words whose plural ends in s, or in es after ch."""
+    plural = word + ("es" if word.endswith("ch") else "s")
+    return f"{count} {word if count == 1 else plural}"
+
+
 def first_few(named: Iterable[str | Path], *, count: int = 3) -> str:
     """`a, b, c`, and `a, b, c, …` for more than `count` names or files; a message that needs their number says it."""
     names = [one.name if isinstance(one, Path) else one for one in named]

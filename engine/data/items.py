@@ -17,7 +17,7 @@ from ..contract.errors import DataError
 from ..contract.events import Log, Say
 from ..contract.files import is_utf_8
 from ..contract.packages import how_to_install
-from ..contract.wording import first_few
+from ..contract.wording import counted, first_few
 from ..media import suffixes
 from . import jsonl
 from .config import Dataset
@@ -56,7 +56,7 @@ def sources(dataset: Dataset, *, say: Say | None = None) -> list[Source]:
         more = f" ({others}; `dataset check` lists them all)" if len(problems) > 1 else ""
         raise DataError(first.message + more, first.hint)
     if say is not None:
-        say(Log(message=f"{dataset.table}: {len(found)} {dataset.kind}{'' if len(found) == 1 else 's'}"))
+        say(Log(message=f"{dataset.table}: {counted(len(found), dataset.kind)}"))
     return found
 
 

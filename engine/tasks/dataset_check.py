@@ -6,6 +6,7 @@ from ..contract.errors import DataError
 from ..contract.events import Control, Log, Say
 from ..contract.job import Job
 from ..contract.options import Data, DatasetTools
+from ..contract.wording import counted
 from ..data.clips import Window
 from ..data.config import load_config
 from ..data.preview import Cut, Inspection, bucket_table, inspect, render_table, whole
@@ -17,9 +18,8 @@ def run(job: Job, say: Say, control: Control) -> str:
     """Raises DataError after all problems have been said."""
     inspection = inspected(job, say, control)
     if inspection.problems:
-        count = len(inspection.problems)
         raise DataError(
-            f"{job[Data].dataset_config}: {count} problem{'s' if count > 1 else ''}, listed above.",
+            f"{job[Data].dataset_config}: {counted(len(inspection.problems), 'problem')}, listed above.",
             "Correct them and check again; caching leaves out files that cannot be read.",
         )
     return summary(job, inspection)
@@ -52,9 +52,9 @@ def _cut_of(job: Job) -> Cut:
 def summary(job: Job, inspection: Inspection) -> str:
     """One line about what is usable."""
     rows = bucket_table(inspection.windows, cut=_cut_of(job))
-    items = len({window.source.path for window in inspection.windows})
+    items = counted(len({window.source.path for window in inspection.windows}), "item")
     clips, samples = len(inspection.windows), sum(row.samples for row in rows)
-    buckets = len({(row.width, row.height, row.frames) for row in rows})
-    batches = sum(row.batches for row in rows)
-    cut = "" if samples == clips else f" cut into {samples} sections"
-    return f"{items} items, {clips} clips{cut}, {buckets} buckets, {batches} batches an epoch"
+    cut = "" if samples == clips else f" cut into {counted(samples, 'section')}"
+    buckets = counted(len({(row.width, row.height, row.frames) for row in rows}), "bucket")
+    batches = counted(sum(row.batches for row in rows), "batch")
+    return f"{items}, {counted(clips, 'clip')}{cut}, {buckets}, {batches} an epoch"

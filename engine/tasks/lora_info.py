@@ -9,6 +9,7 @@ from ..contract.errors import WeightsError
 from ..contract.events import Control, Log, Meter, Metric, Say, Stage
 from ..contract.job import Job
 from ..contract.options import LoraInfo
+from ..contract.wording import counted
 from ..lora.files import read_lora, read_tensors
 from ..lora.info import describe, lines
 from ..lora.merge import report_unmatched
@@ -23,7 +24,7 @@ def run(job: Job, say: Say, control: Control) -> str:
     for path in options.path:
         say(Stage(name=Path(path).name, message=str(Path(path).parent)))
         _tell(find_weights(Path(path), role=_ROLE), options.family, say)
-    return f"{len(options.path)} file{'s' if len(options.path) > 1 else ''}"
+    return counted(len(options.path), "file")
 
 
 def _tell(path: Path, family: str | None, say: Say) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..contract.errors import DataError
 from ..contract.events import Event, Log, Meter, Metric, Progress, Stage, Warning_
+from ..contract.wording import counted
 from ..ops.randomness import undisturbed_randomness
 from .broken_step import StepWatch, what_was_done_is_kept
 from .checkpoints import is_due
@@ -150,7 +151,8 @@ class _Training:
 
     def _begin(self) -> None:
         settings = self.settings
-        self._say(Stage(name="Training", message=f"{settings.max_steps} steps, {self.epochs} epochs"))
+        length = f"{counted(settings.max_steps, 'step')}, {counted(self.epochs, 'epoch')}"
+        self._say(Stage(name="Training", message=length))
         self.group.copy_from_first([parameter.data for parameter in self.parameters])
         if self.setup.ema is not None and self.setup.ema.begin() and self.step:
             self._say(Log(message=f"The state holds no average of the LoRA: averaging starts at step {self.step}."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.contract.wording import beginning, choice_list, closest, did_you_mean, first_few
+from engine.contract.wording import beginning, choice_list, closest, counted, did_you_mean, first_few
 
 
 def test_what_was_meant_and_what_there_is() -> None:
@@ -17,6 +17,10 @@ def test_the_hint_for_an_unknown_name() -> None:
     assert did_you_mean("adamw", iter(["Lion", "AdamW8bit"])) == "Did you mean AdamW8bit?"
     assert did_you_mean("qqq", ["Lion"], "There is Lion.") == "There is Lion."
     assert did_you_mean("qqq", ["Lion"]) == ""
+
+
+def test_one_is_not_several() -> None:
+    assert (counted(0, "step"), counted(1, "epoch"), counted(2, "batch")) == ("0 steps", "1 epoch", "2 batches")
 
 
 def test_a_long_list_is_cut_short() -> None:

@@ -98,7 +98,7 @@ def test_dataset_check_counts_what_is_cached_and_trained_on(models, engine, tmp_
     found = load_items(load_config(config), architecture="fp", say=lambda event: None)
     batches = len(BatchSampler(found, batch_sizes=[3], seed=0))
     checked = engine("dataset", "check", "--family", "framepack", "--dataset_config", config)
-    wanted = f"2 items, 2 clips cut into {len(found)} sections, 1 buckets, {batches} batches an epoch"
+    wanted = f"2 items, 2 clips cut into {len(found)} sections, 1 bucket, {batches} batches an epoch"
     assert checked.status == 0 and wanted in " ".join(checked.err.split()), checked.err
     assert (len(found), batches) == (4, 2)
 
