@@ -187,7 +187,7 @@ def write_videos(family: str, folder: Path, given: Input, *, count: int) -> None
 def write_caches(family: str, folder: Path, given: Input, config: Any) -> None:
     """The caches of one clip (or of its first section) and its caption, for the dataset of `write_dataset`."""
     bench, options, size = part(family, "bench"), part(family, "options"), given.size
-    numbered = part(family, "vae").sample_count(size.frames, window=given.window) is not None
+    numbered = options.cut_clip(size.frames, window=given.window) is not None
     stem = f"clip_00000-{size.frames:03d}{'-0000' if numbered else ''}_{size.width:04d}x{size.height:04d}"
     torch.manual_seed(SEED)
     cache.write_latents(

@@ -44,7 +44,7 @@ def state(name: str, moment: str = "") -> str:
 
 
 def record(name: str) -> str:
-    """The file name of a training's record: a training has taken a name when it is there (tasks/resuming.py)."""
+    """The file name of a training's record: where it exists, the name is taken (tasks/resuming.py)."""
     return f"{name}-training.json"
 
 

@@ -1,7 +1,7 @@
-"""Names and texts inside a message: listed as choices, cut short, or the name that was probably meant.
+"""Names, numbers and texts inside a message: listed as choices, counted, cut short, or the name that was meant.
 
-The same words in every message, and no word where a sign does: a page shows messages in other languages, but what is
-put into them as it is.
+The same in every message. Where a name or a text is put into one, there is no word besides it but a sign, since a page
+translates messages, not what is inserted into them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def choice_list(choices: Sequence[str]) -> str:
     return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1]))) if choices else ""
 
 
-def counted(count: int, word: str) -> str:
-    """`1 step`, `2 steps`: for words whose plural ends in s, or in es after ch."""
-    plural = word + ("es" if word.endswith("ch") else "s")
-    return f"{count} {word if count == 1 else plural}"
+def counted(count: int, word: str, plural: str = "") -> str:
+    """`1 step`, `2 steps`. `plural`: where it is not the word with an s. For the log: a message that a page translates
+    needs a form of its own for one."""
+    return f"{count} {word if count == 1 else plural or word + 's'}"
 
 
 def first_few(named: Iterable[str | Path], *, count: int = 3) -> str:

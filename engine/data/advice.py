@@ -1,4 +1,4 @@
-"""What is hardly meant in a dataset that can be used as it is: warnings, never errors. At most `MOST` of a kind."""
+"""What was probably not intended in a dataset that is otherwise usable: warnings, where items.py has errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ..media import suffixes
 from ..parts.tokenizers import TokenCount
 from .clips import Window
 from .config import Dataset, DatasetConfig
+from .frames import same_rate
 from .items import Source, list_folder
 
 CountTokens = Callable[[list[str]], Sequence[TokenCount]]
 MOST = 3
+"""So many warnings of what may be found again and again in a large dataset; then how many more there are."""
 TOO_FAST = 1.4
 """A video whose rate is this many times the model's shows slow motion, if every frame of it is taken."""
 
@@ -42,7 +44,7 @@ def on_other_files(datasets: Iterable[Dataset], say: Say) -> None:
         if others:
             files = "1 file with a caption is" if len(others) == 1 else f"{len(others)} files with captions are"
             ends = " ".join(endings)
-            say(Warning_(message=f"{folder}: {files} left out: {first_few(others)}. What is read there: {ends}."))
+            say(Warning_(message=f"{folder}: {files} left out ({first_few(others)}). Files read there end in {ends}."))
 
 
 def _unread_but_captioned(files: Sequence[Path], endings: Container[str], captions: Collection[str]) -> list[Path]:
@@ -60,7 +62,7 @@ def on_empty_captions(found: Sequence[Source], dataset: Dataset, say: Say) -> No
     empty = [item.path for item in found if not item.caption]
     if empty:
         count = "1 caption is" if len(empty) == 1 else f"{len(empty)} captions are"
-        say(Warning_(message=f"{dataset.table}: {count} empty: {first_few(empty)}."))
+        say(Warning_(message=f"{dataset.table}: {count} empty ({first_few(empty)})."))
 
 
 def on_equal_captions(found: Sequence[Source], say: Say) -> None:
@@ -71,7 +73,7 @@ def on_equal_captions(found: Sequence[Source], say: Say) -> None:
             paths.setdefault(item.caption, {})[item.path.resolve()] = item.path
     several = sorted((list(each.values()) for each in paths.values() if len(each) > 1), key=len, reverse=True)
     for each in several[:MOST]:
-        say(Warning_(message=f"{len(each)} items have the same caption: {first_few(each)}."))
+        say(Warning_(message=f"{len(each)} items have the same caption ({first_few(each)})."))
     if len(several) > MOST:
         more = len(several) - MOST
         say(Warning_(message=f"{more} more caption{'s belong' if more > 1 else ' belongs'} to several items."))
@@ -90,8 +92,8 @@ def on_cut_captions(found: Sequence[Source], count: CountTokens, say: Say) -> No
         tokens, read = counts[sources[0].caption]
         say(
             Warning_(
-                message=f"{table}: {many} longer than the text encoder reads: "
-                f"{first_few(source.path for source in sources)}. "
+                message=f"{table}: {many} longer than the text encoder reads "
+                f"({first_few(source.path for source in sources)}). "
                 f"{'It' if len(sources) == 1 else 'The first'} has {tokens} tokens, of which only {read} are read. "
                 "Shorten such captions, or put the important words first."
             )
@@ -122,19 +124,24 @@ def on_rates(windows: Sequence[Window], *, native_fps: float | None, say: Say) -
     """Videos that are much faster than the model's rate, in a dataset that has every frame taken (no `source_fps`)."""
     if native_fps is None:
         return
-    rates = {
-        (window.source.dataset.table, window.source.path): window.timeline.info.fps
-        for window in windows
-        if window.timeline is not None and window.timeline.info is not None
-        if window.count > 1 and window.source.dataset.source_fps is None
-    }
-    fast = Counter((table, round(rate)) for (table, _), rate in rates.items() if rate >= TOO_FAST * native_fps)
-    for (table, rate), count in fast.most_common(MOST):
+    rates: dict[str, dict[Path, float]] = {}
+    for window in windows:
+        dataset, info = window.source.dataset, window.timeline.info if window.timeline is not None else None
+        if info is not None and window.count > 1 and dataset.source_fps is None:
+            rates.setdefault(dataset.table, {})[window.source.path] = info.fps
+    limit = TOO_FAST * native_fps
+    fast = Counter((table, round(rate)) for table in rates for rate in rates[table].values() if rate >= limit)
+    for (table, rate), count in sorted(fast.items()):
         videos = "1 video runs" if count == 1 else f"{count} videos run"
+        alone = all(same_rate(other, rate) for other in rates[table].values())
         say(
             Warning_(
-                message=f"{table}: {videos} at {rate} frames a second, and every frame is taken. The model plays "
-                f"{native_fps:g}, so it would learn motion that is {rate / native_fps:.2g} times too slow. "
-                f"Add source_fps = {rate} there to have such videos resampled."
+                message=f"{table}: {videos} at {rate} frames a second, and every frame is taken. The model's "
+                f"videos have {native_fps:g}, so it would learn motion {rate / native_fps:.2g} times too slow. "
+                + (
+                    f"Add source_fps = {rate} there to have such videos resampled."
+                    if alone
+                    else f"Give such videos a dataset of their own with source_fps = {rate}, to have them resampled."
+                )
             )
         )

@@ -173,7 +173,8 @@ class _Checker:
         if source is not None:
             files = (source.path, *source.controls)
             if 1 < len(found.source) != len(files):  # without any, controls were not asked for, or there were none
-                return f"{source.path.name} has {len(source.controls)} controls instead of {len(found.source) - 1}"
+                now, then = len(source.controls), len(found.source) - 1
+                return f"{source.path.name} had {then} controls when it was cached, and has {now} now"
             for path, known in zip(files, found.source, strict=False):
                 now = self._content(path, known)
                 if now is not None and now.sample != known.sample:
@@ -254,7 +255,7 @@ def _refuse_outdated(findings: _Findings, commands: _Commands) -> None:
         if bad:
             names = first_few(path.name for path, _ in bad)
             verb = "cache is" if len(bad) == 1 else "caches are"
-            message = f"{len(bad)} {what} {verb} out of date or damaged: {names}. The first: {bad[0][1].rstrip('.')}."
+            message = f"{len(bad)} {what} {verb} out of date or damaged ({names}). The first: {bad[0][1].rstrip('.')}."
             raise DataError(message, f"{command} It redoes only what has changed.")
         if len(makers) > 1:
             message = (

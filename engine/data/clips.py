@@ -8,9 +8,10 @@ Knows no family: the target rate is handed in. Given up: alpha channels of anyth
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,24 @@ class Window:
     def end(self) -> int:
         """First frame after the window."""
         return self.start + self.count
+
+
+Cut = Callable[[Window], tuple[int, int] | None]
+"""What a window is cut into for training: (pixel frames of a sample, how many samples), numbered in the names of their
+caches; None: it is one sample, not numbered. DataError if it is too short for any."""
+
+
+def uncut(window: Window) -> None:
+    """What most families train on: the window as it is."""
+
+
+def family_cut(cut_clip: Callable[..., tuple[int, int] | None], **settings: Any) -> Cut:
+    """From a family's `options.cut_clip`. `settings`: those of its `options.latent_settings`."""
+
+    def cut(window: Window) -> tuple[int, int] | None:
+        return cut_clip(window.count, window=window.source.dataset.fp_latent_window_size, **settings)
+
+    return cut
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,6 @@ A `cache_directory` that does not exist yet is made on the side where its media 
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any
 from ..contract.errors import DataError
 from ..contract.events import Say, Warning_
 from ..contract.missing import looked_for, missing_file_hint
+from ..contract.wording import did_you_mean
 from . import config_keys
 from .buckets import STEP, floor_to
 from .frames import floor_frames
@@ -72,6 +72,11 @@ class Dataset:
     def table(self) -> str:
         """How messages name this dataset."""
         return f"{self.config_path}: [[datasets]] #{self.index + 1}"
+
+
+def contact_sheet_path(config_path: Path) -> Path:
+    """Where a dataset is drawn. It is never an item, though it may lie among the images."""
+    return config_path.with_name(f"{config_path.stem}_preview.png")
 
 
 def _default_of(key: str) -> Any:
@@ -169,8 +174,7 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
 def _unknown_at_top(path: Path, key: str) -> DataError:
     if key in config_keys.KEYS:
         return DataError(f"{path}: {key} stands outside of any table.", "Put it under [general] or [[datasets]].")
-    near = difflib.get_close_matches(key, ("general", "datasets"), n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]}?" if near else "A dataset file has [general] and [[datasets]]."
+    hint = did_you_mean(key, ("general", "datasets"), "A dataset file has [general] and [[datasets]].")
     return DataError(f"{path}: unknown table or key {key}.", hint)
 
 
@@ -209,7 +213,7 @@ def _dataset(
     values = {key: value for key, value in values.items() if key not in _PATH_KEYS}
     if "target_frames" in values:
         values["target_frames"] = _floored(values["target_frames"], where, warnings)
-    if values.get("frame_extraction") == "uniform" and values.get("frame_sample", 1) == 1:
+    if values.get("frame_extraction") == "uniform" and values.get("frame_sample", _default_of("frame_sample")) == 1:
         warnings.append(f"{where}: frame_extraction uniform with frame_sample 1 is the same as head.")
     for key, mode in _OF_ONE_MODE.items():
         if values.get(key, _default_of(key)) != _default_of(key) and values.get("frame_extraction") != mode:

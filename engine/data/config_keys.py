@@ -5,12 +5,12 @@ Defaults are not here but in config.Dataset. The names, scopes and types are mus
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..contract.errors import DataError
+from ..contract.wording import closest
 from .buckets import STEP
 from .frames import MODES
 
@@ -95,8 +95,8 @@ def _rate(value: Any) -> float:
 
 def _mode(value: Any) -> str:
     if value not in MODES:
-        near = difflib.get_close_matches(value, MODES, n=1) if isinstance(value, str) else []
-        raise ValueError(f"one of {', '.join(MODES)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        near = closest(value, MODES) if isinstance(value, str) else ""
+        raise ValueError(f"one of {', '.join(MODES)}" + (f" (did you mean {near}?)" if near else ""))
     return value
 
 
@@ -140,9 +140,9 @@ def convert(name: str, value: Any, *, where: str, scope: str) -> Any:
     """
     key = KEYS.get(name)
     if key is None:
-        near = difflib.get_close_matches(name, [known for known in KEYS if _fits(known, scope)], n=1)
-        near = near or difflib.get_close_matches(name, KEYS, n=1)
-        raise DataError(f"{where}: unknown key {name}.", f"Did you mean {near[0]}?" if near else "Remove it.")
+        here = [known for known in KEYS if _fits(known, scope)]
+        near = closest(name, here) or closest(name, KEYS)
+        raise DataError(f"{where}: unknown key {name}.", f"Did you mean {near}?" if near else "Remove it.")
     if not _fits(name, scope):
         raise _misplaced(name, key, where, scope)
     try:

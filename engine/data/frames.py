@@ -139,8 +139,13 @@ def kept_frames(
     return kept_by_time([index / source_fps for index in range(count)], target_fps=target_fps)
 
 
+def same_rate(one: float, other: float) -> bool:
+    """Whether two rates are taken for the same one: 29.97 for 30, say."""
+    return abs(one / other - 1) <= 0.05
+
+
 def declared_clock(times_s: Sequence[float], *, source_fps: float) -> tuple[Sequence[float], float | None]:
-    """Times on the clock that `source_fps` declares, and the file's own rate where the two disagree by over 5 %.
+    """Times on the clock that `source_fps` declares, and the file's own rate where the two disagree (`same_rate`).
 
     A declared rate that agrees with either the mean or the usual (median) spacing of the frames leaves the times
     alone: a phone that drops frames has a mean below its nominal rate, and its times are right. Otherwise the
@@ -151,6 +156,6 @@ def declared_clock(times_s: Sequence[float], *, source_fps: float) -> tuple[Sequ
         return times_s, None
     mean = (times.size - 1) / (times[-1] - times[0])
     usual = 1 / max(float(np.median(np.diff(times))), 1e-9)
-    if any(abs(rate / source_fps - 1) <= 0.05 for rate in (mean, usual)):
+    if any(same_rate(rate, source_fps) for rate in (mean, usual)):
         return times_s, None
     return (times * (mean / source_fps)).tolist(), float(mean)

@@ -16,20 +16,27 @@ from .collate import collate
 
 
 def hold_out(items: Sequence[TrainItem], share: float, *, seed: int) -> tuple[list[TrainItem], list[TrainItem]]:
-    """(items to train on, items held out), with `share` (0..1) of the sources held out, one at least. DataError.
+    """(items to train on, items held out), with `share` (0..1) of the learned sources held out, one at least.
 
-    Of items on which the LoRA should change nothing none is held out: what they lose says nothing about learning.
+    DataError when nothing is left to learn.
     """
-    learned = [item for item in items if not item.preserves_prior]
-    sources = sorted({_source(item) for item in learned}, key=lambda source: _place(seed, source))
+    sources = sorted({_source(item) for item in learned(items)}, key=lambda source: _place(seed, source))
     count = max(1, round(share * len(sources)))
     if count >= len(sources):
+        clips = "1 clip" if len(sources) == 1 else f"{len(sources)} clips"
         raise DataError(
-            f"--validation_split {share:g} of {len(sources)} clips leaves nothing to train on.",
-            "Add clips to the dataset, or name others with --validation_dataset_config.",
+            f"--validation_split {share:g} of {clips} leaves nothing to train on.",
+            "Add clips to the dataset (those with preserve_prior do not count), or name others with "
+            "--validation_dataset_config.",
         )
     held = set(sources[:count])
-    return [item for item in items if _source(item) not in held], [item for item in learned if _source(item) in held]
+    rest = [item for item in items if item.preserves_prior or _source(item) not in held]
+    return rest, [item for item in learned(items) if _source(item) in held]
+
+
+def learned(items: Sequence[TrainItem]) -> list[TrainItem]:
+    """Without those on which the LoRA should change nothing: what these lose says nothing about learning."""
+    return [item for item in items if not item.preserves_prior]
 
 
 def choose(items: Sequence[TrainItem], most: int | None, *, seed: int) -> list[TrainItem]:

@@ -20,7 +20,7 @@ from ..contract.packages import how_to_install
 from ..contract.wording import counted, first_few
 from ..media import suffixes
 from . import jsonl
-from .config import Dataset
+from .config import Dataset, contact_sheet_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +103,20 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     folder = dataset.source_directory
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
     endings = suffixes.of_kind(dataset.kind)
-    media = [path for path in files if path.suffix.lower() in endings]
+    sheet = contact_sheet_path(dataset.config_path).resolve()
+    media = [path for path in files if path.suffix.lower() in endings and path.resolve() != sheet]
     unread = [path for path in files if path.suffix.lower() == ".jxl" and dataset.kind == "image" and path not in media]
     if unread:
+        count = "1 file" if len(unread) == 1 else f"{len(unread)} files"
         problems.append(
             DataError(
-                f"{folder}: JPEG XL cannot be read without its plugin: {first_few(unread)}.",
+                f"{folder}: {count} in JPEG XL cannot be read without its plugin ({first_few(unread)}).",
                 how_to_install("pillow_jxl"),
             )
         )
     foreign = [path for path in media if not is_utf_8(path.name)]
     if foreign:
-        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8: {first_few(foreign)}"
+        named = f"{len(foreign)} of {len(media)} {dataset.kind}s have names that are not UTF-8 ({first_few(foreign)})"
         problems.append(DataError(f"{folder}: {named}.", "Rename them: their caches could not be opened again."))
         media = [path for path in media if path not in foreign]
     elif not media:
@@ -266,6 +268,6 @@ def _same_stem(found: list[Source], dataset: Dataset) -> Iterable[DataError]:
         if count > 1:
             paths = [str(source.path) for source in found if source.stem == stem]
             yield DataError(
-                f"{dataset.table}: {' and '.join(paths[:3])} would have the same cache file, named {stem}.",
+                f"{dataset.table}: {' and '.join(paths)} would have the same cache file, named {stem}.",
                 "Rename one of them, or put them into different datasets.",
             )

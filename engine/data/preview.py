@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,16 @@ import numpy as np
 
 from ..contract.errors import DataError, Stopped
 from ..contract.events import Control, Event, Meter, Say, Stage, Warning_
+from ..contract.wording import counted
 from ..media.resize import resize_to_bucket
 from ..media.sheet import contact_sheet, spread
 from . import advice
-from .clips import Timeline, Window, plan
+from .clips import Cut, Timeline, Window, plan, uncut
 from .config import DatasetConfig
 from .items import Source, survey
 
-Cut = Callable[[Window], tuple[int, int]]
-"""What a clip is cut into for training: (pixel frames of a sample, how many samples). DataError if it gives none."""
 _THREADS = min(8, os.cpu_count() or 1)
 _HEADINGS = ("dataset", "bucket", "frames", "samples", "repeats", "batch size", "batches an epoch")
-
-
-def whole(window: Window) -> tuple[int, int]:
-    """The clip as it is: what most families train on."""
-    return window.count, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +46,19 @@ class BucketRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """All usable windows in the order of their datasets, and all problems."""
+    """All usable windows in the order of their datasets, the buckets they fall into, and all problems."""
 
     windows: tuple[Window, ...]
+    rows: tuple[BucketRow, ...]
     problems: tuple[DataError, ...]
 
 
 def inspect(
-    config: DatasetConfig, *, target_fps: float | None, say: Say, control: Control | None = None, cut: Cut = whole
+    config: DatasetConfig, *, target_fps: float | None, say: Say, control: Control | None = None, cut: Cut = uncut
 ) -> Inspection:
     """Find and probe every item of every dataset; a problem is collected, not raised. Raises Stopped when asked to.
 
-    Windows of which `cut` makes nothing are problems too, one for each length in a file.
+    Windows of which `cut` makes nothing are left out, and are problems too, one for each length in a file.
     """
     problems: list[DataError] = []
     items: list[Source] = []
@@ -76,8 +71,9 @@ def inspect(
     advice.on_other_files({item.dataset.index: item.dataset for item in items}.values(), say)
     advice.on_equal_captions(items, say)
     if items:
-        say(Stage(name="Probing", message=f"{len(items)} files"))
+        say(Stage(name="Probing", message=counted(len(items), "file")))
     meter = Meter(say, total=len(items), unit="files", label="probing")
+    planned: list[Window] = []
     windows: list[Window] = []
     warned = 0
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -86,23 +82,26 @@ def inspect(
             if control is not None and control.stop_requested:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise Stopped("Stopped; nothing was written.")
-            planned, faults, said = job.result()
+            found, usable, faults, said = job.result()
             warned += len(said)
             for event in said if warned <= advice.MOST else ():
                 say(event)
-            windows.extend(planned)
+            planned.extend(found)
+            windows.extend(usable)
             problems.extend(faults)
             meter.advance()
     meter.close()
     if warned > advice.MOST:
         say(Warning_(message=f"{warned - advice.MOST} more files give such a warning."))
-    advice.on_lengths(windows, say)
-    advice.on_rates(windows, native_fps=target_fps, say=say)
-    return Inspection(windows=tuple(windows), problems=tuple(problems))
+    advice.on_lengths(planned, say)
+    advice.on_rates(planned, native_fps=target_fps, say=say)
+    return Inspection(windows=tuple(windows), rows=tuple(bucket_table(windows, cut=cut)), problems=tuple(problems))
 
 
-def _probe(item: Source, target_fps: float | None, cut: Cut) -> tuple[list[Window], list[DataError], list[Event]]:
-    """The windows of an item that can be trained on; what is wrong with it or with others; what there was to say."""
+def _probe(
+    item: Source, target_fps: float | None, cut: Cut
+) -> tuple[list[Window], list[Window], list[DataError], list[Event]]:
+    """The windows of an item; those that can be trained on; what is wrong with it or with the others; what to say."""
     said: list[Event] = []
     try:
         planned = plan(item, target_fps=target_fps, say=said.append)
@@ -110,7 +109,7 @@ def _probe(item: Source, target_fps: float | None, cut: Cut) -> tuple[list[Windo
         for _ in planned[0].timeline.pictures([last]):  # can it be decoded up to there?
             pass
     except DataError as error:
-        return [], [error], said
+        return [], [], [error], said
     usable: list[Window] = []
     faults: dict[int, DataError] = {}
     for window in planned:
@@ -121,10 +120,10 @@ def _probe(item: Source, target_fps: float | None, cut: Cut) -> tuple[list[Windo
             faults.setdefault(window.count, DataError(what, error.hint))
         else:
             usable.append(window)
-    return usable, list(faults.values()), said
+    return planned, usable, list(faults.values()), said
 
 
-def bucket_table(windows: Sequence[Window], *, cut: Cut = whole) -> list[BucketRow]:
+def bucket_table(windows: Sequence[Window], *, cut: Cut = uncut) -> list[BucketRow]:
     """How the windows, or what they are cut into, fall into buckets, by dataset and size.
 
     Batches are formed within one bucket of one dataset.
@@ -132,7 +131,7 @@ def bucket_table(windows: Sequence[Window], *, cut: Cut = whole) -> list[BucketR
     counts: Counter[tuple[int, int, int, int]] = Counter()
     for window in windows:
         width, height = window.bucket
-        frames, samples = cut(window)
+        frames, samples = cut(window) or (window.count, 1)
         counts[window.source.dataset.index, width, height, frames] += samples
     datasets = {window.source.dataset.index: window.source.dataset for window in windows}
     rows = []
@@ -191,7 +190,8 @@ def draw_preview(
             faults.append(error)
         meter.advance()
     meter.close()
-    head = f"{title}: {len(shown)} of {len(every)} items" if len(shown) < len(every) else f"{title}: {len(every)} items"
+    of = f"{len(shown)} of " if len(shown) < len(every) else ""
+    head = f"{title}: {of}{counted(len(every), 'item')}"
     return contact_sheet(rows, path, title=head), faults
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..contract.errors import DataError, Stopped
 from ..contract.events import Control, Meter, Say
 from . import cache, fingerprints
-from .clips import Window, plan
+from .clips import Cut, Window, plan, uncut
 from .config import Dataset, DatasetConfig
 from .fingerprints import Content, Fingerprint
 from .items import Source, sources
@@ -48,7 +48,7 @@ class Recipe:
     # of latents only
     native_fps: float | None = None
     use_controls: bool = False
-    sections: Callable[[Window], int | None] | None = None  # training samples of a window; None: one, unnumbered
+    cut: Cut = uncut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +140,10 @@ def planned_caches(surveyed: Iterable[Surveyed], recipe: Recipe, fail: Callable[
 
 def output_paths(window: Window, recipe: Recipe) -> tuple[Path, ...]:
     """The files that one window becomes."""
-    count = recipe.sections(window) if recipe.sections else None
-    if count is None:
+    cut = recipe.cut(window)
+    if cut is None:
         return (cache.latent_path(window, recipe.architecture),)
+    _, count = cut
     return tuple(cache.latent_path(window, recipe.architecture, section=section) for section in range(count))
 
 
@@ -157,7 +158,7 @@ def expected_fingerprint(window: Window, contents: tuple[Content, ...], recipe: 
     one_frame = [dataset.fp_1f_clean_indices, dataset.fp_1f_target_index, dataset.fp_1f_no_post]
     if one_frame != [None, None, False]:
         settings["one_frame"] = one_frame
-    if recipe.sections is not None and recipe.sections(window) is not None:
+    if recipe.cut(window) is not None:
         settings["window"] = dataset.fp_latent_window_size
     return Fingerprint(
         source=contents,

@@ -66,7 +66,7 @@ def cache_text(
         batches = texts.batches(wanted, size=batch_size)
         work = company.share_out(batches, describe=lambda batch: list(map(str, batch)))
         if wanted and not run.over:
-            advice.on_cut_captions(list(owners.values()), count, ledger.say)
+            advice.on_cut_captions([owners[path] for path in wanted], count, ledger.say)
         texts.encode(work)
     ledger.conclude(len(wanted), unit="captions", stop_requested=control.stop_requested)
     purged = tidy_texts(config.datasets, set(owners), recipe.architecture, keep=rules.keep_cache)

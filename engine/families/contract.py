@@ -91,7 +91,14 @@ class Options(Protocol):
         """Arguments for model.load: "task", and whatever else this family's takes."""
 
     def latent_settings(self, job: Job) -> dict[str, Any]:
-        """Further arguments for vae.training_samples and vae.sample_count. Caches are remade when they change."""
+        """Further arguments for vae.training_samples and `cut_clip`. Caches are remade when they change."""
+
+    def cut_clip(self, frames: int, *, window: int) -> tuple[int, int] | None:
+        """What a clip of `frames` is cut into: frames of a sample, and how many samples, whose cache files are then
+        numbered. None: the clip is one sample, not numbered. `window`: the dataset's fp_latent_window_size.
+
+        Also: `latent_settings`. DataError for a clip that is too short for any.
+        """
 
     def takes_controls(self, job: Job) -> bool:
         """Whether clips are cached together with their controls."""
@@ -205,12 +212,6 @@ class Vae(Protocol):
         They have musubi-tuner's names without the dtype suffix, no batch dimension, and may be on any device. "latents"
         is among them, in `dtype`. `image_encoder` is what image.load returned, None if the job names none.
         Further arguments: `options.latent_settings`. DataError for a clip that cannot be made into a sample.
-        """
-
-    def sample_count(self, frames: int, *, window: int) -> int | None:
-        """How many samples a clip of `frames` makes, whose files are then numbered; None: one, not numbered.
-
-        Also: `options.latent_settings`. DataError for a clip that is too short for any.
         """
 
 

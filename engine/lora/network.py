@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract.errors import OptionError, WeightsError
+from ..contract.wording import first_few
 from .adapters import CONVOLUTIONS, KINDS, Adapter, LoraAdapter, is_linear
 from .formats import kohya_name
 from .weights import AdapterWeights
@@ -122,7 +123,7 @@ class LoraNetwork(nn.Module):
         own = self.state()
         missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         if missing or unknown:
-            shown = ", ".join((missing or unknown)[:3])
+            shown = first_few(missing or unknown)
             raise WeightsError(
                 f"These LoRA weights do not belong to this network: {len(missing)} tensors missing, "
                 f"{len(unknown)} unknown (first: {shown}).",

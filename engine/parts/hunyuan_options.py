@@ -12,7 +12,6 @@ from ..contract.errors import OptionError
 from ..contract.schema import Section, opt, require
 
 TEXT_FILES = ("text_encoder1", "text_encoder2")
-LATENT_CHANNELS = 16
 TEXT_TOKENS = 256  # that LLaVA-LLaMA-3 reads of a caption at most, its template's closing token included
 TILE = 256  # pixels a side
 TILE_STEP = 32  # pixels; so that the overlap, a quarter of a tile, is a whole number of latents

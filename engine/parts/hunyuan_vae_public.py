@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .hunyuan_options import LATENT_CHANNELS
-
+LATENT_CHANNELS = 16
 WIDTHS = (128, 256, 512, 512)
 Shapes = dict[str, tuple[int, ...]]
 

@@ -216,7 +216,7 @@ def token_rows(
 
 def token_counts(tokenizer: Tokenizer, captions: list[str], *, system_prompt: str | None = None) -> list[TokenCount]:
     """How many tokens each caption has, and how many are read. Of one that fills its 256 places, the template's closing
-    token is cut off."""
+    token is cut off. CLIP-L's 77 are not counted: the DiT gets only its pooled vector."""
     before, after = template(system_prompt)
     around = len(tokenizer.ids(before)) + len(tokenizer.split(after))
     tokens = [len(tokenizer.ids(before + caption + after)) - around for caption in captions]

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import hunyuan_options, hunyuan_vae
+from . import hunyuan_vae, hunyuan_vae_public
 from .tiny_weights import COLOUR_AXES, DrawnTensors
 from .weights import write_weights
 
 WIDTH, GROUPS, LEVELS = 16, 4, 4
-CHANNELS = hunyuan_options.LATENT_CHANNELS
+CHANNELS = hunyuan_vae_public.LATENT_CHANNELS
 COLOURS = 3
 CLEAN = 4 * COLOURS  # channels that no block writes to
 CONSTANT = 8.0

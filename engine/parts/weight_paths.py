@@ -94,7 +94,7 @@ def _all_present(paths: list[Path], *, whole: str, role: str) -> list[Path]:
     absent = [path.name for path in paths if not path.exists()]
     if absent:
         raise WeightsError(
-            f"{role}: {whole} needs {len(paths)} parts, of which {len(absent)} are missing: {first_few(absent)}.",
+            f"{role}: {whole} needs {len(paths)} parts, of which {len(absent)} cannot be found ({first_few(absent)}).",
             f"Put all parts in {paths[0].parent}.",
         )
     return paths
@@ -103,7 +103,7 @@ def _all_present(paths: list[Path], *, whole: str, role: str) -> list[Path]:
 def _several(folder: Path, paths: list[Path], *, role: str) -> WeightsError:
     names = first_few(paths, count=6)
     return WeightsError(
-        f"{role}: the folder {folder} has several weight files: {names}.",
+        f"{role}: the folder {folder} has several weight files ({names}).",
         "Give one of them instead of the folder.",
     )
 

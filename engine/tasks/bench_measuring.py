@@ -36,6 +36,7 @@ from ..contract.events import Artifact, Control, Log, Progress, Say, Stage, Warn
 from ..contract.files import write_text
 from ..contract.job import Job
 from ..contract.options import Bench, Run
+from ..contract.wording import counted
 from ..families import part
 from ..ops.device import choose_device
 from .bench_case import Order
@@ -47,7 +48,7 @@ LOG = "measurements.log"
 
 
 def measured(asked: Sequence[tuple[Case, Sequence[str]]], job: Job, folder: Path, say: Say, control: Control) -> str:
-    """Measure modes of cases into `folder`; the job's last sentence. OptionError where the device does not do."""
+    """Measure modes of cases into `folder`; the job's last sentence. OptionError where the device will not do."""
     measuring = Measuring(job, folder, _device(job), say, control)
     try:
         for number, (case, modes) in enumerate(asked, 1):
@@ -241,5 +242,7 @@ class Measuring:
         self._say(Artifact(kind="table", path=str(path)))
         failed = [row for _, rows in results for row in rows if row.get("failed", {}).get("kind", "memory") != "memory"]
         if failed:
-            raise EngineError(f"{len(failed)} measurements failed.", f"Why stands in {self.folder / LOG}.")
-        return f"{len(cases)} cases, measured in {path.parent}"
+            raise EngineError(
+                f"{counted(len(failed), 'measurement')} failed.", f"The reasons are in {self.folder / LOG}."
+            )
+        return f"{counted(len(cases), 'case')}, measured in {path.parent}"

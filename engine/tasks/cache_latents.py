@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..contract.events import Control, Say, Stage
 from ..contract.job import Job
 from ..contract.options import Data, LatentCaching, Models
-from ..data.clips import Window
+from ..data.clips import family_cut
 from ..data.company import Company, meet
 from ..data.config import load_config
 from ..data.pipeline import ClipBatch, cache_latents
@@ -73,7 +72,7 @@ def _recipe(job: Job, encoders: Encoders) -> Recipe:
         settings={"dtype": str(_stored_dtype(job)).removeprefix("torch."), **settings},
         native_fps=options.NATIVE_FPS,
         use_controls=options.takes_controls(job),
-        sections=_counter(job, settings),
+        cut=family_cut(options.cut_clip, **settings),
     )
 
 
@@ -109,12 +108,3 @@ def sample_maker(job: Job, encoders: Encoders) -> Callable[[ClipBatch], Sequence
         return make(encoders.vae, clips, dtype=dtype, image_encoder=image_encoder, **settings)
 
     return encode
-
-
-def _counter(job: Job, settings: dict[str, Any]) -> Callable[[Window], int | None]:
-    count = part(job.family, "vae").sample_count
-
-    def samples_of(window: Window) -> int | None:
-        return count(window.count, window=window.source.dataset.fp_latent_window_size, **settings)
-
-    return samples_of

@@ -29,6 +29,7 @@ from ..contract.options import (
     Prompting,
     Samples,
 )
+from ..contract.wording import counted
 from ..data.config import Dataset, load_config
 from ..families import part
 from ..memory.activations import FLOAT, HALF
@@ -238,7 +239,7 @@ def described(clip: Clip) -> str:
     """`2 x 832x480, 81 frames`."""
     width, height, frames = clip.size
     many = f"{clip.batch} x " if clip.batch > 1 else ""
-    return f"{many}{width}x{height}, {frames} frame{'s' if frames > 1 else ''}"
+    return f"{many}{width}x{height}, {counted(frames, 'frame')}"
 
 
 def cached_sizes(dataset: Dataset, architecture: str) -> Iterator[LatentSize]:

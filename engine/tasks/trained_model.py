@@ -132,8 +132,7 @@ def _network(job: Job, expert: Expert, dit: nn.Module, seed: int, say: Say) -> l
         alphas = sorted({weights.alpha for weights in given.modules.values()})
         if not options.dim_from_weights and alphas != network.alphas:
             shown = ", ".join(f"{alpha:g}" for alpha in alphas)
-            ignored = f"--network_alpha {options.network_alpha:g} is ignored"
-            say(Warning_(message=f"{ignored}: {given.path.name} keeps its own, {shown}."))
+            say(Log(message=f"{given.path.name} keeps its own alpha, {shown}; --network_alpha is not used."))
         report_unmatched(given, say)
         if given.differences:
             text = f"{given.path.name} also changes {len(given.differences)} parameters in full, which is left out."

@@ -18,7 +18,7 @@ from ..data import cache
 from ..data.batches import BatchSampler, TrainItem, load_items
 from ..data.collate import Loader
 from ..data.config import DatasetConfig, load_config
-from ..data.holdout import choose, hold_out, one_by_one
+from ..data.holdout import choose, hold_out, learned, one_by_one
 from ..families import part
 from ..parts.weights import open_weights
 from ..training.group import Group
@@ -96,7 +96,12 @@ def training_items(job: Job, config: DatasetConfig, say: Say) -> tuple[list[Trai
         items, held = hold_out(items, wanted.validation_split, seed=wanted.validation_seed)
     else:
         say(Stage(name="Reading the validation dataset", message=wanted.validation_dataset_config))
-        held = load_items(load_config(wanted.validation_dataset_config, say=say), **names)
+        held = learned(load_items(load_config(wanted.validation_dataset_config, say=say), **names))
+        if not held:
+            raise DataError(
+                f"{wanted.validation_dataset_config}: all clips have preserve_prior; none shows what is learned.",
+                "Name another dataset with --validation_dataset_config.",
+            )
         _check_items(job, held, say)
         twice = {item.latent_path.resolve() for item in items} & {item.latent_path.resolve() for item in held}
         if twice and wanted.validation_dataset_config == job[Data].dataset_config:

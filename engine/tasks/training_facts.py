@@ -121,13 +121,11 @@ def lora_writer(
         sd_model_name=Path(expert.dit).name,
         ema_decay="" if ema is None else ema.decay,
     )
-    if len(network.alphas) == 1:  # what 0 stands for, or that of --network_weights
-        facts = dataclasses.replace(facts, network_alpha=network.alphas[0])
+    if len(network.alphas) == 1 or job[Network].network_weights:  # what 0 stands for, or those of the file
+        facts = dataclasses.replace(facts, network_alpha=max(network.alphas))
     if job[Network].dim_from_weights:  # then the options do not know them
         module = next((name for name, kind in MODULES.items() if kind.name in network.kinds), facts.network_module)
-        facts = dataclasses.replace(
-            facts, network_module=module, network_dim=max(network.ranks), network_alpha=max(network.alphas)
-        )
+        facts = dataclasses.replace(facts, network_module=module, network_dim=max(network.ranks))
     spec = ModelSpec(
         architecture=options.MODELSPEC_ARCHITECTURE,
         implementation=options.MODELSPEC_IMPLEMENTATION,

@@ -20,7 +20,8 @@ def test_the_hint_for_an_unknown_name() -> None:
 
 
 def test_one_is_not_several() -> None:
-    assert (counted(0, "step"), counted(1, "epoch"), counted(2, "batch")) == ("0 steps", "1 epoch", "2 batches")
+    assert (counted(0, "step"), counted(1, "epoch"), counted(2, "epoch")) == ("0 steps", "1 epoch", "2 epochs")
+    assert (counted(1, "batch", "batches"), counted(2, "batch", "batches")) == ("1 batch", "2 batches")
 
 
 def test_a_long_list_is_cut_short() -> None:

@@ -300,14 +300,14 @@ def test_a_clip_may_become_several_sections(tmp_path):
     def sections(clips_BCFHW):
         return [[{"latents": torch.full((16, 1, 6, 8), float(n))} for n in range(2)] for _ in clips_BCFHW]
 
-    report = latents(config, encode=sections, sections=lambda window: (window.count - 1) // 4)
+    report = latents(config, encode=sections, cut=lambda window: (4, (window.count - 1) // 4))
     assert report.done == 1
     assert cache_names(config, "*.safetensors") == [
         f"clip_0_00000-009-{n:04d}_0064x0048_wan.safetensors" for n in range(2)
     ]
-    assert latents(config, encode=sections, sections=lambda window: (window.count - 1) // 4).skipped == 1
+    assert latents(config, encode=sections, cut=lambda window: (4, (window.count - 1) // 4)).skipped == 1
     (config.datasets[0].cache_directory / cache_names(config, "*.safetensors")[1]).unlink()
-    assert latents(config, encode=sections, sections=lambda window: (window.count - 1) // 4).done == 1
+    assert latents(config, encode=sections, cut=lambda window: (4, (window.count - 1) // 4)).done == 1
 
 
 def test_controls_reach_the_encoder_only_when_asked_for(tmp_path):
@@ -428,10 +428,10 @@ def test_captions_that_the_encoder_does_not_read_to_their_end_are_told_once_a_da
     heard = Heard()
     texts(replace(configs[0], datasets=datasets), count=partial(caching.count_words, limit=5), say=heard)
     assert heard.warnings == [
-        f"{datasets[0].table}: 2 captions are longer than the text encoder reads: clip_1.mp4, clip_2.mp4. The first "
+        f"{datasets[0].table}: 2 captions are longer than the text encoder reads (clip_1.mp4, clip_2.mp4). The first "
         "has 7 tokens, of which only 5 are read. Shorten such captions, or put the important "
         "words first.",
-        f"{datasets[1].table}: 1 caption is longer than the text encoder reads: clip_0.mp4. It has "
+        f"{datasets[1].table}: 1 caption is longer than the text encoder reads (clip_0.mp4). It has "
         "6 tokens, of which only 5 are read. Shorten such captions, or put the important "
         "words first.",
     ]

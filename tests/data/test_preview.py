@@ -60,7 +60,7 @@ def test_every_problem_is_found_at_once(config):
     for name, part in parts.items():
         assert any(name in message and part in message for message in messages), name
     warnings = [event.message for event in said if isinstance(event, Warning_)]
-    assert any("1 caption is empty: a.png" in text for text in warnings)
+    assert any("1 caption is empty (a.png)" in text for text in warnings)
     assert any("1 video is too short for a clip of 13 frames" in text for text in warnings)
     progress = [event for event in said if isinstance(event, Progress)]
     assert (progress[-1].done, progress[-1].total) == (6, 6)
@@ -81,14 +81,14 @@ def equal_captions(tmp_path, captions: dict[str, str], *, folders: int = 1) -> l
 def test_items_with_the_same_caption_are_named(tmp_path):
     captions = {"a": "one", "b": "One", "c": "one\n", "d": "two", "e": "two", "f": "one", "g": "one"}
     assert equal_captions(tmp_path, captions) == [
-        "4 items have the same caption: a.png, c.png, f.png, ….",
-        "2 items have the same caption: d.png, e.png.",
+        "4 items have the same caption (a.png, c.png, f.png, …).",
+        "2 items have the same caption (d.png, e.png).",
     ]
 
 
 def test_a_file_in_two_datasets_and_empty_captions_are_no_such_case(tmp_path):
     warnings = equal_captions(tmp_path, {"a": "one", "b": "", "c": ""}, folders=2)
-    assert len(warnings) == 2 and all("2 captions are empty: b.png, c.png." in text for text in warnings)
+    assert len(warnings) == 2 and all("2 captions are empty (b.png, c.png)." in text for text in warnings)
 
 
 def test_of_many_equal_captions_a_few_are_said_in_full(tmp_path):

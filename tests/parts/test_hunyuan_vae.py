@@ -13,7 +13,7 @@ from engine.parts import hunyuan_vae as vae
 from engine.parts import hunyuan_vae_network as network
 from engine.parts import tiny_hunyuan_vae as tiny
 from engine.parts.causal_conv import lay_channels_last
-from engine.parts.hunyuan_options import LATENT_CHANNELS
+from engine.parts.hunyuan_vae_public import LATENT_CHANNELS
 from engine.parts.weights import open_weights, write_weights
 from tests.kernels import pytorchs_kernels
 

@@ -172,7 +172,7 @@ def test_a_failure_of_ours_is_told_at_the_end_and_tried_again(measured, in_proce
     monkeypatch.setitem(bench_case._WAYS, "train", broken)
     words = ("train", "--case", SMALL, "--mode", "plain")
     result, rows = measured(*words)
-    assert result.status == 70 and "1 measurements failed" in result.err and bench_measuring.LOG in result.err
+    assert result.status == 70 and "1 measurement failed" in result.err and bench_measuring.LOG in result.err
     assert "surprise" in rows[SMALL, "plain"]["failed"]["message"]
     measured(*words)
     assert len(in_process) == 2

@@ -283,6 +283,14 @@ def test_a_dataset_of_its_own_to_validate_on(train, cached, tmp_path) -> None:
     assert result.status == 0 and "are also trained on" in said and "to validate on: 2" in said
 
 
+def test_what_the_lora_should_leave_alone_is_not_validated_on(train, cached, tmp_path) -> None:
+    text = (cached.folder / "dataset.toml").read_text(encoding="utf-8")
+    other = tmp_path / "ordinary.toml"
+    other.write_text(text.replace("[[datasets]]", "[[datasets]]\npreserve_prior = true"), encoding="utf-8")
+    result = train("--validation_dataset_config", other, "--max_train_steps", 1)
+    assert result.status == 2 and "all clips have preserve_prior; none shows" in " ".join(result.err.split())
+
+
 def test_to_validate_on_the_same_dataset_is_meant(train, cached) -> None:
     same = cached.folder / "dataset.toml"
     result = train("--validation_dataset_config", same, "--max_train_steps", 1)

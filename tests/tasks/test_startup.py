@@ -1,4 +1,4 @@
-"""What a training waits for before its first step."""
+"""What a training waits for before its first step, and what others need not wait for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tomli_w
 import torch
 
+from engine.families import names
 from engine.lora.adapters import LoraAdapter
+from engine.media.images import write_image
 
 PACK = Path(__file__).resolve().parents[2]
 LATER = ("PIL", "av", "engine.tasks.studio", "matplotlib", "tensorboard", "transformers")
@@ -23,12 +27,29 @@ def test_what_only_some_trainings_use_is_imported_when_they_do() -> None:
     assert not loaded & set(LATER)
 
 
-def test_what_bench_can_measure_is_listed_without_torch() -> None:
-    code = "import sys; from engine.__main__ import main; main(['bench', '--list']); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True)
-    *listed, loaded = done.stdout.splitlines()
-    assert any("denoise-wan-14b-480x832x81" in line for line in listed)
+def said_without_torch(*words: str) -> str:
+    """All that a command prints."""
+    code = "import sys; from engine.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=PACK, capture_output=True, text=True, check=True)
+    *said, loaded = done.stdout.splitlines()
     assert "torch" not in loaded.split()
+    return "\n".join(said) + done.stderr
+
+
+def test_what_bench_can_measure_is_listed_without_torch() -> None:
+    assert "denoise-wan-14b-480x832x81" in said_without_torch("bench", "--list")
+
+
+@pytest.mark.parametrize("family", [name for name in names() if name != "toy"])
+@pytest.mark.parametrize("verb", ["check", "preview"])
+def test_a_dataset_is_looked_at_without_torch(tmp_path: Path, verb: str, family: str) -> None:
+    write_image(tmp_path / "cat.png", np.zeros((64, 64, 3), dtype=np.uint8))
+    (tmp_path / "cat.txt").write_text("a cat", encoding="utf-8")
+    config = tmp_path / "dataset.toml"
+    table = {"image_directory": str(tmp_path), "caption_extension": ".txt", "resolution": 64}
+    config.write_text(tomli_w.dumps({"datasets": [table]}), encoding="utf-8")
+    for _ in range(2):  # the second time the contact sheet of the first lies among the images
+        assert "1 item" in said_without_torch("dataset", verb, "--dataset_config", str(config), "--family", family)
 
 
 def test_only_the_weights_that_begin_with_random_values_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,10 @@ class Training(Section, title="Training", accepted=ACCEPTED):
         1, "Add up the gradients of this many batches for one optimizer step.", low=1, unit="batches"
     )
     max_data_loader_n_workers: int = opt(
-        8, "Threads that read caches ahead of the training; more than 4 are not used, and 0 means 1.", low=0,
+        8, "Threads that read the next batches' caches during a step; more than 4 are not used, and 0 means 1.", low=0,
         unit="threads", advanced=True,
     )  # fmt: skip
-    persistent_data_loader_workers: bool = opt(
-        False, "Keep the loading processes between epochs: no pause, more main memory.", advanced=True
-    )
+    persistent_data_loader_workers: bool = opt(False, "Keep what loads caches between epochs.", advanced=True)
     show_timesteps: Literal["image", "console"] | None = opt(
         None, "Draw which noise levels would be trained, then end without training.", advanced=True
     )
@@ -226,7 +224,7 @@ class Network(Section, title="LoRA"):
     )
     dim_from_weights: bool = opt(
         False,
-        "Take rank and alpha from --network_weights instead of from --network_dim and --network_alpha.",
+        "Take the rank, too, from --network_weights, and train the same modules.",
         advanced=True,
     )
     scale_weight_norms: float | None = opt(

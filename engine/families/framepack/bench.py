@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...parts.hunyuan_options import LATENT_CHANNELS
-from ...parts.hunyuan_vae_public import plain_vae, public_shapes
+from ...parts.hunyuan_vae_public import LATENT_CHANNELS, plain_vae, public_shapes
 from ..values import BenchModel, BenchSize, BenchVae
 from .detect import FramePackConfig, fullest
 from .options import IMAGE_TOKENS

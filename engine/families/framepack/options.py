@@ -53,6 +53,7 @@ from .flags import (
     FramePackWindow,
 )
 from .sections import HISTORY, TIME_STRIDE, parse_one_frame, parse_paddings, parse_sections, sections_wanted
+from .sections import cut_clip as cut_clip
 
 if TYPE_CHECKING:
     from ...contract.job import Job

@@ -54,6 +54,24 @@ def sections_in(latent_frames: int, *, window: int = WINDOW, source: str = "This
     return count
 
 
+def cut_clip(
+    frames: int, *, window: int, f1: bool = False, one_frame: bool = False, no_2x: bool = False, no_4x: bool = False
+) -> tuple[int, int]:
+    """What a clip of so many pixel frames is cut into for training: the frames of a section and how many there are, or
+    one of one frame with `one_frame`. DataError when it is too short."""
+    if one_frame:
+        if frames != 1:
+            raise DataError("--one_frame takes images, and this is a video.", "Use a dataset with image_directory.")
+        return 1, 1
+    section = TIME_STRIDE * window
+    if frames == 1:
+        raise DataError(
+            "An image has no sections, and FramePack trains on sections of videos.",
+            f"Use clips of {section + 1} frames or more, or --one_frame for single images.",
+        )
+    return section, sections_in((frames - 1) // TIME_STRIDE + 1, window=window)
+
+
 def frames_used(latent_frames: int, *, window: int = WINDOW) -> int:
     """The latent frames that a clip's sections take: the start and whole windows. The rest is not trained on."""
     return sections_in(latent_frames, window=window) * window + 1

@@ -22,19 +22,19 @@ from torch import Tensor
 
 from ...contract.errors import DataError
 from ...parts import hunyuan_vae
-from ...parts.hunyuan_options import LATENT_CHANNELS
 from ...parts.hunyuan_vae import SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
+from ...parts.hunyuan_vae_public import LATENT_CHANNELS
 from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights
 from ..values import Clips
 from . import samples
 from .detect import check_role
-from .sections import WINDOW, section_pixel_frames, sections_in
+from .sections import WINDOW, cut_clip, section_pixel_frames
 
 __all__ = [
     "CACHE_DTYPE", "COLOURS", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "FramePackVae", "compute_dtype",
-    "decode", "decode_frames", "encode", "load", "sample_count", "training_samples",
+    "decode", "decode_frames", "encode", "load", "training_samples",
 ]  # fmt: skip
 
 CACHE_DTYPE = torch.float16
@@ -86,22 +86,6 @@ def decode(vae: FramePackVae, latents_BCTHW: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------- training samples
 
 
-def sample_count(
-    frames: int, *, window: int, f1: bool = False, one_frame: bool = False, no_2x: bool = False, no_4x: bool = False
-) -> int:
-    """How many samples a clip of so many pixel frames makes: its sections, or one with `one_frame`. DataError."""
-    if one_frame:
-        if frames != 1:
-            raise DataError("--one_frame takes images, and this is a video.", "Use a dataset with image_directory.")
-        return 1
-    if frames == 1:
-        raise DataError(
-            "An image has no sections, and FramePack trains on sections of videos.",
-            f"Use clips of {TIME_STRIDE * window + 1} frames or more, or --one_frame for single images.",
-        )
-    return sections_in((frames - 1) // TIME_STRIDE + 1, window=window)
-
-
 def training_samples(
     vae: FramePackVae,
     clips: Clips,
@@ -117,7 +101,7 @@ def training_samples(
 
     DataError when a clip is too short, or cannot be trained on in this way.
     """
-    sample_count(clips.frames_BCFHW.shape[2], window=clips.window, one_frame=one_frame)
+    cut_clip(clips.frames_BCFHW.shape[2], window=clips.window, one_frame=one_frame)
     if image_encoder is None:
         raise DataError("FramePack's samples need SigLIP's view of the start image.", "Give --image_encoder.")
 

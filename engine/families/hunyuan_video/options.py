@@ -295,6 +295,10 @@ def latent_settings(job: Job) -> dict[str, Any]:
     return {"tile_pixels": job[VaeTiles].tile}
 
 
+def cut_clip(frames: int, *, window: int, tile_pixels: int | None = None) -> None:
+    """A clip of any length is one sample."""
+
+
 def takes_controls(job: Job) -> bool:
     """HunyuanVideo has no controls."""
     return False

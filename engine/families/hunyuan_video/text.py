@@ -77,8 +77,7 @@ def encode(encoder: TextEncoders, captions: list[str]) -> list[dict[str, Tensor]
 
 
 def token_counts(encoder: TextEncoders, captions: list[str]) -> list[TokenCount]:
-    """How many tokens each caption has for LLaVA-LLaMA-3, and how many it reads. CLIP-L's 77 do not matter: of its
-    result only the gist is used."""
+    """How many tokens each caption has for LLaVA-LLaMA-3, and how many it reads (llama_text.py)."""
     return llama_text.token_counts(encoder.llama.tokenizer, captions)
 
 

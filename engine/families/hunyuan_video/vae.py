@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...parts import hunyuan_vae
-from ...parts.hunyuan_options import LATENT_CHANNELS
 from ...parts.hunyuan_vae import SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
+from ...parts.hunyuan_vae_public import LATENT_CHANNELS
 from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights
 from ..values import Clips
@@ -25,7 +25,7 @@ from .detect import check_role
 
 __all__ = [
     "CACHE_DTYPE", "COLOURS", "LATENT_CHANNELS", "SPACE_STRIDE", "TIME_STRIDE", "compute_dtype", "decode",
-    "decode_frames", "encode", "load", "sample_count", "training_samples",
+    "decode_frames", "encode", "load", "training_samples",
 ]  # fmt: skip
 
 CACHE_DTYPE = torch.float16
@@ -69,8 +69,3 @@ def training_samples(
     """One sample a clip: "latents" CTHW, a draw of the posterior in the VAE's own scale."""
     latents_BCTHW = hunyuan_vae.seeded_latents(vae, clips.frames_BCFHW, tiles=Tiles(pixels=tile_pixels))
     return [[{"latents": latents_CTHW}] for latents_CTHW in latents_BCTHW.to(dtype)]
-
-
-def sample_count(frames: int, *, window: int, tile_pixels: int | None = None) -> int | None:
-    """One, not numbered, whatever the length."""
-    return None

@@ -264,6 +264,10 @@ def latent_settings(job: Job) -> dict[str, Any]:
     return {name: True for name, wanted in asked.items() if wanted}
 
 
+def cut_clip(frames: int, *, window: int, i2v: bool = False, flf2v: bool = False, one_frame: bool = False) -> None:
+    """A clip of any length is one sample."""
+
+
 def takes_controls(job: Job) -> bool:
     """A dataset that has controls has them for Fun-Control, or for one-frame training."""
     return True

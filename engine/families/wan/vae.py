@@ -376,10 +376,3 @@ def training_samples(
     word = str(dtype).removeprefix("torch.")
     # The format's own oddity: the key of the CLIP features carries the latents' type, not theirs.
     return [[{f"clip_{word}" if name == "clip" else name: value for name, value in one.items()}] for one in found]
-
-
-def sample_count(
-    frames: int, *, window: int, i2v: bool = False, flf2v: bool = False, one_frame: bool = False
-) -> int | None:
-    """None: a clip of any length is one sample."""
-    return None

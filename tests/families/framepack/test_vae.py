@@ -7,7 +7,7 @@ import torch
 
 from engine.contract.errors import DataError, WeightsError
 from engine.families.framepack import vae as family
-from engine.families.framepack.sections import f1_layout, plain_layout
+from engine.families.framepack.sections import cut_clip, f1_layout, plain_layout
 from engine.families.values import Clips
 from engine.parts import hunyuan_vae
 from engine.parts.hunyuan_vae import SCALING_FACTOR
@@ -41,7 +41,7 @@ def video(encoders, frames: int) -> torch.Tensor:
 def test_plain_sections_have_what_follows_them_as_history(encoders):
     """Table 4.4: of three sections, the last in time is made first, from zeros."""
     made, whole = samples(encoders, 25), video(encoders, 25)
-    assert len(made) == family.sample_count(25, window=2) == 3
+    assert cut_clip(25, window=2) == (8, len(made)) == (8, 3)
     for index, sample in enumerate(made):
         first = 1 + 2 * index
         layout = plain_layout(index, window=2)
@@ -114,7 +114,7 @@ def test_latents_are_scaled_in_caches_and_for_generation(encoders):
 def test_a_clip_that_is_too_short_says_how_long_it_must_be(frames, told):
     """musubi-tuner fails on images without a frame count."""
     with pytest.raises(DataError, match=told) as caught:
-        family.sample_count(frames, window=2)
+        cut_clip(frames, window=2)
     assert "9 frames" in caught.value.hint
 
 

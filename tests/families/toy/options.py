@@ -154,6 +154,10 @@ def latent_settings(job: Job) -> dict[str, Any]:
     return vae_arguments(job)
 
 
+def cut_clip(frames: int, *, window: int, contrast: float = 1.0) -> None:
+    """A clip of any length is one sample."""
+
+
 def takes_controls(job: Job) -> bool:
     """The toy looks at clips only."""
     return False

@@ -75,8 +75,3 @@ def training_samples(
     """What the latent cache keeps of each clip: one sample, not scaled yet. `contrast` is in the VAE already."""
     latents_BCTHW = (encode(vae, clips.frames_BCFHW) / LATENT_SCALE).to(dtype)
     return [[{"latents": latents_CTHW}] for latents_CTHW in latents_BCTHW]
-
-
-def sample_count(frames: int, *, window: int, contrast: float = 1.0) -> int | None:
-    """One sample a clip, not numbered."""
-    return None
