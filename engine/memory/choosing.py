@@ -46,7 +46,10 @@ class Limits:
     disk: int | None = None
 
     def allow(self, needs: Needs) -> bool:
-        return self.card_allows(needs) and self.main_allows(needs) and self.disk_allows(needs)
+        return self.card_allows(needs) and self.allow_but_for_the_card(needs)
+
+    def allow_but_for_the_card(self, needs: Needs) -> bool:
+        return self.main_allows(needs) and self.disk_allows(needs)
 
     def card_allows(self, needs: Needs) -> bool:
         return self.card is None or needs.card <= self.card
@@ -78,7 +81,12 @@ def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
     """The first settings within the limits, else those that take the least of the card within the other limits."""
     least: Choice | None = None
     for row in rows:
-        found = _of_row(measure, row, limits)
+        needs = cache(lambda place, row=row: measure(row[place]))
+        smallest = needs(len(row) - 1)
+        if least is not None and smallest.card >= least.needs.card and not limits.card_allows(smallest):
+            if limits.allow_but_for_the_card(least.needs):
+                continue  # nothing in it fits, or takes less
+        found = _of_row(row, needs, limits)
         if found.fits:
             return found
         if least is None or _rank(found.needs, limits) < _rank(least.needs, limits):
@@ -87,9 +95,8 @@ def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
     return least
 
 
-def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
-    """As `choose`, for one row; only a few of its settings are measured."""
-    needs = cache(lambda place: measure(row[place]))
+def _of_row(row: Row, needs: Callable[[int], Needs], limits: Limits) -> Choice:
+    """As `choose`, for one row; only a few of its settings are measured. `needs`: of the one at a place."""
     place = bisect_left(range(len(row)), True, key=lambda place: limits.card_allows(needs(place)))
     if place < len(row) and not limits.main_allows(needs(place)):  # then only if main memory falls along the row
         place = bisect_left(range(len(row)), True, lo=place, key=lambda place: limits.main_allows(needs(place)))
@@ -105,7 +112,7 @@ def _of_row(measure: Measure, row: Row, limits: Limits) -> Choice:
 
 def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:
     """Sort key: not fitting into main memory or onto the disk is worse than not fitting onto the card."""
-    return not (limits.main_allows(needs) and limits.disk_allows(needs)), needs.card
+    return not limits.allow_but_for_the_card(needs), needs.card
 
 
 def training_rows(asked: Mapping[str, Any], *, blocks: int, may_fp8: bool = True) -> Iterator[Row]:

@@ -7,13 +7,14 @@ Nothing moves on a CPU. Given up: page-locked memory, which would make waking fa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..contract.events import Meter, Say
+from ..ops.staging import moved
 from .streaming import BlockStream
 
 
@@ -28,26 +29,30 @@ def weights_in(thing: Any) -> Iterator[Tensor]:
 
 
 class Resting:
-    """Weights at rest. `stream`: what streams some of them, if any; its buffers on the device are freed too."""
+    """Weights at rest. `stream`: what streams some of them, if any; its buffers on the device are freed too.
 
-    def __init__(self, weights: Iterable[Tensor], stream: BlockStream | None = None) -> None:
+    `label` names the model in the progress of moving them.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], stream: BlockStream | None, *, say: Say, label: str) -> None:
         self._stream = stream
         if stream is not None:
             stream.rest()
-        self._away: list[tuple[Tensor, torch.device]] = []
-        self.host_bytes = 0 if stream is None else stream.host_bytes
-        for tensor in {id(tensor): tensor for tensor in weights}.values():
-            if tensor.device.type != "cpu":
-                self._away.append((tensor, tensor.device))
-                tensor.data = tensor.data.cpu()
-            self.host_bytes += tensor.nbytes
+        own = {id(tensor): tensor for tensor in weights}.values()
+        self.host_bytes = sum(tensor.nbytes for tensor in own) + (0 if stream is None else stream.host_bytes)
+        self._away = [(tensor, tensor.device) for tensor in own if tensor.device.type != "cpu"]
+        _move([(tensor, torch.device("cpu")) for tensor, _ in self._away], say, label)
 
     def wake(self, say: Say, label: str) -> None:
-        """Put everything back. Called once; `label` names the model in the progress."""
-        meter = Meter(say, total=len(self._away), unit="tensors", label=label)
-        for tensor, device in self._away:
-            tensor.data = tensor.data.to(device)
-            meter.advance()
-        meter.close()
+        """Put everything back. Called once."""
+        _move(self._away, say, label)
         if self._stream is not None:
             self._stream.wake()
+
+
+def _move(wanted: Sequence[tuple[Tensor, torch.device]], say: Say, label: str) -> None:
+    meter = Meter(say, total=len(wanted), unit="tensors", label=label, quiet_s=1.0)
+    for (tensor, _), there in zip(wanted, moved((tensor.data, device) for tensor, device in wanted), strict=True):
+        tensor.data = there
+        meter.advance()
+    meter.close()

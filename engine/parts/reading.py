@@ -7,7 +7,6 @@ Given up: bypassing the system's cache (O_DIRECT, GPUDirect); threads if the wei
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-THREADS = 4
-STAGE_BYTES = 8 << 20  # two per thread
+from ..ops.staging import STAGE_BYTES, THREADS, stages
+
 AHEAD_BYTES = 384 << 20  # that may be on the device before they are needed
-_own = threading.local()
 
 Key = TypeVar("Key")
 
@@ -50,9 +48,9 @@ def read_bytes(path: Path, start: int, length: int, *, device: torch.device) -> 
 def _staged(path: Path, start: int, length: int, device: torch.device) -> Tensor | None:
     """Through this thread's two buffers, one of which is read into while the other is copied from."""
     out = torch.empty(length, dtype=torch.uint8, device=device)
-    stages = _stages()
+    mine = stages()
     for number, place in enumerate(range(0, length, STAGE_BYTES)):
-        buffer, copied = stages[number % 2]
+        buffer, copied = mine[number % 2]
         copied.synchronize()
         piece = buffer[: min(STAGE_BYTES, length - place)]
         if fill(memoryview(piece.numpy()), path, start + place) < len(piece):
@@ -61,14 +59,6 @@ def _staged(path: Path, start: int, length: int, device: torch.device) -> Tensor
         copied.record()
     torch.cuda.current_stream().synchronize()  # the next user may be on another stream
     return out
-
-
-def _stages() -> list[tuple[Tensor, torch.cuda.Event]]:
-    if not hasattr(_own, "stages"):
-        buffers = (torch.empty(STAGE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2))
-        _own.stages = [(buffer, torch.cuda.Event()) for buffer in buffers]
-    found: list[tuple[Tensor, torch.cuda.Event]] = _own.stages
-    return found
 
 
 def in_order(

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..contract.errors import WeightsError
@@ -34,7 +35,7 @@ class Headers:
     scaled: AbstractSet[str] = frozenset()  # fp8 weights that are dequantised when read
     mapped: bool = True  # safetensors files, which can be memory-mapped
 
-    @property
+    @cached_property
     def main_format(self) -> str:
         """The format that most weights have; BF16 if that is fp8."""
         count: Counter[str] = Counter()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,15 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
     found, card = limits_of(job)
     limits = limits or found
     survey = survey or Survey(job)
-    choice = _chosen(job, survey, limits)
-    if not choice.fits and (on_larger_disk := _chosen(job, survey, replace(limits, disk=None))).fits:
+
+    @cache
+    def stages(*options: tuple[str, Any]) -> Sequence[Stage]:
+        return survey.stages(changed(job, dict(options)), room=limits.card)
+
+    choice = _chosen(job, survey, stages, limits)
+    if not choice.fits and (on_larger_disk := _chosen(job, survey, stages, replace(limits, disk=None))).fits:
         choice = replace(on_larger_disk, fits=False)
-    more = None if choice.fits else _chosen(job, survey, replace(limits, main=None))
+    more = None if choice.fits else _chosen(job, survey, stages, replace(limits, main=None))
     fitted = changed(job, choice.options)
     return Plan(
         asked=survey.stages(job, room=limits.card),
@@ -122,12 +128,16 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
     )
 
 
-def _chosen(job: Job, survey: Survey, limits: Limits) -> Choice:
+Stages = Callable[..., Sequence[Stage]]
+"""Those of a job with further options, given as pairs."""
+
+
+def _chosen(job: Job, survey: Survey, stages: Stages, limits: Limits) -> Choice:
     """The choices for all parts of a job together."""
     options: Options = {}
     fits, card, main, disk = True, 0, 0, 0
     for select, rows in _parts(job, survey):
-        choice = _choose(job, survey, limits, select, rows, options)
+        choice = _choose(job, stages, limits, select, rows, options)
         options, fits = {**options, **choice.options}, fits and choice.fits
         card, main = max(card, choice.needs.card), max(main, choice.needs.main)
         disk = max(disk, choice.needs.disk)
@@ -164,13 +174,13 @@ def _parts(job: Job, survey: Survey) -> Iterator[tuple[Select, Iterator[Row]]]:
 
 
 def _choose(
-    job: Job, survey: Survey, limits: Limits, select: Select, rows: Iterator[Row], before: Mapping[str, Any]
+    job: Job, stages: Stages, limits: Limits, select: Select, rows: Iterator[Row], before: Mapping[str, Any]
 ) -> Choice:
     count = processes(job, here=True)
 
     def measure(options: Options) -> Needs:
-        stages = survey.stages(changed(job, {**before, **options}), room=limits.card)
-        return _needs([stage for stage in stages if select(stage)], count)
+        found = stages(*sorted({**before, **options}.items()))
+        return _needs([stage for stage in found if select(stage)], count)
 
     return choose(measure, rows, limits)
 

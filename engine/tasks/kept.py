@@ -99,7 +99,7 @@ class Kept:
         if main_memory() < SPARE + sum(tensor.nbytes for tensor in found if tensor.device.type != "cpu"):
             say(Log(message=f"The {WORDS[name]} is not kept for the next run: main memory has no room for it."))
             return
-        self._at_rest[name] = _AtRest(key, model, Resting(found, stream))
+        self._at_rest[name] = _AtRest(key, model, Resting(found, stream, say=say, label=WORDS[name]))
 
     def let_go(self, name: str, *, unless: Key) -> None:
         """Forget the model of this name unless it has this key."""

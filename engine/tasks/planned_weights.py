@@ -132,7 +132,7 @@ class PlannedDit:
         wanted = job[TrainingPrecision if trained else GenerationPrecision].weight_format
         mode = None if wanted == "stored" else fp8_mode(wanted, products=self._has_products)
         number_format = FORMATS.get(str(job.values().get("dit_dtype")).lower())
-        resident = self._resident(mode, NUMBER_BYTES[number_format or self._main_format])
+        resident = self._resident(mode, NUMBER_BYTES[number_format or self.headers.main_format])
         written = 0
         if job[Memory].streams_from_disk:
             written = self._scratch.size(job, mode=mode, number_format=number_format)
@@ -159,10 +159,6 @@ class PlannedDit:
         further = _experts(self.job)
         others = [PlannedDit(self.job, expert.dit, expert.flag) for expert in further]
         return PlannedScratch(self.job, (self, *others), further)
-
-    @cached_property
-    def _main_format(self) -> str:
-        return self.headers.main_format
 
     @cached_property
     def _has_products(self) -> bool:

@@ -34,7 +34,7 @@ def test_rest_and_wake(streamed: int, how: str) -> None:
         before = stack(*given)
         held = torch.cuda.memory_allocated()
         own = sum(tensor.nbytes for tensor in weights_in(stack) if tensor.is_cuda)
-        resting = Resting(weights_in(stack), stream)
+        resting = Resting(weights_in(stack), stream, say=lambda event: None, label="toy")
         gc.collect()
         assert own and torch.cuda.memory_allocated() <= held - own
         assert not any(tensor.is_cuda for tensor in weights_in(stack))

@@ -116,7 +116,7 @@ def test_few_settings_are_measured():
     choose(
         lambda options: asked.append(options) or measure(options), training_rows(ASKED, blocks=BLOCKS), Limits(card=10)
     )
-    assert len(asked) < 0.2 * len(each(training_rows(ASKED, blocks=BLOCKS)))
+    assert len(asked) < 0.06 * len(each(training_rows(ASKED, blocks=BLOCKS)))
 
 
 def test_as_few_pieces_as_will_do():
