@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..contract.events import Artifact, Log, Preview, Say
+from ..contract.events import Artifact, Log, Preview, Say, Warning_
 from ..contract.job import Job
 from ..contract.options import Saving, Timesteps, Training
 from ..media.charts import density_chart
-from ..training.sigmas import SigmaSampling, describe, histogram
+from ..training.sigmas import DRAWN_BY_SIGMA, SigmaSampling, describe, histogram
 
 
-def sigma_sampling(options: Timesteps) -> SigmaSampling:
-    """The noise levels that the options describe."""
+def sigma_sampling(options: Timesteps, say: Say) -> SigmaSampling:
+    """The noise levels that the options describe. `say` gets a warning about one that has no effect."""
+    if options.weighting_scheme in DRAWN_BY_SIGMA and options.timestep_sampling != "sigma":
+        say(
+            Warning_(
+                message=f"--weighting_scheme {options.weighting_scheme} has no effect: it says how "
+                f"--timestep_sampling sigma draws, and {options.timestep_sampling} is asked for."
+            )
+        )
     return SigmaSampling(
         mode=options.timestep_sampling,
         weighting_scheme=options.weighting_scheme,
@@ -29,7 +36,7 @@ def sigma_sampling(options: Timesteps) -> SigmaSampling:
 
 def show(job: Job, say: Say) -> str:
     """Draw them in the way that the job asks for, and train nothing."""
-    sampling = sigma_sampling(job[Timesteps])
+    sampling = sigma_sampling(job[Timesteps], say)
     if job[Training].show_timesteps == "console":
         for line in describe(sampling):
             say(Log(message=line))

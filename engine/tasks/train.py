@@ -112,7 +112,7 @@ class _Ready:
 
 
 def _prepare(job: Job, say: Say, control: Control) -> _Ready:
-    sampling = noise_levels.sigma_sampling(job[Timesteps])
+    sampling = noise_levels.sigma_sampling(job[Timesteps], say)
     device = device_of_process(choose_device(job[Run].device))
     experts = Experts(
         job,

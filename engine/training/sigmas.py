@@ -32,7 +32,8 @@ MODES = (
     "qinglong_flux",
     "qinglong_qwen",
 )
-WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
+WEIGHTED, DRAWN_BY_SIGMA = ("sigma_sqrt", "cosmap"), ("logit_normal", "mode")
+WEIGHTINGS = ("none", *WEIGHTED, *DRAWN_BY_SIGMA)
 _ROUNDS = 1000
 _LEAST_ROUND = 64
 _EDGE = 1e-7
@@ -145,7 +146,7 @@ def loss_weight(weighting_scheme: str, timestep_B: Tensor) -> Tensor | None:
     sigma is the nearest entry of the 1000-step table, so it is never 0. `sigma_sqrt` and `cosmap` are the weightings
     of Stable Diffusion 3 (arXiv 2403.03206, section 3.1); the other schemes act on the draw, not on the loss.
     """
-    if weighting_scheme not in ("sigma_sqrt", "cosmap"):
+    if weighting_scheme not in WEIGHTED:
         return None
     sigma_B = timestep_B.float().round().clamp(1, 1000) / 1000.0
     if weighting_scheme == "sigma_sqrt":

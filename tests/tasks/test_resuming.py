@@ -304,3 +304,9 @@ def test_noise_levels_are_shown_and_nothing_is_trained(train, tmp_path, how) -> 
     picture = tmp_path / "out" / "demo-lora_timesteps.png"
     assert picture.exists() == (how == "image")
     assert ("_timesteps.png" if how == "image" else "100,000 draws") in result.err
+
+
+def test_a_weighting_that_says_how_sigma_draws_is_told_where_it_has_no_effect(train) -> None:
+    show = ("--show_timesteps", "console", "--weighting_scheme", "logit_normal", "--timestep_sampling")
+    assert "logit_normal has no effect" in " ".join(train(*show, "uniform").err.split())
+    assert "no effect" not in train(*show, "sigma").err
