@@ -30,7 +30,7 @@ SPINS = "10000"
 quiet CPU; beside other load, threads wait for each other through whole time slices, 50 times slower in one case."""
 LARGE_PAGES = "1"
 """Torch asks for main memory in pages of 2 MiB. Touching fresh memory, which is most of what moving weights there
-costs, is four times as fast (beside an H100: 7 to 8 GB/s instead of 2); where there are no such pages, nothing changes."""
+costs, is four times as fast (beside an H100: 7 to 8 GB/s instead of 2); where there are none, nothing changes."""
 ALLOCATOR = "expandable_segments:True"
 """Lets freed pieces of GPU memory merge. Without it, gaps between tensors of different sizes cost a fifth more memory
 in training (61.8 GiB for 50.5), and ended runs that a plan had just made fit."""
