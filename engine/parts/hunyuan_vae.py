@@ -25,12 +25,11 @@ from torch import Tensor
 from ..contract.errors import DataError, WeightsError
 from .causal_conv import lay_channels_last
 from .hunyuan_vae_network import HunyuanVae
+from .hunyuan_vae_public import SPACE_STRIDE, TIME_STRIDE
 from .tiles import Run, Tiling, tiled_in_space, tiled_in_time
 from .vae_checks import check_clip, check_latents
 from .weights import WeightFile, load_into, metadata_number
 
-TIME_STRIDE = 4
-SPACE_STRIDE = 8
 SCALING_FACTOR = 0.476986
 NORM_GROUPS = 32
 LOGVAR_RANGE = (-30.0, 20.0)

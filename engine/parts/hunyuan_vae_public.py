@@ -1,10 +1,15 @@
-"""Names and shapes of the published HunyuanVideo VAE, and diffusers' one to compare with, for `bench`."""
+"""Sizes, names and shapes of the published HunyuanVideo VAE, and diffusers' one to compare with, for `bench`.
+
+Standard library only, as what imports it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 LATENT_CHANNELS = 16
+TIME_STRIDE = 4
+SPACE_STRIDE = 8
 WIDTHS = (128, 256, 512, 512)
 Shapes = dict[str, tuple[int, ...]]
 

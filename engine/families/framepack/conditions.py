@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...parts.hunyuan_vae import SPACE_STRIDE
+from ...parts.hunyuan_vae_public import SPACE_STRIDE
 from .sections import F1_HISTORY, PLAIN_HISTORY, Layout
 
 IMAGE_STATES = "image_embeddings"

@@ -30,6 +30,7 @@ from ...contract.schema import Section
 from ...parts.hunyuan_options import LIGHTER as LIGHTER
 from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
 from ...parts.hunyuan_options import TEXT_TOKENS, TextEncoders, TextEncodersCaching, VaeTiles
+from ...parts.hunyuan_vae_public import SPACE_STRIDE, TIME_STRIDE
 from ...parts.step_caching import rows_kept
 from ...parts.workload import BlockRun, VaeWork, Work, video_latents
 from . import sections, step_caches
@@ -52,7 +53,7 @@ from .flags import (
     FramePackTextGeneration,
     FramePackWindow,
 )
-from .sections import HISTORY, TIME_STRIDE, parse_one_frame, parse_paddings, parse_sections, sections_wanted
+from .sections import HISTORY, parse_one_frame, parse_paddings, parse_sections, sections_wanted
 from .sections import cut_clip as cut_clip
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ ARCHITECTURE = "fp"
 ARCHITECTURE_FULL = "framepack"
 LATENT_SCALE = 1.0  # cached latents are scaled already
 LORA_FORMAT = "default"
-SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
+SIZE_STEP = 2 * SPACE_STRIDE  # pixels: the DiT takes patches of 2 x 2 latents
 MODELSPEC_ARCHITECTURE = "framepack"
 MODELSPEC_IMPLEMENTATION = "https://github.com/lllyasviel/FramePack"
 IMAGE_FILES = ("image_encoder",)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ...contract.errors import DataError
+from ...parts.hunyuan_vae_public import TIME_STRIDE
 from ...parts.siglip import Siglip
 from ..values import Clips
 from . import image
 from .conditions import IMAGE_STATES, history_tensors, latent_mask, one_frame_tensors
-from .sections import HISTORY_FRAMES, TIME_STRIDE, f1_layout, frames_used, one_frame_layout, plain_layout, plan
+from .sections import HISTORY_FRAMES, f1_layout, frames_used, one_frame_layout, plain_layout, plan
 
 Sample = dict[str, Tensor]
 Encode = Callable[[Tensor], Tensor]

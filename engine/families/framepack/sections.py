@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ...contract.errors import DataError, OptionError
+from ...parts.hunyuan_vae_public import TIME_STRIDE
 
 WINDOW = 9
 """Latent frames in a section of the published models (--latent_window_size)."""
@@ -28,7 +29,6 @@ HISTORY = (1, 2, 16)
 HISTORY_FRAMES = sum(HISTORY)
 FRAMES_PER_SECOND = 30
 """Seconds are turned into sections at this rate, whatever the rate of the finished file."""
-TIME_STRIDE = 4
 
 PLAIN_HISTORY = (slice(0, 1), slice(1, 3), slice(3, 19))
 """Where 1x, 2x and 4x lie in latents of which the first are the newest that were made."""

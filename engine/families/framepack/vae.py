@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ...contract.errors import DataError
 from ...parts import hunyuan_vae
-from ...parts.hunyuan_vae import SCALING_FACTOR, SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
+from ...parts.hunyuan_vae import SCALING_FACTOR, Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
-from ...parts.hunyuan_vae_public import LATENT_CHANNELS
+from ...parts.hunyuan_vae_public import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
 from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights
 from ..values import Clips

@@ -33,6 +33,7 @@ from ...contract.schema import Section, opt, redefault, require
 from ...parts.hunyuan_options import LIGHTER as LIGHTER
 from ...parts.hunyuan_options import TEXT_FILES as TEXT_FILES
 from ...parts.hunyuan_options import TEXT_TOKENS, TILE, TextEncoders, VaeTiles
+from ...parts.hunyuan_vae_public import SPACE_STRIDE, TIME_STRIDE
 from ...parts.step_caching import rows_kept
 from ...parts.workload import BlockRun, VaeWork, Work, video_latents
 
@@ -48,8 +49,7 @@ NATIVE_FPS = 24
 LATENT_SCALE = 0.476986
 NETWORK_MODULE = "networks.lora"
 LORA_FORMAT = "other"  # under the others ComfyUI leaves out the 80 layers of the double blocks' MLPs
-SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
-FRAME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
+SIZE_STEP = 2 * SPACE_STRIDE  # pixels: the DiT takes patches of 2 x 2 latents
 MODELSPEC_ARCHITECTURE = "hunyuan-video"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Tencent/HunyuanVideo"
 IMAGE_FILES = ()
@@ -373,7 +373,7 @@ def trim_tail_frames(job: Job) -> int:
 
 def frame_step(job: Job) -> int:
     """After the first frame, each latent frame is four."""
-    return FRAME_STEP
+    return TIME_STRIDE
 
 
 def sample_options(job: Job) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...parts import hunyuan_vae
-from ...parts.hunyuan_vae import SPACE_STRIDE, TIME_STRIDE, Tiles, compute_dtype
+from ...parts.hunyuan_vae import Tiles, compute_dtype
 from ...parts.hunyuan_vae_network import HunyuanVae
-from ...parts.hunyuan_vae_public import LATENT_CHANNELS
+from ...parts.hunyuan_vae_public import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
 from ...parts.latent_colours import HUNYUAN
 from ...parts.weights import open_weights
 from ..values import Clips

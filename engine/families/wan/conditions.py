@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .one_frame import order
-from .variants import LATENT_CHANNELS, MASK_CHANNELS, PIXELS_A_SIDE
+from .variants import LATENT_CHANNELS, MASK_CHANNELS, SPACE_STRIDE
 
 Encode = Callable[[Tensor], Tensor]
 """clip_BCFHW (RGB, -1..1) -> latents_BCTHW."""
@@ -106,7 +106,7 @@ def _pixels_of_latents(mask_BFHW: Tensor, *, latent_frames: int) -> Tensor:
     As the model was trained, it is the one in the middle of as many equal parts: frames 1, 4, 7 of nine, so that the
     mask of a first frame that alone is given is that of the second.
     """
-    pixels_BCFHW = F.pixel_unshuffle(mask_BFHW.unsqueeze(2), PIXELS_A_SIDE).transpose(1, 2)
+    pixels_BCFHW = F.pixel_unshuffle(mask_BFHW.unsqueeze(2), SPACE_STRIDE).transpose(1, 2)
     return F.interpolate(pixels_BCFHW, size=(latent_frames, *pixels_BCFHW.shape[3:]), mode="nearest-exact")
 
 

@@ -17,7 +17,7 @@ from ...ops.attention import attention, padded_attention
 from ...parts.embeddings import Float32LayerNorm, Float32Linear, RmsNorm, gated_result, gated_sum, modulated_norm
 from ...parts.rope import rotate
 from .detect import WanConfig
-from .variants import PIXELS_A_SIDE
+from .variants import SPACE_STRIDE
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """q, k, v, BLHD each."""
@@ -236,6 +236,6 @@ class CameraAdapter(nn.Module):
     def forward(self, rays_BCTHW: torch.Tensor) -> torch.Tensor:
         """[B, camera_dim / 64, T, H, W], H and W in pixels, to tokens [B, L, D], each latent frame by itself."""
         frames = rays_BCTHW.to(self.conv.weight.dtype).transpose(1, 2)
-        pictures = F.pixel_unshuffle(frames.flatten(0, 1), PIXELS_A_SIDE)
+        pictures = F.pixel_unshuffle(frames.flatten(0, 1), SPACE_STRIDE)
         features = self.residual_blocks(self.conv(pictures))
         return features.unflatten(0, frames.shape[:2]).permute(0, 1, 3, 4, 2).flatten(1, 3)

@@ -35,7 +35,7 @@ from . import expert_options
 from .expert_options import WanExperts, WanExpertsGeneration, WanExpertsTraining
 from .image_options import WanImageCaching, WanImageTraining, WanInputs, settings_of
 from .one_frame import USUAL_PLACES
-from .variants import DEFAULT_TASK, TASKS, VARIANTS, TaskDefaults, task_defaults
+from .variants import DEFAULT_TASK, SPACE_STRIDE, TASKS, TIME_STRIDE, VARIANTS, TaskDefaults, task_defaults
 
 if TYPE_CHECKING:
     from ...contract.job import Job
@@ -49,8 +49,7 @@ NATIVE_FPS = 16
 LATENT_SCALE = 1.0
 NETWORK_MODULE = "networks.lora_wan"
 LORA_FORMAT = "default"
-SIZE_STEP = 16  # pixels: the VAE makes latents of 8 x 8 pixels, the DiT takes patches of 2 x 2 latents
-FRAME_STEP = 4  # frames: the VAE makes one latent frame of the first frame, then one of every four
+SIZE_STEP = 2 * SPACE_STRIDE  # pixels: the DiT takes patches of 2 x 2 latents
 MODELSPEC_ARCHITECTURE = "wan2.1"
 MODELSPEC_IMPLEMENTATION = "https://github.com/Wan-Video/Wan2.1"
 # The files of the folder that Wan-AI publishes. The DiT is the folder itself, in shards; of two experts, a folder each.
@@ -326,7 +325,7 @@ def trim_tail_frames(job: Job) -> int:
 
 def frame_step(job: Job) -> int:
     """After the first frame, each latent frame is four."""
-    return FRAME_STEP
+    return TIME_STRIDE
 
 
 def sample_options(job: Job) -> dict[str, Any]:

@@ -47,10 +47,8 @@ from .clip import ClipVision
 from .colours import COLOURS as COLOURS
 from .detect import check_role
 from .keys import vae_name
-from .variants import LATENT_CHANNELS
+from .variants import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
 
-TIME_STRIDE = 4
-SPACE_STRIDE = 8
 CACHE_DTYPE = torch.bfloat16
 
 # fmt: off

@@ -17,7 +17,7 @@ NEGATIVE_PROMPT = (
 NEGATIVE_PROMPT_FLF2V = "镜头切换，" + NEGATIVE_PROMPT
 
 LATENT_CHANNELS, MASK_CHANNELS = 16, 4
-PIXELS_A_SIDE = 8  # of one latent
+TIME_STRIDE, SPACE_STRIDE = 4, 8
 CAMERA_POSES = {  # in the length of a clip, at speed 1: (right, down, forwards; turns to the right), as ComfyUI
     "static": (0.0, 0.0, 0.0, 0.0),
     "pan_up": (0.0, -1.5, 0.0, 0.0),
