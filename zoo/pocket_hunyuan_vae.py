@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.families.hunyuan_video import vae as family_vae
-from engine.parts import hunyuan_options, hunyuan_vae
+from engine.parts import hunyuan_vae
 from engine.parts.hunyuan_vae_network import HunyuanVae
-from engine.parts.hunyuan_vae_public import public_shapes
+from engine.parts.hunyuan_vae_public import LATENT_CHANNELS, public_shapes
 from engine.parts.pocket import HUNYUAN_VAE
 from engine.parts.weights import write_weights
 
 VAE_NAME = HUNYUAN_VAE["vae"]
 GROUPS = 4
-CHANNELS, SCALE = hunyuan_options.LATENT_CHANNELS, hunyuan_vae.SCALING_FACTOR
+CHANNELS, SCALE = LATENT_CHANNELS, hunyuan_vae.SCALING_FACTOR
 _AFTER_SILU, _GAIN_AFTER_SILU = ("conv1.conv.weight", "conv2.conv.weight", "conv_out.conv.weight"), 2.0
 _LOG_VARIANCE = -6.0
 
