@@ -22,11 +22,13 @@ TOO_FAST = 1.4
 """A video whose rate is this many times the model's shows slow motion, if every frame of it is taken."""
 
 
-def before_caching(config: DatasetConfig, windows: Sequence[Window], *, native_fps: float | None, say: Say) -> None:
-    """What caching tells a person who has not had the dataset checked, about the windows that it will cache."""
-    if windows:
+def before_caching(
+    config: DatasetConfig, windows: Sequence[Window], wanted: Sequence[Window], *, native_fps: float | None, say: Say
+) -> None:  # fmt: skip
+    """What caching tells a person who has not had the dataset checked, about those windows that it will cache."""
+    if wanted:
         on_other_files(config.datasets, say)
-        on_rates(windows, native_fps=native_fps, say=say)
+        on_rates(windows, news={window.source.path for window in wanted}, native_fps=native_fps, say=say)
 
 
 def on_other_files(datasets: Iterable[Dataset], say: Say) -> None:
@@ -120,8 +122,13 @@ def on_lengths(windows: Sequence[Window], say: Say) -> None:
         say(Warning_(message=f"{table}: {videos} too short for a clip of {length} frames; only shorter ones are made."))
 
 
-def on_rates(windows: Sequence[Window], *, native_fps: float | None, say: Say) -> None:
-    """Videos that are much faster than the model's rate, in a dataset that has every frame taken (no `source_fps`)."""
+def on_rates(
+    windows: Sequence[Window], *, native_fps: float | None, say: Say, news: Container[Path] | None = None
+) -> None:
+    """Videos that are much faster than the model's rate, in a dataset that has every frame taken (no `source_fps`).
+
+    Only of those in `news` is anything said, if it is given.
+    """
     if native_fps is None:
         return
     rates: dict[str, dict[Path, float]] = {}
@@ -130,7 +137,12 @@ def on_rates(windows: Sequence[Window], *, native_fps: float | None, say: Say) -
         if info is not None and window.count > 1 and dataset.source_fps is None:
             rates.setdefault(dataset.table, {})[window.source.path] = info.fps
     limit = TOO_FAST * native_fps
-    fast = Counter((table, round(rate)) for table in rates for rate in rates[table].values() if rate >= limit)
+    fast = Counter(
+        (table, round(rate))
+        for table, found in rates.items()
+        for path, rate in found.items()
+        if rate >= limit and (news is None or path in news)
+    )
     for (table, rate), count in sorted(fast.items()):
         videos = "1 video runs" if count == 1 else f"{count} videos run"
         alone = all(same_rate(other, rate) for other in rates[table].values())

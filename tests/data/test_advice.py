@@ -110,5 +110,8 @@ def test_caching_says_it_too_but_not_of_what_is_there_already(tmp_path):
     for expected in (1, 0):
         said = Heard()
         latents(write_config(tmp_path), say=said)
-        for told in ("source_fps = 30", "left.gif"):
+        for told in ("Add source_fps = 30 there", "left.gif"):
             assert len([text for text in said.warnings if told in text]) == expected
+    draw_item(tmp_path / "videos", "b.mp4", frames=9, fps=60)
+    latents(write_config(tmp_path), say=said)
+    assert "a dataset of their own with source_fps = 60" in " ".join(said.warnings)
