@@ -23,12 +23,12 @@ TOO_FAST = 1.4
 
 
 def before_caching(
-    config: DatasetConfig, windows: Sequence[Window], wanted: Sequence[Window], *, native_fps: float | None, say: Say
-) -> None:  # fmt: skip
-    """What caching tells a person who has not had the dataset checked, about those windows that it will cache."""
-    if wanted:
+    config: DatasetConfig, windows: Sequence[Window], news: Collection[Path], *, native_fps: float | None, say: Say
+) -> None:
+    """What caching tells a person who has not had the dataset checked. `news`: the files that it will cache."""
+    if news:
         on_other_files(config.datasets, say)
-        on_rates(windows, news={window.source.path for window in wanted}, native_fps=native_fps, say=say)
+        on_rates(windows, news=news, native_fps=native_fps, say=say)
 
 
 def on_other_files(datasets: Iterable[Dataset], say: Say) -> None:

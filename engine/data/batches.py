@@ -174,7 +174,7 @@ class _Checker:
             files = (source.path, *source.controls)
             if 1 < len(found.source) != len(files):  # without any, controls were not asked for, or there were none
                 now, then = len(source.controls), len(found.source) - 1
-                return f"{source.path.name} had {then} controls when it was cached, and has {now} now"
+                return f"the number of controls of {source.path.name} was {then} when it was cached, and is {now} now"
             for path, known in zip(files, found.source, strict=False):
                 now = self._content(path, known)
                 if now is not None and now.sample != known.sample:

@@ -75,7 +75,7 @@ class Dataset:
 
 
 def contact_sheet_path(config_path: Path) -> Path:
-    """Where a dataset is drawn. It is never an item, though it may lie among the images."""
+    """Where a dataset is drawn, which may be among its images."""
     return config_path.with_name(f"{config_path.stem}_preview.png")
 
 

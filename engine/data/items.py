@@ -103,8 +103,7 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
     folder = dataset.source_directory
     files = list_folder(folder, key=f"{dataset.kind}_directory in {dataset.table}")
     endings = suffixes.of_kind(dataset.kind)
-    sheet = contact_sheet_path(dataset.config_path).resolve()
-    media = [path for path in files if path.suffix.lower() in endings and path.resolve() != sheet]
+    media = [path for path in files if path.suffix.lower() in endings and not _is_contact_sheet(path, dataset)]
     unread = [path for path in files if path.suffix.lower() == ".jxl" and dataset.kind == "image" and path not in media]
     if unread:
         count = "1 file" if len(unread) == 1 else f"{len(unread)} files"
@@ -150,6 +149,13 @@ def _of_folder(dataset: Dataset, problems: list[DataError]) -> list[Source]:
         for path, caption in captions.items()
         if path in controls
     ]
+
+
+def _is_contact_sheet(path: Path, dataset: Dataset) -> bool:
+    """Ours, among the images; one with a caption is the person's own."""
+    sheet = contact_sheet_path(dataset.config_path)
+    ours = path.name == sheet.name and path.resolve() == sheet.resolve()
+    return ours and not path.with_name(path.stem + dataset.caption_extension).exists()
 
 
 def _caption_of(path: Path, dataset: Dataset) -> str:

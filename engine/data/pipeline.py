@@ -108,7 +108,7 @@ def _cache_windows(
     ledger.conclude(0, unit="clips", stop_requested=False)
     wanted = [entry for entry in planned if rules.wants(entry.state)]
     announce(ledger.say, [entry.state for entry in planned], len(wanted), unit="clips")
-    every, news = ([entry.window for entry in entries] for entries in (planned, wanted))
+    news, every = {entry.window.source.path for entry in wanted}, [entry.window for entry in planned]
     advice.before_caching(config, every, news, native_fps=recipe.native_fps, say=ledger.say)
     for entry in planned:
         if entry.state == "fresh" and not rules.recache:

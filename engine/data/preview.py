@@ -77,18 +77,19 @@ def inspect(
     windows: list[Window] = []
     warned = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        jobs = [pool.submit(_probe, item, target_fps, cut) for item in items]
+        jobs = [pool.submit(_probe, item, target_fps) for item in items]
         for job in jobs:
             if control is not None and control.stop_requested:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise Stopped("Stopped; nothing was written.")
-            found, usable, faults, said = job.result()
+            found, fault, said = job.result()
+            usable, too_short = _usable(found, cut)
             warned += len(said)
             for event in said if warned <= advice.MOST else ():
                 say(event)
             planned.extend(found)
             windows.extend(usable)
-            problems.extend(faults)
+            problems.extend([*([fault] if fault else ()), *too_short])
             meter.advance()
     meter.close()
     if warned > advice.MOST:
@@ -98,10 +99,8 @@ def inspect(
     return Inspection(windows=tuple(windows), rows=tuple(bucket_table(windows, cut=cut)), problems=tuple(problems))
 
 
-def _probe(
-    item: Source, target_fps: float | None, cut: Cut
-) -> tuple[list[Window], list[Window], list[DataError], list[Event]]:
-    """The windows of an item; those that can be trained on; what is wrong with it or with the others; what to say."""
+def _probe(item: Source, target_fps: float | None) -> tuple[list[Window], DataError | None, list[Event]]:
+    """The windows of an item, or what is wrong with it; and what there was to say."""
     said: list[Event] = []
     try:
         planned = plan(item, target_fps=target_fps, say=said.append)
@@ -109,18 +108,23 @@ def _probe(
         for _ in planned[0].timeline.pictures([last]):  # can it be decoded up to there?
             pass
     except DataError as error:
-        return [], [], [error], said
+        return [], error, said
+    return planned, None, said
+
+
+def _usable(windows: Sequence[Window], cut: Cut) -> tuple[list[Window], list[DataError]]:
+    """Those windows of an item that can be trained on, and what is wrong with the others."""
     usable: list[Window] = []
     faults: dict[int, DataError] = {}
-    for window in planned:
+    for window in windows:
         try:
             cut(window)
         except DataError as error:
-            what = f"{item.path}, {window.count} frames from frame {window.start}: {error.message}"
+            what = f"{window.source.path}, {window.count} frames from frame {window.start}: {error.message}"
             faults.setdefault(window.count, DataError(what, error.hint))
         else:
             usable.append(window)
-    return planned, usable, list(faults.values()), said
+    return usable, list(faults.values())
 
 
 def bucket_table(windows: Sequence[Window], *, cut: Cut = uncut) -> list[BucketRow]:

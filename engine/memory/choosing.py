@@ -82,10 +82,8 @@ def choose(measure: Measure, rows: Iterable[Row], limits: Limits) -> Choice:
     least: Choice | None = None
     for row in rows:
         needs = cache(lambda place, row=row: measure(row[place]))
-        smallest = needs(len(row) - 1)
-        if least is not None and smallest.card >= least.needs.card and not limits.card_allows(smallest):
-            if limits.allow_but_for_the_card(least.needs):
-                continue  # nothing in it fits, or takes less
+        if least is not None and _no_better(needs(len(row) - 1), least.needs, limits):
+            continue
         found = _of_row(row, needs, limits)
         if found.fits:
             return found
@@ -108,6 +106,12 @@ def _of_row(row: Row, needs: Callable[[int], Needs], limits: Limits) -> Choice:
             on_disk = bisect_left(range(place), True, key=lambda place: not limits.disk_allows(needs(place)))
             place = on_disk - 1 if on_disk and limits.main_allows(needs(on_disk - 1)) else place
     return Choice(options=row[place], needs=needs(place), fits=fits)
+
+
+def _no_better(smallest: Needs, least: Needs, limits: Limits) -> bool:
+    """Whether nothing in a row fits or takes less than `least`. `smallest`: of the row's last settings."""
+    worse = smallest.card >= least.card and limits.allow_but_for_the_card(least)
+    return worse and not limits.card_allows(smallest)
 
 
 def _rank(needs: Needs, limits: Limits) -> tuple[bool, int]:

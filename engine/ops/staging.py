@@ -7,7 +7,7 @@ page-locked buffers: the GPU copies into or out of one while the CPU does so wit
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -38,44 +38,60 @@ def moved(tensors: Iterable[tuple[Tensor, torch.device]]) -> Iterator[Tensor]:
         yield from pool.map(lambda pair: _moved(*pair), tensors)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    kinds = {tensor.device.type, device.type}
-    if kinds != {"cuda", "cpu"} or tensor.nbytes < SMALL_BYTES or not tensor.is_contiguous():
-        return tensor.to(device)
-    out = torch.empty_like(tensor, device=device, requires_grad=False)
-    with torch.cuda.device(device if device.type == "cuda" else tensor.device):
-        copy = _to_gpu if device.type == "cuda" else _to_host
-        copy(_bytes(tensor), _bytes(out))
-    return out
+def to_gpu(out: Tensor, fill: Callable[[Tensor, int], bool]) -> bool:
+    """Fill `out`, uint8 on the current GPU; complete on return. False as soon as `fill` says so.
 
-
-def _to_gpu(source: Tensor, out: Tensor) -> None:
-    mine, pieces = stages(), zip(source.split(STAGE_BYTES), out.split(STAGE_BYTES), strict=True)
-    for number, (piece, place) in enumerate(pieces):
+    `fill` puts into a page-locked tensor what begins at this byte, and says whether there was enough.
+    """
+    mine = stages()
+    for number, place in enumerate(out.split(STAGE_BYTES)):
         buffer, copied = mine[number % 2]
+        piece = buffer[: len(place)]
         copied.synchronize()
-        np.copyto(buffer[: len(piece)].numpy(), piece.numpy())
-        place.copy_(buffer[: len(piece)], non_blocking=True)
+        if not fill(piece, number * STAGE_BYTES):
+            return False
+        place.copy_(piece, non_blocking=True)
         copied.record()
     torch.cuda.current_stream().synchronize()  # the next user may be on another stream
+    return True
 
 
-def _to_host(source: Tensor, out: Tensor) -> None:
-    mine, before = stages(), []
+def to_host(source: Tensor, out: Tensor) -> None:
+    """Copy `source`, uint8 on the current GPU, to `out` in main memory; complete on return."""
+    mine, coming = stages(), None
     for number, (piece, place) in enumerate(zip(source.split(STAGE_BYTES), out.split(STAGE_BYTES), strict=True)):
         buffer, copied = mine[number % 2]
         buffer[: len(piece)].copy_(piece, non_blocking=True)
         copied.record()
-        before.append((buffer, copied, place))
-        if number:
-            _take(*before.pop(0))
-    for each in before:
-        _take(*each)
+        if coming:
+            _take(*coming)
+        coming = buffer, copied, place
+    if coming:
+        _take(*coming)
 
 
 def _take(buffer: Tensor, copied: torch.cuda.Event, place: Tensor) -> None:
     copied.synchronize()
     np.copyto(place.numpy(), buffer[: len(place)].numpy())
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    kinds = {tensor.device.type, device.type}
+    if kinds != {"cuda", "cpu"} or tensor.nbytes < SMALL_BYTES or not tensor.is_contiguous():
+        return tensor.to(device)
+    out = torch.empty_like(tensor, device=device, requires_grad=False)
+    source, target = _bytes(tensor), _bytes(out)
+
+    def fill(piece: Tensor, start: int) -> bool:
+        np.copyto(piece.numpy(), source[start : start + len(piece)].numpy())
+        return True
+
+    with torch.cuda.device(device if device.type == "cuda" else tensor.device):
+        if device.type == "cuda":
+            to_gpu(target, fill)
+        else:
+            to_host(source, target)
+    return out
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..ops.staging import STAGE_BYTES, THREADS, stages
+from ..ops.staging import THREADS, to_gpu
 
 AHEAD_BYTES = 384 << 20  # that may be on the device before they are needed
 
@@ -46,19 +46,12 @@ def read_bytes(path: Path, start: int, length: int, *, device: torch.device) -> 
 
 
 def _staged(path: Path, start: int, length: int, device: torch.device) -> Tensor | None:
-    """Through this thread's two buffers, one of which is read into while the other is copied from."""
     out = torch.empty(length, dtype=torch.uint8, device=device)
-    mine = stages()
-    for number, place in enumerate(range(0, length, STAGE_BYTES)):
-        buffer, copied = mine[number % 2]
-        copied.synchronize()
-        piece = buffer[: min(STAGE_BYTES, length - place)]
-        if fill(memoryview(piece.numpy()), path, start + place) < len(piece):
-            return None
-        out[place : place + len(piece)].copy_(piece, non_blocking=True)
-        copied.record()
-    torch.cuda.current_stream().synchronize()  # the next user may be on another stream
-    return out
+
+    def piece_of_file(piece: Tensor, place: int) -> bool:
+        return fill(memoryview(piece.numpy()), path, start + place) == len(piece)
+
+    return out if to_gpu(out, piece_of_file) else None
 
 
 def in_order(

@@ -115,8 +115,8 @@ def plan(job: Job, *, limits: Limits | None = None, survey: Survey | None = None
     more = None if choice.fits else _chosen(job, survey, stages, replace(limits, main=None))
     fitted = changed(job, choice.options)
     return Plan(
-        asked=survey.stages(job, room=limits.card),
-        planned=survey.stages(fitted, room=limits.card),
+        asked=stages(),
+        planned=stages(*sorted(choice.options.items())),
         job=fitted,
         options=choice.options,
         fits=choice.fits,

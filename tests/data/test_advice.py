@@ -79,7 +79,7 @@ def test_fast_videos_among_others_are_not_put_right_for_all_of_them(tmp_path):
         assert f"Give such videos a dataset of their own with source_fps = {rate}, " in said
 
 
-def test_a_length_that_is_reached_and_cannot_be_trained_on_is_not_called_too_long(tmp_path):
+def test_a_length_that_is_reached_and_cannot_be_trained_on_is_not_called_too_short(tmp_path):
     """What the family refuses has an error of its own; only what the file is too short for is named here."""
     draw_item(tmp_path / "clips", "a.mp4", frames=20, fps=16)
 

@@ -125,7 +125,7 @@ def test_controls_that_are_gone_are_noticed(tmp_path):
     latents(config, encode=lambda clips_BCFHW, controls: encode_clips(clips_BCFHW), use_controls=True)
     texts(config)
     assert len(load(config)) == 1
-    with pytest.raises(DataError, match="The first: clip_0.mp4 had 1 controls when it was cached, and has 0 now"):
+    with pytest.raises(DataError, match="number of controls of clip_0.mp4 was 1 when it was cached, and is 0 now"):
         load(write_config(tmp_path))
     latents(write_config(tmp_path))
     assert len(load(config)) == 1  # cached by a command that wants none

@@ -55,9 +55,17 @@ def test_a_folder_with_brackets_and_suffixes_of_both_cases(tmp_path):
 @pytest.mark.skipif(".jxl" in suffixes.images(), reason="there is a plugin for JPEG XL here")
 def test_images_in_jpeg_xl_are_not_left_out_silently(tmp_path):
     touch(tmp_path, "a.png", "b.jxl", "c.JXL")
-    assert "2 files in JPEG XL cannot be read without its plugin (b.jxl, c.JXL)." in refusal(
-        of_folder(tmp_path, "image")
-    )
+    said = refusal(of_folder(tmp_path, "image"))
+    assert "2 files in JPEG XL cannot be read without its plugin (b.jxl, c.JXL)." in said
+
+
+def test_the_contact_sheet_is_no_item_unless_it_has_a_caption(tmp_path):
+    touch(tmp_path, "a.png")
+    touch(tmp_path, "data_preview.png", caption=None)
+    dataset = of_folder(tmp_path, "image", config_path=tmp_path / "data.toml")
+    assert [source.path.name for source in items.sources(dataset)] == ["a.png"]
+    touch(tmp_path, "data_preview.png")
+    assert [source.path.name for source in items.sources(dataset)] == ["a.png", "data_preview.png"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")

@@ -30,6 +30,11 @@ def test_a_family_owes_its_functions(family, file):
         assert not differences(arguments, getattr(module, name))
 
 
+@pytest.mark.parametrize(("family", "cut"), [("wan", None), ("hunyuan-video", None), ("framepack", (36, 3))])
+def test_a_clip_is_one_sample_without_a_number_but_for_sections(family, cut):
+    assert part(family, "options").cut_clip(129, window=9) == cut
+
+
 def owed_by(owed: type) -> list[tuple[str, list[inspect.Parameter]]]:
     """The functions of one file of the contract, with their arguments."""
     functions = {name: function for name, function in vars(owed).items() if inspect.isfunction(function)}

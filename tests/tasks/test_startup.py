@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomli_w
 import torch
 
 from engine.families import names
 from engine.lora.adapters import LoraAdapter
-from engine.media.images import write_image
+from tests.clips import draw_item
 
 PACK = Path(__file__).resolve().parents[2]
 LATER = ("PIL", "av", "engine.tasks.studio", "matplotlib", "tensorboard", "transformers")
@@ -40,16 +39,15 @@ def test_what_bench_can_measure_is_listed_without_torch() -> None:
     assert "denoise-wan-14b-480x832x81" in said_without_torch("bench", "--list")
 
 
-@pytest.mark.parametrize("family", [name for name in names() if name != "toy"])
+@pytest.mark.parametrize("family", names(extra=False))
 @pytest.mark.parametrize("verb", ["check", "preview"])
 def test_a_dataset_is_looked_at_without_torch(tmp_path: Path, verb: str, family: str) -> None:
-    write_image(tmp_path / "cat.png", np.zeros((64, 64, 3), dtype=np.uint8))
-    (tmp_path / "cat.txt").write_text("a cat", encoding="utf-8")
+    draw_item(tmp_path / "clips", "cat.mp4", frames=40, fps=30)
     config = tmp_path / "dataset.toml"
-    table = {"image_directory": str(tmp_path), "caption_extension": ".txt", "resolution": 64}
+    table = {"video_directory": str(tmp_path / "clips"), "caption_extension": ".txt", "resolution": 64,
+             "target_frames": [37]}  # fmt: skip
     config.write_text(tomli_w.dumps({"datasets": [table]}), encoding="utf-8")
-    for _ in range(2):  # the second time the contact sheet of the first lies among the images
-        assert "1 item" in said_without_torch("dataset", verb, "--dataset_config", str(config), "--family", family)
+    assert "1 item, 1 clip" in said_without_torch("dataset", verb, "--dataset_config", str(config), "--family", family)
 
 
 def test_only_the_weights_that_begin_with_random_values_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
