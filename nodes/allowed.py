@@ -117,7 +117,7 @@ PLAIN_TEXT = frozenset(
 )
 """Texts that the engine parses strictly or stores as they are: they cannot open or run anything."""
 
-GROUPS: dict[str, tuple[str, ...]] = {"attention": ("sdpa", "flash_attn", "flash3", "xformers")}
+GROUPS: dict[str, tuple[str, ...]] = {"attention": ("sdpa", "flash_attn", "flash3", "xformers", "attn_8bit")}
 """Switches of which only one may be on: one pick list, with "auto" for none."""
 
 SEEDS = frozenset({"seed"})

@@ -49,6 +49,10 @@ TRAIN: Mapping[str, Mode] = {
     "free": Mode(_FREE),
     "least": Mode((*_FREE, "--memory", "auto", "--vram", "{vram}")),
     "room": Mode((*_FP8, "--memory", "auto"), usual=False),  # as few checkpoints as the card allows
+    # the three before with attention in 8 bits
+    "free8": Mode((*_FREE, "--attn_8bit"), usual=False),
+    "least8": Mode((*_FREE, "--attn_8bit", "--memory", "auto", "--vram", "{vram}"), usual=False),
+    "room8": Mode((*_FP8, "--attn_8bit", "--memory", "auto"), usual=False),
     # each on its own line
     "kept": Mode((*_CHECKPOINTS, "--gradient_checkpointing_attention", "keep"), usual=False),
     "compiled": Mode((*_CHECKPOINTS, "--compile"), usual=False),

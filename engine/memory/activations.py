@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
-from ..ops.attention_sizes import CODES, SHORTEST, gradient_sizes, is_room
+from ..ops.attention_sizes import CODES, EIGHT_BIT_GRADIENTS, SHORTEST, gradient_sizes, is_room
 from ..parts.workload import BlockRun, Kind, Work
 
 HALF, FLOAT = 2, 4  # bytes of a number in 16 bits, as in activations, and in 32
@@ -69,14 +69,16 @@ IMAGE_ATTENTION = 2.1
 TEXT_WIDTHS = 5.4
 """What "cross" blocks make from the text tokens that they attend to, in text tokens x width."""
 COMPILED: dict[Kind, tuple[Sizes, float]] = {
-    "cross": ((-2.6, -0.75), 1.4),
-    "double": ((5, 0), 3),
-    "single": ((5, 0), 3),
+    "cross": ((-3.2, -0.75), -4.4),
+    "double": ((4.1, 0), 1),
+    "single": ((4.1, 0), 1),
 }
 """Added for a compiled block in training: if it runs whole, and for one piece if it runs in pieces, in tokens x width.
 What a compiler fuses is not written (copies of norms in 32 bits), or held at the same time (feed-forward rows and their
-gradients). H100: with these numbers five trainings of Wan 14B and 1.3B, whole and in two pieces, and two of
-HunyuanVideo are predicted within 1 %."""
+gradients). H100: with these numbers compiled trainings of Wan 14B, HunyuanVideo and FramePack are predicted within 1 %,
+of Wan 1.3B within 2 %. The number for a piece is from two pieces of Wan 14B's 81 frames with attention in 8 bits: with
+attention in bf16 the peak is not there but in attention's gradients, which are copied into whole tiles. (H200:
+HunyuanVideo and FramePack in two pieces.)"""
 JOINED = 8.7
 """Saved by compiled "double" and "single" blocks, in tokens x width, if q, k, v and the feed-forward row have layers of
 their own: a part of one layer's result would keep all of it alive, and gradients need not be joined. H100: FramePack,
@@ -93,6 +95,11 @@ with Wan 1.3B, 4.26 with 14B, streamed or not."""
 ON_THE_WAY = 2
 """Blocks whose inputs and results of attention are on the device while the others' wait in main memory: the one at work
 and the one being fetched."""
+STAYING = 1
+"""Inputs that never wait in main memory: the first block's, which needs no gradient (memory/checkpointing.py)."""
+STATISTICS = 1 / 64
+"""What is kept with a result of attention, in sizes of it: a float32 number per token and head of 128 channels, or two
+if attention is in 8 bits. H100, 39 results of Wan 14B's 81 frames: 8 bits take 0.20 GiB more, counted 0.19."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,7 @@ class How:
     settles: bool = False  # all steps allocate the same in the same order, and the allocator joins freed memory
     plain_quantizing: bool = False  # fp8 layers without Triton
     whole_tiles: Literal["always", "kept", "never"] = "always"  # which gradients of attention need them
-    eight_bit: bool = False  # attention without gradients
+    eight_bit: bool = False  # attention, if it is not short
     batch: int = 1
     gradient_accumulation_steps: int = 1
     optimizer_bytes: float = 8
@@ -158,14 +165,15 @@ def worst_moment(work: Work, how: How, adapters: Sequence[int], free: int | None
 def _places(work: Work, how: How) -> Iterator[tuple[BlockRun, int]]:
     """(run, place of a block in the model) for each block that may be the worst. At the last block of a run most inputs
     are there, at the first most gradients. If inputs wait in main memory, one is being fetched, except at the very
-    first. Of blocks that keep all they compute, the last one finds the most there."""
+    first; from the third on it is another than the one that stays. Of blocks that keep all they compute, the last one
+    finds the most there."""
     blocks = sum(run.count for run in work.runs)
     checkpointed = how.checkpointed(blocks)
     if checkpointed < blocks:
         yield work.runs[-1], blocks - 1
     for first, end, run in _ranges(work):
         last = min(end, checkpointed) - 1
-        yield from ((run, place) for place in sorted({first, first + 1, last}) if place <= last)
+        yield from ((run, place) for place in sorted({first, first + 1, first + 2, last}) if place <= last)
 
 
 def _ranges(work: Work) -> Iterator[tuple[int, int, BlockRun]]:
@@ -194,11 +202,11 @@ def _moment(
         settled = device[name] if how.compile and how.settles else 0
     inputs, results = min(place + 1, checkpointed), min(place, checkpointed)
     if how.gradient_checkpointing_cpu_offload:
-        inputs = min(ON_THE_WAY, inputs)
-        results = inputs - 1
+        inputs, results = min(ON_THE_WAY + STAYING, inputs), min(ON_THE_WAY - 1, results)
         main = {"block inputs": checkpointed * unit, "attention results": checkpointed * unit if how.keeps else 0}
     if checkpointed:
-        device |= {"block inputs": inputs * unit, "attention results": results * unit if how.keeps else 0}
+        each = unit + int(unit * STATISTICS * (2 if _in_8_bits(work, how) else 1))
+        device |= {"block inputs": inputs * unit, "attention results": results * each if how.keeps else 0}
     left = None if free is None else free - sum(device.values())
     inside, spare = _differentiated(work, run, how, left, again=again)
     device["one block forward and back"] = inside
@@ -241,14 +249,26 @@ def _differentiated(work: Work, run: BlockRun, how: How, free: int | None, *, ag
     if pieces == 1 and not again:
         return inside + beside, 0  # when attention is differentiated, what was kept after it is freed
     before = how.batch * (_block(work, run, attending) - apart)
+    room = is_room(None if free is None else free - before, unit)
+    least, most = (
+        max(inside, before + int(unit * _gradient_sizes(work, run, how, at_once=at_once))) for at_once in (False, room)
+    )
+    return most + beside, most - least
+
+
+def _gradient_sizes(work: Work, run: BlockRun, how: How, *, at_once: bool) -> float:
+    """The peak while gradients of self-attention are computed, in sizes of the tokens (ops/attention_sizes.py)."""
+    if _in_8_bits(work, how):
+        return EIGHT_BIT_GRADIENTS
     # the captions' tokens are added to the video's, and their number is known only at run time
     length = work.tokens if run.kind == "cross" else None
     tiles = how.whole_tiles == "always" or (how.whole_tiles == "kept" and how.keeps)
-    least, most = (
-        max(inside, before + int(unit * gradient_sizes(length, whole_tiles=tiles, at_once=at_once)))
-        for at_once in (False, is_room(None if free is None else free - before, unit))
-    )
-    return most + beside, most - least
+    return gradient_sizes(length, whole_tiles=tiles, at_once=at_once)
+
+
+def _in_8_bits(work: Work, how: How) -> bool:
+    """Whether self-attention is."""
+    return how.eight_bit and work.tokens >= SHORTEST
 
 
 def forward_bytes(work: Work, how: How) -> int:
@@ -257,7 +277,7 @@ def forward_bytes(work: Work, how: How) -> int:
     each = [_block(work, run, BLOCKS[run.kind].forward) + _quantizing(work, run, replace(how, ffn_chunks=1))
             for run in work.runs]  # fmt: skip
     # H200, Wan 14B with 81 frames, streamed or not: codes are added to the peak without them
-    codes = CODES * HALF * work.tokens * work.dim if how.eight_bit and work.tokens >= SHORTEST else 0
+    codes = CODES * HALF * work.tokens * work.dim if _in_8_bits(work, how) else 0
     compiled = COMPILED_FORWARD * HALF * work.tokens * work.dim if how.compile else 0
     return samples * (max(each) + int(codes) + compiled) + seen_bytes(work, samples)
 

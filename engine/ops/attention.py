@@ -2,8 +2,8 @@
 
 `auto` takes the fastest kernel that rounds no more than PyTorch's: on CUDA the one that `choose_kernel` measured as
 fastest, before it has run a fixed order. The other names pin a kernel. `flash2`, `flash3`, `xformers` and `sageattn`
-need their package, imported on first use; `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in float8.
-Our own kernel for Hopper (ops/hopper_attention.py) cannot be pinned.
+need their package, imported on first use; `8bit` (ops/eight_bit_attention.py) needs a GPU that multiplies in float8,
+and its gradients need Hopper. Our own kernel for Hopper (ops/hopper_attention.py) cannot be pinned.
 Different key lengths in a batch never become a dense mask: keys are cut off, sample by sample if lengths differ.
 Knows nothing of models. Given up: dropout, causal attention, masks other than key lengths and a repeated last key.
 """
@@ -27,6 +27,7 @@ from ..contract.packages import how_to_install
 from .attention_backends import BACKENDS, PACKAGES, installed_backends
 from .attention_choice import Asked, Choice, Clock, choose, taken
 from .eight_bit_attention import eight_bit_attention, is_worth_it, missing
+from .eight_bit_gradients import missing as without_gradients
 from .hopper_attention import can_run, hopper_attention, is_worth_more
 from .kept_attention import can_compute, compute_dtype, is_kept, own_attention, trials
 
@@ -50,7 +51,6 @@ Wan's attention itself 0.83."""
 _SHORT_PAIRS = 1 << 16  # queries times keys; measured with 3 and 12 heads of 64 and 128
 
 _WEIGHING = ("auto", "sdpa", "torch")
-_WITHOUT_GRADIENTS = {"sageattn": "SageAttention", "8bit": "Attention in 8 bits"}
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 _kernels: dict[str, Kernel] = {}  # those looked up so far; a plain dict, which torch.compile can trace
@@ -73,8 +73,8 @@ def attention(
     kernel = _kernels.get(backend) or _find_kernel(backend)
     if backend.startswith(("flash", "sage")):
         _check_dtype(backend, q_BLHD)
-    if backend in _WITHOUT_GRADIENTS:
-        _check_gradient(backend, q_BLHD, k_BLHD, v_BLHD)
+    if backend == "sageattn":
+        _check_gradient(q_BLHD, k_BLHD, v_BLHD)
     if key_lengths_B is None:
         return kernel(q_BLHD, k_BLHD, v_BLHD)
     lengths = [int(length) for length in key_lengths_B.tolist()]
@@ -108,17 +108,22 @@ def available_backends(device: torch.device | None = None) -> list[str]:
     return [*installed_backends(), *(["8bit"] if has_8bit else [])]
 
 
-def check_backend(backend: str, device: torch.device | None = None) -> None:
-    """OptionError if `backend` cannot work on this machine or, if one is given, on this device.
+def check_backend(backend: str, device: torch.device | None = None, *, learning: bool = False) -> None:
+    """OptionError if `backend` cannot work on this machine or, if one is given, on this device; `learning`: with
+    gradients.
 
     For use before anything is loaded. `8bit` is tried out on the device, which takes seconds the first time.
     """
     _find_kernel(backend)
-    why = missing(device) if backend == "8bit" and device is not None else None
+    if backend != "8bit" or device is None:
+        return
+    why = missing(device) or (without_gradients(device) if learning else None)
     if why is not None:
         raise OptionError(
             f"The attention backend 8bit cannot be used here: {why}.",
-            "Use --attn_mode auto, or sageattn, whose package supports more GPUs.",
+            "Leave out --attn_8bit: the best attention is then chosen automatically."
+            if learning
+            else "Use --attn_mode auto, or sageattn, whose package supports more GPUs.",
         )
 
 
@@ -319,7 +324,12 @@ def _sage(function: Callable) -> Kernel:
 
 
 def _eight_bit(q_BLHD: torch.Tensor, k_BLHD: torch.Tensor, v_BLHD: torch.Tensor) -> torch.Tensor:
-    return (eight_bit_attention if is_worth_it(q_BLHD, k_BLHD) else _auto)(q_BLHD, k_BLHD, v_BLHD)
+    if not is_worth_it(q_BLHD, k_BLHD):
+        return _auto(q_BLHD, k_BLHD, v_BLHD)
+    keep = is_kept(q_BLHD, k_BLHD)
+    if keep or _learns(q_BLHD, k_BLHD, v_BLHD):
+        return own_attention(q_BLHD, k_BLHD, v_BLHD, keep=keep, eight_bit=True)
+    return eight_bit_attention(q_BLHD, k_BLHD, v_BLHD)
 
 
 def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
@@ -332,10 +342,10 @@ def _check_dtype(backend: str, q_BLHD: torch.Tensor) -> None:
         )
 
 
-def _check_gradient(backend: str, *parts: torch.Tensor) -> None:
-    """OptionError if gradients are needed: they would be missing, silently with SageAttention."""
+def _check_gradient(*parts: torch.Tensor) -> None:
+    """OptionError if gradients are needed: they would be missing without a word."""
     if _learns(*parts):
         raise OptionError(
-            f"{_WITHOUT_GRADIENTS[backend]} has no backward pass, so it can generate but not train.",
+            "SageAttention has no backward pass, so it can generate but not train.",
             "Train with --sdpa or --flash_attn.",
         )

@@ -27,6 +27,9 @@ SHORTEST = 2048
 for Hopper is slower than cuDNN's."""
 CODES = 1.5
 """Attention in 8 bits: q and k in int8, v in float8. (Scales are one number per row of q and per 128 keys.)"""
+EIGHT_BIT_GRADIENTS = 6.1
+"""The peak while its gradients are computed, whatever the number of tokens: int8 codes of q, k, v and the result's
+gradient (2), float8 codes of two of them turned (1), the gradients of q, k and v (3), a few numbers per token (0.1)."""
 
 
 def is_room(free: int | None, token_bytes: float) -> bool:

@@ -1,12 +1,12 @@
-"""Attention in 8 bits, for generating: GPUs from Ada and Hopper on multiply twice as fast in 8 bits as in bf16.
+"""Attention in 8 bits: GPUs from Ada and Hopper on multiply twice as fast in 8 bits as in bf16.
 
 The scheme is one that SageAttention 2 (Zhang et al., arXiv 2411.10958) found accurate enough. Scores come from int8
-codes: of queries, with a scale each, and of keys minus their mean, with a scale per block (the mean shifts all scores
-of a query equally, which softmax ignores). Weights are float8; values are float8 with a scale per channel, minus their
+codes of queries and of keys minus their mean, with a scale per block (the mean shifts all scores of a query equally,
+which softmax ignores). Weights are float8; values are float8 with a scale per channel, minus their
 mean, which is added back. Softmax and sums are float32. The ideas are theirs, the kernels ours.
 
 On CUDA it runs in Triton kernels, on Hopper in that of ops/hopper_attention_gluon.py; on a CPU as a formula, as
-accurate and no faster than ordinary attention. Has no gradient.
+accurate and no faster than ordinary attention. Gradients: ops/eight_bit_gradients.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .attention_sizes import SHORTEST
 from .fp8 import CODES
 
 BLOCK = 128
-"""Keys that share a scale."""
+"""Tokens that share a scale."""
 LARGEST_CODE = 127
 SMALLEST_SCALE = 1e-12
 WEIGHT_BITS = 8
@@ -34,7 +34,7 @@ WIDTHS = (64, 128)
 FIRST_CAPABILITY = (8, 9)
 
 LARGEST_VALUE = torch.finfo(CODES).max
-_QUERIES_AT_A_TIME = 1024  # of the formula
+QUERIES_AT_A_TIME = 1024  # of the formula
 
 
 class Statistics(NamedTuple):
@@ -42,6 +42,7 @@ class Statistics(NamedTuple):
 
     key_mean: Tensor
     value_mean: Tensor
+    key_scale: Tensor
     value_scale: Tensor
 
 
@@ -58,13 +59,13 @@ def key_at(place: int) -> int:
 
 def statistics(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
     """Those of all tokens."""
-    lowest, highest = torch.aminmax(v_BLHD.float(), dim=1)
-    mean = v_BLHD.mean(dim=1, dtype=torch.float32)
-    return Statistics(k_BLHD.mean(dim=1, dtype=torch.float32), mean, value_scale(lowest, highest, mean))
+    means = [part.mean(dim=1, dtype=torch.float32) for part in (k_BLHD, v_BLHD)]
+    ranges = [torch.aminmax(part.float(), dim=1) for part in (k_BLHD, v_BLHD)]
+    return Statistics(*means, *(channel_scale(*two, mean) for two, mean in zip(ranges, means, strict=True)))
 
 
-def value_scale(lowest: Tensor, highest: Tensor, mean: Tensor) -> Tensor:
-    """The scale with which the value furthest from the mean becomes the largest code."""
+def channel_scale(lowest: Tensor, highest: Tensor, mean: Tensor) -> Tensor:
+    """The scale with which the number furthest from the mean becomes the largest float8 code."""
     return (torch.maximum(highest - mean, mean - lowest) / LARGEST_VALUE).clamp(min=SMALLEST_SCALE)
 
 
@@ -102,7 +103,8 @@ def _try_out(device: torch.device) -> None:
 
 @torch.library.custom_op("musubi::eight_bit_attention", mutates_args=())
 def eight_bit_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: [B, L of q, H, D] in v's dtype. To be called only if nothing is `missing`."""
+    """softmax(q k^T / sqrt(D)) v: [B, L of q, H, D] in v's dtype. No gradient. To be called only if nothing is
+    `missing`."""
     if q_BLHD.is_cuda:
         from .eight_bit_attention_triton import attend
 
@@ -120,26 +122,45 @@ def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
 
 def formula(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     """What the kernels compute, in PyTorch's own operations."""
+    return with_statistics(q_BLHD, k_BLHD, v_BLHD)[0]
+
+
+def with_statistics(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+    """`formula`, and each query's largest score (in powers of two) and sum of weights, [2·B, H, L] float32."""
     measured = statistics(k_BLHD, v_BLHD)
-    q_codes, q_scale = _row_codes(q_BLHD.float().transpose(1, 2))
-    k_codes, k_scale = _block_codes((k_BLHD.float() - measured.key_mean[:, None]).transpose(1, 2))
+    q_codes, q_scale, k_codes, k_scale = score_codes(q_BLHD, k_BLHD, measured.key_mean)
     v_codes = (v_BLHD.float() - measured.value_mean[:, None]) / measured.value_scale[:, None]
-    v_codes = v_codes.clamp(-LARGEST_VALUE, LARGEST_VALUE).to(CODES).float().transpose(1, 2)
-    q_scale = q_scale * score_factor(q_BLHD.shape[-1])
-    found = [
-        _weighted(codes @ k_codes.mT * scale * k_scale.mT, v_codes)
-        for codes, scale in zip(q_codes.split(_QUERIES_AT_A_TIME, 2), q_scale.split(_QUERIES_AT_A_TIME, 2), strict=True)
-    ]
+    v_codes = in_float8(v_codes).transpose(1, 2)
+    found, largest, total = [], [], []
+    for codes, scale in zip(q_codes.split(QUERIES_AT_A_TIME, 2), q_scale.split(QUERIES_AT_A_TIME, 2), strict=True):
+        score_BHMN = codes @ k_codes.mT * scale * k_scale.mT
+        largest.append(score_BHMN.amax(-1))
+        weight_BHMN = torch.exp2(score_BHMN - largest[-1][..., None] + WEIGHT_BITS)
+        total.append(weight_BHMN.sum(-1) / 2**WEIGHT_BITS)
+        found.append(in_float8(weight_BHMN) @ v_codes / 2**WEIGHT_BITS / total[-1][..., None])
     found_BHLD = torch.cat(found, dim=2) * measured.value_scale[:, :, None] + measured.value_mean[:, :, None]
-    return found_BHLD.transpose(1, 2).to(v_BLHD.dtype)
+    return found_BHLD.transpose(1, 2).to(v_BLHD.dtype), torch.cat([torch.cat(largest, 2), torch.cat(total, 2)])
 
 
-def _row_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
-    scale = (rows_BHLD.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp(min=SMALLEST_SCALE)
+def score_codes(q_BLHD: Tensor, k_BLHD: Tensor, key_mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes of queries and keys [B, H, L, D] and scales [B, H, L, 1] with which their products are scores."""
+    q_codes, q_scale = block_codes(q_BLHD.float().transpose(1, 2))
+    k_codes, k_scale = block_codes((k_BLHD.float() - key_mean[:, None]).transpose(1, 2))
+    return q_codes, q_scale * score_factor(q_BLHD.shape[-1]), k_codes, k_scale
+
+
+def in_float8(values: Tensor) -> Tensor:
+    """Rounded to float8; in float32 again, for sums."""
+    return values.clamp(-LARGEST_VALUE, LARGEST_VALUE).to(CODES).float()
+
+
+def row_codes(rows_BHLD: Tensor, smallest: float = SMALLEST_SCALE) -> tuple[Tensor, Tensor]:
+    """int8 codes (as floats) and the scale of each row, `smallest` or more."""
+    scale = (rows_BHLD.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp(min=smallest)
     return torch.floor(rows_BHLD / scale + 0.5), scale
 
 
-def _block_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
+def block_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     """The codes, and for each row the scale of its block [B, H, L, 1]."""
     blocks = rows_BHLD.split(BLOCK, dim=2)
     largest = torch.cat(
@@ -147,8 +168,3 @@ def _block_codes(rows_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     )
     scale = (largest / LARGEST_CODE).clamp(min=SMALLEST_SCALE)
     return torch.floor(rows_BHLD / scale + 0.5), scale
-
-
-def _weighted(scores_BHMN: Tensor, v_codes: Tensor) -> Tensor:
-    weights = torch.exp2(scores_BHMN - scores_BHMN.amax(-1, keepdim=True) + WEIGHT_BITS)
-    return weights.to(CODES).float() @ v_codes / weights.sum(-1, keepdim=True)

@@ -19,9 +19,9 @@ from .eight_bit_attention import (
     SMALLEST_SCALE,
     WEIGHT_BITS,
     Statistics,
+    channel_scale,
     key_at,
     score_factor,
-    value_scale,
 )
 from .fp8 import CODES
 from .hopper_attention import can_run
@@ -49,30 +49,39 @@ def _place(sample, head, row, length, heads, width: tl.constexpr):
 
 @triton.jit
 def _measure(
-    keys, values, key_sums, value_sums, lowest, highest, length, heads,
-    k_sample, k_token, k_head, v_sample, v_token, v_head,
+    keys, values, found, length, heads, k_sample, k_token, k_head, v_sample, v_token, v_head,
     tokens: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """For `tokens` tokens of a head: sums of keys and values, least and greatest values; each [parts, B·H, D]."""
+    """For `tokens` tokens of a head: sums, least and greatest numbers of keys, then of values; [6, parts, B·H, D]."""
     part, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
-    key_sum = tl.zeros([width], tl.float32)
-    value_sum = tl.zeros([width], tl.float32)
+    each = tl.num_programs(0) * tl.num_programs(1) * width
+    at = found + (part * tl.num_programs(1) + sample_head) * width + tl.arange(0, width)
+    _measure_one(keys, at, each, sample, head, part * tokens, length, k_sample, k_token, k_head, tokens, block, width)
+    _measure_one(
+        values, at + 3 * each, each, sample, head, part * tokens, length, v_sample, v_token, v_head,
+        tokens, block, width,
+    )  # fmt: skip
+
+
+@triton.jit
+def _measure_one(
+    numbers, found, each, sample, head, first, length, of_sample, of_token, of_head,
+    tokens: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    total = tl.zeros([width], tl.float32)
     least = tl.full([width], float("inf"), tl.float32)
     greatest = tl.full([width], float("-inf"), tl.float32)
     for start in range(0, tokens, block):
-        row = (part * tokens + start + tl.arange(0, block)).to(tl.int64)[:, None]
+        row = (first + start + tl.arange(0, block)).to(tl.int64)[:, None]
         inside = row < length
-        value = _tokens(values, sample, head, row, length, v_sample, v_token, v_head, width)
-        key_sum += tl.sum(_tokens(keys, sample, head, row, length, k_sample, k_token, k_head, width), axis=0)
-        value_sum += tl.sum(value, axis=0)
-        least = tl.minimum(least, tl.min(tl.where(inside, value, float("inf")), axis=0))
-        greatest = tl.maximum(greatest, tl.max(tl.where(inside, value, float("-inf")), axis=0))
-    at = (part * tl.num_programs(1) + sample_head) * width + tl.arange(0, width)
-    tl.store(key_sums + at, key_sum)
-    tl.store(value_sums + at, value_sum)
-    tl.store(lowest + at, least)
-    tl.store(highest + at, greatest)
+        number = _tokens(numbers, sample, head, row, length, of_sample, of_token, of_head, width)
+        total += tl.sum(number, axis=0)
+        least = tl.minimum(least, tl.min(tl.where(inside, number, float("inf")), axis=0))
+        greatest = tl.maximum(greatest, tl.max(tl.where(inside, number, float("-inf")), axis=0))
+    tl.store(found, total)
+    tl.store(found + each, least)
+    tl.store(found + 2 * each, greatest)
 
 
 @triton.jit
@@ -85,17 +94,16 @@ def _quantize_queries(
     queries, codes, scales, length, heads, q_sample, q_token, q_head, score_factor,
     largest: tl.constexpr, smallest: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """For a block of a head: int8 codes [B, L, H, D], and the factors of their scores, [B·H, L]."""
+    """For a block of a head: int8 codes [B, L, H, D], and the factor of its scores, for each query [B·H, L]."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
     token = number * block + tl.arange(0, block)
     row = token.to(tl.int64)[:, None]
     query = _tokens(queries, sample, head, row, length, q_sample, q_token, q_head, width)
-    scale = tl.maximum(tl.max(tl.abs(query), axis=1) / largest, smallest)
-    tl.store(scales + sample_head.to(tl.int64) * length + token, scale * score_factor, mask=token < length)
-    tl.store(
-        codes + _place(sample, head, row, length, heads, width), _rounded(query / scale[:, None]), mask=row < length
-    )
+    scale = tl.maximum(tl.max(tl.max(tl.abs(query), axis=1), axis=0) / largest, smallest)
+    scale_M = tl.zeros([block], tl.float32) + scale * score_factor
+    tl.store(scales + sample_head.to(tl.int64) * length + token, scale_M, mask=token < length)
+    tl.store(codes + _place(sample, head, row, length, heads, width), _rounded(query / scale), mask=row < length)
 
 
 @triton.jit
@@ -180,8 +188,11 @@ def _attend(
     tl.store(out + place, found_MD.to(out.dtype.element_ty), mask=row < q_length)
 
 
-def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | None = None) -> Tensor:
-    """As `eight_bit_attention`, on the CUDA device of q. `hopper`: with Hopper's kernel; None: if that can run."""
+def attend(
+    q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | None = None, wanted: Tensor | None = None
+) -> Tensor:
+    """As `eight_bit_attention`, on the CUDA device of q. `hopper`: with Hopper's kernel; None: if that can run.
+    `wanted`: where that writes what gradients need (ops/eight_bit_gradients.py)."""
     q_BLHD, k_BLHD, v_BLHD = (part if part.stride(-1) == 1 else part.contiguous() for part in (q_BLHD, k_BLHD, v_BLHD))
     samples, q_length, heads, width = q_BLHD.shape
     k_length = k_BLHD.shape[1]
@@ -189,18 +200,19 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | Non
     if hopper is None:
         hopper = can_run(q_BLHD.device, torch.int8, width)
     with torch.cuda.device(q_BLHD.device):
-        measured = _measured(k_BLHD, v_BLHD)
+        found = measured(k_BLHD, v_BLHD)
         q_codes = torch.empty(q_BLHD.shape, device=q_BLHD.device, dtype=torch.int8)
-        q_scales = measured.value_scale.new_empty(each, q_length)
+        q_scales = found.value_scale.new_empty(each, q_length)
         _quantize_queries[(triton.cdiv(q_length, BLOCK), each)](
             q_BLHD, q_codes, q_scales, q_length, heads, *q_BLHD.stride()[:3], score_factor(width),
             largest=LARGEST_CODE, smallest=SMALLEST_SCALE, block=BLOCK, width=width,
         )  # fmt: skip
         k_codes = torch.empty(k_BLHD.shape, device=q_BLHD.device, dtype=torch.int8)
-        k_scales = measured.value_scale.new_empty(each, blocks)
+        k_scales = found.value_scale.new_empty(each, blocks)
         v_codes = torch.empty(each * width, blocks * BLOCK, device=q_BLHD.device, dtype=CODES)
         _quantize[(blocks, each)](
-            k_BLHD, v_BLHD, *measured, k_codes, k_scales, v_codes, k_length, heads,
+            k_BLHD, v_BLHD, found.key_mean, found.value_mean, found.value_scale,
+            k_codes, k_scales, v_codes, k_length, heads,
             *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
             largest=LARGEST_CODE, largest_value=LARGEST_VALUE, smallest=SMALLEST_SCALE, block=BLOCK, width=width,
             ordered=hopper,
@@ -210,28 +222,30 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, hopper: bool | Non
         if hopper:
             from .hopper_attention_gluon import attend_codes
 
-            attend_codes(q_rows, k_rows, v_codes, q_scales, k_scales, measured, out, k_length)
+            attend_codes(q_rows, k_rows, v_codes, q_scales, k_scales, found, out, k_length, wanted)
             return out
         _attend[(triton.cdiv(q_length, _QUERIES), each)](
             _tiles(q_rows, _QUERIES, width), _tiles(k_rows, BLOCK, width), _tiles(v_codes, width, BLOCK),
-            q_scales, k_scales, measured.value_scale, measured.value_mean, out, q_length, k_length, heads,
+            q_scales, k_scales, found.value_scale, found.value_mean, out, q_length, k_length, heads,
             bits=WEIGHT_BITS, tokens=_QUERIES, block=BLOCK, width=width, stages=_STAGES, num_warps=_WARPS,
         )  # fmt: skip
     return out
 
 
-def _measured(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
+def measured(k_BLHD: Tensor, v_BLHD: Tensor) -> Statistics:
     """As `statistics`, reading keys and values once."""
     samples, length, heads, width = k_BLHD.shape
     parts = triton.cdiv(length, _MEASURED)
-    found = torch.empty(4, parts, samples * heads, width, device=k_BLHD.device)
+    found = torch.empty(6, parts, samples * heads, width, device=k_BLHD.device)
     _measure[(parts, samples * heads)](
-        k_BLHD, v_BLHD, *found, length, heads, *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
+        k_BLHD, v_BLHD, found, length, heads, *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
         tokens=_MEASURED, block=BLOCK, width=width,
     )  # fmt: skip
-    key_mean, mean = (found[:2].sum(1) / length).view(2, samples, heads, width)
-    lowest, highest = (one.view(samples, heads, width) for one in (found[2].amin(0), found[3].amax(0)))
-    return Statistics(key_mean, mean, value_scale(lowest, highest, mean))
+    means, scales = [], []
+    for total, lowest, highest in found.view(2, 3, parts, samples, heads, width):
+        means.append(total.sum(0) / length)
+        scales.append(channel_scale(lowest.amin(0), highest.amax(0), means[-1]))
+    return Statistics(*means, *scales)
 
 
 def _tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -6,7 +6,8 @@ another's products. Triton's own language cannot express roles; Gluon, which is 
 layouts and barriers written out.
 
 In 16 bits scores are q·k, and their logsumexp is written as well. In 8 bits they come from int8 codes, with a scale for
-each query and each block of keys; values are transposed float8 codes, in the order of `key_at`.
+each query and each block of keys; values are transposed float8 codes, in the order of `key_at`; for gradients the
+largest score of each query and its sum of weights are written.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _add_block(
 def _attend_group(rings, numbers, out, place, group: gl.constexpr, bits: gl.constexpr, tiling: gl.constexpr):
     """Four warps: `rows` queries of a head, block by block of keys."""
     q_ring, k_ring, v_ring = rings
-    factor, query_scales, key_scales, value_scales, value_means, logsumexps = numbers
+    factor, query_scales, key_scales, value_scales, value_means, statistics = numbers
     first, q_length, k_length, sample, head, heads = place
     depth: gl.constexpr = 32 if tiling.codes else 16
     layout_MN: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tiling.block, depth])
@@ -175,9 +176,13 @@ def _attend_group(rings, numbers, out, place, group: gl.constexpr, bits: gl.cons
         at_D = sample_head * tiling.width + channel_D
         found_MD = found_MD * gl.expand_dims(gl.load(value_scales + at_D), 0)
         found_MD = found_MD + gl.expand_dims(gl.load(value_means + at_D), 0)
+        if statistics is not None:
+            totals = statistics + gl.num_programs(1).to(gl.int64) * q_length
+            gl.store(statistics + row_M, largest_M, mask=token_M < q_length)
+            gl.store(totals + row_M, total_M * 2.0**-bits, mask=token_M < q_length)
     else:
         natural_M = (largest_M + gl.log2(total_M)) * 0.6931471805599453
-        gl.store(logsumexps + row_M, natural_M, mask=token_M < q_length)
+        gl.store(statistics + row_M, natural_M, mask=token_M < q_length)
     token_M = first + group * tiling.rows + gl.arange(0, tiling.rows, layout=gl.SliceLayout(1, layout_MD))
     place_M = ((sample.to(gl.int64) * q_length + token_M) * heads + head) * tiling.width
     place_MD = gl.expand_dims(place_M, 1) + gl.expand_dims(channel_D, 0)
@@ -187,7 +192,7 @@ def _attend_group(rings, numbers, out, place, group: gl.constexpr, bits: gl.cons
 # else lengths of 1 and multiples of 16 would each be compiled separately, for nothing
 @gluon.jit(do_not_specialize=["q_length", "k_length", "heads"])
 def _attend(
-    q_tiles, k_tiles, v_tiles, factor, query_scales, key_scales, value_scales, value_means, out, logsumexps,
+    q_tiles, k_tiles, v_tiles, factor, query_scales, key_scales, value_scales, value_means, out, statistics,
     q_length, k_length, heads,
     bits: gl.constexpr, tiling: gl.constexpr, registers: gl.constexpr, loaders: gl.constexpr,
 ):  # fmt: skip
@@ -200,7 +205,7 @@ def _attend(
     v_ring = _ring(v_tiles, tiling.stages, tiling.groups)
     tiles, rings = (q_tiles, k_tiles, v_tiles), (q_ring, k_ring, v_ring)
     fence_async_shared()
-    numbers = (factor, query_scales, key_scales, value_scales, value_means, logsumexps)
+    numbers = (factor, query_scales, key_scales, value_scales, value_means, statistics)
     place = (first, q_length, k_length, sample, head, heads)
     q_row, k_row, v_row = sample * q_length + first, sample * k_length, sample_head * tiling.width
     blocks = gl.cdiv(k_length, tiling.block)
@@ -221,30 +226,30 @@ def attend(
 ) -> None:
     """In 16 bits, from rows of all heads [B·L, H·D]; outputs are contiguous."""
     factor = score_factor(out_BLHD.shape[-1])
-    _launch(q_rows, k_rows, v_rows, factor, (None,) * 4, out_BLHD, logsumexp_BHL, k_length)
+    _launch(q_rows, k_rows, v_rows, factor, (None,) * 4, out_BLHD, logsumexp_BHL, k_length, codes=False)
 
 
 def attend_codes(
     q_rows: Tensor, k_rows: Tensor, v_codes: Tensor, q_scales: Tensor, k_scales: Tensor, measured: Statistics,
-    out_BLHD: Tensor, k_length: int,
+    out_BLHD: Tensor, k_length: int, wanted: Tensor | None,
 ) -> None:  # fmt: skip
-    """From codes: rows of all heads [B·L, H·D], values transposed [B·H·D, keys]; scales [B·H, L] and [B·H, blocks]."""
+    """From codes: rows of all heads [B·L, H·D], values transposed [B·H·D, keys]; scales [B·H, L] and [B·H, blocks].
+    `wanted`: where each query's largest score and sum of weights go, [2·B, H, L] float32."""
     scales = (q_scales, k_scales, measured.value_scale, measured.value_mean)
-    _launch(q_rows, k_rows, v_codes, 1.0, scales, out_BLHD, None, k_length)
+    _launch(q_rows, k_rows, v_codes, 1.0, scales, out_BLHD, wanted, k_length, codes=True)
 
 
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, factor: float, scales: tuple[Tensor | None, ...],
-    out_BLHD: Tensor, logsumexps: Tensor | None, k_length: int,
+    out_BLHD: Tensor, statistics: Tensor | None, k_length: int, *, codes: bool,
 ) -> None:  # fmt: skip
     samples, q_length, heads, width = out_BLHD.shape
-    codes = logsumexps is None
     tiling = Tiling(codes, width)
     v_tile = (width, tiling.block) if codes else (tiling.block, width)
     with torch.cuda.device(out_BLHD.device):
         _attend[(cdiv(q_length, tiling.groups * tiling.rows), samples * heads)](
             _tiles(q, tiling.rows, width), _tiles(k, tiling.block, width), _tiles(v, *v_tile),
-            factor, *scales, out_BLHD, logsumexps, q_length, k_length, heads,
+            factor, *scales, out_BLHD, statistics, q_length, k_length, heads,
             bits=WEIGHT_BITS if codes else 0, tiling=tiling, registers=_REGISTERS, loaders=_LOADERS, num_warps=4,
         )  # fmt: skip
 

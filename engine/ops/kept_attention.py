@@ -8,8 +8,9 @@ need only those two. The operator is opaque to torch.compile, so this works in c
 PyTorch's kernels are called by name: cuDNN from Hopper on, FlashAttention 2 elsewhere on CUDA, the CPU's for tests.
 Once kernels have been measured (ops/attention_choice.py), our own for Hopper (ops/hopper_attention.py) is preferred
 unless another is clearly faster; its backward pass is cuDNN's, which takes the same statistics. All training on CUDA
-goes through here, even if nothing is kept, since cuDNN's backward pass must be given whole tiles. Given up: masks,
-dropout, GPUs older than Ampere (see `can_compute`).
+goes through here, even if nothing is kept, since cuDNN's backward pass must be given whole tiles; so does attention in
+8 bits, with gradients of its own (ops/eight_bit_gradients.py). Given up: masks, dropout, GPUs older than Ampere (see
+`can_compute`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from .attention_choice import taken
 from .attention_sizes import COPIES, GROUPS, TILE, is_room
 from .device import free_bytes
+from .eight_bit_gradients import attend, differentiate
 from .hopper_attention import can_run, hopper_attention, is_worth_more, may_run
 
 KEEP_FROM = 2048
@@ -127,56 +129,58 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if cast else tensor.dtype
 
 
-def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool) -> Tensor:
+def own_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, keep: bool, eight_bit: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, [B, L of q, H, D]. `keep`: put it on the open shelf, or take it from there."""
     dtype = compute_dtype(q_BLHD)
-    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep)[0]
+    return _attention(q_BLHD.to(dtype), k_BLHD.to(dtype), v_BLHD.to(dtype), keep, eight_bit)[0]
 
 
 @torch.library.custom_op("musubi::kept_attention", mutates_args=())
-def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """(out [B, L, H, D], logsumexp [B, H, L] float32), both contiguous."""
+def _attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool, eight_bit: bool) -> tuple[Tensor, Tensor]:
+    """(out [B, L, H, D], logsumexp [B, H, L] or what 8 bits need [2·B, H, L] float32), both contiguous."""
 
     def compute() -> Pair:
-        forward, _ = _kernels(q_BLHD, k_BLHD, v_BLHD)
+        forward, _ = _kernels(q_BLHD, k_BLHD, v_BLHD, eight_bit)
         out_BHLD, statistics = forward(*(part.transpose(1, 2) for part in (q_BLHD, k_BLHD, v_BLHD)))
-        batch, length, heads, _ = q_BLHD.shape
-        return out_BHLD.transpose(1, 2).contiguous(), statistics.reshape(batch, heads, length).contiguous()
+        _, length, heads, _ = q_BLHD.shape
+        return out_BHLD.transpose(1, 2).contiguous(), statistics.reshape(-1, heads, length).contiguous()
 
-    out_BLHD, statistics_BHL = _open_shelf.result(compute) if keep and _open_shelf is not None else compute()
-    return out_BLHD.detach(), statistics_BHL.detach()  # autograd marks what is returned: spare the shelf's tensors
+    out_BLHD, statistics = _open_shelf.result(compute) if keep and _open_shelf is not None else compute()
+    return out_BLHD.detach(), statistics.detach()  # autograd marks what is returned: spare the shelf's tensors
 
 
 @_attention.register_fake
-def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def _(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, keep: bool, eight_bit: bool) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q_BLHD.shape
     out = q_BLHD.new_empty(q_BLHD.shape)
-    return out, q_BLHD.new_empty((batch, heads, length), dtype=torch.float32)
+    return out, q_BLHD.new_empty((2 * batch if eight_bit else batch, heads, length), dtype=torch.float32)
 
 
 @torch.library.custom_op("musubi::kept_attention_backward", mutates_args=())
 def _attention_backward(
-    grad_BLHD: Tensor, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, out_BLHD: Tensor, statistics_BHL: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, backward = _kernels(q_BLHD, k_BLHD, v_BLHD)
+    grad_BLHD: Tensor, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, out_BLHD: Tensor, statistics: Tensor,
+    eight_bit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    _, backward = _kernels(q_BLHD, k_BLHD, v_BLHD, eight_bit)
     parts = (part.transpose(1, 2) for part in (grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD))
-    grads = backward(*parts, statistics_BHL)
+    grads = backward(*parts, statistics)
     q_grad, k_grad, v_grad = (grad.transpose(1, 2).contiguous() for grad in grads)
     return q_grad, k_grad, v_grad
 
 
 @_attention_backward.register_fake
-def _(grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD, statistics_BHL):  # type: ignore[no-untyped-def]
+def _(grad_BLHD, q_BLHD, k_BLHD, v_BLHD, out_BLHD, statistics, eight_bit):  # type: ignore[no-untyped-def]
     return tuple(part.new_empty(part.shape) for part in (q_BLHD, k_BLHD, v_BLHD))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
     ctx.save_for_backward(*inputs[:3], *output)
+    ctx.eight_bit = inputs[4]
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad_BLHD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors), None
+    return *_attention_backward(grad_BLHD.contiguous(), *ctx.saved_tensors, ctx.eight_bit), None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
@@ -185,8 +189,10 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 # --------------------------------------------------------------------------------------------- PyTorch's kernels
 
 
-def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Kernels:
+def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, eight_bit: bool = False) -> Kernels:
     """For BLHD tensors on this device; the same for the forward and the backward call of one shape."""
+    if eight_bit:
+        return _eight_bit_forward, _eight_bit_backward
     if q_BLHD.device.type == "cpu":
         return _cpu_forward, _cpu_backward
     possible = _possible(q_BLHD, k_BLHD, v_BLHD)
@@ -283,6 +289,17 @@ def _cudnn_backward_of_tiles(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out:
 def _hopper_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     out_BLHD, statistics = hopper_attention(*(part.transpose(1, 2) for part in (q, k, v)))
     return out_BLHD.transpose(1, 2), statistics
+
+
+def _eight_bit_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    out_BLHD, statistics = attend(*(part.transpose(1, 2) for part in (q, k, v)))
+    return out_BLHD.transpose(1, 2), statistics
+
+
+def _eight_bit_backward(*parts: Tensor) -> Any:
+    *tokens, statistics = parts
+    grads = differentiate(*(part.transpose(1, 2) for part in tokens), statistics)
+    return [grad.transpose(1, 2) for grad in grads]
 
 
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor) -> Pair:

@@ -12,7 +12,7 @@ from torch import nn
 from ..bench.stopwatch import repeated
 from ..contract.events import Log, Say
 from ..contract.home import engine_home
-from ..ops.attention import choose_kernel
+from ..ops.attention import check_backend, choose_kernel
 
 RUNS = 5
 REMEMBERED = "attention.json"
@@ -27,11 +27,18 @@ NAMES = {
 }
 
 
+def check_attention(backend: str, device: torch.device, *, learning: bool, say: Say) -> None:
+    """OptionError if this attention cannot be used here; for use before anything is loaded."""
+    if backend == "8bit" and device.type == "cuda":
+        say(Log(message="Trying out attention in 8 bits (the first time, its kernels are compiled)."))
+    check_backend(backend, device, learning=learning)
+
+
 def settle_attention(
     dit: nn.Module, device: torch.device, *, dtype: torch.dtype, backend: str, learning: bool, say: Say
 ) -> None:
-    """Choose what "auto" is, which "8bit" falls back to for short texts, and tell what is taken. On a CPU there is no
-    choice; without a home of the engine, where it would be remembered, the usual kernel stays.
+    """Choose what "auto" is, which "8bit" falls back to for short texts and their gradients, and tell what is taken. On
+    a CPU there is no choice; without a home of the engine, where it would be remembered, the usual kernel stays.
 
     `dit` may be without weights. `dtype`: what attention is computed in. `learning`: gradients will be computed.
     """
@@ -46,8 +53,8 @@ def settle_attention(
     for gradients in (False, True) if learning else (False,):
         choice = choose_kernel(device, dtype, dit.config.head_dim, learning=gradients, **remembered)
         if choice is not None:
-            what = "Attention and its gradients" if gradients else "Attention"
-            what += " to short texts" if backend == "8bit" else ""
+            what = "Attention to short texts" if backend == "8bit" else "Attention"
+            what += " and its gradients" if gradients else ""
             others = sorted((time, name) for name, time in choice.milliseconds.items() if name != choice.name)
             times = ", ".join(f"{NAMES[name]} {time:.2f}" for time, name in others)
             when = "as tried here before" if choice.remembered else "as just tried"

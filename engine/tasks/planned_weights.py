@@ -45,8 +45,9 @@ from ..parts.weight_headers import NUMBER_BYTES, Headers, read_headers
 from ..parts.workload import Work
 from .planned_scratch import Count, PlannedScratch
 
-WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "sdpa": "kept"}
-"""By --sdpa and the like: where gradients of attention go through ops/kept_attention.py."""
+WHOLE_TILES: Mapping[str, Literal["always", "kept"]] = {"auto": "always", "8bit": "always", "sdpa": "kept"}
+"""By --sdpa and the like: where gradients of attention go through ops/kept_attention.py, in 8 bits those of short
+attention."""
 Shapes = Mapping[str, tuple[int, ...]]
 FORMATS = {"float": "F32", "float32": "F32", "fp32": "F32", "no": "F32", "float16": "F16", "fp16": "F16",
            "bfloat16": "BF16", "bf16": "BF16"}  # fmt: skip
@@ -292,6 +293,7 @@ def how_trained(job: Job, batch: int, *, alike: bool = False) -> How:
         settles=alike and processes(job) == 1 and joins_freed_memory(),
         plain_quantizing=_quantizes_plainly(job[TrainingPrecision].weight_format),
         whole_tiles=WHOLE_TILES.get(job[Attention].backend, "never"),
+        eight_bit=_in_8_bits(job),
         batch=batch,
         gradient_accumulation_steps=job[Training].gradient_accumulation_steps,
         optimizer_bytes=optimizer_bytes(job),
@@ -313,8 +315,13 @@ def how_generated(job: Job) -> How:
         **slots,
         compile=job[Memory].compile,
         plain_quantizing=_quantizes_plainly(precision.weight_format),
-        eight_bit=AttentionMode in job and job[AttentionMode].backend == "8bit",
+        eight_bit=_in_8_bits(job),
     )
+
+
+def _in_8_bits(job: Job) -> bool:
+    """Whether attention is, if it is not short. A training's samples are made as it trains."""
+    return job[AttentionMode if AttentionMode in job else Attention].backend == "8bit"
 
 
 def shared_by(job: Job) -> int:

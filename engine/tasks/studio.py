@@ -30,14 +30,13 @@ from ..contract.wording import beginning
 from ..families import part
 from ..families.values import Request, StepCache
 from ..media.latents import load_latent, save_latent
-from ..ops.attention import check_backend
 from ..ops.device import free_memory
 from ..parts.step_caching import StepCacheSettings
 from ..parts.tokenizers import TokenCount
 from ..sampling.guidance import GuidancePlan, Predictions, Velocity, guided_along, in_turn
 from ..sampling.samplers import Step, sample, schedule_of
 from ..sampling.schedules import TRAIN_TIMESTEPS
-from .attention_kernels import settle_attention
+from .attention_kernels import check_attention, settle_attention
 from .denoiser import tune_backends
 from .encoders import Encoders
 from .experts import Experts
@@ -98,7 +97,7 @@ class Studio:
     def check_files(self) -> None:
         """A file that is missing, damaged or of another kind is refused now, not when it is reached; and attention that
         this device has no kernels for."""
-        check_backend(self.job[AttentionMode].backend, self.device)
+        check_attention(self.job[AttentionMode].backend, self.device, learning=False, say=self.say)
         self._bare_dit = self.experts.check()
         if GuidanceSteps in self.job:
             self.job[GuidanceSteps].check_layers(len(part(self.job.family, "model").blocks(self._bare_dit)))

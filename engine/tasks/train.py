@@ -29,7 +29,7 @@ from ..training.states import Position, read_owner, read_state
 from ..training.trackers import LastingTracker
 from . import noise_levels, resuming
 from . import training_choices as choices
-from .attention_kernels import settle_attention
+from .attention_kernels import check_attention, settle_attention
 from .experts import Experts
 from .recorder import Recorder
 from .resuming import Record, Start
@@ -114,6 +114,7 @@ class _Ready:
 def _prepare(job: Job, say: Say, control: Control) -> _Ready:
     sampling = noise_levels.sigma_sampling(job[Timesteps], say)
     device = device_of_process(choose_device(job[Run].device))
+    check_attention(job[Attention].backend, device, learning=True, say=say)
     experts = Experts(
         job,
         device=device,

@@ -30,9 +30,9 @@ def test_every_row_of_the_table_is_about_an_option() -> None:
 
 # Read through their section, by a property or as the value that they set, instead of by name.
 THROUGH_PROPERTIES = {
-    "network_dim", "fp8", "fp8_base", "fp8_scaled", "sdpa", "flash_attn", "flash3", "xformers", "sage_attn",
-    "attn_mode", "lora_multiplier", "compile_args", "config_file", "print_config", "metadata_reso", "gpu_ids",
-    "dynamo_backend", "dynamo_mode", "dynamo_fullgraph", "dynamo_dynamic", "slg_layers",
+    "network_dim", "fp8", "fp8_base", "fp8_scaled", "sdpa", "flash_attn", "flash3", "xformers", "attn_8bit",
+    "sage_attn", "attn_mode", "lora_multiplier", "compile_args", "config_file", "print_config", "metadata_reso",
+    "gpu_ids", "dynamo_backend", "dynamo_mode", "dynamo_fullgraph", "dynamo_dynamic", "slg_layers",
     "gradient_checkpointing_attention", "step_cache_threshold", "step_cache_start", "step_cache_max_skips",
     "step_cache_ratios", "step_cache_coefficients", "step_cache_calibrate",
 }  # fmt: skip

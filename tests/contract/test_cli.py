@@ -52,6 +52,7 @@ MISTAKES = [
     (f"{TRAIN} --full_bf16 --mixed_precision no", "--mixed_precision no computes in another", "leave out --full_bf16"),
     (f"{TRAIN} --sage_attn", "--sage_attn cannot train", "--sdpa"),
     (f"{TRAIN} --sdpa --xformers", "--sdpa and --xformers were given", "Keep --sdpa"),
+    (f"{TRAIN} --attn_8bit --sdpa", "--sdpa and --attn_8bit were given", "Keep --sdpa"),
     (f"{TRAIN} --lr_warmup_steps 100", "--lr_scheduler constant has no warmup", "constant_with_warmup"),
     (f"{TRAIN} --lr_scheduler adafactor --lr_warmup_steps 1", "adafactor has no warmup", "--lr_warmup_steps"),
     (f"{TRAIN} --lr_scheduler cosin", "--lr_scheduler cosin is unknown", "Did you mean cosine?"),
@@ -201,5 +202,7 @@ def test_no_attention_flag_means_the_best_one() -> None:
     assert job is not None and job[Attention].backend == "auto"
     job = cli.parse([*shlex.split(TRAIN), "--flash_attn"])
     assert job is not None and job[Attention].backend == "flash"
+    job = cli.parse([*shlex.split(TRAIN), "--attn_8bit"])
+    assert job is not None and job[Attention].backend == "8bit"
     job = cli.parse(shlex.split(GENERATE))
     assert job is not None and job[AttentionMode].backend == "auto"

@@ -64,9 +64,9 @@ WIDE: Mapping[Kind, Activations] = {
     "single": replace(BLOCKS["single"], backward=(17.1, 4.0), last=(7.5, 2.0), whole=(15.2, 0), piece=(6.1, 3.0)),
 }
 WRITTEN_OUT: Mapping[Kind, tuple[Sizes, float]] = {
-    "cross": ((-3, 1.63), 5.8),
-    "double": ((5, 0), 3),
-    "single": ((5, 0), 3),
+    "cross": ((-3.6, 1.63), 3.8),
+    "double": ((4.1, 0), 1),
+    "single": ((4.1, 0), 1),
 }
 
 _OFFLOADED = {"gradient_checkpointing_cpu_offload": True, "gradient_checkpointing_attention": "keep"}

@@ -51,7 +51,7 @@ def conditioning(family):
     return {"text": [text], "pooled": torch.empty(1, 768), "guidance": torch.empty(1)}
 
 
-def peak(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, **more):
+def peak(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, offload=False, **more):
     """Bytes of activations at the worst moment, over weights and adapters."""
     family, config = config_of(kind, **more)
     model, keys = part(family, "model"), part(family, "keys")
@@ -68,7 +68,7 @@ def peak(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, *
         if pieces > 1:
             run_in_pieces(model.blocks(dit), pieces)
         if trained and checkpointed:
-            checkpoint_blocks(model.blocks(dit), count=count, attention="recompute")
+            checkpoint_blocks(model.blocks(dit), count=count, attention="recompute", offload=offload)
         before = counter.peak = counter.live
         noisy, time = torch.empty(1, 16, *LATENTS), torch.empty(1)
         cond = conditioning(family)
@@ -82,7 +82,7 @@ def peak(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, *
         return counter.peak - before
 
 
-def predicted(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, **more):
+def predicted(kind, *, trained, checkpointed=True, count=None, pieces=1, room=True, offload=False, **more):
     family, config = config_of(kind, **more)
     tokens = LATENTS[0] * LATENTS[1] * LATENTS[2] // 4
     if family == "wan":
@@ -94,8 +94,9 @@ def predicted(kind, *, trained, checkpointed=True, count=None, pieces=1, room=Tr
         work = Work(dim=config.dim, tokens=tokens + TEXT, runs=runs)
     nothing = Weights(outside=0, blocks=(0,) * sum(run.count for run in runs))
     how = How(
-        gradient_checkpointing=checkpointed, gradient_checkpointing_blocks=count, optimizer_bytes=0, ffn_chunks=pieces
-    )
+        gradient_checkpointing=checkpointed, gradient_checkpointing_blocks=count, optimizer_bytes=0, ffn_chunks=pieces,
+        gradient_checkpointing_cpu_offload=offload,
+    )  # fmt: skip
     if not trained:
         return denoising(nothing, work, how).device_bytes
     stage = training(nothing, work, how)
@@ -116,6 +117,17 @@ def test_blocks_in_pieces_take_what_is_predicted(kind, pieces, room):
     found = peak(kind, trained=True, pieces=pieces, room=room)
     assert agree(predicted(kind, trained=True, pieces=pieces, room=room), found, kind)
     assert found < 0.9 * peak(kind, trained=True)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [
+    ("cross", {"num_layers": 5}), ("double", {"num_double_blocks": 5}), ("single", {"num_single_blocks": 5}),
+])  # fmt: skip
+@pytest.mark.parametrize("pieces", [1, 8])
+def test_of_inputs_in_main_memory_the_first_stays_and_two_come_back(kind, layers, pieces):
+    some = {"trained": True, "pieces": pieces, **layers}
+    found = peak(kind, offload=True, **some)
+    assert agree(predicted(kind, offload=True, **some), found, kind, tolerance=0.04, **layers)
+    assert found < peak(kind, **some)
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -8,6 +8,7 @@ import torch
 
 from engine.bench.files import Input, command_line, config_of, training_options
 from engine.contract.cli import parse
+from engine.contract.errors import OptionError
 from engine.contract.events import Control
 from engine.families import names, part
 from engine.families.values import BenchSize
@@ -68,6 +69,36 @@ def test_a_kernel_that_was_asked_for_is_named_and_not_tried_out(told):
 def test_8_bits_leave_short_texts_to_the_others(told):
     said, _ = told(backend="8bit")
     assert said[0] == "Attention: 8bit." and said[1].startswith("Attention to short texts: cuDNN")
+
+
+def test_so_do_gradients_in_8_bits(told):
+    said, _ = told(backend="8bit", learning=True)
+    assert [message.partition(":")[0] for message in said] == [
+        "Attention", "Attention to short texts", "Attention to short texts and its gradients",
+    ]  # fmt: skip
+
+
+def test_trying_out_8_bits_is_said_since_it_may_take_long(monkeypatch):
+    said = []
+    monkeypatch.setattr(attention_kernels, "check_backend", lambda *_, **how: said.append(how))
+    for backend, device in (("8bit", "cuda"), ("8bit", "cpu"), ("auto", "cuda")):
+        attention_kernels.check_attention(backend, torch.device(device), learning=True, say=said.append)
+    first, *others = said
+    assert first.message.startswith("Trying out attention in 8 bits") and others == [{"learning": True}] * 3
+
+
+def test_a_device_without_the_gradients_is_refused_before_a_file_is_looked_at(tmp_path, monkeypatch):
+    asked = []
+
+    def check_backend(backend, device, *, learning):
+        asked.append((backend, device.type, learning))
+        raise OptionError("no kernels")
+
+    monkeypatch.setattr(attention_kernels, "check_backend", check_backend)
+    files = f"--dit {tmp_path}/no.safetensors --dataset_config {tmp_path}/no.toml --output_dir {tmp_path}"
+    with pytest.raises(OptionError, match="no kernels"):
+        run(train, f"train wan {files} --output_name x --attn_8bit --device cpu".split())
+    assert asked == [("8bit", "cpu", True)]
 
 
 def test_a_run_is_timed_in_milliseconds():

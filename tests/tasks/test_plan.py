@@ -135,6 +135,23 @@ def test_samples_while_training_count(headers, tmp_path):
     assert worst([*line, *more]).device_bytes > worst(line).device_bytes
 
 
+def test_attention_in_8_bits_is_planned_for_in_a_training_and_in_its_samples(headers, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 832 --h 480 --f 81\n")
+    samples = [
+        "--vae", f"{headers}/wan21_vae.safetensors", "--t5", f"{headers}/encoder.safetensors",
+        "--sample_prompts", str(prompts),
+    ]  # fmt: skip
+    for size, tokens in (((480, 832, 81), 32_760), ((240, 256, 5), 480)):
+        line = training_line(headers, tmp_path, "wan-14b", size, "--network_dim", "1", "--ffn_chunks", "8", *samples)
+        (_, exact, exactly, _), (_, codes, coded, _) = (
+            Survey(job).stages(job) for job in (cli.parse(line), cli.parse([*line, "--attn_8bit"]))
+        )
+        assert exact.spare and codes.spare == (0 if tokens > 2048 else exact.spare)
+        assert (codes.device_bytes < exact.device_bytes) == (tokens > 2048)
+        assert coded.device_bytes - exactly.device_bytes == 1.5 * 32_760 * 5120 * 2
+
+
 @pytest.mark.parametrize(("more", "kind"), [
     (("--network_module", "networks.loha"), "larger"),
     (("--network_module", "networks.lokr"), "smaller"),

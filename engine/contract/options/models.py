@@ -89,6 +89,10 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
     flash_attn: bool = opt(False, "FlashAttention 2; needs the package flash-attn.")
     flash3: bool = opt(False, "FlashAttention 3; needs its package and a Hopper GPU.", advanced=True)
     xformers: bool = opt(False, "Attention from the xformers package.")
+    attn_8bit: bool = opt(
+        False, "Attention and its gradients in 8 bits: faster on H100 and H200, and only there; rounds as --fp8_scaled "
+        "does.",
+    )  # fmt: skip
     sage_attn: bool = opt(
         False, "SageAttention. It computes no gradients, so it only works for generation (--attn_mode sageattn).",
         advanced=True,
@@ -113,13 +117,13 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
             )
 
     def _chosen(self) -> list[str]:
-        return [name for name in ("sdpa", "flash_attn", "flash3", "xformers") if getattr(self, name)]
+        return [name for name in ("sdpa", "flash_attn", "flash3", "xformers", "attn_8bit") if getattr(self, name)]
 
     @property
     def backend(self) -> str:
-        """The name that `ops.attention` knows: auto, sdpa, flash, flash3 or xformers."""
+        """The name that `ops.attention` knows: auto, sdpa, flash, flash3, xformers or 8bit."""
         chosen = self._chosen()
-        return {"flash_attn": "flash"}.get(chosen[0], chosen[0]) if chosen else "auto"
+        return {"flash_attn": "flash", "attn_8bit": "8bit"}.get(chosen[0], chosen[0]) if chosen else "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
