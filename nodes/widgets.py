@@ -100,8 +100,8 @@ def _group(group: str) -> Widget:
     names = allowed.GROUPS[group]
     return Widget(
         id=group, kind="choice", label=display(group), default=AUTO, unset=AUTO, choices=(AUTO, *names), option=group,
-        help="Which implementation of attention is used. auto: the fastest exact one on this GPU; attn_8bit: faster on "
-        "H100 and H200, and only there; its rounding is that of fp8_scaled.",
+        help="Which implementation of attention is used. auto: the fastest exact one on this GPU; attn_8bit: for H100 "
+        "and H200, faster there; rounds about as much as fp8_scaled.",
     )  # fmt: skip
 
 

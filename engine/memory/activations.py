@@ -77,8 +77,8 @@ COMPILED: dict[Kind, tuple[Sizes, float]] = {
 What a compiler fuses is not written (copies of norms in 32 bits), or held at the same time (feed-forward rows and their
 gradients). H100: with these numbers compiled trainings of Wan 14B, HunyuanVideo and FramePack are predicted within 1 %,
 of Wan 1.3B within 2 %. The number for a piece is from two pieces of Wan 14B's 81 frames with attention in 8 bits: with
-attention in bf16 the peak is not there but in attention's gradients, which are copied into whole tiles. (H200:
-HunyuanVideo and FramePack in two pieces.)"""
+attention in bf16 the peak is not there but in attention's gradients, which are copied into whole tiles. Those for
+pieces of double and single blocks are from HunyuanVideo and FramePack in two pieces (H200)."""
 JOINED = 8.7
 """Saved by compiled "double" and "single" blocks, in tokens x width, if q, k, v and the feed-forward row have layers of
 their own: a part of one layer's result would keep all of it alive, and gradients need not be joined. H100: FramePack,
@@ -201,12 +201,12 @@ def _moment(
             device[name] -= how.batch * _kept(work, run, how) - unit
         settled = device[name] if how.compile and how.settles else 0
     inputs, results = min(place + 1, checkpointed), min(place, checkpointed)
+    result = unit + int(unit * STATISTICS * (2 if _in_8_bits(work, how) else 1)) if how.keeps else 0
     if how.gradient_checkpointing_cpu_offload:
         inputs, results = min(ON_THE_WAY + STAYING, inputs), min(ON_THE_WAY - 1, results)
-        main = {"block inputs": checkpointed * unit, "attention results": checkpointed * unit if how.keeps else 0}
+        main = {"block inputs": checkpointed * unit, "attention results": checkpointed * result}
     if checkpointed:
-        each = unit + int(unit * STATISTICS * (2 if _in_8_bits(work, how) else 1))
-        device |= {"block inputs": inputs * unit, "attention results": results * each if how.keeps else 0}
+        device |= {"block inputs": inputs * unit, "attention results": results * result}
     left = None if free is None else free - sum(device.values())
     inside, spare = _differentiated(work, run, how, left, again=again)
     device["one block forward and back"] = inside

@@ -112,7 +112,8 @@ def check_backend(backend: str, device: torch.device | None = None, *, learning:
     """OptionError if `backend` cannot work on this machine or, if one is given, on this device; `learning`: with
     gradients.
 
-    For use before anything is loaded. `8bit` is tried out on the device, which takes seconds the first time.
+    For use before anything is loaded. `8bit` is tried out on the device, which takes seconds the first time, with
+    gradients up to a minute.
     """
     _find_kernel(backend)
     if backend != "8bit" or device is None:

@@ -9,9 +9,9 @@ kernel and keys in the other. They go through all tokens of the other side in st
 | queries | weight, term | weights · keys | terms · keys |
 | keys | weight, term | weights · gradients of results | terms · queries |
 
-A weight is 2^(score - shift of its query), a term is its weight · (change - less of its query), a change the product of
-the gradient of a result with a value. Scores and changes are products of int8 codes, sums those of float8 codes. While
-one warpgroup computes weights and terms, the other's products run.
+A weight is 2^(score - shift of its query), a term is its weight · (change - delta of its query), a change the product
+of the gradient of a result with a value. Scores and changes are products of int8 codes, sums those of float8 codes.
+While one warpgroup computes weights and terms, the other's products run.
 """
 
 from __future__ import annotations
@@ -59,14 +59,15 @@ class Tiling:
 
 
 class Numbers(NamedTuple):
-    """float32. Scales of score codes and of values are for BLOCK tokens [B·H, blocks], those of sums for a channel
-    [B·H, D]; the others are for a query [B·H, whole blocks]."""
+    """float32. Scales of score codes and of values are for BLOCK tokens [B·H, blocks], the others are for a query
+    [B·H, blocks · BLOCK]. For the kernels value_scales and deltas are multiplied with what makes terms fit into float8
+    (`eight_bit_gradients.fitting`), and totals, the sums of weights, with 2^WEIGHT_BITS as the weights are."""
 
     query_scales: Tensor
     key_scales: Tensor
     value_scales: Tensor
     shifts: Tensor
-    lesses: Tensor
+    deltas: Tensor
     factors: Tensor
     totals: Tensor
 
@@ -79,8 +80,8 @@ def _slots(tiles, stages: gl.constexpr):
 @gluon.jit
 def _load(tiles, slots, barriers, at, steps, tiling: gl.constexpr):
     """One warp: both codes of the rows of all groups, then everything of a step's tokens behind one barrier."""
-    own_tiles, own_change_tiles, score_tiles, change_tiles, first_tiles, second_tiles, shift_tiles, less_tiles = tiles
-    own_slots, own_change_slots, score_slots, change_slots, first_slots, second_slots, shift_slots, less_slots = slots
+    own_tiles, own_change_tiles, score_tiles, change_tiles, first_tiles, second_tiles, shift_tiles, delta_tiles = tiles
+    own_slots, own_change_slots, score_slots, change_slots, first_slots, second_slots, shift_slots, delta_slots = slots
     own_filled, filled, free = barriers
     row, other_row, across_row, column, sample_head = at
     groups: gl.constexpr = tiling.groups
@@ -92,7 +93,7 @@ def _load(tiles, slots, barriers, at, steps, tiling: gl.constexpr):
         tma.async_copy_global_to_shared(own_change_tiles, place, own_filled, own_change_slots.index(group))
     each: gl.constexpr = score_tiles.block_type.nbytes + change_tiles.block_type.nbytes + first_tiles.block_type.nbytes
     of_queries: gl.constexpr = (
-        second_tiles.block_type.nbytes + shift_tiles.block_type.nbytes + less_tiles.block_type.nbytes
+        second_tiles.block_type.nbytes + shift_tiles.block_type.nbytes + delta_tiles.block_type.nbytes
     )
     for index in range(steps):
         token, slot = index * tiling.block, index % stages
@@ -106,7 +107,7 @@ def _load(tiles, slots, barriers, at, steps, tiling: gl.constexpr):
         if not tiling.of_queries:
             tma.async_copy_global_to_shared(second_tiles, [across_row, token], here, second_slots.index(slot))
             tma.async_copy_global_to_shared(shift_tiles, [sample_head, token], here, shift_slots.index(slot))
-            tma.async_copy_global_to_shared(less_tiles, [sample_head, token], here, less_slots.index(slot))
+            tma.async_copy_global_to_shared(delta_tiles, [sample_head, token], here, delta_slots.index(slot))
 
 
 @gluon.jit
@@ -122,9 +123,9 @@ def _begin(own, slots, filled, index, layout_MN: gl.constexpr, tiling: gl.conste
 
 
 @gluon.jit
-def _scaled(count_MN, scale, less):
-    """A product of codes · scale - less."""
-    return count_MN.to(gl.float32, bitcast=True) * scale - (less + _ZERO_VALUE * scale)
+def _scaled(count_MN, scale, offset):
+    """A product of codes · scale - offset."""
+    return count_MN.to(gl.float32, bitcast=True) * scale - (offset + _ZERO_VALUE * scale)
 
 
 @gluon.jit
@@ -142,10 +143,10 @@ def _finish(
     score_MN, change_MN = begun
     first_MD, second_MD, rest_M4 = sums
     scale, change_scale = scales
-    _, _, _, _, first_slots, second_slots, shift_slots, less_slots = slots
+    _, _, _, _, first_slots, second_slots, shift_slots, delta_slots = slots
     slot = index % tiling.stages
     if tiling.of_queries:
-        shift, less = gl.expand_dims(of_rows[0], 1), gl.expand_dims(of_rows[1], 1)
+        shift, delta = gl.expand_dims(of_rows[0], 1), gl.expand_dims(of_rows[1], 1)
     else:
         shift = shift_slots.index(slot).load(layout_MN)
     weight_MN = gl.exp2(_scaled(score_MN, scale, shift))
@@ -160,9 +161,9 @@ def _finish(
         mbarrier.wait(filled.index(slot), (index // tiling.stages) & 1)
         second_DN = first_DN
     else:
-        less = less_slots.index(slot).load(layout_MN)
+        delta = delta_slots.index(slot).load(layout_MN)
         second_DN = second_slots.index(slot)
-    term_MN = weight_MN * _scaled(change_MN, change_scale, less)
+    term_MN = weight_MN * _scaled(change_MN, change_scale, delta)
     if tiling.of_queries:
         rest_M4 += _row_sums(term_MN, tiling)
     codes_MN = _operand(term_MN.to(gl.float8e4nv), layout_MD, tiling)
@@ -192,7 +193,7 @@ def _differentiate_group(
     slots, barriers, numbers, channel_scales, outs, place, group: gl.constexpr, tiling: gl.constexpr
 ):
     """Four warps: `rows` rows of a head, step by step."""
-    query_scales, key_scales, value_scales, shifts, lesses, factors, totals = numbers
+    query_scales, key_scales, value_scales, shifts, deltas, factors, totals = numbers
     own_filled, filled, free = barriers
     first, length, other_length, padded, sample, head, heads = place
     layout_MN: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tiling.block, 32])
@@ -209,7 +210,7 @@ def _differentiate_group(
     sums = (zero_MD, zero_MD, rest_M4)
     if tiling.of_queries:
         own_scale, own_value_scale = gl.load(query_scales + own_place), 1.0
-        of_rows = (gl.load(shifts + at_M), gl.load(lesses + at_M))
+        of_rows = (gl.load(shifts + at_M), gl.load(deltas + at_M))
     else:
         own_scale, own_value_scale = gl.load(key_scales + own_place), gl.load(value_scales + own_place)
         of_rows = (0.0, 0.0)
@@ -241,7 +242,7 @@ def _differentiate_group(
     place_MD = gl.expand_dims(place_M, 1) + gl.expand_dims(channel_D, 0)
     if tiling.of_queries:
         rest_M = gl.convert_layout(gl.sum(rest_M4, axis=1), layout_M) / gl.load(totals + at_M)
-        gl.store(lesses + at_M, of_rows[1] + rest_M)  # for the other kernel
+        gl.store(deltas + at_M, of_rows[1] + rest_M)  # for the other kernel
         second_MD -= first_MD * gl.expand_dims(gl.convert_layout(rest_M, rows_of_MD), 1)
         second_MD *= gl.expand_dims(gl.load(factors + sample_head * padded + token_M), 1)
     else:
@@ -255,8 +256,8 @@ def _differentiate_group(
 # else lengths of 1 and multiples of 16 would each be compiled separately, for nothing
 @gluon.jit(do_not_specialize=["length", "other_length", "padded", "heads"])
 def _differentiate(
-    own_tiles, own_change_tiles, score_tiles, change_tiles, first_tiles, second_tiles, shift_tiles, less_tiles,
-    query_scales, key_scales, value_scales, shifts, lesses, factors, totals, first_scales, second_scales,
+    own_tiles, own_change_tiles, score_tiles, change_tiles, first_tiles, second_tiles, shift_tiles, delta_tiles,
+    query_scales, key_scales, value_scales, shifts, deltas, factors, totals, first_scales, second_scales,
     first_out, second_out, length, other_length, padded, heads,
     tiling: gl.constexpr, registers: gl.constexpr, loaders: gl.constexpr,
 ):  # fmt: skip
@@ -266,14 +267,14 @@ def _differentiate(
     groups: gl.constexpr = tiling.groups
     first = number * (groups * tiling.rows)
     first_slots = _slots(first_tiles, stages)
-    second_slots, shift_slots, less_slots = first_slots, first_slots, first_slots
+    second_slots, shift_slots, delta_slots = first_slots, first_slots, first_slots
     if not tiling.of_queries:
         second_slots = _slots(second_tiles, stages)
-        shift_slots, less_slots = _slots(shift_tiles, stages), _slots(less_tiles, stages)
+        shift_slots, delta_slots = _slots(shift_tiles, stages), _slots(delta_tiles, stages)
     slots = (
         _slots(own_tiles, groups), _slots(own_change_tiles, groups),
         _slots(score_tiles, stages), _slots(change_tiles, stages),
-        first_slots, second_slots, shift_slots, less_slots,
+        first_slots, second_slots, shift_slots, delta_slots,
     )  # fmt: skip
     own_filled = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     filled = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
@@ -284,10 +285,10 @@ def _differentiate(
         mbarrier.init(free.index(stage), count=groups)
     fence_async_shared()
     tiles = (
-        own_tiles, own_change_tiles, score_tiles, change_tiles, first_tiles, second_tiles, shift_tiles, less_tiles,
+        own_tiles, own_change_tiles, score_tiles, change_tiles, first_tiles, second_tiles, shift_tiles, delta_tiles,
     )  # fmt: skip
     barriers = (own_filled, filled, free)
-    numbers = (query_scales, key_scales, value_scales, shifts, lesses, factors, totals)
+    numbers = (query_scales, key_scales, value_scales, shifts, deltas, factors, totals)
     channel_scales, outs = (first_scales, second_scales), (first_out, second_out)
     place = (first, length, other_length, padded, sample, head, heads)
     column, across_row = head * tiling.width, sample_head * tiling.width
@@ -315,7 +316,7 @@ def differentiate_queries(
     numbers: Numbers, k_channels: Tensor, q_grad: Tensor, k_length: int,
 ) -> None:  # fmt: skip
     """Write the gradient to queries [B, L, H, D], and how much more is to be taken from each query's changes into
-    `numbers.lesses`. Codes: rows of all heads [B·L, H·D]; turned ones [B·H·D, whole blocks]."""
+    `numbers.deltas`. Codes: rows of all heads [B·L, H·D]; turned ones [B·H·D, whole blocks]."""
     turned, channels, outs = (k_turned, k_turned), (k_channels, k_channels), (q_grad, q_grad)
     _launch(True, (q_codes, g_codes), (k_codes, v_codes), turned, numbers, channels, outs, k_length)
 
@@ -339,7 +340,7 @@ def _launch(
         *(_tiles(one, tiling.rows, width) for one in own),
         *(_tiles(one, tiling.block, width) for one in others),
         *(_tiles(one, width, tiling.block) for one in turned),
-        *(_notes(one, tiling.block) for one in (numbers.shifts, numbers.lesses)),
+        *(_notes(one, tiling.block) for one in (numbers.shifts, numbers.deltas)),
     )
     with torch.cuda.device(outs[0].device):
         _differentiate[(cdiv(length, BLOCK), samples * heads)](

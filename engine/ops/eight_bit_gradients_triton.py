@@ -23,15 +23,15 @@ _NEVER = tl.constexpr(1e30)
 @triton.jit
 def _quantize_queries(
     queries, grads, outs, value_means, found,
-    query_codes, grad_codes, query_scales, shifts, lesses, factors, totals, lengths, query_tops, grad_tops,
+    query_codes, grad_codes, query_scales, shifts, deltas, factors, totals, norms, query_tops, grad_tops,
     length, padded, heads, score_factor,
     q_sample, q_token, q_head, g_sample, g_token, g_head, o_sample, o_token, o_head,
     bits: tl.constexpr, largest: tl.constexpr, smallest: tl.constexpr, smallest_grad: tl.constexpr,
     block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """For a block of a head: int8 codes of queries and of gradients of results [B, L, H, D], the numbers of
-    `eight_bit_gradients_gluon.Numbers`, the length of the longest gradient's codes [B·H, blocks], and the largest
-    numbers of each channel that are to be turned [blocks, B·H, D]."""
+    `eight_bit_gradients_gluon.Numbers` that are of queries, the largest norm of a gradient's codes [B·H, blocks], and
+    the largest numbers of each channel that are to be turned [blocks, B·H, D]."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     blocks, each = tl.num_programs(0), tl.num_programs(1)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
@@ -47,14 +47,14 @@ def _quantize_queries(
 
     grad = _tokens(grads, sample, head, row, length, g_sample, g_token, g_head, width)
     out = _tokens(outs, sample, head, row, length, o_sample, o_token, o_head, width)
-    less = tl.sum(grad * (out - mean), axis=1)
+    delta = tl.sum(grad * (out - mean), axis=1)
     scale = tl.maximum(tl.max(tl.abs(grad), axis=1) / largest, smallest_grad)
     codes = tl.floor(grad / scale[:, None] + 0.5)
     tl.store(grad_codes + place, codes.to(tl.int8), mask=row < length)
-    tl.store(lengths + sample_head * blocks + number, tl.sqrt(tl.max(tl.sum(codes * codes, axis=1), axis=0)))
+    tl.store(norms + sample_head * blocks + number, tl.sqrt(tl.max(tl.sum(codes * codes, axis=1), axis=0)))
     factor = scale / total
     tl.store(shifts + padded_at, tl.where(inside, shift - bits, _NEVER))
-    tl.store(lesses + padded_at, tl.where(inside, less / scale, 0.0))
+    tl.store(deltas + padded_at, tl.where(inside, delta / scale, 0.0))
     tl.store(factors + padded_at, factor)
     tl.store(totals + padded_at, total)
     tl.store(grad_tops + top, tl.max(tl.abs(grad / total[:, None]), axis=0))
@@ -99,13 +99,13 @@ def _turn_queries(
 @triton.jit
 def _quantize_keys(
     keys, values, key_means, value_means, turned_scales,
-    key_codes, key_scales, turned_codes, value_codes, value_scales, lengths, length, heads,
+    key_codes, key_scales, turned_codes, value_codes, value_scales, norms, length, heads,
     k_sample, k_token, k_head, v_sample, v_token, v_head,
     largest: tl.constexpr, largest_value: tl.constexpr, smallest: tl.constexpr,
     block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """For a block of a head, less their means: int8 codes of keys and values [B, L, H, D], a scale for each and the
-    length of the longest value [B·H, blocks]; float8 codes of keys, turned."""
+    largest norm of a value [B·H, blocks]; float8 codes of keys, turned."""
     number, sample_head = tl.program_id(0), tl.program_id(1)
     blocks = tl.num_programs(0)
     sample, head = (sample_head // heads).to(tl.int64), sample_head % heads
@@ -123,7 +123,7 @@ def _quantize_keys(
 
     value = _tokens(values, sample, head, row, length, v_sample, v_token, v_head, width)
     value = tl.where(inside, value - value_mean, 0.0)
-    tl.store(lengths + block_at, tl.sqrt(tl.max(tl.sum(value * value, axis=1), axis=0)))
+    tl.store(norms + block_at, tl.sqrt(tl.max(tl.sum(value * value, axis=1), axis=0)))
     scale = tl.maximum(tl.max(tl.max(tl.abs(value), axis=1), axis=0) / largest, smallest)
     tl.store(value_scales + block_at, scale)
     tl.store(value_codes + place, _rounded(value / scale), mask=inside)
@@ -166,11 +166,11 @@ def differentiate(
             numbers(each, blocks), numbers(each, k_blocks), numbers(each, k_blocks),
             *(numbers(each, padded) for _ in range(4)),
         )  # fmt: skip
-        g_lengths, v_lengths = numbers(each, blocks), numbers(each, k_blocks)
+        g_norms, v_norms = numbers(each, blocks), numbers(each, k_blocks)
         q_tops, g_tops = numbers(blocks, each, width), numbers(blocks, each, width)
         _quantize_queries[(blocks, each)](
             q_BLHD, grad_BLHD, out_BLHD, means.value_mean, found,
-            q_codes, g_codes, of.query_scales, of.shifts, of.lesses, of.factors, of.totals, g_lengths, q_tops, g_tops,
+            q_codes, g_codes, of.query_scales, of.shifts, of.deltas, of.factors, of.totals, g_norms, q_tops, g_tops,
             length, padded, heads, score_factor(width), *q_strides, *g_strides, *o_strides,
             bits=WEIGHT_BITS, largest=LARGEST_CODE, smallest=SMALLEST_SCALE, smallest_grad=SMALLEST,
             block=BLOCK, width=width, num_warps=_WARPS,
@@ -178,15 +178,15 @@ def differentiate(
         k_turned = turned(k_blocks * BLOCK)
         _quantize_keys[(k_blocks, each)](
             k_BLHD, v_BLHD, means.key_mean, means.value_mean, means.key_scale,
-            k_codes, of.key_scales, k_turned, v_codes, of.value_scales, v_lengths, k_length, heads,
+            k_codes, of.key_scales, k_turned, v_codes, of.value_scales, v_norms, k_length, heads,
             *k_BLHD.stride()[:3], *v_BLHD.stride()[:3],
             largest=LARGEST_CODE, largest_value=LARGEST_VALUE, smallest=SMALLEST_SCALE, block=BLOCK, width=width,
             num_warps=_WARPS,
         )  # fmt: skip
-        fit = fitting(g_lengths.amax(1, keepdim=True), v_lengths.amax(1, keepdim=True))
+        fit = fitting(g_norms.amax(1, keepdim=True), v_norms.amax(1, keepdim=True))
         back = 1 / (fit * 2**WEIGHT_BITS * math.sqrt(width))
         weighted = of._replace(
-            value_scales=of.value_scales * fit, lesses=of.lesses * fit, totals=of.totals * 2**WEIGHT_BITS
+            value_scales=of.value_scales * fit, deltas=of.deltas * fit, totals=of.totals * 2**WEIGHT_BITS
         )
         q_grad = torch.empty(q_BLHD.shape, device=device, dtype=q_BLHD.dtype)
         k_channels = means.key_scale.view(each, width) * back

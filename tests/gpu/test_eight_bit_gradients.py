@@ -63,7 +63,7 @@ def errors(found, wanted):
 
 
 def test_they_can_run_here():
-    assert all(missing(torch.device("cuda", 0), width) is None for width in (64, 128))
+    assert missing(torch.device("cuda", 0)) is None
     check_backend("8bit", torch.device("cuda", 0), learning=True)
 
 
@@ -75,6 +75,8 @@ def test_they_are_their_formula(shape):
     kernels = differentiate(grad, q, k, v, out, found)
     formula = eight_bit_gradients._formula(*(part.cpu() for part in (grad, q, k, v, out, found)))
     assert max(errors(kernels, formula)) < 0.012  # here and there a code is the next one
+    last = [[one[:, -(one.shape[1] % 64 or 64) :] for one in each] for each in (kernels, formula)]
+    assert max(errors(*last)) < 0.03
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -129,7 +131,7 @@ def test_twice_they_are_the_same():
     assert all(torch.equal(one, other) for one, other in zip(*twice, strict=True))
 
 
-def test_kept_and_compiled_they_are_the_same():
+def test_kept_and_compiled_they_are_the_same(monkeypatch):
     q, k, v, grad = tokens(1, 2500, 2500, 2, 128)
     plain = gradients(q, k, v, grad, "8bit")
     compiled = torch.compile(lambda *parts: attention(*parts, backend="8bit") * 1)
@@ -138,7 +140,8 @@ def test_kept_and_compiled_they_are_the_same():
     writing, reading = shelf.contexts()
     with torch.no_grad(), writing:
         kept = attention(*leaves, backend="8bit")
-    with reading:
+    with monkeypatch.context() as once, reading:
+        once.setattr("engine.ops.kept_attention.attend", None)
         again = attention(*leaves, backend="8bit")
     assert torch.equal(kept, again)
     for out in (again, compiled(*leaves)):

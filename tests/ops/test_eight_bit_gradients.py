@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -50,6 +52,18 @@ def test_what_rounding_leaves_of_a_sum_is_not_multiplied_with_the_keys_mean(monk
     assert errors(parts)[0] < 0.15
     monkeypatch.setattr(eight_bit_gradients, "remainder", lambda term, total: torch.zeros_like(total))
     assert errors(parts)[0] > 0.5
+
+
+@pytest.mark.parametrize(("keys", "share", "most"), [(2100, 0.5, 0.06), (32_768, 0.3, 0.13), (32_768, 0.5, 0.25)])
+def test_keys_that_get_little_of_the_weights_have_gradients_too(keys, share, most):
+    """One key has a large share of every query's weights. Of the others' gradients the whole says nothing: they are
+    small beside that key's."""
+    q, k, v, grad = tokens(queries=512, keys=keys, heads=1, width=128)
+    q[..., 0], k[..., 0] = 4, 0
+    k[:, 0], k[:, 0, :, 0] = 0, (math.log(share / (1 - share) * keys) + 0.5) * math.sqrt(128) / 4
+    wanted = gradients(*(part.double() for part in (q, k, v, grad)), "auto")
+    for one, other in zip(gradients(q, k, v, grad, "8bit"), wanted, strict=True):
+        assert ((one - other).norm(dim=-1) / other.norm(dim=-1)).median() < most
 
 
 def test_few_tokens_may_have_most_of_the_gradient():
@@ -121,7 +135,7 @@ def test_compiled_they_are_the_same():
 def gpu(monkeypatch):
     """A Hopper GPU that is said to be there, whose kernels run."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(eight_bit_gradients.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(eight_bit_attention.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(eight_bit_attention, "_try_out", lambda device: None)
     monkeypatch.setattr(eight_bit_gradients, "can_run", lambda device, dtype, width: True)
     monkeypatch.setattr(eight_bit_gradients, "_try_out", lambda device, width: 0.001)

@@ -19,7 +19,7 @@ from tests.tasks.test_several_processes import gone, processes_of
 pytestmark = [pytest.mark.slow, needs_kill]
 VERBS = ("cache-latents", "cache-text")
 
-# Found by Python at its start, in both processes. Each writes down what it encodes; the first waits for the second.
+# Found by Python at its start, in both processes. Each writes down what it encodes, and waits for the other's first.
 WATCHED = """
 import os, time
 from pathlib import Path
@@ -30,7 +30,7 @@ number = os.environ.get("RANK", "0")  # number 0 gives itself its number later
 def seen(names):
     with open(place / f"seen-{number}", "a") as file:
         file.writelines(f"{name}\\n" for name in names)
-    while number == "0" and not (place / "seen-1").exists():
+    while not (place / f"seen-{1 - int(number)}").exists():
         time.sleep(0.02)
     while number == "1" and (place / "hold").exists():
         time.sleep(0.02)

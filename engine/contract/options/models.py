@@ -90,8 +90,8 @@ class Attention(Section, title="Attention", accepted=ACCEPTED):
     flash3: bool = opt(False, "FlashAttention 3; needs its package and a Hopper GPU.", advanced=True)
     xformers: bool = opt(False, "Attention from the xformers package.")
     attn_8bit: bool = opt(
-        False, "Attention and its gradients in 8 bits: faster on H100 and H200, and only there; rounds as --fp8_scaled "
-        "does.",
+        False, "Attention and its gradients in 8 bits, for H100 and H200: faster there; rounds about as much as "
+        "--fp8_scaled.",
     )  # fmt: skip
     sage_attn: bool = opt(
         False, "SageAttention. It computes no gradients, so it only works for generation (--attn_mode sageattn).",
