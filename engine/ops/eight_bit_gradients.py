@@ -85,13 +85,9 @@ def _try_out(device: torch.device, width: int) -> float:
     alike = torch.randn(2, 16, 2, width, generator=own, device="cpu")
     groups = [alike.repeat_interleave(times, 1) for times in (20, 25, 25, 20)]
     parts = [part + 0.5 * torch.randn(part.shape, generator=own, device="cpu") for part in groups]
-    here = [part.to(device, torch.bfloat16) for part in parts]
-    rounded = [part.bfloat16() for part in parts]
-    q, k, v, grad = here
-    found = differentiate(grad, q, k, v, *attend(q, k, v))
-    q, k, v, grad = rounded
-    wanted = differentiate(grad, q, k, v, *attend(q, k, v))
-    pairs = zip(found, wanted, strict=True)
+    q, k, v, grad = (part.to(device, torch.bfloat16) for part in parts)
+    given = (grad, q, k, v, *attend(q, k, v))
+    pairs = zip(differentiate(*given), _formula(*(part.cpu() for part in given)), strict=True)
     return max(float((one.cpu().float() - other.float()).norm() / other.float().norm()) for one, other in pairs)
 
 
