@@ -26,7 +26,7 @@ SHORTEST = 2048
 """Keys. Attention to fewer, such as a text's, is short: quantising for 8 bits would be most of the work, and our kernel
 for Hopper is slower than cuDNN's."""
 CODES = 1.5
-"""Attention in 8 bits: q and k in int8, v in float8. (Scales are one number per row of q and per 128 keys.)"""
+"""Attention in 8 bits: q and k in int8, v in float8. (Scales of q are a number per token, of k one per 128.)"""
 EIGHT_BIT_GRADIENTS = 6.1
 """The peak while its gradients are computed, whatever the number of tokens: int8 codes of q, k, v and the result's
 gradient (2), float8 codes of two of them turned (1), the gradients of q, k and v (3), a few numbers per token (0.1)."""

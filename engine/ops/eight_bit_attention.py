@@ -2,8 +2,8 @@
 
 The scheme is one that SageAttention 2 (Zhang et al., arXiv 2411.10958) found accurate enough. Scores come from int8
 codes of queries and of keys minus their mean, with a scale per block (the mean shifts all scores of a query equally,
-which softmax ignores). Weights are float8; values are float8 with a scale per channel, minus their
-mean, which is added back. Softmax and sums are float32. The ideas are theirs, the kernels ours.
+which softmax ignores). Weights are float8; values are float8 with a scale per channel, minus their mean, which is added
+back. Softmax and sums are float32. The ideas are theirs, the kernels ours.
 
 On CUDA it runs in Triton kernels, on Hopper in that of ops/hopper_attention_gluon.py; on a CPU as a formula, as
 accurate and no faster than ordinary attention. Gradients: ops/eight_bit_gradients.py.

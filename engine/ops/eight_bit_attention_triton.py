@@ -85,6 +85,11 @@ def _measure_one(
 
 
 @triton.jit
+def _block_scale(values, largest: tl.constexpr, smallest: tl.constexpr):
+    return tl.maximum(tl.max(tl.max(tl.abs(values), axis=1), axis=0) / largest, smallest)
+
+
+@triton.jit
 def _rounded(values):
     return tl.floor(values + 0.5).to(tl.int8)
 
@@ -100,7 +105,7 @@ def _quantize_queries(
     token = number * block + tl.arange(0, block)
     row = token.to(tl.int64)[:, None]
     query = _tokens(queries, sample, head, row, length, q_sample, q_token, q_head, width)
-    scale = tl.maximum(tl.max(tl.max(tl.abs(query), axis=1), axis=0) / largest, smallest)
+    scale = _block_scale(query, largest, smallest)
     scale_M = tl.zeros([block], tl.float32) + scale * score_factor
     tl.store(scales + sample_head.to(tl.int64) * length + token, scale_M, mask=token < length)
     tl.store(codes + _place(sample, head, row, length, heads, width), _rounded(query / scale), mask=row < length)
@@ -124,7 +129,7 @@ def _quantize(
 
     key = _tokens(keys, sample, head, row, length, k_sample, k_token, k_head, width)
     key = tl.where(inside, key - tl.load(key_means + at)[None, :], 0.0)
-    scale = tl.maximum(tl.max(tl.max(tl.abs(key), axis=1), axis=0) / largest, smallest)
+    scale = _block_scale(key, largest, smallest)
     tl.store(key_scales + sample_head * tl.num_programs(0) + number, scale)
     tl.store(key_codes + _place(sample, head, row, length, heads, width), _rounded(key / scale), mask=inside)
 

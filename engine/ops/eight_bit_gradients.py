@@ -92,7 +92,10 @@ def _try_out(device: torch.device, width: int) -> float:
 
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
-    """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], what `differentiate` needs beside it [2·B, H, L of q] float32)."""
+    """(softmax(q k^T / sqrt(D)) v [B, L of q, H, D], what `differentiate` needs beside it [2·B, H, L of q] float32).
+
+    On a GPU to be called only if nothing is `missing`.
+    """
     if not q_BLHD.is_cuda:
         return with_statistics(q_BLHD, k_BLHD, v_BLHD)
     from .eight_bit_attention_triton import attend
@@ -139,8 +142,8 @@ def _formula(
         at = slice(start, start + QUERIES_AT_A_TIME)
         score_BHMN = q_codes[:, :, at] @ k_codes.mT * q_scale[:, :, at] * k_scale.mT
         weight_BHMN = torch.exp2(score_BHMN - largest[:, :, at] + WEIGHT_BITS)
-        change_BHMN = g_codes[:, :, at] @ v_codes.mT * v_scale.mT - delta[:, :, at]
-        term_BHMN = weight_BHMN * change_BHMN * fit
+        change_BHMN = g_codes[:, :, at] @ v_codes.mT * v_scale.mT
+        term_BHMN = weight_BHMN * (change_BHMN - delta[:, :, at]) * fit
         weight_codes, term_codes = in_float8(weight_BHMN), in_float8(term_BHMN)
         rest = remainder(term_BHMN, total[:, :, at])
         q_grad[:, :, at] = (term_codes @ k_turned - rest * (weight_codes @ k_turned)) * factor[:, :, at]

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .eight_bit_attention import BLOCK, LARGEST_CODE, LARGEST_VALUE, SMALLEST_SCALE, WEIGHT_BITS, score_factor
-from .eight_bit_attention_triton import _key_at, _place, _rounded, _tokens, measured
+from .eight_bit_attention_triton import _block_scale, _key_at, _place, _rounded, _tokens, measured
 from .eight_bit_gradients import SMALLEST, Gradients, fitting, turned_scale
 from .fp8 import CODES
 
@@ -60,7 +60,7 @@ def _quantize_queries(
     tl.store(grad_tops + top, tl.max(tl.abs(grad / total[:, None]), axis=0))
 
     query = _tokens(queries, sample, head, row, length, q_sample, q_token, q_head, width)
-    query_scale = tl.maximum(tl.max(tl.max(tl.abs(query), axis=1), axis=0) / largest, smallest)
+    query_scale = _block_scale(query, largest, smallest)
     tl.store(query_scales + sample_head * blocks + number, query_scale * score_factor)
     tl.store(query_codes + place, _rounded(query / query_scale), mask=row < length)
     tl.store(query_tops + top, tl.max(tl.abs(query * factor[:, None]), axis=0))
@@ -117,14 +117,14 @@ def _quantize_keys(
 
     key = _tokens(keys, sample, head, row, length, k_sample, k_token, k_head, width)
     key = tl.where(inside, key - key_mean, 0.0)
-    scale = tl.maximum(tl.max(tl.max(tl.abs(key), axis=1), axis=0) / largest, smallest)
+    scale = _block_scale(key, largest, smallest)
     tl.store(key_scales + block_at, scale)
     tl.store(key_codes + place, _rounded(key / scale), mask=inside)
 
     value = _tokens(values, sample, head, row, length, v_sample, v_token, v_head, width)
     value = tl.where(inside, value - value_mean, 0.0)
     tl.store(norms + block_at, tl.sqrt(tl.max(tl.sum(value * value, axis=1), axis=0)))
-    scale = tl.maximum(tl.max(tl.max(tl.abs(value), axis=1), axis=0) / largest, smallest)
+    scale = _block_scale(value, largest, smallest)
     tl.store(value_scales + block_at, scale)
     tl.store(value_codes + place, _rounded(value / scale), mask=inside)
 

@@ -192,7 +192,7 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 def _kernels(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, eight_bit: bool = False) -> Kernels:
     """For BLHD tensors on this device; the same for the forward and the backward call of one shape."""
     if eight_bit:
-        return _eight_bit_forward, _eight_bit_backward
+        return _KERNELS["8bit"]
     if q_BLHD.device.type == "cpu":
         return _cpu_forward, _cpu_backward
     possible = _possible(q_BLHD, k_BLHD, v_BLHD)
@@ -319,6 +319,7 @@ _KERNELS: dict[str, Kernels] = {
     "cudnn": (_cudnn_forward, _cudnn_backward),
     "flash": (_flash_forward, _flash_backward),
     "hopper": (_hopper_forward, _cudnn_backward),
+    "8bit": (_eight_bit_forward, _eight_bit_backward),
 }
 
 
